@@ -1,0 +1,67 @@
+# Everything that one types here. The first target that needs it builds .venv with torch, the tools and this package.
+
+TORCH ?= torch==2.13.0
+PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11 python3.10,\
+	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && command -v $(p))))
+COMPILER := $(firstword $(foreach c,$(firstword $(CXX)) c++ g++ clang++,$(shell command -v $(c))))
+
+VENV := .venv
+READY := $(VENV)/.ready
+BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -name '*.cpp' -o -name '*.h')
+CPP_SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+SANITIZERS := $(if $(wildcard tests/kernels/CMakeLists.txt),asan tsan)
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test lint bench clean $(SANITIZERS)
+
+help:
+	@echo "make demo    train an embedding model and a segmentation model on real data, in under four minutes"
+	@echo "make test    the kernels' C++ tests under sanitizers, then every Python test"
+	@echo "make lint    ruff, mypy and clang-format, changing nothing"
+	@echo "make bench   time the losses against their peers"
+	@echo "make setup   only the environment: .venv with torch, the tools and this package"
+	@echo "make clean   remove what was built; .venv stays and is brought up to date by the next command"
+
+demo: setup
+	fastmine train embeddings
+	fastmine train segmentation
+
+test: setup $(SANITIZERS)
+	pytest -n 2 --junitxml=build/pytest.xml
+	@sed -nE 's/.*<testsuite [^>]*skipped="([0-9]+)" tests="([0-9]+)".*/tests: \2, of which skipped: \1/p' build/pytest.xml
+
+# ThreadSanitizer's older runtimes cannot place their memory where the kernel randomises addresses widely.
+$(SANITIZERS): setup
+	cmake --preset $@ --log-level=WARNING
+	cmake --build --preset $@ --parallel 2
+	$$(setarch -R true 2>/dev/null && echo setarch -R) ctest --preset $@
+
+lint: setup
+	ruff check
+	ruff format --check
+	mypy
+	clang-format --dry-run -Werror $(CPP_SOURCES)
+
+bench: setup
+	fastmine bench
+
+clean:
+	rm -rf build dist $(READY) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache python/fastmine/*.so
+	find python tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+setup: $(READY)
+
+# torch comes first: pip would otherwise choose the newest for itself. The build runs without isolation, so that the
+# tools it used stay: an edited kernel is then rebuilt in seconds, here or when the package is next imported.
+$(READY): $(BUILD_INPUTS)
+	@[ -n "$(PYTHON)" ] || { echo "fastmine needs Python >= 3.10 and found none. Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@[ -n "$(COMPILER)" ] || { echo "fastmine needs a C++20 compiler and found none. Install g++ (Debian and Ubuntu: apt install g++), or name one: make CXX=/path/to/g++" >&2; exit 2; }
+	@[ -x $(VENV)/bin/pip ] || "$(PYTHON)" -m venv $(VENV) || { echo "$(PYTHON) cannot create an environment (Debian and Ubuntu: apt install python3-venv)" >&2; exit 2; }
+	@echo "Bringing $(VENV) up to date: $(TORCH), the tools, and the C++ core (the first time takes a minute or more)"
+	@$(VENV)/bin/python -m pip install --quiet 'pip>=23.1' '$(TORCH)'
+	@$(VENV)/bin/python -m pip install --quiet 'scikit-build-core>=0.11' 'pybind11>=2.13' 'cmake>=3.25' ninja
+	@$(VENV)/bin/python -m pip install --quiet --no-build-isolation --editable '.[train,plot,dev]' \
+		-C build-dir=build/editable -C editable.rebuild=true -C editable.verbose=false
+	@touch $@

@@ -1,0 +1,40 @@
+# The kernels: one set of sources, compiled once per instruction set into its own namespace, shared as objects.
+# csrc/kernels/cpu/dispatch.cpp holds the matching list and chooses at run time.
+
+set(FASTMINE_CPU_KERNELS
+    csrc/kernels/cpu/table.cpp
+    csrc/kernels/cpu/pairwise_distance.cpp
+    csrc/kernels/cpu/batch_hard.cpp
+    csrc/kernels/cpu/segmentation.cpp)
+
+# Each of these lets the compiler vectorise or contract without changing what isnan, isinf and sums of finite numbers
+# mean; -ffast-math would. No signed zeros: else every broadcast and every zero accumulator costs an addition.
+set(FASTMINE_KERNEL_FLAGS
+    -fno-math-errno -fno-trapping-math -fno-signed-zeros -ffp-contract=fast -fno-exceptions -fno-rtti)
+if(NOT CMAKE_BUILD_TYPE STREQUAL "Debug")
+  list(APPEND FASTMINE_KERNEL_FLAGS -O3)
+endif()
+
+add_library(fastmine_kernels INTERFACE)
+target_include_directories(fastmine_kernels INTERFACE "${PROJECT_SOURCE_DIR}/csrc")
+
+function(fastmine_add_kernels name)
+  add_library(fastmine_kernels_${name} OBJECT ${ARGN})
+  target_include_directories(fastmine_kernels_${name} PRIVATE csrc)
+  target_compile_options(fastmine_kernels_${name} PRIVATE ${FASTMINE_KERNEL_FLAGS})
+  target_sources(fastmine_kernels INTERFACE $<TARGET_OBJECTS:fastmine_kernels_${name}>)
+endfunction()
+
+function(fastmine_add_isa isa)
+  fastmine_add_kernels(${isa} ${FASTMINE_CPU_KERNELS})
+  target_compile_definitions(fastmine_kernels_${isa} PRIVATE FASTMINE_ISA_NAMESPACE=${isa})
+  target_compile_options(fastmine_kernels_${isa} PRIVATE ${ARGN})
+endfunction()
+
+fastmine_add_kernels(dispatch csrc/kernels/cpu/dispatch.cpp)
+fastmine_add_isa(baseline)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  set(avx2 -mavx2 -mfma -mf16c -mbmi -mbmi2)
+  fastmine_add_isa(avx2 ${avx2})
+  fastmine_add_isa(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
+endif()

@@ -1,0 +1,18 @@
+# fastmine_torch_cpu.so: the ops, on the LibTorch stable ABI. It is built from torch's headers alone and serves every
+# torch from 2.10 on and every Python. torch is found, never fetched.
+
+include(cmake/FindTorchHeaders.cmake)
+
+# torch loads its libraries RTLD_LOCAL, so ours must name libtorch.so itself to see its symbols. An empty library of
+# that name is enough to link against; the real one answers at load.
+file(WRITE "${PROJECT_BINARY_DIR}/torch_stub/empty.cpp" "")
+add_library(torch_stub SHARED "${PROJECT_BINARY_DIR}/torch_stub/empty.cpp")
+set_target_properties(torch_stub PROPERTIES OUTPUT_NAME torch LIBRARY_OUTPUT_DIRECTORY torch_stub)
+
+add_library(fastmine_torch_cpu MODULE csrc/torch/ops_cpu.cpp)
+set_target_properties(fastmine_torch_cpu PROPERTIES PREFIX "" SUFFIX .so)
+target_compile_definitions(fastmine_torch_cpu PRIVATE TORCH_TARGET_VERSION=0x020a000000000000ULL)
+target_compile_options(fastmine_torch_cpu PRIVATE "-ffile-prefix-map=${FASTMINE_TORCH_INCLUDE_DIR}/=")
+target_include_directories(fastmine_torch_cpu SYSTEM PRIVATE "${FASTMINE_TORCH_INCLUDE_DIR}")
+target_link_options(fastmine_torch_cpu PRIVATE -Wl,--no-as-needed)
+target_link_libraries(fastmine_torch_cpu PRIVATE fastmine_kernels torch_stub)

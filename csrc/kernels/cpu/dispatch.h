@@ -1,0 +1,24 @@
+// One table of CPU kernels per instruction set, and the choice between them.
+//
+// To add an op's kernel: one member here, one line in table.cpp.
+#pragma once
+
+#include <cstddef>
+
+namespace fastmine::cpu {
+
+struct KernelTable {
+  const char* isa;  // "baseline", "avx2", "avx512"
+};
+
+/// The i-th compiled table, best first; nullptr past the last.
+const KernelTable* compiled(std::size_t i) noexcept;
+
+/// Whether this CPU and its operating system can run that table.
+bool supported(const KernelTable& table) noexcept;
+
+/// The table to use: the best supported one for nullptr or "", else the one of that name; nullptr if that name is not
+/// compiled or not supported. Pure: reads no environment, keeps no state.
+const KernelTable* select(const char* requested) noexcept;
+
+}  // namespace fastmine::cpu

@@ -1,0 +1,100 @@
+// The one header of every source that is compiled once per instruction set.
+//
+// CMake compiles the same files several times with -DFASTMINE_ISA_NAMESPACE=<isa> and that set's flags; everything
+// they define lives in fastmine::cpu::<isa>. Vectors are GCC/Clang vector extensions as wide as the register, so there
+// are no intrinsics and the text is the same everywhere.
+//
+// Two rules keep a wide instruction out of code that an older CPU runs. A file that includes this one defines nothing
+// outside its namespace, and it uses no inline std:: function or template: those become weak symbols, and the linker
+// keeps any one copy of a weak symbol for the whole library.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#ifndef FASTMINE_ISA_NAMESPACE
+#error "isa.h is only for the sources compiled once per instruction set (see cmake/Kernels.cmake)"
+#endif
+
+#define FASTMINE_INLINE inline __attribute__((always_inline))
+#define FASTMINE_NOINLINE __attribute__((noinline))
+
+namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
+
+#if defined(__AVX512F__)
+inline constexpr std::size_t kVectorBytes = 64;
+#elif defined(__AVX2__)
+inline constexpr std::size_t kVectorBytes = 32;
+#else  // SSE2 and NEON
+inline constexpr std::size_t kVectorBytes = 16;
+#endif
+
+/// Elements of type T in one register.
+template <class T>
+inline constexpr std::size_t lanes = kVectorBytes / sizeof(T);
+
+template <class T, std::size_t N>
+struct VecType {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
+
+/// N elements of T with elementwise + - * / & | ^ ~ < <= == != and v[i]; a full register by default. Name N to pair
+/// elements of different sizes (N = lanes<float> bytes for as many floats). A comparison gives lanes of 0 or -1.
+template <class T, std::size_t N = lanes<T>>
+using Vec = typename VecType<T, N>::type;
+
+/// Elements in the vector type V.
+template <class V>
+inline constexpr std::size_t size = sizeof(V) / sizeof(V{}[0]);
+
+/// Unaligned load of N elements.
+template <class T, std::size_t N = lanes<T>>
+FASTMINE_INLINE Vec<T, N> load(const T* p) {
+  Vec<T, N> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+/// Unaligned store of N elements.
+template <class T, std::size_t N = lanes<T>>
+FASTMINE_INLINE void store(T* p, Vec<T, N> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+/// x in every lane.
+template <class T, std::size_t N = lanes<T>>
+FASTMINE_INLINE Vec<T, N> broadcast(T x) {
+  return x - Vec<T, N>{};  // not x + 0: that turns -0 into +0, so it is an addition wherever signed zeros count
+}
+
+/// Lane by lane, a where the mask is -1 and b where it is 0.
+template <class M, class V>
+FASTMINE_INLINE V select(M mask, V a, V b) {
+  return mask ? a : b;
+}
+
+/// The values of v, each converted to U.
+template <class U, class V>
+FASTMINE_INLINE Vec<U, size<V>> convert(V v) {
+  using T = std::remove_cvref_t<decltype(v[0])>;
+  // GCC 12 takes a vector of integers apart lane by lane unless it widens it one doubling at a time.
+  if constexpr (sizeof(T) == 1 && sizeof(U) > 2) {
+    return convert<U>(__builtin_convertvector(v, Vec<std::int16_t, size<V>>));
+  } else if constexpr (std::is_integral_v<T> && sizeof(T) == 2 && sizeof(U) > 2) {
+    return __builtin_convertvector(__builtin_convertvector(v, Vec<std::int32_t, size<V>>), Vec<U, size<V>>);
+  } else {
+    return __builtin_convertvector(v, Vec<U, size<V>>);
+  }
+}
+
+/// The bits of v, read as elements of U.
+template <class U, class V>
+FASTMINE_INLINE Vec<U, sizeof(V) / sizeof(U)> bitcast(V v) {
+  Vec<U, sizeof(V) / sizeof(U)> u;
+  static_assert(sizeof u == sizeof v);
+  __builtin_memcpy(&u, &v, sizeof u);
+  return u;
+}
+
+}  // namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE

@@ -1,0 +1,215 @@
+"""Checks of what a user hands over: each error says what was expected, what came, and what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def _kind(value: object) -> str:
+    return f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _shape(x: Tensor) -> str:
+    return str(list(x.shape))
+
+
+def tensor(name: str, value: object, dtypes: Collection[torch.dtype], advice: str = "") -> Tensor:
+    """``value``, a tensor of one of these types."""
+    if isinstance(value, Tensor) and value.dtype in dtypes:
+        return value
+    wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    raise TypeError(f"{name} must be a tensor of type {wanted}; got {_kind(value)}{advice and '; ' + advice}")
+
+
+def same_device(first_name: str, first: Tensor, name: str, other: Tensor) -> None:
+    if first.device != other.device:
+        raise ValueError(
+            f"{name} must be on the device of {first_name}, {first.device}; got {other.device}; "
+            f"move it with {name}.to({first_name}.device)"
+        )
+
+
+def option(name: str, value: object, known: Collection[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}")
+
+
+def number(name: str, value: object, *, minimum: float = -math.inf, maximum: float = math.inf) -> None:
+    """A finite number in [minimum, maximum]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    if not (math.isfinite(value) and minimum <= value <= maximum):
+        bounds = f"at least {minimum}" if maximum == math.inf else f"between {minimum} and {maximum}"
+        expected = "finite" if minimum == -math.inf else f"finite and {bounds}"
+        raise ValueError(f"{name} must be {expected}; got {value}")
+
+
+def matrix(name: str, value: object) -> Tensor:
+    """Embeddings: [N, D], floating point."""
+    x = tensor(name, value, FLOATING)
+    if x.dim() != 2:
+        raise ValueError(
+            f"{name} must have shape [N, D], one row per sample; got {_shape(x)}; "
+            f"flatten or pool what follows the batch dimension, such as {name}.flatten(1)"
+        )
+    if x.shape[1] == 0:
+        raise ValueError(f"{name} must have at least one feature; got shape {_shape(x)}")
+    return x
+
+
+def per_row(name: str, value: Tensor, rows_of: str, rows: Tensor) -> None:
+    """One entry per row of ``rows``."""
+    if value.dim() == 1 and value.shape[0] == rows.shape[0]:
+        return
+    fix = f"; use {name}.squeeze(1)" if value.dim() == 2 and value.shape[1] == 1 else ""
+    raise ValueError(
+        f"{name} must have shape [{rows.shape[0]}], one entry per row of {rows_of}; got {_shape(value)}{fix}"
+    )
+
+
+def labels(name: str, value: object, rows_of: str, rows: Tensor) -> None:
+    found = tensor(name, value, INTEGERS, "class labels are integers, so use .long()")
+    per_row(name, found, rows_of, rows)
+    same_device(rows_of, rows, name, found)
+
+
+def mask(name: str, value: object, rows_of: str, rows: Tensor) -> None:
+    """A boolean mask with one entry per row."""
+    found = tensor(name, value, (torch.bool,), f"make it boolean, such as {name} > 0")
+    per_row(name, found, rows_of, rows)
+    same_device(rows_of, rows, name, found)
+
+
+def alike(first_name: str, first: Tensor, name: str, other: Tensor) -> None:
+    """Two sets of embeddings that can be compared."""
+    if first.shape[1] != other.shape[1]:
+        raise ValueError(
+            f"{name} must have as many features as {first_name}, {first.shape[1]}; got {other.shape[1]}"
+        )
+    if first.dtype != other.dtype:
+        raise TypeError(
+            f"{name} must have the type of {first_name}, {first.dtype}; got {other.dtype}; "
+            f"use {name}.to({first_name}.dtype)"
+        )
+    same_device(first_name, first, name, other)
+
+
+def mined_batch(
+    embeddings: object,
+    labels_: object,
+    valid: object,
+    ref_embeddings: object,
+    ref_labels: object,
+    ref_valid: object,
+) -> None:
+    """A labelled batch, with or without a labelled set of references."""
+    x = matrix("embeddings", embeddings)
+    labels("labels", labels_, "embeddings", x)
+    if valid is not None:
+        mask("valid", valid, "embeddings", x)
+    if (ref_embeddings is None) != (ref_labels is None):
+        raise ValueError("ref_embeddings and ref_labels go together; got one without the other")
+    if ref_embeddings is None:
+        if ref_valid is not None:
+            raise ValueError("ref_valid needs ref_embeddings and ref_labels; got it alone")
+        return
+    refs = matrix("ref_embeddings", ref_embeddings)
+    alike("embeddings", x, "ref_embeddings", refs)
+    labels("ref_labels", ref_labels, "ref_embeddings", refs)
+    if ref_valid is not None:
+        mask("ref_valid", ref_valid, "ref_embeddings", refs)
+
+
+def segmentation(logits_: object, target_: object, mode: str) -> None:
+    """Logits and targets whose shapes and types fit the mode."""
+    logits = tensor("logits", logits_, FLOATING)
+    target = tensor("target", target_, (torch.bool, *INTEGERS, *FLOATING))
+    same_device("logits", logits, "target", target)
+    if mode == "multiclass":
+        _class_targets(logits, target)
+        return
+    least = 1 if mode == "binary" else 2
+    if logits.dim() < least:
+        shape = "[B, ...]" if mode == "binary" else "[B, C, ...]"
+        raise ValueError(f"{mode} logits must have shape {shape}; got {_shape(logits)}")
+    if logits.shape != target.shape:
+        raise ValueError(
+            f"target must have the shape of logits, {_shape(logits)}; got {_shape(target)}; nothing is "
+            "broadcast here, since that would silently compare every pixel with every other"
+            + _shape_advice(logits, target)
+        )
+
+
+def _shape_advice(logits: Tensor, target: Tensor) -> str:
+    if logits.dim() == target.dim() + 1:
+        if logits.shape[1] == 1:
+            return "; add the channel with target.unsqueeze(1)"
+        return '; if target holds class indices, use mode="multiclass"'
+    return ""
+
+
+def _class_targets(logits: Tensor, target: Tensor) -> None:
+    if target.is_floating_point():
+        raise TypeError(
+            f"multiclass target must hold integer class indices; got {_kind(target)}; use target.long(), or "
+            'mode="multilabel" if each class has a mask of its own'
+        )
+    if logits.dim() < 2 or logits.shape[1] < 2:
+        raise ValueError(
+            f"multiclass logits must have shape [B, C, ...] with at least 2 classes; got {_shape(logits)}"
+        )
+    expected = [logits.shape[0], *logits.shape[2:]]
+    if list(target.shape) != expected:
+        squeezable = target.dim() == logits.dim() and target.shape[1] == 1
+        fix = "; use target.squeeze(1)" if squeezable else ""
+        raise ValueError(
+            f"multiclass target must have shape {expected}, the shape of logits without the classes; "
+            f"got {_shape(target)}{fix}"
+        )
+
+
+def segmentation_mask(valid_: object, logits: Tensor, mode: str) -> Tensor:
+    """``valid`` broadcast, as a view, to the shape of logits (multiclass: with one class)."""
+    valid = tensor("valid", valid_, (torch.bool,), "make it boolean, such as valid > 0")
+    same_device("logits", logits, "valid", valid)
+    batch, *rest = logits.shape
+    shape = [batch, 1, *rest[1:]] if mode == "multiclass" else [batch, *rest]
+    view = _aligned(valid, shape, mode)
+    broadcasts = view.dim() == len(shape) and all(v in (1, s) for v, s in zip(view.shape, shape, strict=True))
+    if not broadcasts or view.shape[0] != batch:
+        raise ValueError(
+            f"valid must say for each sample [B], each class [B, C] or each element {shape} whether it is "
+            f"annotated; got shape {_shape(valid)} for {mode} logits {_shape(logits)}"
+        )
+    return view.expand(shape)
+
+
+def _aligned(valid: Tensor, shape: list[int], mode: str) -> Tensor:
+    """``valid`` with as many dimensions as ``shape``, if one of the documented forms fits."""
+    missing = len(shape) - valid.dim()
+    per_class = valid.dim() == 2 and (valid.shape[1] == 1 or (mode == "multilabel" and valid.shape[1] == shape[1]))
+    if missing > 0 and (valid.dim() == 1 or per_class):
+        return valid.reshape(*valid.shape, *[1] * missing)
+    if missing == 1 and (shape[1] == 1 or mode == "multilabel"):  # [B, *S]: the same for all classes
+        return valid.unsqueeze(1)
+    return valid
+
+
+def weights(name: str, value: Mapping[str, float], known: Collection[str]) -> None:
+    """Named weights: known names, positive finite numbers, at least one."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f'{name} must map names to weights, such as {{"dice": 1.0}}; got {type(value).__name__}')
+    if not value:
+        raise ValueError(f"{name} must name at least one of {', '.join(map(repr, known))}; got none")
+    for key, weight in value.items():
+        option(f"each of {name}", key, known)
+        number(f"{name}[{key!r}]", weight, minimum=0.0)
+        if weight == 0:
+            raise ValueError(f"{name}[{key!r}] is 0, which would silently switch it off; leave it out instead")

@@ -1,0 +1,98 @@
+"""Evidence: the numbers behind a loss, left on its device and read only when somebody looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .reference.batch_hard import MINING_FIELDS
+from .reference.segmentation_loss import SEGMENTATION_FIELDS
+from .reference.triplet_loss import TRIPLET_FIELDS
+
+
+class Evidence:
+    """Named numbers of one call of a loss.
+
+    ``evidence.tensor`` is the float64 vector on the loss's device. Reading a field (``evidence.valid``),
+    :meth:`as_dict` or ``repr`` copies it to the host once; until then nothing waits for the device.
+    """
+
+    def __init__(self, tensor: Tensor, fields: Sequence[str]) -> None:
+        self.tensor = tensor
+        self.fields = tuple(fields)
+        self._read: dict[str, float] | None = None
+
+    def as_dict(self) -> dict[str, float]:
+        """Every field as a Python float."""
+        if self._read is None:
+            self._read = dict(zip(self.fields, self.tensor.tolist(), strict=True))
+        return self._read
+
+    def __getattr__(self, name: str) -> float:
+        if name in self.__dict__.get("fields", ()):
+            return self.as_dict()[name]
+        raise AttributeError(f"{type(self).__name__} has no field {name!r}; it has {', '.join(self.fields)}")
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.fields]
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value:.6g}" for name, value in self.as_dict().items())
+        return f"{type(self).__name__}({values})"
+
+
+class MiningEvidence(Evidence):
+    """What batch-hard mining saw. Distances are over valid anchors and 0 where there are none: ``valid`` tells."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__(tensor, MINING_FIELDS if len(tensor) == len(MINING_FIELDS) else TRIPLET_FIELDS)
+
+    @property
+    def spread(self) -> float:
+        """1 - ||mean z||^2 / mean ||z||^2 over the batch: 0 when all embeddings point to one place."""
+        read = self.as_dict()
+        rows = read["admitted"] * read["norm_squared_sum"]
+        return 1.0 - read["sum_norm_squared"] / rows if rows > 0 else 0.0
+
+    @property
+    def positive_distance_mean(self) -> float:
+        """Mean distance of the valid anchors to their mined positives; NaN when there are none."""
+        return self._mean("positive_distance_sum")
+
+    @property
+    def negative_distance_mean(self) -> float:
+        """Mean distance of the valid anchors to their mined negatives; NaN when there are none."""
+        return self._mean("negative_distance_sum")
+
+    def _mean(self, field: str) -> float:
+        read = self.as_dict()
+        return read[field] / read["valid"] if read["valid"] else float("nan")
+
+
+class SegmentationEvidence(Evidence):
+    """What a segmentation loss saw. Ranges are over valid items and 0 where there are none: ``ignored`` tells."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__(tensor, SEGMENTATION_FIELDS)
+
+    @property
+    def probability_on_target(self) -> float:
+        """Mean predicted probability where the target is; NaN when there is no target."""
+        read = self.as_dict()
+        return read["overlap_sum"] / read["target_sum"] if read["target_sum"] else float("nan")
+
+    @property
+    def target_share(self) -> float:
+        """Share of the valid items that are target; NaN when none is valid."""
+        return self._share("target_sum")
+
+    @property
+    def prediction_share(self) -> float:
+        """Mean predicted probability over the valid items; NaN when none is valid."""
+        return self._share("prediction_sum")
+
+    def _share(self, field: str) -> float:
+        read = self.as_dict()
+        seen = read["items"] - read["ignored"]
+        return read[field] / seen if seen else float("nan")

@@ -1,0 +1,248 @@
+"""The ops: schemas, the reference as the answer where no kernel is, autograd, and loading the libraries.
+
+The dispatcher is the fallback. Each op is defined here with its reference registered for every device; a native
+library adds the CPU (or CUDA) implementation, and from then on answers there. Nothing else asks who answers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import __path__ as _folders
+from . import reference
+from .reference.batch_hard import batch_hard_backward, mined_distance
+from .reference.pairwise_distance import pairwise_distance_backward, pairwise_distance_forward
+from .reference.segmentation_loss import segmentation_loss_backward
+from .reference.triplet_loss import triplet_formula
+
+_LIBRARY = torch.library.Library("fastmine", "DEF")
+
+_MINED = """Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddings, Tensor? ref_labels,
+    Tensor? ref_valid, str metric, str positive, str negative"""
+_FOCAL = "float? focal_alpha, float focal_gamma"
+
+_SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "pairwise_distance": (
+        "(Tensor x, Tensor? y, str metric) -> Tensor",
+        pairwise_distance_forward,
+    ),
+    "pairwise_distance_backward": (
+        "(Tensor grad, Tensor x, Tensor? y, Tensor distance, str metric) -> (Tensor, Tensor)",
+        pairwise_distance_backward,
+    ),
+    "batch_hard": (
+        f"({_MINED}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        reference.batch_hard,
+    ),
+    "batch_hard_backward": (
+        """(Tensor grad_positive, Tensor grad_negative, Tensor embeddings, Tensor? ref_embeddings,
+        Tensor positive_index, Tensor negative_index, Tensor has_positive, Tensor has_negative, str metric)
+        -> (Tensor, Tensor)""",
+        batch_hard_backward,
+    ),
+    "triplet_loss": (
+        f"""({_MINED}, str shape, float margin, float leak, str on_empty, str reduction)
+        -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)""",
+        reference.triplet_loss,
+    ),
+    "segmentation_loss": (
+        f"""(Tensor logits, Tensor target, Tensor? valid, str mode, float[] weights, float smooth, {_FOCAL},
+        float tversky_alpha, float tversky_beta, str empty, str reduction) -> (Tensor, Tensor, Tensor)""",
+        reference.segmentation_loss,
+    ),
+    "segmentation_loss_backward": (
+        f"""(Tensor grad, Tensor logits, Tensor target, Tensor? valid, Tensor coefficients, str mode, {_FOCAL})
+        -> Tensor""",
+        segmentation_loss_backward,
+    ),
+}
+
+OPS = tuple(_SCHEMAS)
+
+for _name, (_schema, _reference) in _SCHEMAS.items():
+    _LIBRARY.define(_name + " ".join(_schema.split()), tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(_name, _reference, "CompositeExplicitAutograd")
+
+
+# --- autograd ------------------------------------------------------------------------------------------------------
+# The backward pass is an op of its own. Under create_graph the reference is differentiated instead: it may be
+# differentiated again, any number of times, and is right by construction.
+
+
+def _again(outputs: Sequence[Tensor], inputs: Sequence[Tensor | None], grads: Sequence[Tensor]) -> list[Any]:
+    """Vector-Jacobian products through the reference, themselves differentiable; None where there is no gradient."""
+    wanted = [x for x in inputs if x is not None and x.requires_grad]
+    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, allow_unused=True))
+    return [next(found) if x is not None and x.requires_grad else None for x in inputs]
+
+
+def _pairwise_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, y, ctx.metric = inputs
+    ctx.save_for_backward(x, y, output)
+
+
+def _pairwise_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, y, distance = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        again = reference.pairwise_distance(x, y, ctx.metric)
+        return *_again([again], [x, y], [grad]), None
+    grad_x, grad_y = torch.ops.fastmine.pairwise_distance_backward(grad, x, y, distance, ctx.metric)
+    return grad_x, None if y is None else grad_y, None
+
+
+def _mining_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    embeddings, _, _, ref_embeddings, _, _, ctx.metric, _, _ = inputs
+    positive_index, negative_index, _, _, has_positive, has_negative, evidence = output
+    ctx.save_for_backward(
+        embeddings, ref_embeddings, positive_index, negative_index, has_positive, has_negative
+    )
+    ctx.mark_non_differentiable(positive_index, negative_index, has_positive, has_negative, evidence)
+
+
+def _mining_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    saved, metric = ctx.saved_tensors, ctx.metric
+    if torch.is_grad_enabled():
+        distances = _mined_distances(saved, metric)
+        found = _again(distances, saved[:2], [g.double() for g in grads[2:4]])
+    else:
+        found = _mining_gradients(grads[2], grads[3], saved, metric)
+    return found[0], None, None, found[1], *[None] * 5
+
+
+def _mined_distances(saved: Sequence[Tensor], metric: str) -> list[Tensor]:
+    embeddings, refs, positive_index, negative_index, has_positive, has_negative = saved
+    return [
+        mined_distance(embeddings, refs, index, exists, metric)
+        for index, exists in ((positive_index, has_positive), (negative_index, has_negative))
+    ]
+
+
+def _mining_gradients(
+    grad_positive: Tensor, grad_negative: Tensor, saved: Sequence[Tensor], metric: str
+) -> list[Tensor | None]:
+    grad_x, grad_ref = torch.ops.fastmine.batch_hard_backward(grad_positive, grad_negative, *saved, metric)
+    return [grad_x, None if saved[1] is None else grad_ref]
+
+
+def _triplet_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    embeddings, _, _, ref_embeddings, _, _, ctx.metric, _, _, *ctx.formula = inputs
+    _, positive_index, negative_index, has_positive, has_negative, slopes, evidence = output
+    ctx.save_for_backward(
+        embeddings, ref_embeddings, positive_index, negative_index, has_positive, has_negative, slopes
+    )
+    ctx.mark_non_differentiable(positive_index, negative_index, has_positive, has_negative, slopes, evidence)
+
+
+def _triplet_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    *saved, slopes = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        d_p, d_n = _mined_distances(saved, ctx.metric)
+        loss, _, _ = triplet_formula(d_p, d_n, *saved[4:], ctx.metric, *ctx.formula)
+        found = _again([loss], saved[:2], [grad.double()])
+    else:
+        grad_positive, grad_negative = (slopes * grad).unbind()
+        found = _mining_gradients(grad_positive, grad_negative, saved, ctx.metric)
+    return found[0], None, None, found[1], *[None] * 10
+
+
+def _segmentation_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, target, valid, *ctx.options = inputs
+    _, coefficients, evidence = output
+    ctx.save_for_backward(logits, target, valid, coefficients)
+    ctx.mark_non_differentiable(coefficients, evidence)
+
+
+def _segmentation_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    logits, target, valid, coefficients = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        loss, _, _ = reference.segmentation_loss(logits, target, valid, *ctx.options)
+        (found,) = _again([loss], [logits], [grad])
+    else:
+        mode, _, _, alpha, gamma, *_ = ctx.options
+        found = torch.ops.fastmine.segmentation_loss_backward(
+            grad, logits, target, valid, coefficients, mode, alpha, gamma
+        )
+    return found, *[None] * 11
+
+
+for _name, _backward, _setup in (
+    ("pairwise_distance", _pairwise_backward, _pairwise_setup),
+    ("batch_hard", _mining_backward, _mining_setup),
+    ("triplet_loss", _triplet_backward, _triplet_setup),
+    ("segmentation_loss", _segmentation_backward, _segmentation_setup),
+):
+    torch.library.register_autograd(f"fastmine::{_name}", _backward, setup_context=_setup, lib=_LIBRARY)
+
+
+# --- calling -------------------------------------------------------------------------------------------------------
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _callable(name: str, reference_op: _F) -> _F:
+    """The op, typed as its reference; the reference itself under forward-mode AD and ``torch.func``.
+
+    There a registered backward pass would be ignored, and the tangent silently zero.
+    """
+    op = getattr(torch.ops.fastmine, name).default
+
+    def call(*args: Any) -> Any:
+        if not torch.compiler.is_compiling() and _transformed():
+            return reference_op(*args)
+        return op(*args)
+
+    call.__doc__ = reference_op.__doc__
+    call.__name__ = call.__qualname__ = name
+    return cast("_F", call)
+
+
+def _transformed() -> bool:
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def readable(x: Tensor) -> bool:
+    """Whether a value can be looked at here and now at no cost: on the CPU, and not while tracing."""
+    return x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling() and not _transformed()
+
+
+pairwise_distance = _callable("pairwise_distance", reference.pairwise_distance)
+batch_hard = _callable("batch_hard", reference.batch_hard)
+triplet_loss = _callable("triplet_loss", reference.triplet_loss)
+segmentation_loss = _callable("segmentation_loss", reference.segmentation_loss)
+
+
+# --- libraries -----------------------------------------------------------------------------------------------------
+
+SWITCH = "FASTMINE_NATIVE"
+"""Set this environment variable to 0 to run on the reference alone."""
+
+
+def _load(library: str) -> str | None:
+    """Load a native library; the reason where that was not possible."""
+    if os.environ.get(SWITCH, "1") == "0":
+        return f"switched off by {SWITCH}=0"
+    # An editable install spreads the package over two folders: the sources and the built libraries.
+    found = [path for folder in _folders if (path := Path(folder) / library).exists()]
+    if not found:
+        return f"{library} is not installed"
+    try:
+        torch.ops.load_library(found[0])
+    except OSError as error:
+        return f"{library} does not load: {error}"
+    return None
+
+
+def answers(op: str, device: str) -> bool:
+    """Whether a kernel (and not the reference) answers this op on this device ("CPU", "CUDA")."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"fastmine::{op}", device)
+
+
+reasons: dict[str, str | None] = {"CPU": _load("fastmine_torch_cpu.so")}
+"""Why there are no native ops on a device; None where there are."""

@@ -1,0 +1,107 @@
+"""Losses on logits and masks: one shared forward, and a class per customary choice of terms."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .. import functional as F
+from .._evidence import SegmentationEvidence
+from ._base import EvidentLoss
+
+
+class SegmentationLoss(EvidentLoss[SegmentationEvidence]):
+    """Any weighted sum of terms in one fused pass; the options are those of :func:`fastmine.functional.segmentation_loss`.
+
+    >>> loss = SegmentationLoss({"dice": 0.5, "bce": 0.5})
+    >>> value = loss(logits, target, valid=has_mask)  # has_mask [B]: is this sample annotated?
+    """
+
+    def __init__(self, terms: Mapping[str, float], *, mode: F.Mode = "binary", **options: Any) -> None:
+        F.segmentation_options(terms=terms, mode=mode, **options)
+        super().__init__(terms=dict(terms), mode=mode, **options)
+
+    def forward(self, logits: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+        """The loss of logits against targets; ``valid`` marks what is annotated."""
+        return self._keep(F.segmentation_loss(logits, target, valid=valid, return_evidence=True, **self.options))
+
+
+class DiceLoss(SegmentationLoss):
+    """1 - (2A + s) / (P + T + s) per (sample, class) (arXiv:1608.04117): :func:`fastmine.functional.dice_loss`."""
+
+    def __init__(
+        self, *, mode: F.Mode = "binary", smooth: float = 0.0, empty: F.Empty = "area",
+        reduction: F.Reduction = "mean",
+    ) -> None:  # fmt: skip
+        super().__init__({"dice": 1.0}, mode=mode, smooth=smooth, empty=empty, reduction=reduction)
+
+
+class IoULoss(SegmentationLoss):
+    """1 - (A + s) / (P + T - A + s) per (sample, class): :func:`fastmine.functional.iou_loss`."""
+
+    def __init__(
+        self, *, mode: F.Mode = "binary", smooth: float = 0.0, empty: F.Empty = "area",
+        reduction: F.Reduction = "mean",
+    ) -> None:  # fmt: skip
+        super().__init__({"iou": 1.0}, mode=mode, smooth=smooth, empty=empty, reduction=reduction)
+
+
+class TverskyLoss(SegmentationLoss):
+    """Dice with a price for false positives (``alpha``) and for false negatives (``beta``) (arXiv:1706.05721)."""
+
+    def __init__(
+        self, alpha: float = 0.3, beta: float = 0.7, *, mode: F.Mode = "binary", smooth: float = 0.0,
+        empty: F.Empty = "area", reduction: F.Reduction = "mean",
+    ) -> None:  # fmt: skip
+        super().__init__(
+            {"tversky": 1.0}, mode=mode, tversky_alpha=alpha, tversky_beta=beta, smooth=smooth, empty=empty,
+            reduction=reduction,
+        )  # fmt: skip
+
+
+class FocalLoss(SegmentationLoss):
+    """-alpha_t (1 - p_t)^gamma log p_t, the mean over items (arXiv:1708.02002)."""
+
+    def __init__(
+        self, alpha: float | None = None, gamma: float = 2.0, *, mode: F.Mode = "binary",
+        reduction: F.Reduction = "mean",
+    ) -> None:  # fmt: skip
+        super().__init__({"focal": 1.0}, mode=mode, focal_alpha=alpha, focal_gamma=gamma, reduction=reduction)
+
+
+class BCELoss(SegmentationLoss):
+    """Cross entropy from logits, the mean over items; for ``mode="multiclass"`` that of the softmax."""
+
+    def __init__(self, *, mode: F.Mode = "binary", reduction: F.Reduction = "mean") -> None:
+        super().__init__({_cross_entropy(mode): 1.0}, mode=mode, reduction=reduction)
+
+
+class CombinedSegmentationLoss(SegmentationLoss):
+    """bce_weight x cross entropy + dice_weight x Dice + focal_weight x focal, in one pass each way.
+
+    A weight of 0 leaves its term out; all three at 0 are refused, and weights that do not add to 1 are warned of.
+    """
+
+    def __init__(
+        self, bce_weight: float = 0.4, dice_weight: float = 0.4, focal_weight: float = 0.2, *,
+        mode: F.Mode = "binary", alpha: float | None = None, gamma: float = 2.0, smooth: float = 0.0,
+        empty: F.Empty = "area", reduction: F.Reduction = "mean",
+    ) -> None:  # fmt: skip
+        weights = {_cross_entropy(mode): bce_weight, "dice": dice_weight, "focal": focal_weight}
+        if all(weight == 0 for weight in weights.values()):
+            raise ValueError("all weights are 0, so there is nothing to learn from; give at least one a weight")
+        total = sum(weights.values())
+        if math.isfinite(total) and not math.isclose(total, 1.0, abs_tol=1e-6):
+            warnings.warn(f"the weights of CombinedSegmentationLoss add to {total:g}, not to 1", stacklevel=2)
+        super().__init__(
+            {name: weight for name, weight in weights.items() if weight != 0}, mode=mode, focal_alpha=alpha,
+            focal_gamma=gamma, smooth=smooth, empty=empty, reduction=reduction,
+        )  # fmt: skip
+
+
+def _cross_entropy(mode: F.Mode) -> str:
+    return "ce" if mode == "multiclass" else "bce"

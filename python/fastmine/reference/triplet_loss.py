@@ -1,0 +1,122 @@
+"""The specification of the triplet loss: batch-hard mining, then a small formula per anchor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .batch_hard import MINING_FIELDS, batch_hard
+from .pairwise_distance import result_dtype
+
+SHAPES = ("hinge", "soft", "leaky")
+EMPTY_POLICIES = ("zero", "pull", "push")
+REDUCTIONS = ("mean", "sum", "none")
+
+TRIPLET_FIELDS = (
+    *MINING_FIELDS,
+    "active",  # valid anchors with a loss that is not flat: hinge and leaky above the kink, soft always
+    "semi_hard",  # valid anchors with d_p <= d_n < d_p + margin
+)
+
+TripletLoss = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def triplet_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    valid: Tensor | None = None,
+    ref_embeddings: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    ref_valid: Tensor | None = None,
+    metric: str = "euclidean",
+    positive: str = "hardest",
+    negative: str = "hardest",
+    shape: str = "hinge",
+    margin: float = 0.2,
+    leak: float = 0.0,
+    on_empty: str = "zero",
+    reduction: str = "mean",
+) -> TripletLoss:
+    """(loss, positive_index, negative_index, has_positive, has_negative, slopes [2, N], evidence).
+
+    ``slopes`` are the derivatives of the loss by the distances of each anchor to its positive and its negative.
+    """
+    mined = batch_hard(
+        embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, positive, negative
+    )
+    positive_index, negative_index, d_p, d_n, has_positive, has_negative, evidence = mined
+    loss, slopes, active = triplet_formula(
+        d_p.double(), d_n.double(), has_positive, has_negative,
+        metric, shape, margin, leak, on_empty, reduction,
+    )  # fmt: skip
+    gap = _gap(d_p, d_n, metric).detach()
+    semi_hard = has_positive & has_negative & (gap <= 0) & (gap + margin > 0)
+    evidence = torch.cat([evidence, torch.stack([active.sum(), semi_hard.sum()]).double()])
+    dtype = result_dtype(embeddings)
+    return (
+        loss.to(dtype),
+        positive_index,
+        negative_index,
+        has_positive,
+        has_negative,
+        slopes.detach().to(dtype),
+        evidence,
+    )
+
+
+def triplet_formula(
+    d_p: Tensor,
+    d_n: Tensor,
+    has_positive: Tensor,
+    has_negative: Tensor,
+    metric: str,
+    shape: str,
+    margin: float,
+    leak: float,
+    on_empty: str,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, slopes [2, N] and the active anchors, from two distances and two bits per anchor."""
+    valid = has_positive & has_negative
+    violation = _gap(d_p, d_n, metric) + margin
+    active = valid & ((violation > 0) | (shape == "soft"))
+    value, slope = _curve(violation, shape, leak)
+    term = torch.where(valid, value, 0.0)
+    slope = torch.where(valid, slope, 0.0)
+    slope_p, slope_n = slope, -slope
+    counted = valid
+
+    empty = ~valid.any()
+    sign = -1.0 if metric == "dot" else 1.0  # of a similarity the negative acts as a distance
+    if on_empty == "pull":
+        pulled = empty & has_positive
+        term = torch.where(pulled, sign * d_p, term)
+        slope_p = torch.where(pulled, 1.0, slope_p)
+        counted = counted | pulled
+    elif on_empty == "push":
+        pushed = empty & has_negative
+        closeness = margin - sign * d_n
+        term = torch.where(pushed, F.softplus(closeness, threshold=40.0), term)
+        slope_n = torch.where(pushed, -closeness.sigmoid(), slope_n)
+        counted = counted | pushed
+
+    slopes = sign * torch.stack([slope_p, slope_n])
+    if reduction == "none":
+        return term, slopes, active
+    count = counted.sum().clamp(min=1) if reduction == "mean" else 1
+    return term.sum() / count, slopes / count, active
+
+
+def _gap(d_p: Tensor, d_n: Tensor, metric: str) -> Tensor:
+    return d_n - d_p if metric == "dot" else d_p - d_n
+
+
+def _curve(violation: Tensor, shape: str, leak: float) -> tuple[Tensor, Tensor]:
+    """The loss of one anchor and its derivative, by how far its pair is from what is asked."""
+    if shape == "soft":
+        return F.softplus(violation, threshold=40.0), violation.sigmoid()
+    lower = leak if shape == "leaky" else 0.0
+    below = violation <= 0  # a NaN is not below: it stays a NaN
+    slope = torch.where(violation.isnan(), violation, torch.where(below, lower, 1.0))
+    return torch.where(below, lower * violation, violation), slope
