@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def option(name: str, value: object, known: Collection[str]) -> None:
 
 def number(name: str, value: object, *, minimum: float = -math.inf, maximum: float = math.inf) -> None:
     """A finite number in [minimum, maximum]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
     if not (math.isfinite(value) and minimum <= value <= maximum):
         bounds = f"at least {minimum}" if maximum == math.inf else f"between {minimum} and {maximum}"

@@ -30,9 +30,10 @@ class Evidence:
         return self._read
 
     def __getattr__(self, name: str) -> float:
-        if name in self.__dict__.get("fields", ()):
+        fields = self.__dict__.get("fields", ())  # absent while being copied or unpickled
+        if name in fields:
             return self.as_dict()[name]
-        raise AttributeError(f"{type(self).__name__} has no field {name!r}; it has {', '.join(self.fields)}")
+        raise AttributeError(f"{type(self).__name__} has no field {name!r}; it has {', '.join(fields)}")
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self.fields]
@@ -52,8 +53,9 @@ class MiningEvidence(Evidence):
     def spread(self) -> float:
         """1 - ||mean z||^2 / mean ||z||^2 over the batch: 0 when all embeddings point to one place."""
         read = self.as_dict()
-        rows = read["admitted"] * read["norm_squared_sum"]
-        return 1.0 - read["sum_norm_squared"] / rows if rows > 0 else 0.0
+        rows = read["admitted"] - read["nonfinite_rows"]
+        total = rows * read["norm_squared_sum"]
+        return 1.0 - read["sum_norm_squared"] / total if total > 0 else 0.0
 
     @property
     def positive_distance_mean(self) -> float:

@@ -6,8 +6,11 @@ library adds the CPU (or CUDA) implementation, and from then on answers there. N
 
 from __future__ import annotations
 
+import contextlib
 import os
+import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -76,10 +79,14 @@ for _name, (_schema, _reference) in _SCHEMAS.items():
 # differentiated again, any number of times, and is right by construction.
 
 
-def _again(outputs: Sequence[Tensor], inputs: Sequence[Tensor | None], grads: Sequence[Tensor]) -> list[Any]:
+def _again(
+    run: Callable[..., Tensor | Sequence[Tensor]], inputs: Sequence[Tensor | None], grads: Tensor | Sequence[Tensor]
+) -> list[Any]:
     """Vector-Jacobian products through the reference, themselves differentiable; None where there is no gradient."""
-    wanted = [x for x in inputs if x is not None and x.requires_grad]
-    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, allow_unused=True))
+    # Aliases, so that inputs that are one tensor, or computed from one another, keep their gradients apart.
+    aliases = [x.view_as(x) if x is not None and x.requires_grad else x for x in inputs]
+    wanted = [x for x in aliases if x is not None and x.requires_grad]
+    found = iter(torch.autograd.grad(run(*aliases), wanted, grads, create_graph=True, allow_unused=True))
     return [next(found) if x is not None and x.requires_grad else None for x in inputs]
 
 
@@ -91,8 +98,7 @@ def _pairwise_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _pairwise_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, y, distance = ctx.saved_tensors
     if torch.is_grad_enabled():
-        again = reference.pairwise_distance(x, y, ctx.metric)
-        return *_again([again], [x, y], [grad]), None
+        return *_again(lambda x, y: reference.pairwise_distance(x, y, ctx.metric), [x, y], grad), None
     grad_x, grad_y = torch.ops.fastmine.pairwise_distance_backward(grad, x, y, distance, ctx.metric)
     return grad_x, None if y is None else grad_y, None
 
@@ -109,15 +115,16 @@ def _mining_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 def _mining_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     saved, metric = ctx.saved_tensors, ctx.metric
     if torch.is_grad_enabled():
-        distances = _mined_distances(saved, metric)
-        found = _again(distances, saved[:2], [g.double() for g in grads[2:4]])
+        found = _again(
+            lambda x, y: _mined_distances(x, y, saved, metric), saved[:2], [g.double() for g in grads[2:4]]
+        )
     else:
         found = _mining_gradients(grads[2], grads[3], saved, metric)
     return found[0], None, None, found[1], *[None] * 5
 
 
-def _mined_distances(saved: Sequence[Tensor], metric: str) -> list[Tensor]:
-    embeddings, refs, positive_index, negative_index, has_positive, has_negative = saved
+def _mined_distances(embeddings: Tensor, refs: Tensor | None, saved: Sequence[Tensor], metric: str) -> list[Tensor]:
+    _, _, positive_index, negative_index, has_positive, has_negative = saved
     return [
         mined_distance(embeddings, refs, index, exists, metric)
         for index, exists in ((positive_index, has_positive), (negative_index, has_negative))
@@ -143,9 +150,12 @@ def _triplet_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _triplet_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     *saved, slopes = ctx.saved_tensors
     if torch.is_grad_enabled():
-        d_p, d_n = _mined_distances(saved, ctx.metric)
-        loss, _, _ = triplet_formula(d_p, d_n, *saved[4:], ctx.metric, *ctx.formula)
-        found = _again([loss], saved[:2], [grad.double()])
+
+        def run(embeddings: Tensor, refs: Tensor | None) -> Tensor:
+            distances = _mined_distances(embeddings, refs, saved, ctx.metric)
+            return triplet_formula(*distances, *saved[4:], ctx.metric, *ctx.formula)[0]
+
+        found = _again(run, saved[:2], grad.double())
     else:
         grad_positive, grad_negative = (slopes * grad).unbind()
         found = _mining_gradients(grad_positive, grad_negative, saved, ctx.metric)
@@ -162,8 +172,9 @@ def _segmentation_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
 def _segmentation_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     logits, target, valid, coefficients = ctx.saved_tensors
     if torch.is_grad_enabled():
-        loss, _, _ = reference.segmentation_loss(logits, target, valid, *ctx.options)
-        (found,) = _again([loss], [logits], [grad])
+        (found,) = _again(
+            lambda logits: reference.segmentation_loss(logits, target, valid, *ctx.options)[0], [logits], grad
+        )
     else:
         mode, _, _, alpha, gamma, *_ = ctx.options
         found = torch.ops.fastmine.segmentation_loss_backward(
@@ -194,7 +205,7 @@ def _callable(name: str, reference_op: _F) -> _F:
     op = getattr(torch.ops.fastmine, name).default
 
     def call(*args: Any) -> Any:
-        if not torch.compiler.is_compiling() and _transformed():
+        if _transformed():
             return reference_op(*args)
         return op(*args)
 
@@ -228,6 +239,9 @@ def _load(library: str) -> str | None:
     """Load a native library; the reason where that was not possible."""
     if os.environ.get(SWITCH, "1") == "0":
         return f"switched off by {SWITCH}=0"
+    with contextlib.suppress(ImportError):
+        # Imported first: in an editable install that is what brings the libraries up to date.
+        import_module("fastmine._native").isa()
     # An editable install spreads the package over two folders: the sources and the built libraries.
     found = [path for folder in _folders if (path := Path(folder) / library).exists()]
     if not found:
@@ -246,3 +260,11 @@ def answers(op: str, device: str) -> bool:
 
 reasons: dict[str, str | None] = {"CPU": _load("fastmine_torch_cpu.so")}
 """Why there are no native ops on a device; None where there are."""
+
+if reasons["CPU"] and os.environ.get(SWITCH) != "0":
+    warnings.warn(
+        f"fastmine runs on its PyTorch reference, exact but slow: {reasons['CPU']}. Install a build with the native "
+        f"library, or set {SWITCH}=0 to say that this is meant",
+        RuntimeWarning,
+        stacklevel=2,
+    )

@@ -50,6 +50,6 @@ def get_loss_function(name: str, **options: Any) -> nn.Module:
 
     Raises ``ValueError`` with the list of names for any other name.
     """
-    if name not in _BY_NAME:
+    if not isinstance(name, str) or name not in _BY_NAME:
         raise ValueError(f"unknown loss {name!r}; the losses are {', '.join(_BY_NAME)}")
     return _BY_NAME[name](**options)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import _check
 from .._evidence import Evidence
 from ._base import EvidentLoss
 
@@ -105,10 +106,14 @@ class CompositeLoss(EvidentLoss[Evidence]):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Weights, factors, writers and the step travel with ``state_dict``."""
-        return {"steps": self.steps, "base": self._base, "search": self._search, "writer": self._writer}
+        state = {"base": self._base, "search": self._search, "writer": self._writer}
+        return {"steps": self.steps} | {key: dict(value) for key, value in state.items()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self._known("a loaded state", state["base"])
+        missing = [name for name in self.components if name not in state["base"]]
+        if missing:
+            raise ValueError(f"the loaded state has no weight for {', '.join(map(repr, missing))}")
         self.steps = state["steps"]
         self._base, self._search, self._writer = (dict(state[key]) for key in ("base", "search", "writer"))
 
@@ -170,9 +175,6 @@ def _as_module_dict(components: Mapping[str, Callable[..., Tensor]]) -> nn.Modul
     })
 
 
-def _weight(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be finite and at least 0; got {value}")
+def _weight(name: str, value: float) -> float:
+    _check.number(name, value, minimum=0.0)
     return float(value)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import _check
 from .. import functional as F
 from .._evidence import SegmentationEvidence
 from ._base import EvidentLoss
@@ -92,10 +93,12 @@ class CombinedSegmentationLoss(SegmentationLoss):
         empty: F.Empty = "area", reduction: F.Reduction = "mean",
     ) -> None:  # fmt: skip
         weights = {_cross_entropy(mode): bce_weight, "dice": dice_weight, "focal": focal_weight}
+        for name, weight in zip(("bce_weight", "dice_weight", "focal_weight"), weights.values(), strict=True):
+            _check.number(name, weight, minimum=0.0)
         if all(weight == 0 for weight in weights.values()):
             raise ValueError("all weights are 0, so there is nothing to learn from; give at least one a weight")
         total = sum(weights.values())
-        if math.isfinite(total) and not math.isclose(total, 1.0, abs_tol=1e-6):
+        if not math.isclose(total, 1.0, abs_tol=1e-6):
             warnings.warn(f"the weights of CombinedSegmentationLoss add to {total:g}, not to 1", stacklevel=2)
         super().__init__(
             {name: weight for name, weight in weights.items() if weight != 0}, mode=mode, focal_alpha=alpha,

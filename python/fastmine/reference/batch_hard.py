@@ -26,7 +26,8 @@ MINING_FIELDS = (
     "norm_squared_sum",  # sum ||z||^2 over admitted finite rows
     "sum_norm_squared",  # ||sum z||^2 over admitted finite rows
     "zero_rows",  # admitted rows of norm 0
-    "nonfinite_rows",  # admitted rows with a NaN or an Inf, references included
+    "nonfinite_rows",  # admitted rows with a NaN or an Inf
+    "nonfinite_refs",  # the same among separate references
     "negative_labels",  # admitted rows with a label below 0
 )
 
@@ -211,10 +212,10 @@ def mining_evidence(
     poisoned = admitted & poisoned_rows(z)
     finite = (admitted & ~poisoned)[:, None]
     z = torch.where(finite, z, 0.0)
-    nonfinite = poisoned.sum()
+    nonfinite_refs = torch.zeros_like(poisoned).sum()
     if ref_embeddings is not None:
         bad = poisoned_rows(ref_embeddings.detach())
-        nonfinite = nonfinite + (bad if ref_valid is None else bad & ref_valid).sum()
+        nonfinite_refs = (bad if ref_valid is None else bad & ref_valid).sum()
     both = has_positive & has_negative
     nothing = torch.zeros((), dtype=torch.float64, device=z.device)
     some = both.any()
@@ -234,7 +235,8 @@ def mining_evidence(
         norm_squared_sum=z.square().sum(),
         sum_norm_squared=z.sum(dim=0).square().sum(),
         zero_rows=((z == 0).all(dim=1) & finite.squeeze(1)).sum(),
-        nonfinite_rows=nonfinite,
+        nonfinite_rows=poisoned.sum(),
+        nonfinite_refs=nonfinite_refs,
         negative_labels=(admitted & (labels < 0)).sum(),
     )
 

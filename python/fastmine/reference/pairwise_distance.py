@@ -31,6 +31,10 @@ def _safe_sqrt(squared: Tensor) -> Tensor:
     return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
 
 
+def _diagonal(x: Tensor) -> Tensor:
+    return torch.eye(len(x), dtype=torch.bool, device=x.device)
+
+
 def paired_distance(x: Tensor, y: Tensor, metric: str) -> Tensor:
     """Distance of ``x[..., :]`` to ``y[..., :]``, broadcasting, in float64; differentiable at any order."""
     x, y = x.double(), y.double()
@@ -51,7 +55,7 @@ def pairwise_distance(x: Tensor, y: Tensor | None = None, metric: str = "euclide
     other = x if y is None else y
     distance = paired_distance(x[:, None, :], other[None, :, :], metric)
     if y is None and metric == "cosine":
-        distance = distance.masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), 0.0)
+        distance = distance.masked_fill(_diagonal(x), 0.0)
     poisoned = poisoned_rows(x)[:, None] | poisoned_rows(other)[None, :]
     return distance.masked_fill(poisoned, torch.nan).to(result_dtype(x))
 
@@ -73,7 +77,7 @@ def distance_matrix(x: Tensor, y: Tensor | None, metric: str) -> Tensor:
     if a_zero is not None and b_zero is not None:
         distance = torch.where(a_zero[:, None] | b_zero[None, :], 1.0, 0.5 * distance.square())
         if y is None:
-            distance = distance.fill_diagonal_(0.0)
+            distance = distance.masked_fill(_diagonal(x), 0.0)
     return distance.masked_fill(poisoned, torch.nan)
 
 
@@ -100,7 +104,7 @@ def pairwise_distance_backward(
     else:
         d = distance.double()
         w = 2.0 * g if metric == "sqeuclidean" else torch.where(d == 0, 0.0, g / d)
-        centre = b.mean(dim=0)
+        centre = b.sum(dim=0) / max(len(b), 1)
         a, b = a - centre, b - centre
         grad_a = w.sum(dim=1, keepdim=True) * a - w @ b
         grad_b = w.sum(dim=0)[:, None] * b - w.T @ a
@@ -112,7 +116,7 @@ def pairwise_distance_backward(
 def _cosine_backward(g: Tensor, x: Tensor, y: Tensor, same: bool) -> tuple[Tensor, Tensor]:
     """Through u = x / ||x||: the part of -W v orthogonal to u, over the norm; zero rows get zero."""
     if same:
-        g = g.clone().fill_diagonal_(0.0)
+        g = g.masked_fill(_diagonal(x), 0.0)
     grads = []
     for w, a, b in ((g, x, y), (g.T, y, x)):
         unit_a, a_zero = _unit(a)

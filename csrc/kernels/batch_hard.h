@@ -1,0 +1,119 @@
+// Batch-hard mining (arXiv:1703.07737): for each anchor its farthest positive and its nearest negative.
+//
+// An admitted row is one that its mask does not exclude. A positive of an anchor is an admitted reference of its label,
+// a negative one of another label; with one set (`self`) an anchor is not its own positive. An anchor has both, one or
+// none, and says which; what is absent has index 0 and distance 0.
+//
+// How. Admitted rows are grouped by label, centred and packed. The nearest negatives are screened tile by tile in the
+// working type (float32; float64 for float64 rows): what survives per row is one minimum per panel of references, so no
+// n x m matrix exists, a panel pair is owned by one task, and with one set every tile serves its rows and its columns.
+// The panels that a rigorous rounding bound cannot rule out are then looked at again, and every reference in them that
+// it cannot rule out is compared by direct difference in float64. Positives are found the same way, within the label.
+// So the pairs are those of the float64 distances, ties going to the lowest original index.
+//
+// Semi-hard: the nearest negative that is farther than the mined positive or, where there is none, the farthest. An
+// anchor without a positive takes its nearest negative.
+//
+// A row with a NaN or an Inf is at distance NaN from everything, and a candidate at distance NaN is taken before all.
+//
+// Cost: n m d / 2 multiply-adds with one set; workspace of one packed copy of the rows, at most as much again for the
+// minima, and O(n). Deterministic at any number of threads.
+#pragma once
+
+#include "kernels/embeddings.h"
+#include "kernels/stage.h"
+
+namespace fastmine {
+
+/// The fields of the evidence, in order; python/fastmine/reference/batch_hard.py says what they mean.
+enum class Mining : int {
+  anchors,
+  admitted,
+  classes,
+  has_positive,
+  has_negative,
+  valid,
+  hard,
+  positive_distance_sum,
+  negative_distance_sum,
+  positive_distance_max,
+  negative_distance_min,
+  norm_squared_sum,
+  sum_norm_squared,
+  zero_rows,
+  nonfinite_rows,
+  nonfinite_refs,
+  negative_labels,
+  count,
+};
+
+inline constexpr const char* kMiningFields[] = {
+    "anchors",
+    "admitted",
+    "classes",
+    "has_positive",
+    "has_negative",
+    "valid",
+    "hard",
+    "positive_distance_sum",
+    "negative_distance_sum",
+    "positive_distance_max",
+    "negative_distance_min",
+    "norm_squared_sum",
+    "sum_norm_squared",
+    "zero_rows",
+    "nonfinite_rows",
+    "nonfinite_refs",
+    "negative_labels",
+};
+static_assert(sizeof kMiningFields / sizeof *kMiningFields == static_cast<std::size_t>(Mining::count));
+
+struct BatchHard {
+  Rows x;
+  const std::int64_t* labels;  // [x.n]
+  const bool* valid;           // [x.n], or null: all
+  Rows y;                      // with `self`, the same as x, as are the next two
+  const std::int64_t* ref_labels;
+  const bool* ref_valid;
+  bool self;
+  Metric metric;
+  bool easiest_positive;
+  bool semi_hard_negative;
+
+  // Out, each [x.n].
+  std::int64_t* positive_index;
+  std::int64_t* negative_index;
+  double* positive_distance;
+  double* negative_distance;
+  bool* has_positive;
+  bool* has_negative;
+  double* evidence;  // [Mining::count]
+};
+
+using BatchHardKernel = StagedKernel<BatchHard>;
+
+/// The gradient of the mined distances, in O((n + m) d): every row gathers what its own pairs and the anchors that chose
+/// it contribute, in the order of the anchors, in float64. Coincident pairs contribute nothing.
+struct BatchHardBackward {
+  Rows x;
+  Rows y;
+  bool self;
+  Metric metric;
+  const std::int64_t* positive_index;  // [x.n] each
+  const std::int64_t* negative_index;
+  const bool* has_positive;
+  const bool* has_negative;
+  const void* grad_positive;  // of type `grad_dtype`, with this many elements from one anchor's to the next
+  const void* grad_negative;
+  DType grad_dtype;  // float32 or float64
+  std::int64_t grad_positive_stride;
+  std::int64_t grad_negative_stride;
+
+  // Out, contiguous, of the rows' type. With `self`, grad_y is unused.
+  void* grad_x;
+  void* grad_y;
+};
+
+using BatchHardBackwardKernel = StagedKernel<BatchHardBackward>;
+
+}  // namespace fastmine

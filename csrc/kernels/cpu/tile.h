@@ -1,0 +1,48 @@
+// The one inner loop of everything that compares rows: a register tile of dot products.
+//
+// Rows are packed in slivers of kSliver, element k of all of them side by side: packed[k * kSliver + row]. A tile is
+// kTileRows consecutive rows of one sliver against all rows of another, so one packed copy serves both sides.
+#pragma once
+
+#include "kernels/cpu/isa.h"
+
+namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
+
+inline constexpr std::size_t kSliverVectors = 3;
+
+/// Rows in a sliver.
+template <class W>
+inline constexpr std::size_t kSliver = kSliverVectors * lanes<W>;
+
+/// Rows of a tile: as many as the accumulators leave registers for, and a divisor of kSliver.
+template <class W>
+inline constexpr std::size_t kTileRows = kVectorBytes == 64 ? 8 : kSliver<W> % 4 == 0 ? 4 : 2;
+
+/// out[r][c] = sum over k of a[k][r] b[k][c], for R rows of a's sliver and all of b's. Each sum runs over k in order, so
+/// a pair's product has the same bits in whichever tile, and on whichever side, it is computed.
+///
+/// Not inlined, and into memory: GCC otherwise sometimes spills accumulators inside the loop, which halves the speed.
+template <class W, std::size_t R>
+FASTMINE_NOINLINE void dot_tile(const W* a, const W* b, std::size_t depth, W* out) {
+  using V = Vec<W>;
+  V sum[R][kSliverVectors] = {};
+  for (std::size_t k = 0; k < depth; ++k, a += kSliver<W>, b += kSliver<W>) {
+    V column[kSliverVectors];
+    for (std::size_t v = 0; v < kSliverVectors; ++v) {
+      column[v] = load(b + v * lanes<W>);
+    }
+    for (std::size_t r = 0; r < R; ++r) {
+      const V row = broadcast(a[r]);
+      for (std::size_t v = 0; v < kSliverVectors; ++v) {
+        sum[r][v] += row * column[v];
+      }
+    }
+  }
+  for (std::size_t r = 0; r < R; ++r) {
+    for (std::size_t v = 0; v < kSliverVectors; ++v) {
+      store(out + r * kSliver<W> + v * lanes<W>, sum[r][v]);
+    }
+  }
+}
+
+}  // namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE

@@ -1,0 +1,372 @@
+"""The one case table: a row per situation an op must get right. Every check takes its inputs from here.
+
+A row builds seeded inputs on the CPU; the tensors named in ``differentiable`` are float64 there, and are rounded to
+the type under test. Masks, labels and targets stay as built.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+import fastmine.functional as F
+from fastmine import _ops, reference
+from fastmine.reference.batch_hard import NEGATIVES, POSITIVES
+from fastmine.reference.pairwise_distance import METRICS
+
+Inputs = dict[str, Tensor]
+Build = Callable[[torch.Generator], Inputs]
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+DIFFERENTIABLE = ("x", "y", "embeddings", "ref_embeddings", "logits")
+INDICES = ("positive_index", "negative_index")
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: an op, its inputs and options, the types it takes, and how exact it must be."""
+
+    op: str
+    name: str
+    build: Build
+    options: Mapping[str, Any] = field(default_factory=dict)
+    dtypes: tuple[torch.dtype, ...] = FLOATS
+    family: str = "reduction"
+    curved: bool = True  # twice differentiable at its inputs, so that finite differences mean something
+
+    def __str__(self) -> str:
+        return f"{self.op}-{self.name}"
+
+    def inputs(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Inputs:
+        """The row's inputs, always the same ones."""
+        generator = torch.Generator().manual_seed(zlib.crc32(str(self).encode()))
+        return {
+            name: (x.to(dtype) if name in DIFFERENTIABLE else x).to(device)
+            for name, x in self.build(generator).items()
+        }
+
+    def __call__(self, inputs: Inputs) -> Inputs:
+        """Every output of the op by name; evidence is one of them."""
+        if self.op == "pairwise_distance":
+            return {"distance": F.pairwise_distance(**inputs, **self.options)}
+        function = getattr(F, self.op)
+        found, evidence = function(**inputs, **self.options, return_evidence=True)
+        named = found._asdict() if self.op == "batch_hard" else {"loss": found}
+        return {**named, "evidence": evidence.tensor}
+
+    @property
+    def size(self) -> int:
+        """How many numbers a gradient has."""
+        return sum(x.numel() for name, x in self.inputs().items() if name in DIFFERENTIABLE)
+
+
+@contextmanager
+def on_reference() -> Iterator[None]:
+    """Inside, the functions answer with the reference itself: no op, no kernel, no registered backward pass."""
+    with mock.patch.multiple(_ops, **{name: getattr(reference, name) for name in reference.__all__}):
+        yield
+
+
+def widened(inputs: Inputs) -> Inputs:
+    """The same values for the reference: contiguous, on their own, float64 where differentiable."""
+    return {
+        name: x.detach().clone(memory_format=torch.contiguous_format).to(
+            torch.float64 if name in DIFFERENTIABLE else x.dtype
+        )
+        for name, x in inputs.items()
+    }
+
+
+def truth(case: Case, inputs: Inputs) -> Inputs:
+    """The reference's outputs, with the reference's own graph."""
+    with on_reference():
+        return case(inputs)
+
+
+def leaves(inputs: Inputs) -> Inputs:
+    """Mark what is differentiable; returns those leaves."""
+    return {name: x.requires_grad_() for name, x in inputs.items() if name in DIFFERENTIABLE}
+
+
+def upstream(outputs: Inputs) -> Inputs:
+    """A random gradient for every differentiable output, large enough that half precision does not underflow."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        name: 256 * torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.device)
+        for name, y in outputs.items()
+        if y.requires_grad
+    }
+
+
+def gradients(outputs: Inputs, weights: Inputs, by: Inputs, **options: Any) -> Inputs:
+    """Gradients of the weighted sum of the outputs."""
+    kept = [name for name in outputs if name in weights]
+    found = torch.autograd.grad(
+        [outputs[name] for name in kept], list(by.values()),
+        [weights[name].to(outputs[name].dtype) for name in kept], **options,
+    )  # fmt: skip
+    return dict(zip(by, found, strict=True))
+
+
+# --- layouts -------------------------------------------------------------------------------------------------------
+
+
+def _transposed(x: Tensor) -> Tensor:
+    return x.transpose(0, -1).contiguous().transpose(0, -1) if x.dim() > 1 else x
+
+
+def _sliced(x: Tensor) -> Tensor:
+    """Every other element of a larger buffer, whose gaps hold what a kernel must not read."""
+    if x.dim() == 0:
+        return x
+    fill = torch.nan if x.is_floating_point() else True if x.dtype == torch.bool else 111
+    big = x.new_full((*x.shape[:-1], 2 * x.shape[-1] + 1), fill)
+    big[..., 1::2] = x
+    return big[..., 1::2]
+
+
+def _expanded(x: Tensor) -> Tensor:
+    return x[:1].expand_as(x) if x.dim() > 1 else _sliced(x)
+
+
+def _expanded_last(x: Tensor) -> Tensor:
+    return x[..., :1].expand_as(x) if x.dim() > 1 else _sliced(x)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": _transposed,
+    "sliced": _sliced,
+    "expanded": _expanded,
+    "expanded_last": _expanded_last,
+}
+
+
+# --- pairwise_distance ---------------------------------------------------------------------------------------------
+
+
+def points(n: int, d: int, m: int | None = None) -> Build:
+    def build(g: torch.Generator) -> Inputs:
+        x = torch.randn(n, d, generator=g, dtype=torch.float64)
+        return {"x": x} if m is None else {"x": x, "y": torch.randn(m, d, generator=g, dtype=torch.float64)}
+
+    return build
+
+
+def _pairwise() -> Iterator[Case]:
+    shapes = {
+        "self": points(7, 5), "other": points(6, 4, 3), "one_row": points(1, 3), "one_feature": points(6, 1),
+        "no_rows": points(0, 3), "no_others": points(3, 2, 0), "none_to_others": points(0, 2, 3),
+        "ragged": points(67, 37), "ragged_other": points(35, 19, 131), "wide": points(9, 301, 5),
+    }  # fmt: skip
+    for metric in METRICS:
+        for name, build in shapes.items():
+            yield Case("pairwise_distance", f"{metric}-{name}", build, {"metric": metric})
+
+
+# --- mining --------------------------------------------------------------------------------------------------------
+
+
+def labelled(
+    n: int, d: int, labels: list[int] | int, m: int | None = None, *, masked: bool = False,
+    label_dtype: torch.dtype = torch.int64,
+) -> Build:  # fmt: skip
+    """``labels``: one per row, or the number of classes to draw from; references (m of them) share the classes."""
+
+    def draw(g: torch.Generator, count: int) -> Tensor:
+        if isinstance(labels, int):
+            return torch.randint(labels, (count,), generator=g).to(label_dtype)
+        return torch.tensor(labels, dtype=label_dtype)
+
+    def build(g: torch.Generator) -> Inputs:
+        found = {"embeddings": torch.randn(n, d, generator=g, dtype=torch.float64), "labels": draw(g, n)}
+        if m is not None:
+            found["ref_embeddings"] = torch.randn(m, d, generator=g, dtype=torch.float64)
+            found["ref_labels"] = torch.randint(4, (m,), generator=g).to(label_dtype)
+        if masked:
+            found["valid"] = torch.rand(n, generator=g) < 0.7
+            if m is not None:
+                found["ref_valid"] = torch.rand(m, generator=g) < 0.7
+        return found
+
+    return build
+
+
+BATCHES: dict[str, Build] = {
+    "plain": labelled(11, 3, 4),
+    "masked": labelled(13, 3, 3, masked=True),
+    "references": labelled(9, 3, 4, 7),
+    "references_masked": labelled(9, 3, 3, 14, masked=True),
+    "singletons": labelled(8, 3, [0, 0, 1, 2, 3, 4, 5, 5]),
+    "all_unique": labelled(5, 3, [0, 1, 2, 3, 4]),
+    "one_class": labelled(5, 3, [7] * 5),
+    "one_row": labelled(1, 3, [0]),
+    "one_row_to_references": labelled(1, 3, [0], 6),
+    "no_rows": labelled(0, 3, 4),
+    "no_references": labelled(4, 3, 2, 0),
+    "no_rows_to_references": labelled(0, 3, 2, 5),
+    "negative_labels": labelled(8, 3, [-1, -1, 5, 5, -7, -7, 0, 2**62]),
+    "int32_labels": labelled(9, 3, 3, label_dtype=torch.int32),
+    "uint8_labels": labelled(9, 3, [0, 255, 255, 0, 7, 7, 0, 7, 255], label_dtype=torch.uint8),
+    "one_feature": labelled(9, 1, 3),
+}
+RAGGED: dict[str, Build] = {
+    "ragged": labelled(131, 37, 20),
+    "ragged_masked": labelled(97, 16, 9, masked=True),
+    "ragged_references": labelled(67, 33, 4, 129, masked=True),
+    "wide": labelled(20, 517, 5),
+}
+
+
+def _selections() -> Iterator[dict[str, str]]:
+    for metric in METRICS:
+        for positive in POSITIVES:
+            for negative in NEGATIVES:
+                yield {"metric": metric, "positive": positive, "negative": negative}
+
+
+def _batch_hard() -> Iterator[Case]:
+    for options in _selections():
+        for name in ("plain", "masked", "references_masked", "ragged"):
+            build = {**BATCHES, **RAGGED}[name]
+            yield Case("batch_hard", "-".join([name, *options.values()]), build, options)
+    for name, build in {**BATCHES, **RAGGED}.items():
+        if name not in ("plain", "masked", "references_masked", "ragged"):
+            for metric in METRICS if name in RAGGED else ("euclidean", "dot"):
+                # In one dimension a batch holds exact ties whose rounding differs.
+                dtypes = FLOATS if name != "one_feature" else (torch.float64, torch.float32)
+                yield Case("batch_hard", f"{name}-{metric}", build, {"metric": metric}, dtypes)
+
+
+def _triplet() -> Iterator[Case]:
+    shapes: dict[str, dict[str, Any]] = {
+        "hinge": {"margin": 0.2}, "no_margin": {"margin": 0.0}, "wide_margin": {"margin": 5.0},
+        "hinge_leak": {"margin": 0.5, "leak": 0.1}, "soft": {"margin": "soft"}, "leaky": {"margin": "leaky"},
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        for metric in METRICS:
+            yield Case("triplet_loss", f"{name}-{metric}", BATCHES["plain"], {**shape, "metric": metric})
+        for reduction in ("sum", "none"):
+            options = {**shape, "reduction": reduction}
+            yield Case("triplet_loss", f"{name}-{reduction}", BATCHES["masked"], options)
+    for policy in ("zero", "pull", "push"):
+        for name in ("plain", "all_unique", "one_class", "one_row", "no_rows", "no_references", "singletons"):
+            for metric in ("euclidean", "dot"):
+                options = {"on_empty": policy, "metric": metric, "margin": 1.5}
+                yield Case("triplet_loss", f"{policy}-{name}-{metric}", BATCHES[name], options)
+        for reduction in ("sum", "none"):
+            for name in ("all_unique", "one_class"):
+                options = {"on_empty": policy, "reduction": reduction, "margin": "soft"}
+                yield Case("triplet_loss", f"{policy}-{name}-{reduction}", BATCHES[name], options)
+    for selection in ({"positive": "easiest"}, {"negative": "semi_hard"}, {"positive": "easiest", "negative": "semi_hard"}):
+        yield Case("triplet_loss", "-".join(selection.values()), BATCHES["plain"], {**selection, "margin": 1.0})
+    for name in ("references", "references_masked", "one_row_to_references", "int32_labels"):
+        yield Case("triplet_loss", name, BATCHES[name], {"margin": 1.0})
+    for name, build in RAGGED.items():
+        yield Case("triplet_loss", name, build, {"margin": 1.0})
+
+
+# --- segmentation --------------------------------------------------------------------------------------------------
+
+ALL_TERMS: dict[str, dict[str, float]] = {
+    "binary": {"bce": 0.3, "dice": 0.5, "iou": 0.25, "tversky": 0.7, "focal": 2.0},
+    "multilabel": {"bce": 0.3, "dice": 0.5, "iou": 0.25, "tversky": 0.7, "focal": 2.0},
+    "multiclass": {"ce": 0.3, "dice": 0.5, "iou": 0.25, "tversky": 0.7, "focal": 2.0},
+}
+SHAPES: dict[str, tuple[int, ...]] = {"binary": (3, 7), "multilabel": (2, 3, 4), "multiclass": (2, 4, 5)}
+
+
+def maps(
+    mode: str, shape: tuple[int, ...], target: torch.dtype = torch.uint8, *,
+    valid: tuple[int, ...] | None = None, empty_samples: int = 0, scale: float = 2.0,
+) -> Build:  # fmt: skip
+    """Logits of ``shape`` and a target of this type; the target of the first ``empty_samples`` has no foreground."""
+
+    def build(g: torch.Generator) -> Inputs:
+        logits = scale * torch.randn(shape, generator=g, dtype=torch.float64)
+        if mode == "multiclass":
+            t = torch.randint(shape[1], (shape[0], *shape[2:]), generator=g).to(target)
+        elif target.is_floating_point:
+            t = torch.rand(shape, generator=g, dtype=torch.float64).to(target)
+        else:
+            t = (torch.rand(shape, generator=g) < 0.4).to(target)
+        t[:empty_samples] = 0
+        found = {"logits": logits, "target": t}
+        if valid is not None:
+            found["valid"] = torch.rand(valid, generator=g) < 0.6
+        return found
+
+    return build
+
+
+def _segmentation() -> Iterator[Case]:
+    def case(name: str, mode: str, build: Build, **options: Any) -> Case:
+        options = {"terms": ALL_TERMS[mode], **options}
+        return Case("segmentation_loss", f"{mode}-{name}", build, {"mode": mode, **options})
+
+    for mode, shape in SHAPES.items():
+        plain = maps(mode, shape)
+        for term in ALL_TERMS[mode]:
+            yield case(term, mode, plain, terms={term: 1.0})
+        for reduction in ("mean", "sum", "none"):
+            yield case(f"all-{reduction}", mode, maps(mode, shape, valid=shape[:1]), reduction=reduction)
+        for gamma in (0.0, 0.5, 1.0, 3.5):
+            yield case(f"gamma{gamma}", mode, plain, terms={"focal": 1.0}, focal_gamma=gamma)
+        for empty, smooth in (("area", 0.0), ("area", 1.0), ("skip", 0.0), ("skip", 0.5), ("smooth", 1.0)):
+            yield case(
+                f"empty_{empty}_{smooth:g}", mode, maps(mode, shape, empty_samples=1), empty=empty, smooth=smooth
+            )
+        yield case("tversky_0.9_0.2", mode, plain, terms={"tversky": 1.0}, tversky_alpha=0.9, tversky_beta=0.2)
+        yield case("confident", mode, maps(mode, shape, scale=15.0))
+        for dtype in (torch.int8, torch.int16, torch.int32, torch.int64):
+            yield case(f"target_{str(dtype).removeprefix('torch.')}", mode, maps(mode, shape, dtype))
+        for name, size in {"none": (0, *shape[1:]), "no_pixels": (*shape[:-1], 0), "one": (1, *shape[1:])}.items():
+            yield case(f"batch_{name}", mode, maps(mode, size))
+    for mode in ("binary", "multilabel"):
+        for alpha in (0.0, 0.25, 1.0):
+            yield case(f"alpha{alpha}", mode, maps(mode, SHAPES[mode]), terms={"focal": 1.0}, focal_alpha=alpha)
+        for dtype in (torch.bool, torch.float64, torch.float32, torch.float16, torch.bfloat16):
+            yield case(f"target_{str(dtype).removeprefix('torch.')}", mode, maps(mode, SHAPES[mode], dtype))
+    masks = {
+        "binary": {"sample": (3,), "sample_class": (3, 1), "element": (3, 7)},
+        "multilabel": {"sample": (2,), "sample_1": (2, 1), "class": (2, 3), "position": (2, 1, 4), "element": (2, 3, 4)},
+        "multiclass": {"sample": (2,), "sample_1": (2, 1), "position": (2, 5), "position_1": (2, 1, 5)},
+    }
+    for mode, forms in masks.items():
+        for name, form in forms.items():
+            yield case(f"valid_{name}", mode, maps(mode, SHAPES[mode], valid=form))
+    spaces: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
+        "0d": ("binary", (5,), (5,)), "2d": ("binary", (2, 3, 4), (2, 3, 4)), "channel": ("binary", (2, 1, 3, 4), (2, 3, 4)),
+        "3d": ("binary", (2, 1, 3, 2, 2), (2, 1, 3, 2, 2)),
+        "0d_": ("multilabel", (4, 3), (4, 3)), "3d_": ("multilabel", (2, 2, 2, 3, 2), (2, 2)),
+        "one_label": ("multilabel", (2, 1, 6), (2, 1)),
+        "0d__": ("multiclass", (6, 3), (6,)), "2d_": ("multiclass", (2, 3, 3, 2), (2, 3, 2)),
+        "two_classes": ("multiclass", (2, 2, 6), (2,)),
+    }  # fmt: skip
+    for name, (mode, shape, form) in spaces.items():
+        yield case(f"space_{name.rstrip('_')}", mode, maps(mode, shape, valid=form))
+    for name, (mode, shape, form) in {
+        "ragged": ("binary", (3, 37, 43), (3, 37, 43)),
+        "ragged_": ("multilabel", (2, 3, 29, 31), (2, 3)),
+        "ragged__": ("multiclass", (2, 19, 23, 17), (2, 23, 17)),
+    }.items():
+        yield case(name.rstrip("_"), mode, maps(mode, shape, valid=form))
+        yield case(f"{name.rstrip('_')}_unmasked", mode, maps(mode, shape))
+
+
+CASES: tuple[Case, ...] = (*_pairwise(), *_batch_hard(), *_triplet(), *_segmentation())
+SMALL: tuple[Case, ...] = tuple(case for case in CASES if case.size <= 64)
+DIFFERENTIATED: tuple[Case, ...] = tuple(case for case in SMALL if case.curved and case.size)
+
+
+def named(name: str) -> Case:
+    """The row of this name."""
+    (found,) = [case for case in CASES if str(case) == name]
+    return found

@@ -1,0 +1,79 @@
+"""What every test shares: seeds, threads, the native libraries, and an account of what did not run."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from types import ModuleType
+
+import hypothesis
+import pytest
+import torch
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # a missing native library is said below, and tested in test_fallback.py
+    import fastmine
+    from fastmine import _ops
+
+REQUIRED = "FASTMINE_REQUIRE_NATIVE"
+"""Set to 1, this environment variable turns a missing native library into failures instead of skips."""
+
+# The same examples on every machine and in every worker, and nothing written to disk.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None, max_examples=30)
+hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def _repeatable() -> Iterator[None]:
+    """Every test starts from one seed and one thread, whatever ran before it."""
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def _absent(reason: str) -> None:
+    if os.environ.get(REQUIRED) == "1":
+        pytest.fail(f"{REQUIRED}=1, but {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def native_ops() -> None:
+    """Only where kernels answer every op on the CPU."""
+    missing = [op for op in _ops.OPS if not _ops.answers(op, "CPU")]
+    if missing:
+        _absent(f"no native CPU op: {_ops.reasons['CPU'] or 'no kernel for ' + ', '.join(missing)}")
+
+
+@pytest.fixture
+def native_module() -> ModuleType:
+    """``fastmine._native``, the kernels without torch; only where it is built."""
+    try:
+        from fastmine import _native
+    except ImportError as error:
+        _absent(f"no native module: {error}")
+    return _native
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Who answered, and how many tests were skipped for which reason."""
+    answers = {op: "native" if _ops.answers(op, "CPU") else "reference" for op in _ops.OPS}
+    answered = Counter(answers.values())
+    terminalreporter.section("fastmine")
+    who = " and ".join(f"{kind} for {count} of {len(answers)} ops" for kind, count in answered.items())
+    terminalreporter.line(f"answered on the CPU: {who}; {fastmine.config()['cpu']}")
+    if not torch.cuda.is_available():
+        terminalreporter.line("no CUDA device: the case table ran on the CPU alone")
+    skipped = Counter(_reason(report) for report in terminalreporter.stats.get("skipped", []))
+    terminalreporter.line(f"skipped: {skipped.total()}")
+    for reason, count in skipped.most_common():
+        terminalreporter.line(f"  {count:5d}  {reason}")
+
+
+def _reason(report: pytest.TestReport) -> str:
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ")
