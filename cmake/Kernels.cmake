@@ -5,7 +5,12 @@ set(FASTMINE_CPU_KERNELS
     csrc/kernels/cpu/table.cpp
     csrc/kernels/cpu/pairwise_distance.cpp
     csrc/kernels/cpu/batch_hard.cpp
-    csrc/kernels/cpu/segmentation.cpp)
+    csrc/kernels/cpu/batch_hard_backward.cpp)
+
+set(FASTMINE_COMMON_KERNELS # once, for every CPU
+    csrc/kernels/cpu/dispatch.cpp
+    csrc/kernels/cpu/order.cpp
+    csrc/kernels/cpu/triplet_loss.cpp)
 
 # Each of these lets the compiler vectorise or contract without changing what isnan, isinf and sums of finite numbers
 # mean; -ffast-math would. No signed zeros: else every broadcast and every zero accumulator costs an addition.
@@ -31,7 +36,7 @@ function(fastmine_add_isa isa)
   target_compile_options(fastmine_kernels_${isa} PRIVATE ${ARGN})
 endfunction()
 
-fastmine_add_kernels(dispatch csrc/kernels/cpu/dispatch.cpp)
+fastmine_add_kernels(common ${FASTMINE_COMMON_KERNELS})
 fastmine_add_isa(baseline)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(avx2 -mavx2 -mfma -mf16c -mbmi -mbmi2)

@@ -46,9 +46,9 @@ class Disagreement:
     def of(cls, got: Tensor, want: Tensor) -> Disagreement:
         g, w = got.detach().double().flatten(), want.detach().double().flatten()
         scale = w.abs().max()
-        wide = tolerances.wide_bound("reduction", got.dtype)
-        allowed = tolerances.bound("reduction", got.dtype) * w.abs() + wide * scale
-        allowed = allowed + tolerances.underflow(got.dtype)
+        g, w = g / scale, w / scale  # so that no square underflows
+        allowed = tolerances.bound("reduction", got.dtype) * w.abs() + tolerances.wide_bound("reduction", got.dtype)
+        allowed = allowed + tolerances.underflow(got.dtype) / scale
         length, dot = w.norm(), g @ w
         return cls(
             element=float(((g - w).abs() / allowed).max()),

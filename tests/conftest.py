@@ -43,10 +43,9 @@ def _absent(reason: str) -> None:
 
 @pytest.fixture
 def native_ops() -> None:
-    """Only where kernels answer every op on the CPU."""
-    missing = [op for op in _ops.OPS if not _ops.answers(op, "CPU")]
-    if missing:
-        _absent(f"no native CPU op: {_ops.reasons['CPU'] or 'no kernel for ' + ', '.join(missing)}")
+    """Only where the library of CPU kernels is loaded."""
+    if _ops.reasons["CPU"]:
+        _absent(f"no native CPU ops: {_ops.reasons['CPU']}")
 
 
 @pytest.fixture

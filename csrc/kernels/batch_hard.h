@@ -92,8 +92,8 @@ struct BatchHard {
 
 using BatchHardKernel = StagedKernel<BatchHard>;
 
-/// The gradient of the mined distances, in O((n + m) d): every row gathers what its own pairs and the anchors that chose
-/// it contribute, in the order of the anchors, in float64. Coincident pairs contribute nothing.
+/// The gradient of the mined distances, in O((n + m) d): every row gathers what its own pairs and the anchors that
+/// chose it contribute, in the order of the anchors, in float64. Coincident pairs contribute nothing.
 struct BatchHardBackward {
   Rows x;
   Rows y;

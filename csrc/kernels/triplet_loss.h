@@ -1,20 +1,20 @@
 // The small formula of the triplet loss: from two distances and two bits per anchor to a loss and its slopes.
 //
 // violation = d_p - d_n + margin (of a similarity: d_n - d_p + margin). hinge max(0, v), soft log(1 + e^v), leaky
-// max(leak v, v). The mean is over valid anchors, those with a positive and a negative. Where none is valid, `pull` takes
-// the mean positive distance and `push` the mean softplus(margin - negative distance) over the anchors that have one.
-// All in float64, in the order of the anchors.
+// max(leak v, v). The mean is over valid anchors, those with a positive and a negative. Where none is valid, `pull`
+// takes the mean positive distance and `push` the mean softplus(margin - negative distance) over the anchors that have
+// one. All in float64, in the order of the anchors.
 #pragma once
 
 #include <cstdint>
 
 #include "kernels/embeddings.h"
+#include "kernels/reduction.h"
 
 namespace fastmine {
 
 enum class TripletShape : std::uint8_t { hinge, soft, leaky };
 enum class OnEmpty : std::uint8_t { zero, pull, push };
-enum class Reduction : std::uint8_t { mean, sum, none };
 
 struct TripletLoss {
   std::int64_t n;
@@ -30,12 +30,14 @@ struct TripletLoss {
   Reduction reduction;
 
   // Out.
-  double* loss;    // [n] for Reduction::none, else [1]
-  double* slopes;  // [2, n]: the loss by the distance to the positive, and to the negative
-  double* active;  // evidence: valid anchors whose loss is not flat
+  double* loss;       // [n] for Reduction::none, else [1]
+  double* slopes;     // [2, n]: the loss by the distance to the positive, and to the negative
+  double* active;     // evidence: valid anchors whose loss is not flat
   double* semi_hard;  // evidence: valid anchors with d_p <= d_n < d_p + margin
 };
 
+namespace cpu {
 void triplet_loss(const TripletLoss& problem) noexcept;
+}  // namespace cpu
 
 }  // namespace fastmine

@@ -5,10 +5,21 @@
 
 #include <cstddef>
 
+#include "kernels/batch_hard.h"
+#include "kernels/pairwise_distance.h"
+#include "kernels/segmentation_loss.h"
+
 namespace fastmine::cpu {
 
 struct KernelTable {
   const char* isa;  // "baseline", "avx2", "avx512"
+
+  // Each in two working types: [0] float32, for float32 and narrower inputs, and [1] float64.
+  const PairwiseDistanceKernel* pairwise_distance[2];
+  const BatchHardKernel* batch_hard[2];
+  const BatchHardBackwardKernel* batch_hard_backward[2];
+  const SegmentationLossKernel* segmentation_loss[2];
+  const SegmentationLossBackwardKernel* segmentation_loss_backward[2];
 };
 
 /// The i-th compiled table, best first; nullptr past the last.

@@ -7,9 +7,20 @@
 
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
 
+extern const PairwiseDistanceKernel pairwise_distance_float32, pairwise_distance_float64;
+extern const BatchHardKernel batch_hard_float32, batch_hard_float64;
+extern const BatchHardBackwardKernel batch_hard_backward_float32, batch_hard_backward_float64;
+extern const SegmentationLossKernel segmentation_loss_float32, segmentation_loss_float64;
+extern const SegmentationLossBackwardKernel segmentation_loss_backward_float32, segmentation_loss_backward_float64;
+
 extern const KernelTable table;
 const KernelTable table = {
     .isa = FASTMINE_STRING(FASTMINE_ISA_NAMESPACE),
+    .pairwise_distance = {&pairwise_distance_float32, &pairwise_distance_float64},
+    .batch_hard = {&batch_hard_float32, &batch_hard_float64},
+    .batch_hard_backward = {&batch_hard_backward_float32, &batch_hard_backward_float64},
+    .segmentation_loss = {&segmentation_loss_float32, &segmentation_loss_float64},
+    .segmentation_loss_backward = {&segmentation_loss_backward_float32, &segmentation_loss_backward_float64},
 };
 
 }  // namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE

@@ -16,10 +16,12 @@ inline constexpr std::size_t kSliver = kSliverVectors * lanes<W>;
 
 /// Rows of a tile: as many as the accumulators leave registers for, and a divisor of kSliver.
 template <class W>
-inline constexpr std::size_t kTileRows = kVectorBytes == 64 ? 8 : kSliver<W> % 4 == 0 ? 4 : 2;
+inline constexpr std::size_t kTileRows = kVectorBytes == 64    ? 8
+                                         : kSliver<W> % 4 == 0 ? 4
+                                                               : 2;
 
-/// out[r][c] = sum over k of a[k][r] b[k][c], for R rows of a's sliver and all of b's. Each sum runs over k in order, so
-/// a pair's product has the same bits in whichever tile, and on whichever side, it is computed.
+/// out[r][c] = sum over k of a[k][r] b[k][c], for R rows of a's sliver and all of b's. Each sum runs over k in order,
+/// so a pair's product has the same bits in whichever tile, and on whichever side, it is computed.
 ///
 /// Not inlined, and into memory: GCC otherwise sometimes spills accumulators inside the loop, which halves the speed.
 template <class W, std::size_t R>

@@ -49,6 +49,24 @@ def batch_hard(
 
     An absent pair has its bit unset, index 0 and distance 0, and no gradient. Ties go to the lowest index.
     """
+    mined = mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, positive, negative)
+    positive_index, negative_index, d_p, d_n, *rest = mined
+    dtype = result_dtype(embeddings)
+    return positive_index, negative_index, d_p.to(dtype), d_n.to(dtype), *rest
+
+
+def mine(
+    embeddings: Tensor,
+    labels: Tensor,
+    valid: Tensor | None,
+    ref_embeddings: Tensor | None,
+    ref_labels: Tensor | None,
+    ref_valid: Tensor | None,
+    metric: str,
+    positive: str,
+    negative: str,
+) -> Mined:
+    """:func:`batch_hard` with its distances still in float64."""
     closeness = distance_matrix(embeddings, ref_embeddings, metric)
     if metric == "dot":  # a similarity: near means large
         closeness = -closeness
@@ -68,12 +86,11 @@ def batch_hard(
         embeddings, labels, valid, ref_embeddings, ref_valid, metric,
         positive_distance, negative_distance, has_positive, has_negative,
     )  # fmt: skip
-    dtype = result_dtype(embeddings)
     return (
         positive_index,
         negative_index,
-        positive_distance.to(dtype),
-        negative_distance.to(dtype),
+        positive_distance,
+        negative_distance,
         has_positive,
         has_negative,
         evidence,

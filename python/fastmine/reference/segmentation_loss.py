@@ -61,14 +61,14 @@ def segmentation_loss(
     x = torch.where(v, x, 0.0)
     t, outside = _target_groups(target, v, x.shape[1], mode)
     p, cross_entropy, focal = _pointwise(x, t, mode, focal_alpha, focal_gamma)
-    n_groups = v.sum(dim=2).expand(x.shape[:2])
+    n_groups = v.sum(dim=2, dtype=torch.float64).expand(x.shape[:2])
     a, p_sum, t_sum = ((v * z).sum(dim=2) for z in (p * t, p, t))
 
     counted = (n_groups > 0) & ~((t_sum == 0) & (empty == "skip"))
     overlap = _overlap_values(a, p_sum, t_sum, n_groups, counted, smooth, tversky_alpha, tversky_beta, empty)
     slopes = _overlap_slopes(a, p_sum, t_sum, n_groups, counted, smooth, tversky_alpha, tversky_beta, empty)
 
-    n_items = v.sum(dim=(1, 2))
+    n_items = v.sum(dim=(1, 2), dtype=torch.float64)
     entropies = {
         "ce" if mode == "multiclass" else "bce": (v * cross_entropy).sum(dim=(1, 2)),
         "focal": (v * focal).sum(dim=(1, 2)),

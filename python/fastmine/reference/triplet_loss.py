@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .batch_hard import MINING_FIELDS, batch_hard
+from .batch_hard import MINING_FIELDS, mine
 from .pairwise_distance import result_dtype
 
 SHAPES = ("hinge", "soft", "leaky")
@@ -42,12 +42,12 @@ def triplet_loss(
 
     ``slopes`` are the derivatives of the loss by the distances of each anchor to its positive and its negative.
     """
-    mined = batch_hard(
+    mined = mine(
         embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, positive, negative
     )
     positive_index, negative_index, d_p, d_n, has_positive, has_negative, evidence = mined
     loss, slopes, active = triplet_formula(
-        d_p.double(), d_n.double(), has_positive, has_negative,
+        d_p, d_n, has_positive, has_negative,
         metric, shape, margin, leak, on_empty, reduction,
     )  # fmt: skip
     gap = _gap(d_p, d_n, metric).detach()
@@ -118,5 +118,6 @@ def _curve(violation: Tensor, shape: str, leak: float) -> tuple[Tensor, Tensor]:
         return F.softplus(violation, threshold=40.0), violation.sigmoid()
     lower = leak if shape == "leaky" else 0.0
     below = violation <= 0  # a NaN is not below: it stays a NaN
-    slope = torch.where(violation.isnan(), violation, torch.where(below, lower, 1.0))
+    flat = torch.full_like(violation, lower)
+    slope = torch.where(violation.isnan(), violation, torch.where(below, flat, 1.0))
     return torch.where(below, lower * violation, violation), slope

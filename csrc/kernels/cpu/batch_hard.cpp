@@ -1,0 +1,783 @@
+#include "kernels/batch_hard.h"
+
+#include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/order.h"
+#include "kernels/cpu/packing.h"
+
+namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
+namespace {
+
+/// An integer of W's size, so that a mask of labels selects among values.
+template <class W>
+struct ClassId {
+  using type = std::int32_t;
+};
+template <>
+struct ClassId<double> {
+  using type = std::int64_t;
+};
+
+template <class W>
+struct Plan {
+  using Id = typename ClassId<W>::type;
+
+  BatchHard problem;
+  RowSet x, y;  // with one set, y is x; so it is for all pairs of names below
+  double* centre;
+  double* total;  // [d]: sum of the anchors that take part, as they are
+
+  // Positions: rows that take part and are finite, grouped by label.
+  std::int64_t* x_order;
+  std::int64_t* y_order;
+  Packed<W> a, b;
+  Id* a_class;
+  Id* b_class;
+  std::int64_t* same_begin;  // per position of a: the references of its label are [begin, end) in b
+  std::int64_t* same_end;
+
+  // Rows that take part and hold a NaN or an Inf, in order.
+  std::int64_t* x_poisoned;
+  std::int64_t* y_poisoned;
+  std::int64_t x_poisoned_count, y_poisoned_count;
+
+  std::int64_t classes;  // distinct labels among the anchors that take part
+  double widest;         // the largest norm among the packed references
+
+  std::int64_t panel;   // slivers in a panel
+  double* radius;       // per panel of b, the largest norm in it
+  std::int64_t stride;  // positions of a, padded
+  W* nearest;           // [panels of b, stride]: per position of a, the least c[j] - 2 a.b[j] over a panel's negatives
+  W* floor;             // semi-hard: below it a negative is surely not farther than the positive
+  double* bound;        // semi-hard: the key of the positive; -Inf without one
+
+  std::int64_t a_panels() const { return divide_up(a.slivers(), panel); }
+  std::int64_t b_panels() const { return divide_up(b.slivers(), panel); }
+};
+
+template <class W>
+Plan<W> lay_out(const BatchHard& problem, Arena& arena) {
+  using Id = typename ClassId<W>::type;
+  const std::int64_t n = problem.x.n, m = problem.y.n, d = problem.x.d;
+  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
+  const std::int64_t slivers_x = divide_up(n, sliver), slivers_y = divide_up(m, sliver);
+  Plan<W> p{};
+  p.problem = problem;
+  p.centre = arena.take<double>(d);
+  p.total = arena.take<double>(d);
+  p.x = lay_out_rows(arena, problem.x, problem.valid, problem.metric);
+  p.x_order = arena.take<std::int64_t>(n);
+  p.x_poisoned = arena.take<std::int64_t>(n);
+  p.a = lay_out_packed<W>(arena, n, d);
+  p.a_class = arena.take<Id>(slivers_x * sliver);
+  p.same_begin = arena.take<std::int64_t>(n);
+  p.same_end = arena.take<std::int64_t>(n);
+  p.y = p.x;
+  p.y_order = p.x_order;
+  p.y_poisoned = p.x_poisoned;
+  p.b = p.a;
+  p.b_class = p.a_class;
+  if (!problem.self) {
+    p.y = lay_out_rows(arena, problem.y, problem.ref_valid, problem.metric);
+    p.y_order = arena.take<std::int64_t>(m);
+    p.y_poisoned = arena.take<std::int64_t>(m);
+    p.b = lay_out_packed<W>(arena, m, d);
+    p.b_class = arena.take<Id>(slivers_y * sliver);
+  }
+  // Few enough panels that the minima take no more memory than the rows, and wide enough to be worth a task.
+  const std::int64_t most_panels = smaller<std::int64_t>(larger<std::int64_t>(d, 16), 128);
+  p.panel = larger<std::int64_t>(2, divide_up(slivers_y, most_panels));
+  p.radius = arena.take<double>(divide_up(slivers_y, p.panel));
+  p.stride = slivers_x * sliver;
+  p.nearest = arena.take<W>(divide_up(slivers_y, p.panel) * p.stride);
+  p.floor = arena.take<W>(p.stride);
+  p.bound = arena.take<double>(n);
+  return p;
+}
+
+template <class W>
+Plan<W>& as_plan(void* plan) {
+  return *static_cast<Plan<W>*>(plan);
+}
+
+template <class W>
+const Plan<W>& as_plan(const void* plan) {
+  return *static_cast<const Plan<W>*>(plan);
+}
+
+// --- step 1: look at every row -------------------------------------------------------------------------------------
+
+template <class W>
+std::int64_t look_tasks(const void* plan) {
+  const Plan<W>& p = as_plan<W>(plan);
+  return p.x.blocks() + (p.problem.self ? 0 : p.y.blocks());
+}
+
+template <class W>
+void look(void* plan, std::int64_t begin, std::int64_t end) {
+  const Plan<W>& p = as_plan<W>(plan);
+  const std::int64_t own = p.x.blocks();
+  for (std::int64_t t = begin; t < end; ++t) {
+    t < own ? look_at_block<W>(p.x, t) : look_at_block<W>(p.y, t - own);
+  }
+}
+
+// --- step 2: group by label ----------------------------------------------------------------------------------------
+
+bool takes_part(const RowSet& set, std::int64_t i) { return (set.kind[i] & kSkipped) == 0; }
+bool poisoned(const RowSet& set, std::int64_t i) { return (set.kind[i] & kPoisoned) != 0; }
+
+/// Rows that take part, by label; their distinct labels; then those that are finite stay and the others are listed.
+struct Grouped {
+  std::int64_t finite, poisoned, classes;
+};
+
+Grouped group_rows(const RowSet& set, const std::int64_t* labels, std::int64_t* order, std::int64_t* bad) {
+  Grouped g{};
+  std::int64_t taking_part = 0;
+  for (std::int64_t i = 0; i < set.rows.n; ++i) {
+    if (takes_part(set, i)) {
+      order[taking_part++] = i;
+      if (poisoned(set, i)) {
+        bad[g.poisoned++] = i;
+      }
+    }
+  }
+  sort_by_label(labels, order, taking_part);
+  for (std::int64_t k = 0; k < taking_part; ++k) {
+    g.classes += k == 0 || labels[order[k]] != labels[order[k - 1]];
+  }
+  for (std::int64_t k = 0; k < taking_part; ++k) {
+    if (!poisoned(set, order[k])) {
+      order[g.finite++] = order[k];
+    }
+  }
+  return g;
+}
+
+/// For every anchor position its references of the same label, and class numbers that a and b share.
+template <class W>
+void match_classes(Plan<W>& p) {
+  using Id = typename Plan<W>::Id;
+  const std::int64_t* x_labels = p.problem.labels;
+  const std::int64_t* y_labels = p.problem.ref_labels;
+  std::int64_t begin = 0, number = 0, numbered = 0;  // references before `numbered` have their class number
+  for (std::int64_t k = 0; k < p.a.count;) {
+    const std::int64_t label = x_labels[p.x_order[k]];
+    while (begin < p.b.count && y_labels[p.y_order[begin]] < label) {
+      ++begin;
+    }
+    std::int64_t end = begin;
+    while (end < p.b.count && y_labels[p.y_order[end]] == label) {
+      ++end;
+    }
+    for (; numbered < begin; ++numbered) {  // labels without an anchor share the number between its neighbours
+      p.b_class[numbered] = static_cast<Id>(number);
+    }
+    ++number;
+    for (; numbered < end; ++numbered) {
+      p.b_class[numbered] = static_cast<Id>(number);
+    }
+    for (; k < p.a.count && x_labels[p.x_order[k]] == label; ++k) {
+      p.a_class[k] = static_cast<Id>(number);
+      p.same_begin[k] = begin;
+      p.same_end[k] = end;
+    }
+    ++number;
+    begin = end;
+  }
+  for (; numbered < p.b.count; ++numbered) {
+    p.b_class[numbered] = static_cast<Id>(number);
+  }
+}
+
+template <class W>
+void group(void* plan, std::int64_t, std::int64_t) {
+  using Id = typename Plan<W>::Id;
+  Plan<W>& p = as_plan<W>(plan);
+  const bool self = p.problem.self;
+  find_centre(p.x, self ? nullptr : &p.y, p.centre);
+  for (std::int64_t k = 0; k < p.problem.x.d; ++k) {
+    p.total[k] = 0;
+  }
+  add_blocks(p.x, p.x.raw_sums, p.total);
+
+  const Grouped x = group_rows(p.x, p.problem.labels, p.x_order, p.x_poisoned);
+  const Grouped y = self ? x : group_rows(p.y, p.problem.ref_labels, p.y_order, p.y_poisoned);
+  p.classes = x.classes;
+  p.x_poisoned_count = x.poisoned;
+  p.y_poisoned_count = y.poisoned;
+  p.a.count = x.finite;
+  p.a.order = p.x_order;
+  p.b.count = y.finite;
+  p.b.order = p.y_order;
+  match_classes(p);
+  for (std::int64_t k = p.a.count; k < p.a.slivers() * static_cast<std::int64_t>(kSliver<W>); ++k) {
+    p.a_class[k] = static_cast<Id>(-1);
+  }
+  for (std::int64_t k = p.b.count; k < p.b.slivers() * static_cast<std::int64_t>(kSliver<W>); ++k) {
+    p.b_class[k] = static_cast<Id>(-1);
+  }
+  for (std::int64_t i = 0; i < p.problem.x.n; ++i) {
+    p.problem.positive_index[i] = p.problem.negative_index[i] = 0;
+    p.problem.positive_distance[i] = p.problem.negative_distance[i] = 0;
+    p.problem.has_positive[i] = p.problem.has_negative[i] = false;
+  }
+}
+
+// --- step 3: centre and pack ---------------------------------------------------------------------------------------
+
+template <class W>
+std::int64_t pack_tasks(const void* plan) {
+  const Plan<W>& p = as_plan<W>(plan);
+  return p.a.slivers() + (p.problem.self ? 0 : p.b.slivers());
+}
+
+template <class W>
+void pack(void* plan, std::int64_t begin, std::int64_t end) {
+  const Plan<W>& p = as_plan<W>(plan);
+  const std::int64_t own = p.a.slivers();
+  for (std::int64_t t = begin; t < end; ++t) {
+    t < own ? pack_sliver(p.x, p.centre, p.a, t) : pack_sliver(p.y, p.centre, p.b, t - own);
+  }
+}
+
+template <class W>
+void measure(void* plan, std::int64_t, std::int64_t) {
+  Plan<W>& p = as_plan<W>(plan);
+  p.widest = 0;
+  for (std::int64_t panel = 0; panel < p.b_panels(); ++panel) {
+    p.radius[panel] = 0;
+    for (std::int64_t s = panel * p.panel; s < smaller(p.b.slivers(), (panel + 1) * p.panel); ++s) {
+      p.radius[panel] = larger(p.radius[panel], static_cast<double>(p.b.radius[s]));
+    }
+    p.widest = larger(p.widest, p.radius[panel]);
+  }
+}
+
+// --- exact choice among what screening leaves ----------------------------------------------------------------------
+
+/// The best candidate so far, by sign x key, then by original index.
+struct Best {
+  double key;
+  std::int64_t index;
+  bool found;
+};
+
+/// A search of one anchor: for the nearest candidate (sign 1) or the farthest (-1).
+template <class W>
+struct Search {
+  const Plan<W>& plan;
+  std::int64_t anchor;  // its position
+  double sign;
+  double above;  // candidates must have a key above this
+  double limit;  // no candidate whose sign x (c[j] - 2 a.b[j]) is surely above this can win
+  Best best;
+};
+
+template <class W>
+Search<W> search(const Plan<W>& plan, std::int64_t anchor, double sign) {
+  return {plan, anchor, sign, -__builtin_inf(), __builtin_inf(), {0, 0, false}};
+}
+
+template <class W>
+FASTMINE_NOINLINE void compare(Search<W>& s, std::int64_t candidate) {
+  const Plan<W>& p = s.plan;
+  const std::int64_t i = p.a.row(s.anchor), j = p.b.row(candidate);
+  const double key = exact_key<W>(p.problem.x, i, p.x.scale[i], p.problem.y, j, p.y.scale[j], p.problem.metric);
+  if (!(key > s.above)) {
+    return;
+  }
+  const double signed_key = s.sign * key;
+  if (!s.best.found || signed_key < s.best.key || (signed_key == s.best.key && j < s.best.index)) {
+    s.best = {signed_key, j, true};
+    s.limit = smaller(s.limit, signed_key - s.sign * static_cast<double>(p.a.c[s.anchor]));
+  }
+}
+
+/// Compare the anchor with the positions [from, to) of one sliver that its dot products cannot rule out.
+template <class W>
+FASTMINE_INLINE void scan(Search<W>& s, std::int64_t sliver, const W* dots, std::int64_t from, std::int64_t to) {
+  const Plan<W>& p = s.plan;
+  const std::int64_t first = sliver * static_cast<std::int64_t>(kSliver<W>);
+  from = larger(from, first);
+  to = smaller(to, smaller(first + static_cast<std::int64_t>(kSliver<W>), p.b.count));
+  const double error =
+      key_error<W>(p.problem.x.d, static_cast<double>(p.a.norm[s.anchor]), static_cast<double>(p.b.radius[sliver]));
+  for (std::int64_t j = from; j < to; ++j) {
+    const double screened = s.sign * (static_cast<double>(p.b.c[j]) - 2 * static_cast<double>(dots[j - first]));
+    if (!(screened - error > s.limit)) {
+      compare(s, j);
+    }
+  }
+}
+
+template <class W>
+void settle(const Search<W>& s, std::int64_t* index, double* distance, bool* found) {
+  const std::int64_t i = s.plan.a.row(s.anchor);
+  if (s.best.found) {
+    index[i] = s.best.index;
+    distance[i] = distance_of(s.sign * s.best.key, s.plan.problem.metric);
+    found[i] = true;
+  }
+}
+
+/// The first poisoned reference of row i's label (or of another): a candidate at distance NaN, taken before all.
+template <class W>
+std::int64_t first_poisoned(const Plan<W>& p, std::int64_t i, bool same) {
+  for (std::int64_t k = 0; k < p.y_poisoned_count; ++k) {
+    const std::int64_t j = p.y_poisoned[k];
+    if ((p.problem.ref_labels[j] == p.problem.labels[i]) == same) {
+      return j;
+    }
+  }
+  return -1;
+}
+
+void settle_poisoned(std::int64_t i, std::int64_t j, std::int64_t* index, double* distance, bool* found) {
+  index[i] = j;
+  distance[i] = __builtin_nan("");
+  found[i] = true;
+}
+
+// --- step 4: positives ---------------------------------------------------------------------------------------------
+
+/// Task: the positions of one tile of rows, against the slivers of their labels.
+template <class W>
+std::int64_t tile_tasks(const void* plan) {
+  return divide_up(as_plan<W>(plan).a.count, static_cast<std::int64_t>(kTileRows<W>));
+}
+
+template <class W>
+FASTMINE_INLINE const W* packed_rows(const Plan<W>& p, std::int64_t position) {
+  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
+  return p.a.sliver(position / sliver, p.problem.x.d) + position % sliver;
+}
+
+template <class W>
+void settle_positive(const Plan<W>& p, const Search<W>& s) {
+  const std::int64_t i = p.a.row(s.anchor);
+  const std::int64_t bad = first_poisoned(p, i, true);
+  if (bad >= 0) {
+    settle_poisoned(i, bad, p.problem.positive_index, p.problem.positive_distance, p.problem.has_positive);
+  } else {
+    settle(s, p.problem.positive_index, p.problem.positive_distance, p.problem.has_positive);
+  }
+  const bool bounded = s.best.found && bad < 0;
+  const double key = s.sign * s.best.key;
+  const double error = key_error<W>(p.problem.x.d, static_cast<double>(p.a.norm[s.anchor]), p.widest);
+  p.bound[s.anchor] = bounded ? key : -__builtin_inf();
+  p.floor[s.anchor] =
+      static_cast<W>(bounded ? key - static_cast<double>(p.a.c[s.anchor]) - 2 * error : -__builtin_inf());
+}
+
+template <class W>
+void find_positives_of_tile(const Plan<W>& p, std::int64_t first) {
+  constexpr std::int64_t tile_rows = static_cast<std::int64_t>(kTileRows<W>);
+  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
+  alignas(64) W dots[kTileRows<W> * kSliver<W>];
+  const std::int64_t rows = smaller(tile_rows, p.a.count - first);
+  const double sign = p.problem.easiest_positive ? 1 : -1;
+  Best best[kTileRows<W>];
+  double limit[kTileRows<W>];
+  std::int64_t begin = p.b.count, end = 0;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    best[r] = {0, 0, false};
+    limit[r] = __builtin_inf();
+    begin = smaller(begin, p.same_begin[first + r]);
+    end = larger(end, p.same_end[first + r]);
+  }
+  for (std::int64_t s = begin / sliver; s * sliver < end; ++s) {
+    dot_tile<W, kTileRows<W>>(packed_rows(p, first), p.b.sliver(s, p.problem.x.d),
+                              static_cast<std::size_t>(p.problem.x.d), dots);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      Search<W> found = search(p, first + r, sign);
+      found.best = best[r];
+      found.limit = limit[r];
+      const std::int64_t same_end = p.same_end[first + r];
+      const std::int64_t itself = p.problem.self ? first + r : same_end;
+      scan(found, s, dots + r * sliver, p.same_begin[first + r], itself);
+      scan(found, s, dots + r * sliver, itself + 1, same_end);
+      best[r] = found.best;
+      limit[r] = found.limit;
+    }
+  }
+  for (std::int64_t r = 0; r < rows; ++r) {
+    Search<W> found = search(p, first + r, sign);
+    found.best = best[r];
+    settle_positive(p, found);
+  }
+}
+
+template <class W>
+void find_positives(void* plan, std::int64_t begin, std::int64_t end) {
+  const Plan<W>& p = as_plan<W>(plan);
+  for (std::int64_t t = begin; t < end; ++t) {
+    find_positives_of_tile(p, t * static_cast<std::int64_t>(kTileRows<W>));
+  }
+}
+
+// --- step 5: screen the negatives ----------------------------------------------------------------------------------
+
+template <class V>
+FASTMINE_INLINE V least(V a, V b) {
+  return select(b < a, b, a);
+}
+
+template <class W>
+FASTMINE_INLINE W least_lane(Vec<W> v) {
+  W value = v[0];
+  for (std::size_t i = 1; i < lanes<W>; ++i) {
+    value = v[i] < value ? v[i] : value;
+  }
+  return value;
+}
+
+/// Bring one tile of products into the minima of its rows and, with `Mirror`, of its columns.
+///
+/// `Mixed`: some pairs may be of one label, and are left out. `Floored`: semi-hard, values below the floor are left
+/// out.
+template <class W, bool Mirror, bool Mixed, bool Floored>
+FASTMINE_INLINE void screen_tile(const Plan<W>& p, const W* dots, std::int64_t row, std::int64_t column,
+                                 Vec<W>* row_least, W* column_least) {
+  using V = Vec<W>;
+  using Id = typename Plan<W>::Id;
+  const V none = broadcast(static_cast<W>(__builtin_inf()));
+  for (std::size_t v = 0; v < kSliverVectors; ++v) {
+    const V c = load(p.b.c + column + v * lanes<W>);
+    const auto id = load<Id, lanes<W>>(p.b_class + column + v * lanes<W>);
+    V of_columns = Mirror ? load(column_least + v * lanes<W>) : none;
+    const V column_floor = Mirror && Floored ? load(p.floor + column + v * lanes<W>) : none;
+    for (std::size_t r = 0; r < kTileRows<W>; ++r) {
+      const std::int64_t i = row + static_cast<std::int64_t>(r);
+      const V twice = load(dots + r * kSliver<W> + v * lanes<W>) * 2;
+      V to_row = c - twice;
+      V to_column = p.a.c[i] - twice;
+      if constexpr (Floored) {
+        to_row = select(to_row < p.floor[i], none, to_row);
+        to_column = Mirror ? select(to_column < column_floor, none, to_column) : to_column;
+      }
+      if constexpr (Mixed) {
+        const auto same = id == broadcast<Id, lanes<W>>(p.a_class[i]);
+        to_row = select(same, none, to_row);
+        to_column = Mirror ? select(same, none, to_column) : to_column;
+      }
+      row_least[r] = least(row_least[r], to_row);
+      if constexpr (Mirror) {
+        of_columns = least(of_columns, to_column);
+      }
+    }
+    if constexpr (Mirror) {
+      store(column_least + v * lanes<W>, of_columns);
+    }
+  }
+}
+
+template <class W>
+bool share_a_class(const Plan<W>& p, std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns) {
+  return p.a_class[row + rows - 1] >= p.b_class[column] && p.b_class[column + columns - 1] >= p.a_class[row];
+}
+
+/// Rows of panel I against columns of panel J: writes the minima of I's rows over J and, with Mirror, of J's over I.
+template <class W, bool Mirror, bool Floored>
+void screen_panels(const Plan<W>& p, std::int64_t I, std::int64_t J) {
+  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
+  constexpr std::int64_t tile_rows = static_cast<std::int64_t>(kTileRows<W>);
+  using V = Vec<W>;
+  const V none = broadcast(static_cast<W>(__builtin_inf()));
+  alignas(64) W dots[kTileRows<W> * kSliver<W>];
+  V row_least[kSliver<W>];
+  const std::int64_t d = p.problem.x.d;
+  const std::int64_t a_end = smaller(p.a.slivers(), (I + 1) * p.panel);
+  const std::int64_t b_end = smaller(p.b.slivers(), (J + 1) * p.panel);
+  W* mirrored = p.nearest + I * p.stride;
+  if constexpr (Mirror) {
+    for (std::int64_t k = J * p.panel * sliver; k < b_end * sliver; ++k) {
+      mirrored[k] = none[0];
+    }
+  }
+  for (std::int64_t a = I * p.panel; a < a_end; ++a) {
+    const std::int64_t height = smaller(sliver, p.a.count - a * sliver);
+    for (V& v : row_least) {
+      v = none;
+    }
+    for (std::int64_t b = J * p.panel; b < b_end; ++b) {
+      const std::int64_t column = b * sliver, width = smaller(sliver, p.b.count - column);
+      for (std::int64_t r = 0; r < height; r += tile_rows) {
+        const std::int64_t row = a * sliver + r;
+        dot_tile<W, kTileRows<W>>(p.a.sliver(a, d) + r, p.b.sliver(b, d), static_cast<std::size_t>(d), dots);
+        if (share_a_class(p, row, smaller(tile_rows, height - r), column, width)) {
+          screen_tile<W, Mirror, true, Floored>(p, dots, row, column, row_least + r, mirrored + column);
+        } else {
+          screen_tile<W, Mirror, false, Floored>(p, dots, row, column, row_least + r, mirrored + column);
+        }
+      }
+    }
+    for (std::int64_t r = 0; r < height; ++r) {
+      p.nearest[J * p.stride + a * sliver + r] = least_lane<W>(row_least[r]);
+    }
+  }
+}
+
+/// Task: a pair of panels; with one set, each unordered pair once.
+template <class W>
+std::int64_t screen_tasks(const void* plan) {
+  const Plan<W>& p = as_plan<W>(plan);
+  const std::int64_t n = p.a_panels();
+  return p.problem.self ? n * (n + 1) / 2 : n * p.b_panels();
+}
+
+template <class W, bool Floored>
+void screen_range(const Plan<W>& p, std::int64_t begin, std::int64_t end) {
+  const std::int64_t columns = p.b_panels();
+  std::int64_t I = 0, J = 0, skip = begin;
+  while (I < p.a_panels()) {
+    const std::int64_t width = p.problem.self ? columns - I : columns;
+    if (skip < width) {
+      J = (p.problem.self ? I : 0) + skip;
+      break;
+    }
+    skip -= width;
+    ++I;
+  }
+  for (std::int64_t t = begin; t < end; ++t) {
+    if (p.problem.self && I != J) {
+      screen_panels<W, true, Floored>(p, I, J);
+    } else {
+      screen_panels<W, false, Floored>(p, I, J);
+    }
+    if (++J == columns) {
+      ++I;
+      J = p.problem.self ? I : 0;
+    }
+  }
+}
+
+template <class W>
+void screen(void* plan, std::int64_t begin, std::int64_t end) {
+  const Plan<W>& p = as_plan<W>(plan);
+  p.problem.semi_hard_negative ? screen_range<W, true>(p, begin, end) : screen_range<W, false>(p, begin, end);
+}
+
+// --- step 6: negatives ---------------------------------------------------------------------------------------------
+
+/// Compare the anchor with what the products with one sliver cannot rule out, except for its own label.
+template <class W>
+void scan_negatives(Search<W>& s, std::int64_t sliver) {
+  const Plan<W>& p = s.plan;
+  alignas(64) W dots[kSliver<W>];
+  dot_tile<W, 1>(packed_rows(p, s.anchor), p.b.sliver(sliver, p.problem.x.d), static_cast<std::size_t>(p.problem.x.d),
+                 dots);
+  scan(s, sliver, dots, 0, p.same_begin[s.anchor]);
+  scan(s, sliver, dots, p.same_end[s.anchor], p.b.count);
+}
+
+template <class W>
+double panel_error(const Plan<W>& p, std::int64_t anchor, std::int64_t panel) {
+  return key_error<W>(p.problem.x.d, static_cast<double>(p.a.norm[anchor]), p.radius[panel]);
+}
+
+/// The nearest negative above the search's bound.
+template <class W>
+void find_nearest(Search<W>& s) {
+  const Plan<W>& p = s.plan;
+  std::int64_t start = 0;
+  double sure = __builtin_inf();  // an upper bound on the nearest
+  for (std::int64_t panel = 0; panel < p.b_panels(); ++panel) {
+    const double value = static_cast<double>(p.nearest[panel * p.stride + s.anchor]);
+    const double at_most = value + panel_error(p, s.anchor, panel);
+    if (at_most < sure) {
+      sure = at_most;
+      start = panel;
+    }
+  }
+  if (!p.problem.semi_hard_negative) {
+    s.limit = sure;  // a semi-hard minimum may yet turn out not to be farther than the positive
+  }
+  for (std::int64_t k = 0; k < p.b_panels(); ++k) {  // the most promising panel first, then the others
+    const std::int64_t panel = k == 0 ? start : k <= start ? k - 1 : k;
+    const double value = static_cast<double>(p.nearest[panel * p.stride + s.anchor]);
+    const double error = panel_error(p, s.anchor, panel);
+    const bool nothing = value == __builtin_inf() && error < __builtin_inf();
+    if (nothing || value - error > s.limit) {
+      continue;
+    }
+    for (std::int64_t sliver = panel * p.panel; sliver < smaller(p.b.slivers(), (panel + 1) * p.panel); ++sliver) {
+      scan_negatives(s, sliver);
+    }
+  }
+}
+
+template <class W>
+Search<W> find_farthest(const Plan<W>& p, std::int64_t anchor) {
+  Search<W> farthest = search(p, anchor, -1);
+  for (std::int64_t sliver = 0; sliver < p.b.slivers(); ++sliver) {
+    scan_negatives(farthest, sliver);
+  }
+  return farthest;
+}
+
+template <class W>
+void find_negative(const Plan<W>& p, std::int64_t anchor) {
+  const std::int64_t i = p.a.row(anchor);
+  const std::int64_t bad = first_poisoned(p, i, false);
+  if (bad >= 0) {
+    settle_poisoned(i, bad, p.problem.negative_index, p.problem.negative_distance, p.problem.has_negative);
+    return;
+  }
+  if (p.same_end[anchor] - p.same_begin[anchor] == p.b.count) {
+    return;
+  }
+  Search<W> nearest = search(p, anchor, 1);
+  if (p.problem.semi_hard_negative) {
+    nearest.above = p.bound[anchor];
+  }
+  find_nearest(nearest);
+  settle(nearest.best.found ? nearest : find_farthest(p, anchor), p.problem.negative_index, p.problem.negative_distance,
+         p.problem.has_negative);
+}
+
+template <class W>
+std::int64_t anchor_tasks(const void* plan) {
+  return as_plan<W>(plan).a.count;
+}
+
+template <class W>
+void find_negatives(void* plan, std::int64_t begin, std::int64_t end) {
+  const Plan<W>& p = as_plan<W>(plan);
+  for (std::int64_t anchor = begin; anchor < end; ++anchor) {
+    find_negative(p, anchor);
+  }
+}
+
+// --- step 7: anchors that are themselves poisoned, and the evidence ------------------------------------------------
+
+template <class W>
+void find_for_poisoned(const Plan<W>& p, std::int64_t i) {
+  const BatchHard& q = p.problem;
+  for (std::int64_t j = 0; j < q.y.n && !(q.has_positive[i] && q.has_negative[i]); ++j) {
+    if (!takes_part(p.y, j) || (q.self && i == j)) {
+      continue;
+    }
+    if (q.ref_labels[j] == q.labels[i] && !q.has_positive[i]) {
+      settle_poisoned(i, j, q.positive_index, q.positive_distance, q.has_positive);
+    } else if (q.ref_labels[j] != q.labels[i] && !q.has_negative[i]) {
+      settle_poisoned(i, j, q.negative_index, q.negative_distance, q.has_negative);
+    }
+  }
+}
+
+template <class W>
+void gather_evidence(const Plan<W>& p) {
+  const BatchHard& q = p.problem;
+  double* e = q.evidence;
+  const auto at = [e](Mining field) -> double& { return e[static_cast<int>(field)]; };
+  for (int k = 0; k < static_cast<int>(Mining::count); ++k) {
+    e[k] = 0;
+  }
+  at(Mining::anchors) = static_cast<double>(q.x.n);
+  at(Mining::classes) = static_cast<double>(p.classes);
+  at(Mining::nonfinite_rows) = static_cast<double>(p.x_poisoned_count);
+  at(Mining::nonfinite_refs) = q.self ? 0 : static_cast<double>(p.y_poisoned_count);
+  for (std::int64_t i = 0; i < q.x.n; ++i) {
+    if (!takes_part(p.x, i)) {
+      continue;
+    }
+    at(Mining::admitted) += 1;
+    at(Mining::negative_labels) += q.labels[i] < 0;
+    at(Mining::zero_rows) += (p.x.kind[i] & kZero) != 0;
+    at(Mining::norm_squared_sum) += poisoned(p.x, i) ? 0 : p.x.squared[i];
+    at(Mining::has_positive) += q.has_positive[i];
+    at(Mining::has_negative) += q.has_negative[i];
+    if (!q.has_positive[i] || !q.has_negative[i]) {
+      continue;
+    }
+    const double d_p = q.positive_distance[i], d_n = q.negative_distance[i];
+    const bool first = at(Mining::valid) == 0;
+    at(Mining::valid) += 1;
+    at(Mining::hard) += q.metric == Metric::dot ? d_n > d_p : d_n < d_p;
+    at(Mining::positive_distance_sum) += d_p;
+    at(Mining::negative_distance_sum) += d_n;
+    double& farthest = at(Mining::positive_distance_max);
+    double& closest = at(Mining::negative_distance_min);
+    farthest = first || !(d_p <= farthest) ? (farthest != farthest ? farthest : d_p) : farthest;
+    closest = first || !(d_n >= closest) ? (closest != closest ? closest : d_n) : closest;
+  }
+  for (std::int64_t k = 0; k < q.x.d; ++k) {
+    at(Mining::sum_norm_squared) += p.total[k] * p.total[k];
+  }
+}
+
+template <class W>
+void finish(void* plan, std::int64_t, std::int64_t) {
+  const Plan<W>& p = as_plan<W>(plan);
+  for (std::int64_t k = 0; k < p.x_poisoned_count; ++k) {
+    find_for_poisoned(p, p.x_poisoned[k]);
+  }
+  gather_evidence(p);
+}
+
+std::int64_t once(const void*) { return 1; }
+std::int64_t few(const void*) { return 4; }
+
+/// Tasks of `work` multiply-adds each that are worth a thread.
+std::int64_t worth_a_thread(std::int64_t work) {
+  return larger<std::int64_t>(1, 400000 / larger<std::int64_t>(work, 1));
+}
+
+template <class W>
+std::int64_t tile_grain(const void* plan) {
+  const Plan<W>& p = as_plan<W>(plan);
+  return worth_a_thread(p.problem.x.d * static_cast<std::int64_t>(kTileRows<W> * kSliver<W>));
+}
+
+template <class W>
+std::int64_t screen_grain(const void* plan) {
+  const Plan<W>& p = as_plan<W>(plan);
+  const std::int64_t side = p.panel * static_cast<std::int64_t>(kSliver<W>);
+  return worth_a_thread(p.problem.x.d * side * side);
+}
+
+template <class W>
+std::int64_t anchor_grain(const void* plan) {
+  const Plan<W>& p = as_plan<W>(plan);
+  return worth_a_thread(4 * p.problem.x.d * p.panel * static_cast<std::int64_t>(kSliver<W>));
+}
+
+template <class W>
+constexpr Stage kStages[] = {
+    {&look_tasks<W>, &few, &look<W>},
+    {&once, &once, &group<W>},
+    {&pack_tasks<W>, &few, &pack<W>},
+    {&once, &once, &measure<W>},
+    {&tile_tasks<W>, &tile_grain<W>, &find_positives<W>},
+    {&screen_tasks<W>, &screen_grain<W>, &screen<W>},
+    {&anchor_tasks<W>, &anchor_grain<W>, &find_negatives<W>},
+    {&once, &once, &finish<W>},
+};
+
+template <class W>
+std::size_t workspace(const BatchHard& problem) {
+  Arena arena(nullptr);
+  arena.take<Plan<W>>(1);
+  lay_out<W>(problem, arena);
+  return arena.used();
+}
+
+template <class W>
+void* plan(const BatchHard& problem, void* memory) {
+  Arena arena(memory);
+  Plan<W>* place = arena.take<Plan<W>>(1);
+  *place = lay_out<W>(problem, arena);
+  return place;
+}
+
+}  // namespace
+
+extern const BatchHardKernel batch_hard_float32;
+extern const BatchHardKernel batch_hard_float64;
+const BatchHardKernel batch_hard_float32{&workspace<float>, &plan<float>, kStages<float>,
+                                         static_cast<int>(sizeof kStages<float> / sizeof *kStages<float>)};
+const BatchHardKernel batch_hard_float64{&workspace<double>, &plan<double>, kStages<double>,
+                                         static_cast<int>(sizeof kStages<double> / sizeof *kStages<double>)};
+
+}  // namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE

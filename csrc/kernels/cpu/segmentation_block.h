@@ -1,0 +1,271 @@
+// Short runs of logits, targets and validity in one working type, whatever they are in memory.
+//
+// A kernel's inner loop sees full vectors and no mask. Where a run is shorter, or an item is invalid, it gets a neutral
+// logit with target 0 instead, from which every sum and every gradient comes out as exactly 0.
+#pragma once
+
+#include "kernels/cpu/convert.h"
+#include "kernels/cpu/math.h"
+#include "kernels/cpu/segmentation_formula.h"
+
+namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
+
+inline constexpr std::int64_t kBlock = 512;  // positions added in the working type before float64 takes over
+
+template <class T>
+inline constexpr T kLargest = sizeof(T) == 4 ? static_cast<T>(__FLT_MAX__) : static_cast<T>(__DBL_MAX__);
+
+template <class T>
+inline constexpr DType kDType = sizeof(T) == 4 ? DType::float32 : DType::float64;
+
+/// A run of positions of one sample; `row` numbers the pairs (sample, class) for sigmoid, the samples for softmax.
+struct Run {
+  std::int64_t sample, first_class, classes;
+  std::int64_t begin, end;  // positions
+};
+
+FASTMINE_INLINE Run run_of(const SegmentationTasks& tasks, const SegmentationInputs& in, std::int64_t task) {
+  const std::int64_t row = task / tasks.runs;
+  const std::int64_t begin = task % tasks.runs * tasks.run;
+  const std::int64_t end = begin + tasks.run < in.positions ? begin + tasks.run : in.positions;
+  const bool softmax = in.mode == SegmentationMode::multiclass;
+  return {softmax ? row : row / in.classes, softmax ? 0 : row % in.classes, tasks.classes, begin, end};
+}
+
+/// Positions of one (sample, class) of an array.
+struct Row {
+  const char* data;
+  DType dtype;
+  std::ptrdiff_t stride;
+};
+
+FASTMINE_INLINE Row row_of(const Grid& grid, std::int64_t sample, std::int64_t k) {
+  const std::int64_t offset = sample * grid.stride[0] + k * grid.stride[1];
+  return {static_cast<const char*>(grid.data) + offset * static_cast<std::int64_t>(size_of(grid.dtype)), grid.dtype,
+          grid.stride[2]};
+}
+
+FASTMINE_INLINE const char* at(const Row& row, std::int64_t position) {
+  return row.data + position * row.stride * static_cast<std::int64_t>(size_of(row.dtype));
+}
+
+template <class T>
+FASTMINE_INLINE void read_positions(const Row& row, std::int64_t begin, std::int64_t n, T* out) {
+  read(at(row, begin), row.dtype, row.stride, static_cast<std::size_t>(n), out);
+}
+
+/// The next multiple of the vector length.
+template <class T>
+FASTMINE_INLINE std::int64_t padded(std::int64_t n) {
+  constexpr auto kLanes = static_cast<std::int64_t>(lanes<T>);
+  return (n + kLanes - 1) / kLanes * kLanes;
+}
+
+/// Which of up to kBlock positions are valid.
+struct Validity {
+  const std::uint8_t* flags = nullptr;  // null where all are
+  std::int64_t items = 0;
+  alignas(64) std::uint8_t buffer[kBlock];
+
+  FASTMINE_NOINLINE void look(const Row& row, std::int64_t begin, std::int64_t n) {
+    flags = nullptr;
+    items = n;
+    if (row.data == nullptr) {
+      return;
+    }
+    const auto* from = reinterpret_cast<const std::uint8_t*>(at(row, begin));
+    if (row.stride != 1) {
+      for (std::int64_t i = 0; i < n; ++i) {
+        buffer[i] = from[i * row.stride];
+      }
+      from = buffer;
+    }
+    std::int64_t set = 0;
+    for (std::int64_t i = 0; i < n; ++i) {
+      set += from[i] != 0;
+    }
+    items = set;
+    flags = set == n ? nullptr : from;
+  }
+
+  bool all() const { return flags == nullptr; }
+};
+
+/// The row of `valid` that a run of positions needs, or a row without data where there is nothing to look up.
+FASTMINE_INLINE Row validity_of(const SegmentationInputs& in, const Run& run) {
+  return in.valid.data == nullptr ? Row{nullptr, DType::bool_, 0} : row_of(in.valid, run.sample, run.first_class);
+}
+
+/// Put `neutral` where an item is invalid, and from n up to a full vector.
+template <class T>
+FASTMINE_NOINLINE inline void neutralise(T* values, std::int64_t n, const Validity& validity, T neutral) {
+  if (!validity.all()) {
+    for (std::int64_t i = 0; i < n; ++i) {
+      values[i] = validity.flags[i] != 0 ? values[i] : neutral;
+    }
+  }
+  for (std::int64_t i = n; i < padded<T>(n); ++i) {
+    values[i] = neutral;
+  }
+}
+
+/// n positions of a row, neutral where they should be: in place where they can be used there, else in the buffer.
+template <class T>
+FASTMINE_INLINE const T* block_of(const Row& row, std::int64_t begin, std::int64_t n, const Validity& validity,
+                                  T neutral, T* buffer) {
+  const bool whole = validity.all() && padded<T>(n) == n;
+  if (whole && row.dtype == kDType<T> && row.stride == 1) {
+    return reinterpret_cast<const T*>(at(row, begin));
+  }
+  read_positions(row, begin, n, buffer);
+  if (!whole) {
+    neutralise(buffer, n, validity, neutral);
+  }
+  return buffer;
+}
+
+/// The range of some values.
+struct Range {
+  double min = __builtin_inf();
+  double max = -__builtin_inf();
+
+  /// One more value; NaN makes the range NaN.
+  FASTMINE_INLINE void add(double value) {
+    min = value < min || value != value ? value : min;
+    max = value > max || value != value ? value : max;
+  }
+
+  /// Values between low and high; NaN is passed over.
+  FASTMINE_INLINE void cover(double low, double high) {
+    min = low < min ? low : min;
+    max = high > max ? high : max;
+  }
+
+  template <class V>
+  FASTMINE_INLINE void cover_lanes(V low, V high) {
+    for (std::size_t i = 0; i < size<V>; ++i) {
+      cover(static_cast<double>(low[i]), static_cast<double>(high[i]));
+    }
+  }
+};
+
+// A second look at a run, in float64 and item by item: only where the first found something odd, or might have missed
+// it.
+
+inline void inspect_targets(const SegmentationInputs& in, const Run& run, SegmentationPart& part) {
+  const Row row = row_of(in.target, run.sample, run.first_class), valid = validity_of(in, run);
+  const double largest = in.mode == SegmentationMode::multiclass ? static_cast<double>(in.classes - 1) : 1.0;
+  Validity validity;
+  double values[kBlock];
+  Range range;
+  part.out_of_range = 0;
+  for (std::int64_t begin = run.begin; begin < run.end; begin += kBlock) {
+    const std::int64_t n = run.end - begin < kBlock ? run.end - begin : kBlock;
+    validity.look(valid, begin, n);
+    read_positions(row, begin, n, values);
+    for (std::int64_t i = 0; i < n; ++i) {
+      if (validity.all() || validity.flags[i] != 0) {
+        range.add(values[i]);
+        part.out_of_range += values[i] >= 0 && values[i] <= largest ? 0 : 1;
+      }
+    }
+  }
+  part.target_min = range.min;
+  part.target_max = range.max;
+}
+
+inline void inspect_logits(const SegmentationInputs& in, const Run& run, SegmentationPart& part) {
+  const Row valid = validity_of(in, run);
+  Validity validity;
+  double values[kBlock];
+  Range range;
+  part.nonfinite = 0;
+  for (std::int64_t k = 0; k < run.classes; ++k) {
+    const Row row = row_of(in.logits, run.sample, run.first_class + k);
+    for (std::int64_t begin = run.begin; begin < run.end; begin += kBlock) {
+      const std::int64_t n = run.end - begin < kBlock ? run.end - begin : kBlock;
+      validity.look(valid, begin, n);
+      read_positions(row, begin, n, values);
+      for (std::int64_t i = 0; i < n; ++i) {
+        if (validity.all() || validity.flags[i] != 0) {
+          range.add(values[i]);
+          part.nonfinite += __builtin_isfinite(values[i]) ? 0 : 1;
+        }
+      }
+    }
+  }
+  part.logit_min = range.min;
+  part.logit_max = range.max;
+}
+
+/// Count what is not finite or out of range, if there can be any: given the sums of a run's predictions and targets,
+/// and a part whose ranges pass over NaN. Targets in float64 may have been rounded into their domain.
+template <class T>
+inline void look_again(const SegmentationInputs& in, const Run& run, double prediction, double target,
+                       SegmentationPart& part) {
+  constexpr double kInf = __builtin_inf();
+  const double largest = in.mode == SegmentationMode::multiclass ? static_cast<double>(in.classes - 1) : 1.0;
+  const bool any = part.items > 0;
+  if (any && !(prediction == prediction && part.logit_min > -kInf && part.logit_max < kInf)) {
+    inspect_logits(in, run, part);
+  }
+  const bool rounded = in.target.dtype == DType::float64 && sizeof(T) == sizeof(float);
+  if (any && !(!rounded && target == target && part.target_min >= 0 && part.target_max <= largest)) {
+    inspect_targets(in, run, part);
+  }
+}
+
+// One kernel for each mode, in segmentation_sigmoid.cpp and segmentation_softmax.cpp; T is the working type.
+
+template <class T>
+void sigmoid_sums(const SegmentationLoss& problem, const Run& run, SegmentationPart& part, SegmentationGroup* group);
+template <class T>
+void softmax_sums(const SegmentationLoss& problem, const Run& run, SegmentationPart& part, SegmentationGroup* groups);
+template <class T>
+void sigmoid_gradient(const SegmentationLossBackward& problem, const Run& run);
+template <class T>
+void softmax_gradient(const SegmentationLossBackward& problem, const Run& run);
+
+/// Which pointwise terms an inner loop computes, and by which power; focal terms include the entropy.
+enum class Pointwise : std::uint8_t { none, entropy, focal_0, focal_1, focal_2, focal };
+
+FASTMINE_INLINE Pointwise pointwise(bool entropy, bool focal, double gamma) {
+  if (!focal) {
+    return entropy ? Pointwise::entropy : Pointwise::none;
+  }
+  if (gamma == 0) {
+    return Pointwise::focal_0;
+  }
+  return gamma == 1 ? Pointwise::focal_1 : gamma == 2 ? Pointwise::focal_2 : Pointwise::focal;
+}
+
+/// u^gamma, given u and its logarithm (used by no other kind than Pointwise::focal).
+template <Pointwise kKind, class V>
+FASTMINE_INLINE V power(V u, V log_u, Lane<V> gamma) {
+  if constexpr (kKind == Pointwise::focal_0) {
+    return fill<V>(1);
+  } else if constexpr (kKind == Pointwise::focal_1) {
+    return u;
+  } else if constexpr (kKind == Pointwise::focal_2) {
+    return u * u;
+  } else {
+    return exp_nonpositive(log_u * gamma);
+  }
+}
+
+/// The upstream gradient of a sample's loss.
+FASTMINE_INLINE double upstream(const SegmentationLossBackward& problem, std::int64_t sample) {
+  double grad = 0;
+  const std::int64_t offset = sample * problem.grad_stride * static_cast<std::int64_t>(size_of(problem.grad_dtype));
+  read(static_cast<const char*>(problem.grad) + offset, problem.grad_dtype, 1, 1, &grad);
+  return grad;
+}
+
+/// Where the gradient of n positions from `begin` goes.
+FASTMINE_INLINE char* gradient_at(const SegmentationLossBackward& problem, std::int64_t sample, std::int64_t k,
+                                  std::int64_t begin) {
+  const std::int64_t offset = (sample * problem.in.classes + k) * problem.in.positions + begin;
+  return static_cast<char*>(problem.grad_logits) + offset * static_cast<std::int64_t>(size_of(problem.in.logits.dtype));
+}
+
+}  // namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE

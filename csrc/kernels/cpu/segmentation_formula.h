@@ -1,0 +1,48 @@
+// From the sums of all tasks to loss, coefficients and evidence: plain float64 arithmetic, compiled once.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/segmentation_loss.h"
+
+namespace fastmine::cpu {
+
+/// What one task found, followed in memory by `classes` SegmentationGroup.
+struct SegmentationPart {
+  double items;  // valid ones; multiclass: positions
+  double cross_entropy;
+  double focal;
+  double target_min;  // over valid items, +Inf and -Inf where there are none; NaN if one of them is
+  double target_max;
+  double logit_min;
+  double logit_max;
+  double nonfinite;     // valid logits that are NaN or infinite
+  double out_of_range;  // valid targets outside their domain
+};
+
+struct SegmentationGroup {
+  double target;
+  double prediction;
+  double overlap;
+};
+
+/// How the work is cut. A task is a run of positions of one sample, and of one class (sigmoid) or of all (softmax).
+struct SegmentationTasks {
+  std::int64_t rows;     // pairs (sample, class) for sigmoid, samples for softmax
+  std::int64_t classes;  // of one task
+  std::int64_t run;      // positions of one task, but for the last of a row
+  std::int64_t runs;     // tasks of one row
+  std::int64_t grain;    // tasks worth a thread of their own
+};
+
+/// Depends on the shape alone.
+SegmentationTasks segmentation_tasks(const SegmentationInputs& in) noexcept;
+
+/// Doubles of one part with its groups.
+std::int64_t segmentation_part_size(const SegmentationTasks& tasks) noexcept;
+
+/// Add the parts in order, and write the outputs of the problem. Needs room for sums and entropies in the problem.
+void segmentation_formula(const SegmentationLoss& problem, const SegmentationTasks& tasks,
+                          const double* parts) noexcept;
+
+}  // namespace fastmine::cpu

@@ -1,0 +1,178 @@
+// fastmine::batch_hard, fastmine::triplet_loss and their backward pass on the CPU.
+#include "kernels/batch_hard.h"
+
+#include <tuple>
+
+#include "kernels/triplet_loss.h"
+#include "torch/cpu/embeddings.h"
+#include "torch/cpu/kernels.h"
+
+namespace fastmine {
+namespace {
+
+using MaybeTensor = std::optional<Tensor>;
+using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+/// The tensors that mining reads, made such that kernels can, and those that it writes.
+struct Mined {
+  Tensor embeddings, labels, ref_embeddings, ref_labels;
+  MaybeTensor valid, ref_valid;
+  Tensor positive_index, negative_index, distances, has_positive, has_negative, evidence;
+};
+
+MaybeTensor dense(const MaybeTensor& mask) {
+  return mask ? MaybeTensor(torch::stable::contiguous(*mask)) : std::nullopt;
+}
+
+const bool* flags(const MaybeTensor& mask) { return mask ? static_cast<const bool*>(mask->const_data_ptr()) : nullptr; }
+
+/// `extra` places are left at the end of the evidence, and stay for the caller to fill.
+Mined mine(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid, const MaybeTensor& ref_embeddings,
+           const MaybeTensor& ref_labels, const MaybeTensor& ref_valid, const std::string& metric,
+           const std::string& positive, const std::string& negative, int64_t extra) {
+  const bool self = !ref_embeddings.has_value();
+  Mined m;
+  m.embeddings = with_dense_rows(embeddings);
+  m.labels = torch::stable::contiguous(labels);
+  m.valid = dense(valid);
+  m.ref_embeddings = self ? m.embeddings : with_dense_rows(*ref_embeddings);
+  m.ref_labels = self ? m.labels : torch::stable::contiguous(ref_labels.value());
+  m.ref_valid = self ? m.valid : dense(ref_valid);
+  const int64_t n = m.embeddings.size(0);
+  FASTMINE_CHECK(m.labels.numel() == n && m.ref_labels.numel() == m.ref_embeddings.size(0), "one label per row");
+  FASTMINE_CHECK(
+      m.embeddings.size(1) == m.ref_embeddings.size(1) && m.embeddings.scalar_type() == m.ref_embeddings.scalar_type(),
+      "embeddings and ref_embeddings do not match");
+  m.positive_index = make({n}, ScalarType::Long);
+  m.negative_index = make({n}, ScalarType::Long);
+  m.distances = make({2, n}, ScalarType::Double);
+  m.has_positive = make({n}, ScalarType::Bool);
+  m.has_negative = make({n}, ScalarType::Bool);
+  m.evidence = make({static_cast<int64_t>(Mining::count) + extra}, ScalarType::Double);
+
+  BatchHard problem{};
+  problem.x = rows_of(m.embeddings);
+  problem.labels = static_cast<const int64_t*>(m.labels.const_data_ptr());
+  problem.valid = flags(m.valid);
+  problem.y = rows_of(m.ref_embeddings);
+  problem.ref_labels = static_cast<const int64_t*>(m.ref_labels.const_data_ptr());
+  problem.ref_valid = flags(m.ref_valid);
+  problem.self = self;
+  problem.metric = metric_of(metric);
+  problem.easiest_positive = positive == "easiest";
+  problem.semi_hard_negative = negative == "semi_hard";
+  problem.positive_index = data<int64_t>(m.positive_index);
+  problem.negative_index = data<int64_t>(m.negative_index);
+  problem.positive_distance = data<double>(m.distances);
+  problem.negative_distance = data<double>(m.distances) + n;
+  problem.has_positive = data<bool>(m.has_positive);
+  problem.has_negative = data<bool>(m.has_negative);
+  problem.evidence = data<double>(m.evidence);
+  run(*kernels().batch_hard[result_type(embeddings) == ScalarType::Double], problem);
+  return m;
+}
+
+/// A float64 tensor in the type that results have.
+Tensor as_result(const Tensor& values, const Tensor& embeddings) {
+  const ScalarType type = result_type(embeddings);
+  return type == ScalarType::Double ? values : torch::stable::to(values, type);
+}
+
+Seven batch_hard(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid,
+                 const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels, const MaybeTensor& ref_valid,
+                 const std::string& metric, const std::string& positive, const std::string& negative) {
+  const Mined m = mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, positive, negative, 0);
+  const int64_t n = m.embeddings.size(0);
+  Tensor d_p = make({n}, result_type(embeddings)), d_n = make({n}, result_type(embeddings));
+  torch::stable::copy_(d_p, torch::stable::select(m.distances, 0, 0));
+  torch::stable::copy_(d_n, torch::stable::select(m.distances, 0, 1));
+  return {m.positive_index, m.negative_index, d_p, d_n, m.has_positive, m.has_negative, m.evidence};
+}
+
+TripletShape shape_of(const std::string& name) {
+  return name == "soft" ? TripletShape::soft : name == "leaky" ? TripletShape::leaky : TripletShape::hinge;
+}
+
+OnEmpty on_empty_of(const std::string& name) {
+  return name == "pull" ? OnEmpty::pull : name == "push" ? OnEmpty::push : OnEmpty::zero;
+}
+
+Reduction reduction_of(const std::string& name) {
+  return name == "none" ? Reduction::none : name == "sum" ? Reduction::sum : Reduction::mean;
+}
+
+Seven triplet_loss(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid,
+                   const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels, const MaybeTensor& ref_valid,
+                   const std::string& metric, const std::string& positive, const std::string& negative,
+                   const std::string& shape, double margin, double leak, const std::string& on_empty,
+                   const std::string& reduction) {
+  const Mined m = mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, positive, negative, 2);
+  const int64_t n = m.embeddings.size(0);
+  const Tensor loss = reduction == "none" ? make({n}, ScalarType::Double) : make({}, ScalarType::Double);
+  const Tensor slopes = make({2, n}, ScalarType::Double);
+  double* extra = data<double>(m.evidence) + static_cast<int>(Mining::count);
+
+  TripletLoss problem{};
+  problem.n = n;
+  problem.positive_distance = data<double>(m.distances);
+  problem.negative_distance = data<double>(m.distances) + n;
+  problem.has_positive = data<bool>(m.has_positive);
+  problem.has_negative = data<bool>(m.has_negative);
+  problem.metric = metric_of(metric);
+  problem.shape = shape_of(shape);
+  problem.margin = margin;
+  problem.leak = leak;
+  problem.on_empty = on_empty_of(on_empty);
+  problem.reduction = reduction_of(reduction);
+  problem.loss = data<double>(loss);
+  problem.slopes = data<double>(slopes);
+  problem.active = extra;
+  problem.semi_hard = extra + 1;
+  cpu::triplet_loss(problem);
+  return {as_result(loss, embeddings),   m.positive_index, m.negative_index, m.has_positive, m.has_negative,
+          as_result(slopes, embeddings), m.evidence};
+}
+
+std::tuple<Tensor, Tensor> batch_hard_backward(const Tensor& grad_positive, const Tensor& grad_negative,
+                                               const Tensor& embeddings, const MaybeTensor& ref_embeddings,
+                                               const Tensor& positive_index, const Tensor& negative_index,
+                                               const Tensor& has_positive, const Tensor& has_negative,
+                                               const std::string& metric) {
+  const bool self = !ref_embeddings.has_value();
+  const Tensor x = with_dense_rows(embeddings), y = self ? x : with_dense_rows(*ref_embeddings);
+  const Tensor p = torch::stable::contiguous(positive_index), n = torch::stable::contiguous(negative_index);
+  const Tensor has_p = torch::stable::contiguous(has_positive), has_n = torch::stable::contiguous(has_negative);
+  FASTMINE_CHECK(grad_positive.dim() == 1 && grad_positive.numel() == x.size(0) && grad_negative.dim() == 1 &&
+                     grad_negative.numel() == x.size(0) && grad_positive.scalar_type() == grad_negative.scalar_type(),
+                 "one gradient per anchor and distance");
+  const Tensor grad_x = make({x.size(0), x.size(1)}, x.scalar_type());
+  const Tensor grad_y = self ? make({0}, x.scalar_type()) : make({y.size(0), y.size(1)}, y.scalar_type());
+
+  BatchHardBackward problem{};
+  problem.x = rows_of(x);
+  problem.y = rows_of(y);
+  problem.self = self;
+  problem.metric = metric_of(metric);
+  problem.positive_index = static_cast<const int64_t*>(p.const_data_ptr());
+  problem.negative_index = static_cast<const int64_t*>(n.const_data_ptr());
+  problem.has_positive = static_cast<const bool*>(has_p.const_data_ptr());
+  problem.has_negative = static_cast<const bool*>(has_n.const_data_ptr());
+  problem.grad_positive = grad_positive.const_data_ptr();
+  problem.grad_negative = grad_negative.const_data_ptr();
+  problem.grad_dtype = dtype_of(grad_positive.scalar_type());
+  problem.grad_positive_stride = grad_positive.stride(0);
+  problem.grad_negative_stride = grad_negative.stride(0);
+  problem.grad_x = grad_x.mutable_data_ptr();
+  problem.grad_y = grad_y.mutable_data_ptr();
+  run(*kernels().batch_hard_backward[result_type(x) == ScalarType::Double], problem);
+  return {grad_x, grad_y};
+}
+
+}  // namespace
+}  // namespace fastmine
+
+STABLE_TORCH_LIBRARY_IMPL(fastmine, CPU, m) {
+  m.impl("batch_hard", TORCH_BOX(&fastmine::batch_hard));
+  m.impl("batch_hard_backward", TORCH_BOX(&fastmine::batch_hard_backward));
+  m.impl("triplet_loss", TORCH_BOX(&fastmine::triplet_loss));
+}

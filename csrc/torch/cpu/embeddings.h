@@ -1,0 +1,67 @@
+// What the bindings of the ops on embeddings share: tensors as rows, options by name, and running a staged kernel.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "kernels/embeddings.h"
+#include "kernels/stage.h"
+#include "torch/compat.h"
+
+namespace fastmine {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+/// Distances and losses are float64 for float64 inputs, else float32.
+inline ScalarType result_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+/// A CPU tensor of this shape and type, uninitialised.
+inline Tensor make(std::initializer_list<int64_t> shape, ScalarType type) {
+  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), type);
+}
+
+template <class T>
+T* data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+/// x with the elements of each row next to each other; most tensors are so already.
+inline Tensor with_dense_rows(const Tensor& x) {
+  FASTMINE_CHECK(x.dim() == 2, "expected a matrix, got ", x.dim(), " dimensions");
+  return x.size(1) <= 1 || x.stride(1) == 1 ? x : torch::stable::contiguous(x);
+}
+
+inline Rows rows_of(const Tensor& x) {
+  return {x.const_data_ptr(), dtype_of(x.scalar_type()), x.size(0), x.size(1), x.stride(0)};
+}
+
+inline Metric metric_of(const std::string& name) {
+  if (name == "euclidean") return Metric::euclidean;
+  if (name == "sqeuclidean") return Metric::sqeuclidean;
+  if (name == "cosine") return Metric::cosine;
+  FASTMINE_CHECK(name == "dot", "unknown metric ", name);
+  return Metric::dot;
+}
+
+/// Lay out the workspace of a kernel and run its stages, each on as many threads as torch allows.
+template <class P>
+void run(const StagedKernel<P>& kernel, const P& problem) {
+  constexpr size_t kLine = 64;
+  const Tensor memory = make({static_cast<int64_t>(kernel.workspace(problem) + kLine)}, ScalarType::Byte);
+  const auto address = reinterpret_cast<uintptr_t>(memory.mutable_data_ptr());
+  void* plan = kernel.plan(problem, reinterpret_cast<void*>((address + kLine - 1) / kLine * kLine));
+  for (int k = 0; k < kernel.count; ++k) {
+    const Stage& stage = kernel.stages[k];
+    const int64_t tasks = stage.tasks(plan), grain = stage.grain(plan);
+    if (tasks <= grain) {
+      stage.run(plan, 0, tasks);
+    } else {
+      torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) { stage.run(plan, begin, end); });
+    }
+  }
+}
+
+}  // namespace fastmine

@@ -1,0 +1,149 @@
+"""torch.compile without a graph break, forward and backward equal to eager; batches of any size, and export."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.export import Dim
+
+import fastmine.functional as F
+from cases import Case, gradients, leaves, named, upstream
+from compare import assert_gradients_agree, assert_values_agree
+from fastmine import losses
+
+ROWS = (
+    "pairwise_distance-cosine-other",
+    "batch_hard-references_masked-euclidean-hardest-semi_hard",
+    "triplet_loss-hinge-sum",
+    "triplet_loss-pull-one_class-euclidean",
+    "segmentation_loss-binary-valid_element",
+    "segmentation_loss-multiclass-all-mean",
+)
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("c++")), reason="inductor needs a C++ compiler"
+)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_cache() -> None:
+    torch.compiler.reset()
+
+
+def assert_compiled_is_eager(case: Case, backend: str) -> None:
+    inputs = case.inputs(torch.float32)
+    by = leaves(inputs)
+    compiled = torch.compile(lambda given: case(given), fullgraph=True, backend=backend)
+    got, want = compiled(inputs), case(inputs)
+    for name, value in want.items():
+        assert_values_agree(got[name], value, "exact" if not value.is_floating_point() else case.family, name)
+    weights = upstream(want)
+    found, expected = gradients(got, weights, by), gradients(want, weights, by)
+    for name, gradient in expected.items():
+        assert_gradients_agree(found[name], gradient.double(), name)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_no_graph_break_and_the_same_results(name: str) -> None:
+    assert_compiled_is_eager(named(name), "aot_eager")
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["triplet_loss-soft-euclidean", "segmentation_loss-binary-all-mean"])
+def test_inductor(name: str) -> None:
+    assert_compiled_is_eager(named(name), "inductor")
+
+
+class Counter:
+    """A backend that counts how often it is asked to compile."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        self.count += 1
+        return graph.forward
+
+
+def batch(n: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(n, 4), torch.arange(n) % 3
+
+
+def test_a_new_batch_size_does_not_compile_again() -> None:
+    counter = Counter()
+    loss = torch.compile(lambda z, y: F.triplet_loss(z, y), fullgraph=True, backend=counter)
+    for n in (12, 9, 30):
+        embeddings, labels = batch(n)
+        for x in (embeddings, labels):
+            torch._dynamo.mark_dynamic(x, 0)
+        assert torch.equal(loss(embeddings, labels), F.triplet_loss(embeddings, labels))
+    assert counter.count == 1
+
+
+def test_a_new_image_size_does_not_compile_again() -> None:
+    counter = Counter()
+    loss = torch.compile(lambda x, t: F.dice_loss(x, t), fullgraph=True, backend=counter)
+    for height in (5, 8, 11):
+        logits, target = torch.randn(3, height, 4), (torch.rand(3, height, 4) > 0.5)
+        for x in (logits, target):
+            torch._dynamo.mark_dynamic(x, 1)
+        assert torch.equal(loss(logits, target), F.dice_loss(logits, target))
+    assert counter.count == 1
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.TripletLoss(),
+        losses.CompositeLoss(
+            {"hinge": losses.TripletLoss(), "soft": losses.TripletLoss("soft")}, {"hinge": 1.0, "soft": 0.5}
+        ),
+    ],
+    ids=["TripletLoss", "CompositeLoss"],
+)
+def test_modules_compile_and_keep_their_evidence(loss: losses.EvidentLoss[Any]) -> None:
+    embeddings, labels = batch(9)
+    embeddings.requires_grad_()
+    want = loss(embeddings, labels)
+    evidence = loss.evidence.as_dict()
+    (want_gradient,) = torch.autograd.grad(want, embeddings)
+    loss(torch.zeros(4, 4), torch.tensor([0, 0, 1, 1]))  # other evidence
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    got = compiled(embeddings, labels)
+    assert got.item() == want.item()
+    assert torch.equal(torch.autograd.grad(got, embeddings)[0], want_gradient)
+    assert loss.evidence.as_dict() == evidence
+
+
+class Functional(torch.nn.Module):
+    """A function, in the form that export takes."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.function(x, y)
+
+
+def test_export_with_any_batch_size() -> None:
+    rows = Dim("rows", min=2)
+    exported = torch.export.export(Functional(F.triplet_loss), batch(12), dynamic_shapes=({0: rows}, {0: rows}))
+    for n in (5, 40):
+        embeddings, labels = batch(n)
+        assert torch.equal(exported.module()(embeddings, labels), F.triplet_loss(embeddings, labels))
+
+
+def test_export_of_a_segmentation_loss() -> None:
+    def images(n: int, height: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(n, 1, height, 4), torch.rand(n, 1, height, 4) > 0.5
+
+    free = {0: Dim("images", min=2), 2: Dim("height", min=2)}
+    exported = torch.export.export(Functional(F.dice_loss), images(3, 5), dynamic_shapes=(free, free))
+    logits, target = images(7, 9)
+    assert torch.equal(exported.module()(logits, target), F.dice_loss(logits, target))

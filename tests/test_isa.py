@@ -1,0 +1,67 @@
+"""Every instruction set of this machine agrees with the reference; a wrong name is an error that lists the right ones."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from cases import CASES, LAID_OUT, lay_out
+from support import python, succeeds
+from test_equivalence import assert_case_is_true
+
+ISAS = ("baseline", "avx2", "avx512")
+
+
+def check_rows(isa: str) -> None:
+    """Run in a process that was started with FASTMINE_ISA=isa."""
+    from fastmine import _native
+
+    assert _native.isa() == isa
+    failures = []
+    rows = [(case, case.inputs(dtype), dtype) for case in CASES for dtype in case.dtypes]
+    rows += [(case, lay_out(case.inputs(torch.float32), layout), layout) for case, layout in LAID_OUT[::3]]
+    for case, inputs, variant in rows:
+        try:
+            assert_case_is_true(case, inputs)
+        except AssertionError as error:
+            failures.append(f"{case} {variant}: {error}")
+    print(f"{isa}: {len(rows)} rows")
+    sys.exit("\n".join(failures))
+
+
+@pytest.mark.usefixtures("native_ops")
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_row_on_this_instruction_set(isa: str, native_module: ModuleType) -> None:
+    for kind, names in (("build", native_module.compiled_isas()), ("machine", native_module.available_isas())):
+        if isa not in names:
+            pytest.skip(f"{isa}: not an instruction set of this {kind}")
+    done = succeeds(f"import test_isa; test_isa.check_rows({isa!r})", FASTMINE_ISA=isa)
+    assert done.stdout.startswith(f"{isa}: ")
+
+
+def test_the_best_one_is_used_when_none_is_named(native_module: ModuleType) -> None:
+    show = "import fastmine._native as n; print(n.isa())"
+    best = native_module.available_isas()[0]
+    assert succeeds(show).stdout.strip() == best
+    assert succeeds(show, FASTMINE_ISA="").stdout.strip() == best
+
+
+@pytest.mark.usefixtures("native_ops")
+@pytest.mark.parametrize("name", ["sse9", "AVX2", "avx"])
+def test_an_unknown_name_is_an_error_that_lists_the_names(name: str, native_module: ModuleType) -> None:
+    done = python("import fastmine", FASTMINE_ISA=name)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ValueError: FASTMINE_ISA={name}")
+    for isa in native_module.available_isas():
+        assert isa in last
+
+
+@pytest.mark.usefixtures("native_ops")
+def test_show_config_names_the_forced_one(native_module: ModuleType) -> None:
+    isa = native_module.available_isas()[-1]
+    shown = succeeds("import fastmine; fastmine.show_config()", FASTMINE_ISA=isa).stdout
+    assert f"{isa} kernels" in shown

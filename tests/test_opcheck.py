@@ -1,0 +1,104 @@
+"""torch.library.opcheck on every op: its schema, its fake tensors, its autograd registration, and tracing."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch.testing._internal.optests import aot_autograd_check
+
+from cases import Case, leaves, named
+from fastmine import _ops
+
+ROWS = (
+    "pairwise_distance-euclidean-self",
+    "pairwise_distance-cosine-other",
+    "batch_hard-masked-euclidean-hardest-hardest",
+    "batch_hard-references_masked-dot-easiest-semi_hard",
+    "triplet_loss-soft-cosine",
+    "triplet_loss-references_masked",
+    "segmentation_loss-binary-all-mean",
+    "segmentation_loss-multilabel-valid_element",
+    "segmentation_loss-multiclass-all-none",
+)
+BACKWARD_ROWS = {
+    "pairwise_distance_backward": "pairwise_distance-euclidean-other",
+    "batch_hard_backward": "batch_hard-references_masked-cosine-hardest-hardest",
+    "segmentation_loss_backward": "segmentation_loss-multiclass-valid_position",
+}
+
+
+class Recorder:
+    """Stands in for an op; remembers the arguments that autograd hands to it."""
+
+    def __init__(self, op: Any) -> None:
+        self.op, self.calls = op, []
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls.append(args)
+        return self.op(*args)
+
+
+def forward_arguments(case: Case, dtype: torch.dtype) -> tuple[Any, ...]:
+    """What functional hands to the op of this row."""
+    with mock.patch.object(_ops, case.op, Recorder(getattr(_ops, case.op))) as recorder:
+        inputs = case.inputs(dtype)
+        leaves(inputs)
+        case(inputs)
+    return recorder.calls[0]
+
+
+def backward_arguments(op: str, case: Case) -> tuple[Any, ...]:
+    """What autograd hands to the backward op of this row."""
+    inputs = case.inputs(torch.float32)
+    by = leaves(inputs)
+    outputs = {name: y for name, y in case(inputs).items() if y.requires_grad}
+    with mock.patch.object(torch.ops.fastmine, op, Recorder(getattr(torch.ops.fastmine, op))) as recorder:
+        torch.autograd.grad([y.sum() for y in outputs.values()], list(by.values()))
+    return recorder.calls[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ROWS)
+def test_forward_op(name: str, dtype: torch.dtype) -> None:
+    case = named(name)
+    op = getattr(torch.ops.fastmine, case.op).default
+    arguments = forward_arguments(case, dtype)
+    if case.op != "batch_hard":
+        assert set(torch.library.opcheck(op, arguments).values()) == {"SUCCESS"}
+        return
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    assert set(torch.library.opcheck(op, arguments, test_utils=checks).values()) == {"SUCCESS"}
+
+    def distances_first(*args: Any) -> list[Any]:
+        """The last check adds all outputs to the first, which must not be an integer one."""
+        return sorted(op(*args), key=lambda y: not y.is_floating_point())
+
+    aot_autograd_check(distances_first, arguments, {}, dynamic=True)
+
+
+@pytest.mark.parametrize(("op", "name"), BACKWARD_ROWS.items())
+def test_backward_op(op: str, name: str) -> None:
+    arguments = backward_arguments(op, named(name))
+    detached = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
+    found = torch.library.opcheck(getattr(torch.ops.fastmine, op).default, detached)
+    assert set(found.values()) == {"SUCCESS"}
+
+
+def test_no_op_is_left_out() -> None:
+    assert {named(name).op for name in ROWS} | set(BACKWARD_ROWS) == set(_ops.OPS)
+
+
+def test_ops_do_not_write_to_their_inputs() -> None:
+    for name in ROWS:
+        inputs = named(name).inputs(torch.float32)
+        before = {key: x.clone() for key, x in inputs.items()}
+        versions = {key: x._version for key, x in inputs.items()}
+        by = leaves(inputs)
+        outputs = named(name)(inputs)
+        sum(y.sum() for y in outputs.values() if y.requires_grad).backward()
+        assert all(x.grad is not None for x in by.values())
+        assert all(torch.equal(x, before[key]) for key, x in inputs.items())
+        assert {key: x._version for key, x in inputs.items()} == versions
