@@ -5,11 +5,15 @@ set(FASTMINE_CPU_KERNELS
     csrc/kernels/cpu/table.cpp
     csrc/kernels/cpu/pairwise_distance.cpp
     csrc/kernels/cpu/batch_hard.cpp
-    csrc/kernels/cpu/batch_hard_backward.cpp)
+    csrc/kernels/cpu/batch_hard_backward.cpp
+    csrc/kernels/cpu/segmentation_loss.cpp
+    csrc/kernels/cpu/segmentation_sigmoid.cpp
+    csrc/kernels/cpu/segmentation_softmax.cpp)
 
 set(FASTMINE_COMMON_KERNELS # once, for every CPU
     csrc/kernels/cpu/dispatch.cpp
     csrc/kernels/cpu/order.cpp
+    csrc/kernels/cpu/segmentation_formula.cpp
     csrc/kernels/cpu/triplet_loss.cpp)
 
 # Each of these lets the compiler vectorise or contract without changing what isnan, isinf and sums of finite numbers

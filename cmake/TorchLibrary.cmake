@@ -13,7 +13,8 @@ add_library(
   fastmine_torch_cpu MODULE
   csrc/torch/cpu/kernels.cpp
   csrc/torch/cpu/pairwise_distance.cpp
-  csrc/torch/cpu/batch_hard.cpp)
+  csrc/torch/cpu/batch_hard.cpp
+  csrc/torch/cpu/segmentation_loss.cpp)
 set_target_properties(fastmine_torch_cpu PROPERTIES PREFIX "" SUFFIX .so)
 target_compile_definitions(fastmine_torch_cpu PRIVATE TORCH_TARGET_VERSION=0x020a000000000000ULL)
 target_compile_options(fastmine_torch_cpu PRIVATE "-ffile-prefix-map=${FASTMINE_TORCH_INCLUDE_DIR}/=")

@@ -4,10 +4,9 @@
 #include <string>
 #include <vector>
 
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "kernels/cpu/dispatch.h"
+#include "pybind/bindings.h"
 
 namespace fastmine {
 namespace {
@@ -32,7 +31,8 @@ std::vector<std::string> available_isas() {
   return names;
 }
 
-/// The kernels of the best instruction set here, or of the one that FASTMINE_ISA names; chosen at the first call.
+}  // namespace
+
 const cpu::KernelTable& kernels() {
   static const cpu::KernelTable& table = []() -> const cpu::KernelTable& {
     const char* requested = std::getenv("FASTMINE_ISA");
@@ -48,6 +48,8 @@ const cpu::KernelTable& kernels() {
   }();
   return table;
 }
+
+namespace {
 
 py::dict build_info() {
   py::dict info;
@@ -71,6 +73,7 @@ PYBIND11_MODULE(_native, m) {
       "none).");
   m.def("available_isas", &available_isas, "The compiled instruction sets that this CPU can run, best first.");
   m.def("compiled_isas", &compiled_isas, "The instruction sets this build was compiled for, best first.");
+  bind_embeddings(m);
   m.def("build_info", &build_info, "Version, compiler, build type and kernel flags of this build.");
 }
 

@@ -283,7 +283,7 @@ template <class W>
 FASTMINE_NOINLINE void compare(Search<W>& s, std::int64_t candidate) {
   const Plan<W>& p = s.plan;
   const std::int64_t i = p.a.row(s.anchor), j = p.b.row(candidate);
-  const double key = exact_key<W>(p.problem.x, i, p.x.scale[i], p.problem.y, j, p.y.scale[j], p.problem.metric);
+  const double key = exact_key<W>(p.problem.x, i, p.x.norm[i], p.problem.y, j, p.y.norm[j], p.problem.metric);
   if (!(key > s.above)) {
     return;
   }

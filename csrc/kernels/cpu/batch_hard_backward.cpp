@@ -14,7 +14,7 @@ struct Edge {
 template <class W>
 struct Plan {
   BatchHardBackward problem;
-  RowSet x, y;           // for cosine, the scale of every row; with one set, y is x
+  RowSet x, y;           // for cosine, the norm of every row; with one set, y is x
   Edge* edges;           // [2, n]: to the positive, to the negative
   std::int64_t* begin;   // [m + 1]: edges that chose row j are chosen[begin[j]] .. chosen[begin[j + 1]]
   std::int64_t* chosen;  // [2 n], for each row in the order of the anchors
@@ -23,19 +23,19 @@ struct Plan {
 template <class W>
 Plan<W> lay_out(const BatchHardBackward& problem, Arena& arena) {
   const std::int64_t n = problem.x.n, m = problem.y.n;
-  const auto scales = [&](const Rows& rows) {
+  const auto norms = [&](const Rows& rows) {
     RowSet set{};
     set.rows = rows;
     set.metric = problem.metric;
     set.kind = arena.take<std::uint8_t>(rows.n);
-    set.scale = arena.take<double>(rows.n);
+    set.norm = arena.take<double>(rows.n);
     set.squared = arena.take<double>(rows.n);
     return set;
   };
   Plan<W> p{};
   p.problem = problem;
-  p.x = scales(problem.x);
-  p.y = problem.self ? p.x : scales(problem.y);
+  p.x = norms(problem.x);
+  p.y = problem.self ? p.x : norms(problem.y);
   p.edges = arena.take<Edge>(2 * n);
   p.begin = arena.take<std::int64_t>(m + 1);
   p.chosen = arena.take<std::int64_t>(2 * n);
@@ -54,12 +54,12 @@ std::int64_t row_tasks(const void* plan) {
 }
 
 template <class W>
-std::int64_t scale_tasks(const void* plan) {
+std::int64_t norm_tasks(const void* plan) {
   return as_plan<W>(plan).problem.metric == Metric::cosine ? row_tasks<W>(plan) : 0;
 }
 
 template <class W>
-void find_scales(void* plan, std::int64_t begin, std::int64_t end) {
+void find_norms(void* plan, std::int64_t begin, std::int64_t end) {
   const Plan<W>& p = as_plan<W>(plan);
   for (std::int64_t t = begin; t < end; ++t) {
     t < p.problem.x.n ? look_at_row<W>(p.x, t) : look_at_row<W>(p.y, t - p.problem.x.n);
@@ -69,9 +69,9 @@ void find_scales(void* plan, std::int64_t begin, std::int64_t end) {
 template <class W>
 Edge edge_of(const Plan<W>& p, std::int64_t i, std::int64_t j, double grad) {
   const Metric metric = p.problem.metric;
-  const double scale_i = metric == Metric::cosine ? p.x.scale[i] : 1;
-  const double scale_j = metric == Metric::cosine ? p.y.scale[j] : 1;
-  const double key = exact_key<W>(p.problem.x, i, scale_i, p.problem.y, j, scale_j, metric);
+  const double norm_i = metric == Metric::cosine ? p.x.norm[i] : 1;
+  const double norm_j = metric == Metric::cosine ? p.y.norm[j] : 1;
+  const double key = exact_key<W>(p.problem.x, i, norm_i, p.problem.y, j, norm_j, metric);
   if (!(::fabs(key) <= 1.7976931348623157e308)) {
     return {__builtin_nan(""), 0};
   }
@@ -81,7 +81,7 @@ Edge edge_of(const Plan<W>& p, std::int64_t i, std::int64_t j, double grad) {
     case Metric::sqeuclidean:
       return {2 * grad, 0};
     case Metric::cosine:
-      return {scale_i == 0 || scale_j == 0 ? 0 : grad, 0.5 * key};
+      return {norm_i == 0 || norm_j == 0 ? 0 : grad, 0.5 * key};
     case Metric::dot:
       return {grad, 0};
   }
@@ -145,8 +145,8 @@ void invert(void* plan, std::int64_t, std::int64_t) {
 
 /// Add the pull of one edge on its end `own` to sum[k] for elements from .. from + count.
 template <class W>
-FASTMINE_INLINE void add_edge(const Edge& edge, Metric metric, const W* own, double own_scale, const Rows& others,
-                              std::int64_t other, double other_scale, std::int64_t from, std::int64_t count,
+FASTMINE_INLINE void add_edge(const Edge& edge, Metric metric, const W* own, double own_norm, const Rows& others,
+                              std::int64_t other, double other_norm, std::int64_t from, std::int64_t count,
                               double* sum) {
   W buffer[kChunk];
   const W* b = chunk(others, other, from, count, buffer);
@@ -157,9 +157,9 @@ FASTMINE_INLINE void add_edge(const Edge& edge, Metric metric, const W* own, dou
     }
   } else if (metric == Metric::cosine) {
     for (std::int64_t k = 0; k < count; ++k) {
-      const double u = rounded(static_cast<double>(own[k]) * own_scale);
-      const double v = rounded(static_cast<double>(b[k]) * other_scale);
-      sum[k] += pull * own_scale * ((u - v) - edge.half * u);
+      const double u = static_cast<double>(own[k]) / own_norm;
+      const double v = static_cast<double>(b[k]) / other_norm;
+      sum[k] += pull / own_norm * ((u - v) - edge.half * u);
     }
   } else {
     for (std::int64_t k = 0; k < count; ++k) {
@@ -174,7 +174,7 @@ template <class W>
 void gather_row(const Plan<W>& p, const RowSet& own, std::int64_t row, bool anchor, bool candidate, void* out) {
   const BatchHardBackward& q = p.problem;
   const bool cosine = q.metric == Metric::cosine;
-  const double own_scale = cosine ? own.scale[row] : 1;
+  const double own_norm = cosine ? own.norm[row] : 1;
   double sum[kChunk];
   W buffer[kChunk];
   for (std::int64_t from = 0; from < q.x.d; from += kChunk) {
@@ -188,14 +188,14 @@ void gather_row(const Plan<W>& p, const RowSet& own, std::int64_t row, bool anch
       for (const std::int64_t e : mined) {
         if (p.edges[e].pull != 0) {
           const std::int64_t j = end_of(q, e);
-          add_edge(p.edges[e], q.metric, a, own_scale, q.y, j, cosine ? p.y.scale[j] : 1, from, count, sum);
+          add_edge(p.edges[e], q.metric, a, own_norm, q.y, j, cosine ? p.y.norm[j] : 1, from, count, sum);
         }
       }
     }
     if (candidate) {
       for (std::int64_t k = p.begin[row]; k < p.begin[row + 1]; ++k) {
         const std::int64_t e = p.chosen[k], i = e < q.x.n ? e : e - q.x.n;
-        add_edge(p.edges[e], q.metric, a, own_scale, q.x, i, cosine ? p.x.scale[i] : 1, from, count, sum);
+        add_edge(p.edges[e], q.metric, a, own_norm, q.x, i, cosine ? p.x.norm[i] : 1, from, count, sum);
       }
     }
     char* bytes = static_cast<char*>(out);
@@ -225,7 +225,7 @@ std::int64_t row_grain(const void* plan) {
 
 template <class W>
 constexpr Stage kStages[] = {
-    {&scale_tasks<W>, &row_grain<W>, &find_scales<W>},
+    {&norm_tasks<W>, &row_grain<W>, &find_norms<W>},
     {&anchor_tasks<W>, &row_grain<W>, &find_edges<W>},
     {&once, &once, &invert<W>},
     {&row_tasks<W>, &row_grain<W>, &gather<W>},

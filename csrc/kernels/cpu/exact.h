@@ -66,34 +66,19 @@ FASTMINE_INLINE double sum_pairs(const Rows& x, std::int64_t i, const Rows& y, s
   return sum_lanes(even + odd) + tail;
 }
 
-/// v, rounded: keeps the compiler from fusing the product behind it into the next addition.
-template <class V>
-FASTMINE_INLINE V rounded(V v) {
-#if defined(__x86_64__)
-  asm("" : "+v"(v));
-#elif defined(__aarch64__)
-  asm("" : "+w"(v));
-#else
-  asm("" : "+m"(v));
-#endif
-  return v;
-}
-
-/// The key of row i of x against row j of y. `x_scale` and `y_scale` are 1 / norm for cosine (0 for a zero row), unused
-/// otherwise.
+/// The key of row i of x against row j of y. `x_norm` and `y_norm` matter for cosine alone: 0 says a zero row.
 template <class W>
-FASTMINE_NOINLINE double exact_key(const Rows& x, std::int64_t i, double x_scale, const Rows& y, std::int64_t j,
-                                   double y_scale, Metric metric) {
+FASTMINE_NOINLINE double exact_key(const Rows& x, std::int64_t i, double x_norm, const Rows& y, std::int64_t j,
+                                   double y_norm, Metric metric) {
   if (metric == Metric::dot) {
     return -2 * sum_pairs<W>(x, i, y, j, [](auto a, auto b) { return a * b; });
   }
   if (metric == Metric::cosine) {
-    if (x_scale == 0 || y_scale == 0) {
+    if (x_norm == 0 || y_norm == 0) {
       return 2;
     }
     return sum_pairs<W>(x, i, y, j, [=](auto a, auto b) {
-      // Fused, the unit vectors of two equal rows would differ by a rounding, and so not be at distance 0.
-      const auto difference = rounded(a * x_scale) - rounded(b * y_scale);
+      const auto difference = a / x_norm - b / y_norm;
       return difference * difference;
     });
   }

@@ -24,9 +24,9 @@ struct RowSet {
   const bool* valid;  // null: all
   Metric metric;
   std::uint8_t* kind;     // [n]
-  double* scale;          // [n]: for cosine 1 / norm, 0 for a zero row; else 1
+  double* norm;           // [n]: what a row is divided by: for cosine its norm, 0 for a zero row; else 1
   double* squared;        // [n]: squared norm
-  double* sums;           // [blocks, d]: of the scaled rows that take part and are finite
+  double* sums;           // [blocks, d]: of the divided rows that take part and are finite
   double* raw_sums;       // [blocks, d]: of those rows as they are; the same memory except for cosine
   std::int64_t* counted;  // [blocks]: how many
 
@@ -39,7 +39,7 @@ inline RowSet lay_out_rows(Arena& arena, const Rows& rows, const bool* valid, Me
   set.valid = valid;
   set.metric = metric;
   set.kind = arena.take<std::uint8_t>(rows.n);
-  set.scale = arena.take<double>(rows.n);
+  set.norm = arena.take<double>(rows.n);
   set.squared = arena.take<double>(rows.n);
   set.sums = arena.take<double>(set.blocks() * rows.d);
   set.raw_sums = metric == Metric::cosine ? arena.take<double>(set.blocks() * rows.d) : set.sums;
@@ -47,7 +47,7 @@ inline RowSet lay_out_rows(Arena& arena, const Rows& rows, const bool* valid, Me
   return set;
 }
 
-/// Kind, squared norm and scale of row i.
+/// Kind, squared norm and norm of row i.
 template <class W>
 FASTMINE_INLINE void look_at_row(const RowSet& set, std::int64_t i) {
   using V = Vec<double>;
@@ -87,8 +87,11 @@ FASTMINE_INLINE void look_at_row(const RowSet& set, std::int64_t i) {
   const bool zero = all_finite && all_peak == 0;
   set.kind[i] = static_cast<std::uint8_t>((skipped ? kSkipped : 0) | (all_finite ? 0 : kPoisoned) | (zero ? kZero : 0));
   set.squared[i] = sum_lanes(squares) + tail_squares;
-  set.scale[i] = set.metric != Metric::cosine ? 1 : zero ? 0 : 1 / ::sqrt(set.squared[i]);
+  set.norm[i] = set.metric != Metric::cosine ? 1 : ::sqrt(set.squared[i]);
 }
+
+/// What brings row i to its unit vector, for cosine; a zero row stays zero.
+FASTMINE_INLINE double scale_of(const RowSet& set, std::int64_t i) { return set.norm[i] == 0 ? 0 : 1 / set.norm[i]; }
 
 /// Look at the rows of one block, and add up those that count.
 template <class W>
@@ -116,7 +119,7 @@ void look_at_block(const RowSet& set, std::int64_t block) {
       }
       if (sums != raw_sums) {
         for (std::int64_t k = 0; k < count; ++k) {
-          sums[begin + k] += static_cast<double>(x[k]) * set.scale[i];
+          sums[begin + k] += static_cast<double>(x[k]) * scale_of(set, i);
         }
       }
     }
@@ -193,6 +196,7 @@ void pack_sliver(const RowSet& set, const double* centre, const Packed<W>& packe
     const bool padding = position >= packed.count;
     const std::int64_t i = padding ? 0 : packed.row(position);
     const bool poisoned = !padding && (set.kind[i] & kPoisoned) != 0;
+    const double scale = padding ? 0 : scale_of(set, i);
     double squared = 0;
     for (std::int64_t begin = 0; begin < d; begin += kChunk) {
       const std::int64_t count = smaller(kChunk, d - begin);
@@ -205,7 +209,7 @@ void pack_sliver(const RowSet& set, const double* centre, const Packed<W>& packe
       }
       const W* x = chunk(set.rows, i, begin, count, buffer);
       for (std::int64_t k = 0; k < count; ++k) {
-        const W centred = static_cast<W>(static_cast<double>(x[k]) * set.scale[i] - centre[begin + k]);
+        const W centred = static_cast<W>(static_cast<double>(x[k]) * scale - centre[begin + k]);
         out[k * sliver] = centred;
         squared += static_cast<double>(centred) * static_cast<double>(centred);
       }

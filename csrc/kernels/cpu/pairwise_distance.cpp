@@ -76,13 +76,10 @@ void pack(void* plan, std::int64_t begin, std::int64_t end) {
   }
 }
 
-/// The distance of position i to position j by direct difference; 0 to itself.
+/// The distance of position i to position j by direct difference.
 template <class W>
 FASTMINE_NOINLINE W direct(const Plan<W>& p, std::int64_t i, std::int64_t j) {
-  if (p.problem.self && i == j) {
-    return 0;
-  }
-  const double key = exact_key<W>(p.problem.x, i, p.x.scale[i], p.problem.y, j, p.y.scale[j], p.problem.metric);
+  const double key = exact_key<W>(p.problem.x, i, p.x.norm[i], p.problem.y, j, p.y.norm[j], p.problem.metric);
   return static_cast<W>(distance_of(key, p.problem.metric));
 }
 
@@ -141,6 +138,12 @@ void fill_block(const Plan<W>& p, std::int64_t rows, std::int64_t s) {
     dot_tile<W, kTileRows<W>>(p.a.sliver(rows, d) + first, p.b.sliver(s, d), static_cast<std::size_t>(d), dots);
     for (std::int64_t r = 0; r < smaller(tile_rows, height - first); ++r) {
       distances_of_row(p, rows * sliver + first + r, s, dots + r * sliver, block + (first + r) * sliver);
+    }
+  }
+  if (p.problem.self && s == rows && p.problem.metric != Metric::dot) {
+    for (std::int64_t r = 0; r < height; ++r) {  // to itself: 0, of a zero vector's cosine too; a NaN stays
+      W& own = block[r * sliver + r];
+      own = own == own ? 0 : own;
     }
   }
   W* out = static_cast<W*>(p.problem.distance);

@@ -144,7 +144,10 @@ FASTMINE_INLINE Vec<T> softmax(const Block<T>& block, Positions<T>& at, Vec<T> l
     exponentiate_and_add(block.cached ? block.row(k) : block.read_logits(k), static_cast<T>(k), at);
   }
   for (std::int64_t i = 0; i < at.n; i += static_cast<std::int64_t>(size<V>)) {
-    store(at.inverse + i, load(at.live + i) / (1 + load(at.others + i)));
+    const V largest = load(at.largest + i);
+    const V others = load(at.others + i) + (largest - largest);  // NaN where the largest is infinite
+    store(at.others + i, others);
+    store(at.inverse + i, load(at.live + i) / (1 + others));
   }
   return low;
 }
@@ -219,10 +222,10 @@ FASTMINE_NOINLINE void add_class(const T* row, T k, const Positions<T>& at, Segm
   V target{}, prediction{}, overlap{};
   for (std::int64_t i = 0; i < at.n; i += static_cast<std::int64_t>(size<V>)) {
     const V p = load(row + i) * load(at.inverse + i);
-    const auto on = load(at.target + i) == own;
+    const V t = select(load(at.target + i) == own, one, V{});
     prediction += p;
-    overlap += select(on, p, V{});
-    target += select(on, one, V{});
+    overlap += p * t;
+    target += t;
   }
   group.target += static_cast<double>(sum_lanes(target));
   group.prediction += static_cast<double>(sum_lanes(prediction));

@@ -104,7 +104,7 @@ def candidate_masks(
     anchor_valid = labels.new_ones(labels.shape, dtype=torch.bool) if valid is None else valid
     if ref_labels is None:
         other, other_valid = labels, anchor_valid
-        distinct = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        distinct = ~torch.eye(labels.shape[0], dtype=torch.bool, device=labels.device)
     else:
         other = ref_labels
         other_valid = torch.ones_like(other, dtype=torch.bool) if ref_valid is None else ref_valid
@@ -117,7 +117,7 @@ def candidate_masks(
 def select(distance: Tensor, mask: Tensor, *, largest: bool) -> Tensor:
     """Index of the farthest (or nearest) candidate of each row: the lowest on ties, a NaN before all, 0 if none."""
     if distance.shape[1] == 0:
-        return torch.zeros(len(distance), dtype=torch.int64, device=distance.device)
+        return torch.zeros(distance.shape[0], dtype=torch.int64, device=distance.device)
     key = distance.clamp(-torch.finfo(distance.dtype).max, torch.finfo(distance.dtype).max)
     if largest:
         return key.masked_fill(~mask, -torch.inf).argmax(dim=1)
@@ -140,7 +140,7 @@ def mined_distance(
 ) -> Tensor:
     """Distance of each anchor to its mined row, in float64; differentiable, and 0 without gradient where absent."""
     other = embeddings if ref_embeddings is None else ref_embeddings
-    if len(other) == 0:
+    if other.shape[0] == 0:
         return torch.where(exists, embeddings.double().sum(dim=1), 0.0)
     # Zeroed before the arithmetic: a NaN in a row that takes no part must not reach a gradient.
     anchor = torch.where(exists[:, None], embeddings, 0.0)
@@ -169,7 +169,7 @@ def batch_hard_backward(
     x = embeddings.double()
     y = x if ref_embeddings is None else ref_embeddings.double()
     grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
-    if len(y) > 0:
+    if y.shape[0] > 0:
         for grad, index, exists in (
             (grad_positive, positive_index, has_positive),
             (grad_negative, negative_index, has_negative),
@@ -238,7 +238,7 @@ def mining_evidence(
     some = both.any()
     hard = d_n > d_p if metric == "dot" else d_n < d_p
     return pack(
-        anchors=torch.full_like(nothing, len(labels)),
+        anchors=torch.full_like(nothing, labels.shape[0]),
         admitted=admitted.sum(),
         classes=first_of_class.sum(),
         has_positive=has_positive.sum(),

@@ -32,7 +32,7 @@ def _safe_sqrt(squared: Tensor) -> Tensor:
 
 
 def _diagonal(x: Tensor) -> Tensor:
-    return torch.eye(len(x), dtype=torch.bool, device=x.device)
+    return torch.eye(x.shape[0], dtype=torch.bool, device=x.device)
 
 
 def paired_distance(x: Tensor, y: Tensor, metric: str) -> Tensor:
@@ -104,7 +104,7 @@ def pairwise_distance_backward(
     else:
         d = distance.double()
         w = 2.0 * g if metric == "sqeuclidean" else torch.where(d == 0, 0.0, g / d)
-        centre = b.sum(dim=0) / max(len(b), 1)
+        centre = b.sum(dim=0) / max(b.shape[0], 1)
         a, b = a - centre, b - centre
         grad_a = w.sum(dim=1, keepdim=True) * a - w @ b
         grad_b = w.sum(dim=0)[:, None] * b - w.T @ a

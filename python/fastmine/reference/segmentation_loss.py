@@ -5,6 +5,8 @@ Per group of v (valid), t (target) and p (probability): A = sum v p t, P = sum v
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -131,7 +133,7 @@ def _groups(logits: Tensor, mode: str) -> Tensor:
 
 
 def _positions(shape: torch.Size, mode: str) -> int:
-    return shape[1 if mode == "binary" else 2 :].numel()
+    return math.prod(shape[1 if mode == "binary" else 2 :])
 
 
 def _valid_groups(logits: Tensor, valid: Tensor | None, mode: str) -> Tensor:

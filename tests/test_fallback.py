@@ -1,0 +1,97 @@
+"""Without the native libraries the package works on the reference, and says so once; with them every op is native."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import fastmine
+from fastmine import _ops
+from support import PACKAGE, succeeds
+
+LIBRARY = "fastmine_torch_cpu.so"
+
+USE = """
+    import sys
+    # An editable install answers for its package before sys.path does.
+    sys.meta_path[:] = [finder for finder in sys.meta_path if "ScikitBuild" not in type(finder).__name__]
+    sys.path[:0] = sys.argv[1:]
+
+    import torch
+    import fastmine
+    from fastmine import losses
+
+    embeddings = torch.tensor([[0.0], [1.0], [3.0], [7.0]], requires_grad=True)
+    for _ in range(2):
+        loss = losses.TripletLoss(margin=1.5)(embeddings, torch.tensor([0, 0, 1, 1]))
+        loss.backward()
+    assert loss.item() == 1.0 and embeddings.grad.any()
+    assert losses.DiceLoss()(torch.zeros(1, 4), torch.tensor([[1, 1, 0, 0]])).item() == 0.5
+    fastmine.show_config()
+"""
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A copy of the package without any native library."""
+    for folder in PACKAGE:
+        shutil.copytree(
+            folder, tmp_path / "fastmine", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.so", "__pycache__")
+        )
+    return tmp_path
+
+
+def warnings_in(stderr: str) -> list[str]:
+    return [line for line in stderr.splitlines() if "Warning: " in line]
+
+
+def test_switched_off_it_works_without_a_word() -> None:
+    done = succeeds(USE, FASTMINE_NATIVE="0")
+    assert warnings_in(done.stderr) == []
+    assert "reference on CPU: switched off by FASTMINE_NATIVE=0" in done.stdout
+    assert "native" not in done.stdout.split("reference on CPU")[0].split("op  ")[1]
+
+
+def test_without_the_libraries_it_works_and_says_so_once(bare: Path) -> None:
+    done = succeeds(USE, str(bare))
+    (warning,) = warnings_in(done.stderr)
+    assert LIBRARY in warning
+    assert "FASTMINE_NATIVE=0" in warning
+    assert f"reference on CPU: {LIBRARY} is not installed" in done.stdout
+    assert "no native module" in done.stdout
+
+
+def test_switching_off_what_is_not_there_needs_no_warning(bare: Path) -> None:
+    assert warnings_in(succeeds(USE, str(bare), FASTMINE_NATIVE="0").stderr) == []
+
+
+def test_a_library_that_does_not_load_is_said_and_not_swallowed(bare: Path) -> None:
+    (bare / "fastmine" / LIBRARY).write_bytes(b"not a shared library")
+    done = succeeds(USE, str(bare))
+    (warning,) = warnings_in(done.stderr)
+    assert f"{LIBRARY} does not load" in warning
+    assert f"reference on CPU: {LIBRARY} does not load" in done.stdout
+
+
+@pytest.mark.usefixtures("native_ops")
+@pytest.mark.parametrize("op", _ops.OPS)
+def test_a_kernel_answers_this_op(op: str) -> None:
+    assert fastmine.config()["ops"][op]["CPU"] == "native"
+
+
+@pytest.mark.usefixtures("native_ops", "native_module")
+def test_with_the_libraries_nothing_is_warned_of() -> None:
+    done = succeeds(USE)
+    assert warnings_in(done.stderr) == []
+    assert "reference on CPU" not in done.stdout
+
+
+def test_config_says_who_answers() -> None:
+    found = fastmine.config()
+    assert set(found["ops"]) == set(_ops.OPS)
+    assert found["versions"]["fastmine"] == fastmine.__version__
+    reason = found["reasons"]["CPU"]
+    answers = {answer["CPU"] for answer in found["ops"].values()}
+    assert answers == ({"reference"} if reason else {"native"})
