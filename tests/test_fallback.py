@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shutil
 from pathlib import Path
 
@@ -92,6 +94,17 @@ def test_config_says_who_answers() -> None:
     found = fastmine.config()
     assert set(found["ops"]) == set(_ops.OPS)
     assert found["versions"]["fastmine"] == fastmine.__version__
-    reason = found["reasons"]["CPU"]
-    answers = {answer["CPU"] for answer in found["ops"].values()}
-    assert answers == ({"reference"} if reason else {"native"})
+    for op, answer in found["ops"].items():
+        assert answer == {
+            device: "native" if _ops.answers(op, device) else "reference" for device in ("CPU", "CUDA")
+        }
+    native = any(answer["CPU"] == "native" for answer in found["ops"].values())
+    assert native == (found["reasons"]["CPU"] is None)
+
+
+def test_show_config_prints_what_config_holds() -> None:
+    out = io.StringIO()
+    fastmine.show_config(out)
+    for op in _ops.OPS:
+        assert re.search(rf"^{op} +(native|reference) +(native|reference)$", out.getvalue(), flags=re.MULTILINE)
+    assert f"fastmine {fastmine.__version__}" in out.getvalue()

@@ -46,7 +46,7 @@ def number(name: str, value: object, *, minimum: float = -math.inf, maximum: flo
     """A finite number in [minimum, maximum]."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-    if not (math.isfinite(value) and minimum <= value <= maximum):
+    if not (math.isfinite(value) and minimum <= float(value) <= maximum):
         bounds = f"at least {minimum}" if maximum == math.inf else f"between {minimum} and {maximum}"
         expected = "finite" if minimum == -math.inf else f"finite and {bounds}"
         raise ValueError(f"{name} must be {expected}; got {value}")
@@ -91,9 +91,7 @@ def mask(name: str, value: object, rows_of: str, rows: Tensor) -> None:
 def alike(first_name: str, first: Tensor, name: str, other: Tensor) -> None:
     """Two sets of embeddings that can be compared."""
     if first.shape[1] != other.shape[1]:
-        raise ValueError(
-            f"{name} must have as many features as {first_name}, {first.shape[1]}; got {other.shape[1]}"
-        )
+        raise ValueError(f"{name} must have as many features as {first_name}, {first.shape[1]}; got {other.shape[1]}")
     if first.dtype != other.dtype:
         raise TypeError(
             f"{name} must have the type of {first_name}, {first.dtype}; got {other.dtype}; "
@@ -163,9 +161,7 @@ def _class_targets(logits: Tensor, target: Tensor) -> None:
             'mode="multilabel" if each class has a mask of its own'
         )
     if logits.dim() < 2 or logits.shape[1] < 2:
-        raise ValueError(
-            f"multiclass logits must have shape [B, C, ...] with at least 2 classes; got {_shape(logits)}"
-        )
+        raise ValueError(f"multiclass logits must have shape [B, C, ...] with at least 2 classes; got {_shape(logits)}")
     expected = [logits.shape[0], *logits.shape[2:]]
     if list(target.shape) != expected:
         squeezable = target.dim() == logits.dim() and target.shape[1] == 1

@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from typing import Any, TextIO
 
-import numpy
+import numpy as np
 import torch
 
 from . import _ops
@@ -23,7 +23,7 @@ def config() -> dict[str, Any]:
             "fastmine": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "numpy": numpy.__version__,
+            "numpy": np.__version__,
         },
         "cpu": _cpu(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -25,7 +25,7 @@ from .reference.pairwise_distance import pairwise_distance_backward, pairwise_di
 from .reference.segmentation_loss import segmentation_loss_backward
 from .reference.triplet_loss import triplet_formula
 
-_LIBRARY = torch.library.Library("fastmine", "DEF")
+_LIBRARY: Any = torch.library.Library("fastmine", "DEF")  # type: ignore[no-untyped-call]
 
 _MINED = """Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddings, Tensor? ref_labels,
     Tensor? ref_valid, str metric, str positive, str negative"""
@@ -106,24 +106,20 @@ def _pairwise_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 def _mining_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     embeddings, _, _, ref_embeddings, _, _, ctx.metric, _, _ = inputs
     positive_index, negative_index, _, _, has_positive, has_negative, evidence = output
-    ctx.save_for_backward(
-        embeddings, ref_embeddings, positive_index, negative_index, has_positive, has_negative
-    )
+    ctx.save_for_backward(embeddings, ref_embeddings, positive_index, negative_index, has_positive, has_negative)
     ctx.mark_non_differentiable(positive_index, negative_index, has_positive, has_negative, evidence)
 
 
 def _mining_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     saved, metric = ctx.saved_tensors, ctx.metric
     if torch.is_grad_enabled():
-        found = _again(
-            lambda x, y: _mined_distances(x, y, saved, metric), saved[:2], [g.double() for g in grads[2:4]]
-        )
+        found = _again(lambda x, y: _mined_distances(x, y, saved, metric), saved[:2], [g.double() for g in grads[2:4]])
     else:
         found = _mining_gradients(grads[2], grads[3], saved, metric)
     return found[0], None, None, found[1], *[None] * 5
 
 
-def _mined_distances(embeddings: Tensor, refs: Tensor | None, saved: Sequence[Tensor], metric: str) -> list[Tensor]:
+def _mined_distances(embeddings: Tensor, refs: Tensor | None, saved: Sequence[Any], metric: str) -> list[Tensor]:
     _, _, positive_index, negative_index, has_positive, has_negative = saved
     return [
         mined_distance(embeddings, refs, index, exists, metric)
@@ -132,7 +128,7 @@ def _mined_distances(embeddings: Tensor, refs: Tensor | None, saved: Sequence[Te
 
 
 def _mining_gradients(
-    grad_positive: Tensor, grad_negative: Tensor, saved: Sequence[Tensor], metric: str
+    grad_positive: Tensor, grad_negative: Tensor, saved: Sequence[Any], metric: str
 ) -> list[Tensor | None]:
     grad_x, grad_ref = torch.ops.fastmine.batch_hard_backward(grad_positive, grad_negative, *saved, metric)
     return [grad_x, None if saved[1] is None else grad_ref]
@@ -152,8 +148,9 @@ def _triplet_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     if torch.is_grad_enabled():
 
         def run(embeddings: Tensor, refs: Tensor | None) -> Tensor:
-            distances = _mined_distances(embeddings, refs, saved, ctx.metric)
-            return triplet_formula(*distances, *saved[4:], ctx.metric, *ctx.formula)[0]
+            d_p, d_n = _mined_distances(embeddings, refs, saved, ctx.metric)
+            _, _, _, _, has_positive, has_negative = saved
+            return triplet_formula(d_p, d_n, has_positive, has_negative, ctx.metric, *ctx.formula)[0]
 
         found = _again(run, saved[:2], grad.double())
     else:
@@ -247,7 +244,7 @@ def _load(library: str) -> str | None:
     if not found:
         return f"{library} is not installed"
     try:
-        torch.ops.load_library(found[0])
+        torch.ops.load_library(found[0])  # type: ignore[no-untyped-call]
     except OSError as error:
         return f"{library} does not load: {error}"
     return None

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeAlias, overload
 
-import torch
 from torch import Tensor
 
 from . import _check, _ops
@@ -150,8 +149,9 @@ def batch_hard(
         embeddings, labels.long(), valid, ref_embeddings,
         None if ref_labels is None else ref_labels.long(), ref_valid, metric, positive, negative,
     )  # fmt: skip
-    *pairs, has_positive, has_negative, evidence = outputs
-    mined = BatchHard(*pairs, has_positive & has_negative, has_positive, has_negative)
+    positive_index, negative_index, d_p, d_n, has_positive, has_negative, evidence = outputs
+    valid = has_positive & has_negative
+    mined = BatchHard(positive_index, negative_index, d_p, d_n, valid, has_positive, has_negative)
     return (mined, MiningEvidence(evidence)) if return_evidence else mined
 
 
@@ -253,7 +253,6 @@ def _margin(margin: Margin, leak: float | None) -> tuple[str, float, float]:
         return "soft", 0.0, 0.0
     if margin == "leaky":
         return "leaky", 0.0, _LEAK if leak is None else leak
-    assert not isinstance(margin, str)
     return ("leaky", float(margin), float(leak)) if leak else ("hinge", float(margin), 0.0)
 
 
@@ -389,8 +388,7 @@ def _refuse_targets(evidence: SegmentationEvidence, logits: Tensor, mode: str) -
         )
     fix = "divide by 255 or use target > 0" if high == 255 else "targets are probabilities, not logits or counts"
     raise ValueError(
-        f"target must lie in [0, 1] where valid; got {low:g} .. {high:g} "
-        f"({evidence.out_of_range:.0f} outside); {fix}"
+        f"target must lie in [0, 1] where valid; got {low:g} .. {high:g} ({evidence.out_of_range:.0f} outside); {fix}"
     )
 
 

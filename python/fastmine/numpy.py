@@ -81,11 +81,12 @@ def batch_hard(
     _option("metric", metric, METRICS)
     _option("positive", positive, POSITIVES)
     _option("negative", negative, NEGATIVES)
-    *pairs, has_positive, has_negative, _ = _native().batch_hard(
+    positive_index, negative_index, d_p, d_n, has_positive, has_negative, _ = _native().batch_hard(
         rows, own_labels, own_valid, refs, other_labels, other_valid, metric, positive == "easiest",
         negative == "semi_hard", _threads(threads),
     )  # fmt: skip
-    return BatchHard(*pairs, has_positive & has_negative, has_positive, has_negative)
+    both = has_positive & has_negative
+    return BatchHard(positive_index, negative_index, d_p, d_n, both, has_positive, has_negative)
 
 
 def segmentation_sums(

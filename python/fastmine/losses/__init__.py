@@ -45,7 +45,7 @@ _BY_NAME: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def get_loss_function(name: str, **options: Any) -> nn.Module:
+def get_loss_function(name: object, **options: Any) -> nn.Module:
     """A loss by name, with its options: ``get_loss_function("tversky", alpha=0.3, beta=0.7)``.
 
     Raises ``ValueError`` with the list of names for any other name.

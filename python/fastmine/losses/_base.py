@@ -41,4 +41,5 @@ class EvidentLoss(nn.Module, Generic[EvidenceT]):
         return loss
 
     def extra_repr(self) -> str:
+        """The options."""
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())

@@ -44,7 +44,7 @@ class CompositeLoss(EvidentLoss[Evidence]):
         super().__init__()
         if not components:
             raise ValueError("a composite needs at least one component; got none")
-        self.components: Mapping[str, Callable[..., Tensor]] = _as_module_dict(components)
+        self.components = _as_module_dict(components)
         self._known("weights", weights)
         missing = [name for name in components if name not in weights]
         if missing:
@@ -106,10 +106,15 @@ class CompositeLoss(EvidentLoss[Evidence]):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Weights, factors, writers and the step travel with ``state_dict``."""
-        state = {"base": self._base, "search": self._search, "writer": self._writer}
-        return {"steps": self.steps} | {key: dict(value) for key, value in state.items()}
+        return {
+            "steps": self.steps,
+            "base": dict(self._base),
+            "search": dict(self._search),
+            "writer": dict(self._writer),
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`get_extra_state` gave; an error unless it is of these components."""
         self._known("a loaded state", state["base"])
         missing = [name for name in self.components if name not in state["base"]]
         if missing:
@@ -118,6 +123,7 @@ class CompositeLoss(EvidentLoss[Evidence]):
         self._base, self._search, self._writer = (dict(state[key]) for key in ("base", "search", "writer"))
 
     def extra_repr(self) -> str:
+        """Effective weights, what is required, and the step."""
         weights = ", ".join(f"{name}={self._product(name):g}" for name in self._base)
         return f"weights({weights}), required={sorted(self.required)}, step={self.steps}"
 
@@ -162,17 +168,21 @@ class _Function(nn.Module):
         self.function = function
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The function of these arguments."""
         return self.function(*args, **kwargs)
 
     def extra_repr(self) -> str:
+        """The name of the function."""
         return getattr(self.function, "__qualname__", repr(self.function))
 
 
 def _as_module_dict(components: Mapping[str, Callable[..., Tensor]]) -> nn.ModuleDict:
-    return nn.ModuleDict({
-        name: component if isinstance(component, nn.Module) else _Function(component)
-        for name, component in components.items()
-    })
+    return nn.ModuleDict(
+        {
+            name: component if isinstance(component, nn.Module) else _Function(component)
+            for name, component in components.items()
+        }
+    )
 
 
 def _weight(name: str, value: float) -> float:

@@ -16,7 +16,7 @@ from ._base import EvidentLoss
 
 
 class SegmentationLoss(EvidentLoss[SegmentationEvidence]):
-    """Any weighted sum of terms in one fused pass; the options are those of :func:`fastmine.functional.segmentation_loss`.
+    """Any weighted sum of terms in one fused pass, with the options of :func:`fastmine.functional.segmentation_loss`.
 
     >>> loss = SegmentationLoss({"dice": 0.5, "bce": 0.5})
     >>> value = loss(logits, target, valid=has_mask)  # has_mask [B]: is this sample annotated?

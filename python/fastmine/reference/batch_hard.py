@@ -50,9 +50,9 @@ def batch_hard(
     An absent pair has its bit unset, index 0 and distance 0, and no gradient. Ties go to the lowest index.
     """
     mined = mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, positive, negative)
-    positive_index, negative_index, d_p, d_n, *rest = mined
+    positive_index, negative_index, d_p, d_n, has_positive, has_negative, evidence = mined
     dtype = result_dtype(embeddings)
-    return positive_index, negative_index, d_p.to(dtype), d_n.to(dtype), *rest
+    return positive_index, negative_index, d_p.to(dtype), d_n.to(dtype), has_positive, has_negative, evidence
 
 
 def mine(

@@ -156,9 +156,7 @@ def _target_groups(target: Tensor, v: Tensor, classes: int, mode: str) -> tuple[
     return torch.where(v, t.double(), 0.0), outside
 
 
-def _pointwise(
-    x: Tensor, t: Tensor, mode: str, alpha: float | None, gamma: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _pointwise(x: Tensor, t: Tensor, mode: str, alpha: float | None, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
     """Probability [B, C, S], cross entropy and focal loss per item; each keeps its digits at any logit."""
     if mode == "multiclass":
         log_p = F.log_softmax(x, dim=1)

@@ -42,9 +42,7 @@ def triplet_loss(
 
     ``slopes`` are the derivatives of the loss by the distances of each anchor to its positive and its negative.
     """
-    mined = mine(
-        embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, positive, negative
-    )
+    mined = mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, positive, negative)
     positive_index, negative_index, d_p, d_n, has_positive, has_negative, evidence = mined
     loss, slopes, active = triplet_formula(
         d_p, d_n, has_positive, has_negative,
