@@ -1,6 +1,4 @@
 // pairwise_distance and batch_hard on NumPy arrays. python/fastmine/numpy.py validates and makes rows dense.
-#include <memory>
-#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -38,20 +36,6 @@ Metric metric_of(const std::string& name) {
   if (name == "cosine") return Metric::cosine;
   if (name == "dot") return Metric::dot;
   throw py::value_error("unknown metric " + name);
-}
-
-template <class P>
-void run(const StagedKernel<P>& kernel, const P& problem, int threads) {
-  constexpr std::size_t kLine = 64;
-  const auto release = [](void* p) { ::operator delete(p, std::align_val_t(kLine)); };
-  const std::unique_ptr<void, decltype(release)> memory(
-      ::operator new(kernel.workspace(problem), std::align_val_t(kLine)), release);
-  void* plan = kernel.plan(problem, memory.get());
-  for (int k = 0; k < kernel.count; ++k) {
-    const Stage& stage = kernel.stages[k];
-    parallel_for(stage.tasks(plan), stage.grain(plan), threads,
-                 [&](std::int64_t begin, std::int64_t end) { stage.run(plan, begin, end); });
-  }
 }
 
 py::array pairwise_distance(const py::array& x, const std::optional<py::array>& y, const std::string& metric,

@@ -3,8 +3,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
+#include <new>
 #include <thread>
 #include <vector>
+
+#include "kernels/stage.h"
 
 namespace fastmine {
 
@@ -19,6 +23,21 @@ void parallel_for(std::int64_t tasks, std::int64_t grain, int threads, const F& 
   f(std::int64_t{0}, tasks / workers);
   for (std::thread& thread : started) {
     thread.join();
+  }
+}
+
+/// Lay out the workspace of a kernel and run its stages.
+template <class P>
+void run(const StagedKernel<P>& kernel, const P& problem, int threads) {
+  constexpr std::size_t kLine = 64;
+  const auto release = [](void* p) { ::operator delete(p, std::align_val_t(kLine)); };
+  const std::unique_ptr<void, decltype(release)> memory(
+      ::operator new(kernel.workspace(problem), std::align_val_t(kLine)), release);
+  void* plan = kernel.plan(problem, memory.get());
+  for (int k = 0; k < kernel.count; ++k) {
+    const Stage& stage = kernel.stages[k];
+    parallel_for(stage.tasks(plan), stage.grain(plan), threads,
+                 [&](std::int64_t begin, std::int64_t end) { stage.run(plan, begin, end); });
   }
 }
 

@@ -85,7 +85,7 @@ Plan<W> lay_out(const BatchHard& problem, Arena& arena) {
   }
   // Few enough panels that the minima take no more memory than the rows, and wide enough to be worth a task.
   const std::int64_t most_panels = smaller<std::int64_t>(larger<std::int64_t>(d, 16), 128);
-  p.panel = larger<std::int64_t>(2, divide_up(slivers_y, most_panels));
+  p.panel = larger<std::int64_t>(1, divide_up(slivers_y, most_panels));
   p.radius = arena.take<double>(divide_up(slivers_y, p.panel));
   p.stride = slivers_x * sliver;
   p.nearest = arena.take<W>(divide_up(slivers_y, p.panel) * p.stride);
@@ -294,6 +294,25 @@ FASTMINE_NOINLINE void compare(Search<W>& s, std::int64_t candidate) {
   }
 }
 
+/// Whether any position of a sliver might win: a look at all of them at once, since mostly none does.
+template <class W>
+FASTMINE_INLINE bool any_candidate(const Search<W>& s, const W* c, const W* dots, double error) {
+  const double limit = s.limit + error;
+  const W bound = static_cast<W>(limit + 2 * key_error<W>(1, ::sqrt(::fabs(limit)), 0));  // rounded up
+  const W sign = static_cast<W>(s.sign);
+  auto candidates = broadcast(bound) != broadcast(bound);
+  for (std::size_t v = 0; v < kSliverVectors; ++v) {
+    const Vec<W> screened = sign * (load(c + v * lanes<W>) - 2 * load(dots + v * lanes<W>));
+    candidates |= ~(screened > bound);
+  }
+  const auto words = bitcast<std::int64_t>(candidates);
+  std::int64_t any = 0;
+  for (std::size_t k = 0; k < size<decltype(words)>; ++k) {
+    any |= words[k];
+  }
+  return any != 0;
+}
+
 /// Compare the anchor with the positions [from, to) of one sliver that its dot products cannot rule out.
 template <class W>
 FASTMINE_INLINE void scan(Search<W>& s, std::int64_t sliver, const W* dots, std::int64_t from, std::int64_t to) {
@@ -303,6 +322,9 @@ FASTMINE_INLINE void scan(Search<W>& s, std::int64_t sliver, const W* dots, std:
   to = smaller(to, smaller(first + static_cast<std::int64_t>(kSliver<W>), p.b.count));
   const double error =
       key_error<W>(p.problem.x.d, static_cast<double>(p.a.norm[s.anchor]), static_cast<double>(p.b.radius[sliver]));
+  if (!any_candidate(s, p.b.c + first, dots, error)) {
+    return;
+  }
   for (std::int64_t j = from; j < to; ++j) {
     const double screened = s.sign * (static_cast<double>(p.b.c[j]) - 2 * static_cast<double>(dots[j - first]));
     if (!(screened - error > s.limit)) {
@@ -565,8 +587,8 @@ template <class W>
 void scan_negatives(Search<W>& s, std::int64_t sliver) {
   const Plan<W>& p = s.plan;
   alignas(64) W dots[kSliver<W>];
-  dot_tile<W, 1>(packed_rows(p, s.anchor), p.b.sliver(sliver, p.problem.x.d), static_cast<std::size_t>(p.problem.x.d),
-                 dots);
+  dot_row<W>(packed_rows(p, s.anchor), p.b.sliver(sliver, p.problem.x.d), static_cast<std::size_t>(p.problem.x.d),
+             dots);
   scan(s, sliver, dots, 0, p.same_begin[s.anchor]);
   scan(s, sliver, dots, p.same_end[s.anchor], p.b.count);
 }

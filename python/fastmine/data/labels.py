@@ -185,12 +185,15 @@ def _log_all_different(counts: NDArray[Any], size: int) -> float:
 
 
 def _sampler(counts: NDArray[Any], batch_size: int) -> tuple[int, int] | None:
-    """(P, K) within the batch size: as close to 4 rows a class as the class sizes allow, and P large."""
-    for K in (4, 3, 2):
-        P = min(int((counts >= K).sum()), batch_size // K)
-        if P >= 2:
-            return P, max(K, min(batch_size // P, int(counts[counts >= K].min())))
-    return None
+    """(P, K) within the batch size: 4 rows a class if most classes have them, more if P is small."""
+    with_pairs = (counts >= 2).sum()
+    possible = [K for K in (4, 3, 2) if (counts >= K).sum() >= 2 and batch_size >= 2 * K]
+    if not possible:
+        return None
+    K = next((k for k in possible if 2 * (counts >= k).sum() >= with_pairs), possible[-1])
+    enough = counts[counts >= K]
+    P = min(len(enough), batch_size // K)
+    return P, min(batch_size // P, int(enough.min()))
 
 
 def _advice(

@@ -1,0 +1,322 @@
+"""The training loop that all systems share, and the run around it: seeds, checkpoints, Ctrl-C, report.
+
+A system says what a batch is, what is learned from it and how the model is judged (:class:`System`).
+:func:`train` does the rest. Whatever is random is a function of the seed, the epoch and the batch, so
+that a run which was stopped anywhere goes on to the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import Evidence
+from . import checkpoint, report
+from .errors import Failure, Interrupted, UsageError
+from .screen import Column, Screen
+from .settings import Settings, settings_to_resume
+
+BatchT = TypeVar("BatchT")
+Numbers = dict[str, float]
+
+CHECK_EVERY = 50  # steps between two looks at the loss: each waits for the device
+AVERAGING = 0.98  # of the running average of the weights: the last 50 steps or so
+
+
+class Step(NamedTuple):
+    """What a batch came to."""
+
+    loss: Tensor
+    evidence: Evidence
+
+
+class System(ABC, Generic[BatchT]):
+    """A training system: data, model, what to learn from a batch, and how the model is judged.
+
+    ``model_options`` are the arguments that rebuild the model; ``data_summary`` says in a few lines
+    what was loaded; ``fingerprint`` identifies it. ``baselines`` are numbers to hold the result
+    against, measured before training.
+    """
+
+    name: ClassVar[str]
+    metric: ClassVar[Column]  # decides which epoch is best; larger is better
+    ops: ClassVar[tuple[str, ...]]  # of fastmine, that a step uses
+
+    settings: Settings
+    model: nn.Module
+    loss: nn.Module
+    model_options: dict[str, int]
+    data_summary: list[str]
+    fingerprint: str
+    baselines: dict[str, float]
+    columns: tuple[Column, ...]
+    judged: tuple[Column, ...]  # of these, the ones measured on held-out data
+
+    @abstractmethod
+    def steps(self) -> int:
+        """Batches in an epoch."""
+
+    @abstractmethod
+    def batches(self, epoch: int) -> Iterable[BatchT]:
+        """The batches of an epoch, always the same for the same epoch and seed."""
+
+    @abstractmethod
+    def learn(self, batch: BatchT) -> Step | None:
+        """The loss of a batch and its evidence; None if there is nothing in it to learn from."""
+
+    @abstractmethod
+    def record(self, evidence: Evidence) -> Numbers:
+        """What to remember of a step, from the evidence of its loss."""
+
+    @abstractmethod
+    def summarise(self, records: Sequence[Numbers]) -> Numbers:
+        """One line from the steps of an epoch."""
+
+    @abstractmethod
+    def judge(self, model: nn.Module) -> Numbers:
+        """The model on held-out data."""
+
+    @abstractmethod
+    def remarks(self, records: Sequence[Numbers]) -> list[str]:
+        """Sentences on what kept an epoch from learning; none if it learned."""
+
+    @abstractmethod
+    def pictures(self, model: nn.Module, history: Sequence[Numbers], folder: Path) -> list[Path]:
+        """Draw the curves of a run, and what the model does on held-out data; returns the files."""
+
+
+class Average:
+    """A running average of a model's weights: what is judged and kept.
+
+    It removes the noise of the last few steps without a schedule for the learning rate, and so
+    without having to know how long the run will be.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards the weights of ``model``: all the way at first, then by ever smaller shares."""
+        self.updates += 1
+        share = max(1 - AVERAGING, 10 / (9 + self.updates))
+        pairs = zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)
+        for mine, theirs in pairs:
+            if mine.is_floating_point():
+                mine.lerp_(theirs, share)
+            else:
+                mine.copy_(theirs)
+
+
+@dataclass
+class Progress:
+    """How far a run has come: whole epochs, and batches of the one that was interrupted."""
+
+    epochs: int = 0
+    steps: int = 0
+    skipped: int = 0
+    seconds: float = 0.0  # spent on the unfinished epoch so far
+    records: list[Numbers] = field(default_factory=list)
+    history: list[Numbers] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    best_epoch: int = 0  # counted from 1; 0 for none
+
+
+class Run(Generic[BatchT]):
+    """A system in training: optimizer, average, progress, and the folder that it is saved in."""
+
+    def __init__(self, system: System[BatchT], folder: Path, screen: Screen) -> None:
+        self.system, self.folder, self.screen = system, folder, screen
+        parameters = [*system.model.parameters(), *system.loss.parameters()]
+        self.optimizer = torch.optim.AdamW(parameters, lr=system.settings.lr, weight_decay=1e-4)
+        self.average = Average(system.model)
+        self.progress = Progress()
+        self._unread: list[Step] = []
+        self._stop = False
+
+    def fit(self) -> None:
+        """Train until the last epoch is done, or until Ctrl-C."""
+        with self._stopped_by_interrupts():
+            while self.progress.epochs < self.system.settings.epochs:
+                if self._stop:
+                    self._stop_here()
+                self._epoch()
+
+    def _epoch(self) -> None:
+        progress, system = self.progress, self.system
+        number, total, start = progress.epochs + 1, system.steps(), time.perf_counter()
+        with self.screen.bar():
+            for batch in islice(system.batches(number), progress.steps, None):
+                self._step(batch)
+                progress.steps += 1
+                if len(self._unread) == CHECK_EVERY:
+                    self._read()
+                self.screen.progress(f"epoch {number}", progress.steps, total)
+                if self._stop:
+                    progress.seconds += time.perf_counter() - start
+                    self._stop_here()
+        self._read()
+        judged = system.judge(self.average.model)
+        self._finish(judged, progress.seconds + time.perf_counter() - start)
+
+    def _step(self, batch: BatchT) -> None:
+        """The heart of it: one step down the gradient, unless there is nothing to learn from."""
+        self.system.model.train()
+        step = self.system.learn(batch)
+        if step is None:
+            self.progress.skipped += 1
+            return
+        self.optimizer.zero_grad()
+        step.loss.backward()
+        self.optimizer.step()
+        self.average.update(self.system.model)
+        self._unread.append(Step(step.loss.detach(), step.evidence))
+
+    def _read(self) -> None:
+        """Copy losses and evidence of the last steps to the host, and stop if one is not finite."""
+        for loss, evidence in self._unread:
+            value = float(loss)
+            if not math.isfinite(value):
+                raise Failure(
+                    f"the loss became {value} in epoch {self.progress.epochs + 1} ({evidence}). What was saved "
+                    f"before is in {self.folder}, up to epoch {self.progress.epochs}; start again with a "
+                    f"smaller --lr than {self.system.settings.lr:g}"
+                )
+            self.progress.records.append({"loss": value, **self.system.record(evidence)})
+        self._unread.clear()
+
+    def _finish(self, judged: Numbers, seconds: float) -> None:
+        """Close an epoch: its line, its remarks, the checkpoint, and whether it is the best."""
+        progress, system = self.progress, self.system
+        records, skipped = progress.records, progress.skipped
+        row = {
+            "loss": mean(record["loss"] for record in records),
+            **system.summarise(records),
+            **judged,
+            "skipped": float(skipped),
+            "seconds": seconds,
+        }
+        remarks = [f"epoch {progress.epochs + 1}: {remark}" for remark in system.remarks(records, skipped)]
+        self.progress = Progress(
+            epochs=progress.epochs + 1,
+            history=[*progress.history, row],
+            remarks=[*progress.remarks, *remarks],
+            best_epoch=best_epoch([*progress.history, row], system.metric.key),
+        )
+        self.screen.row(system.columns, self.progress.epochs, row)
+        for remark in remarks:
+            self.screen.say(f"       {remark}", style="yellow")
+        if self.progress.best_epoch == self.progress.epochs:
+            self.save(checkpoint.BEST)
+        self.save(checkpoint.LAST)
+
+    def _stop_here(self) -> None:
+        self._read()
+        self.save(checkpoint.LAST)
+        done, steps = self.progress.epochs, self.progress.steps
+        raise Interrupted(
+            f"stopped after {done} epochs and {steps} steps; everything is saved. Go on with: "
+            f"fastmine train {self.system.name} --resume {self.folder}"
+        )
+
+    @contextmanager
+    def _stopped_by_interrupts(self) -> Iterator[None]:
+        """Ctrl-C ends the step in hand, saves and stops; a second one stops at once."""
+
+        def request(number: int, frame: FrameType | None) -> None:
+            if self._stop:
+                signal.default_int_handler(number, frame)
+            self._stop = True
+
+        handled = threading.current_thread() is threading.main_thread()
+        previous = signal.getsignal(signal.SIGINT)
+        if not handled or previous is signal.SIG_IGN:
+            yield
+            return
+        signal.signal(signal.SIGINT, request)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    def save(self, name: str) -> None:
+        """Write everything that the next step depends on."""
+        system = self.system
+        checkpoint.save(
+            self.folder / name,
+            {
+                "recipe": system.name,
+                "settings": plain(asdict(system.settings)),
+                "model_options": system.model_options,
+                "data": {"fingerprint": system.fingerprint, "summary": system.data_summary},
+                "progress": asdict(self.progress),
+                "model": system.model.state_dict(),
+                "average": {"model": self.average.model.state_dict(), "updates": self.average.updates},
+                "optimizer": self.optimizer.state_dict(),
+                "loss": system.loss.state_dict(),
+                "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+            },
+        )
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go back to where :meth:`save` was called."""
+        if saved["data"]["fingerprint"] != self.system.fingerprint:
+            raise UsageError(
+                f"the data is not that of the run to resume. Then: {'; '.join(saved['data']['summary'])}. "
+                f"Now: {'; '.join(self.system.data_summary)}. Put it back, or start anew without --resume"
+            )
+        self.system.model.load_state_dict(saved["model"])
+        self.average.model.load_state_dict(saved["average"]["model"])
+        self.average.updates = saved["average"]["updates"]
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.system.loss.load_state_dict(saved["loss"])
+        self.progress = Progress(**saved["progress"])
+        torch.set_rng_state(saved["rng"]["cpu"])
+        if self.system.settings.device == "cuda" and saved["rng"]["cuda"]:
+            torch.cuda.set_rng_state_all(saved["rng"]["cuda"])
+
+
+def train(
+    kind: type[System[Any]],
+    settings_kind: type[Settings],
+    given: Mapping[str, Any],
+    *,
+    out: Path | None = None,
+    resume: Path | bool | None = None,
+) -> dict[str, Any]:
+    """Train a system and report; returns what ``report.json`` holds.
+
+    ``given`` are the options that differ from the defaults or, with ``resume``, from the saved run.
+    ``out`` is a new or empty folder, by default the next free ``runs/NAME-1``, ``-2``, ...
+    ``resume`` names a run's folder or a checkpoint; True stands for ``out``, or else the latest run.
+    """
+    screen = Screen()
+    source = folders.checkpoint_to_resume(kind.name, out, resume) if resume else None
+    saved = checkpoint.load(source, kind.name) if source else None
+    settings = settings_to_resume(settings_kind, saved["settings"], given) if saved else settings_kind(**given)
+    with reproducible(settings):
+        system = kind(settings, screen)
+        folder = folders.to_write_in(kind.name, out, source)
+        run = Run(system, folder, screen)
+        if saved:
+            run.restore(saved)
+        introduce(run)
+        run.fit()
+        return report.finish(run)
