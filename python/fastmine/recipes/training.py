@@ -11,6 +11,7 @@ import copy
 import math
 import os
 import signal
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import Evidence
-from . import checkpoint, report
+from . import checkpoint, report, runs
 from .errors import Failure, Interrupted, UsageError
 from .screen import Column, Screen
 from .settings import Settings, settings_to_resume
@@ -93,7 +94,7 @@ class System(ABC, Generic[BatchT]):
         """The model on held-out data."""
 
     @abstractmethod
-    def remarks(self, records: Sequence[Numbers]) -> list[str]:
+    def remarks(self, records: Sequence[Numbers], skipped: int) -> list[str]:
         """Sentences on what kept an epoch from learning; none if it learned."""
 
     @abstractmethod
@@ -308,15 +309,121 @@ def train(
     ``resume`` names a run's folder or a checkpoint; True stands for ``out``, or else the latest run.
     """
     screen = Screen()
-    source = folders.checkpoint_to_resume(kind.name, out, resume) if resume else None
+    source = None
+    if resume:
+        source = runs.checkpoint_to_resume(kind.name, out, None if resume is True else Path(resume))
     saved = checkpoint.load(source, kind.name) if source else None
-    settings = settings_to_resume(settings_kind, saved["settings"], given) if saved else settings_kind(**given)
+    settings = (
+        settings_to_resume(settings_kind, saved["settings"], given) if saved else settings_kind(**given)
+    )
     with reproducible(settings):
         system = kind(settings, screen)
-        folder = folders.to_write_in(kind.name, out, source)
-        run = Run(system, folder, screen)
+        run = Run(system, runs.folder_for(kind.name, out, source), screen)
         if saved:
             run.restore(saved)
-        introduce(run)
+        _introduce(run)
         run.fit()
-        return report.finish(run)
+        return _report(run)
+
+
+def load_average(path: Path, name: str, build: Callable[..., nn.Module]) -> nn.Module:
+    """The model that a run kept in a checkpoint, ready for use."""
+    saved = checkpoint.load(path, name)
+    model = build(**saved["model_options"])
+    model.load_state_dict(saved["average"]["model"])
+    return model.eval()
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean of what was measured; NaN if nothing was."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def best_epoch(history: Sequence[Numbers], metric: str) -> int:
+    """The first epoch, from 1, with the largest metric. One that learned nothing is none; 0 if all are."""
+    best, largest = 0, -math.inf
+    for number, row in enumerate(history, start=1):
+        if math.isfinite(row["loss"]) and row[metric] > largest:
+            best, largest = number, row[metric]
+    return best
+
+
+def random_for(*key: int) -> torch.Generator:
+    """A generator that is a function of these numbers, such as seed, epoch and batch."""
+    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """A short hash of what these hold."""
+    digest = blake2b(digest_size=16)
+    for tensor in tensors:
+        digest.update(str((tensor.shape, tensor.dtype)).encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def reproducible(settings: Settings) -> Iterator[None]:
+    """Seeded, deterministic, on so many threads; afterwards everything is as it was."""
+    if settings.device == "cuda":
+        if not torch.cuda.is_available():
+            raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS is not deterministic
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        torch.set_num_threads(settings.threads or threads)
+        torch.use_deterministic_algorithms(mode=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(deterministic)
+            torch.set_num_threads(threads)
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    """Settings as a checkpoint and a report hold them; a folder by its full path."""
+    found = asdict(settings)
+    return {name: str(v.resolve()) if isinstance(v, Path) else v for name, v in found.items()}
+
+
+def _introduce(run: Run[Any]) -> None:
+    """What is trained, on what, by whom."""
+    system, screen = run.system, run.screen
+    for line in system.data_summary:
+        screen.say(line)
+    weights = sum(parameter.numel() for parameter in system.model.parameters())
+    screen.say(f"model: {type(system.model).__name__} with {weights:,} weights; loss: {system.loss}")
+    screen.say(report.implementation(system.ops, system.settings.device))
+    done, last = run.progress.epochs, system.settings.epochs
+    if run.progress.history:
+        screen.say(f"resumed from {run.folder}: {done} of {last} epochs are done")
+    if done >= last:
+        screen.say(f"nothing is left to do; --epochs {done + 10} would go on")
+    screen.heading(system.columns)
+
+
+def _report(run: Run[Any]) -> dict[str, Any]:
+    """Table, pictures and ``report.json`` of a finished run."""
+    system, progress, screen = run.system, run.progress, run.screen
+    history, best, last = progress.history, progress.best_epoch, progress.epochs
+    chosen = {f"epoch {last}, the last": history[-1]}
+    if best:
+        chosen[f"epoch {best}, the best"] = history[best - 1]
+    contents = {
+        "recipe": system.name,
+        "settings": _plain(system.settings),
+        "data": system.data_summary,
+        "implementation": report.implementation(system.ops, system.settings.device),
+        "versions": config()["versions"],
+        "epochs": last,
+        "best_epoch": best or None,
+        "baselines": system.baselines,
+        "last": history[-1],
+        "best": history[best - 1] if best else None,
+        "seconds": sum(row["seconds"] for row in history),
+        "remarks": progress.remarks,
+        "history": history,
+    }
