@@ -13,7 +13,7 @@ endif()
 set(PYBIND11_FINDPYTHON ON)
 find_package(pybind11 2.13 CONFIG REQUIRED)
 
-pybind11_add_module(_native MODULE csrc/pybind/module.cpp csrc/pybind/embeddings.cpp)
+pybind11_add_module(_native MODULE csrc/pybind/module.cpp csrc/pybind/embeddings.cpp csrc/pybind/segmentation_loss.cpp)
 target_include_directories(_native PRIVATE csrc)
 string(JOIN " " kernel_flags ${FASTMINE_KERNEL_FLAGS})
 target_compile_definitions(

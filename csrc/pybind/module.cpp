@@ -74,6 +74,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("available_isas", &available_isas, "The compiled instruction sets that this CPU can run, best first.");
   m.def("compiled_isas", &compiled_isas, "The instruction sets this build was compiled for, best first.");
   bind_embeddings(m);
+  bind_segmentation_loss(m);
   m.def("build_info", &build_info, "Version, compiler, build type and kernel flags of this build.");
 }
 
