@@ -4,6 +4,7 @@
 set(FASTMINE_CPU_KERNELS
     csrc/kernels/cpu/table.cpp
     csrc/kernels/cpu/pairwise_distance.cpp
+    csrc/kernels/cpu/pairwise_distance_backward.cpp
     csrc/kernels/cpu/batch_hard.cpp
     csrc/kernels/cpu/batch_hard_backward.cpp
     csrc/kernels/cpu/segmentation_loss.cpp

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -27,7 +28,7 @@ Build = Callable[[torch.Generator], Inputs]
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DIFFERENTIABLE = ("x", "y", "embeddings", "ref_embeddings", "logits")
 INDICES = ("positive_index", "negative_index")
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() else [])]
 
 
 @dataclass(frozen=True)

@@ -24,4 +24,23 @@ struct PairwiseDistance {
 
 using PairwiseDistanceKernel = StagedKernel<PairwiseDistance>;
 
+/// The gradient of all distances. With w[i, j] the derivative of the loss by half the squared distance, grad_x[i] = sum
+/// over j of w[i, j] (x[i] - y[j]): differences, not a difference of sums, so it keeps its digits when rows are close.
+/// Sums run over j in the working type for 128 terms at a time, those in float64, always in the same order.
+/// Coincident rows contribute nothing. Cost: 2 n m d multiply-adds, one reading of grad and distance per side.
+struct PairwiseDistanceBackward {
+  Rows x;
+  Rows y;
+  bool self;  // y is x: grad_x gathers both sides, grad_y is unused
+  Metric metric;
+  const void* grad;      // [x.n, y.n], contiguous, of the type of distance
+  const void* distance;  // [x.n, y.n], contiguous: float64 for float64 rows, else float32
+
+  // Out, contiguous, of the rows' type.
+  void* grad_x;
+  void* grad_y;
+};
+
+using PairwiseDistanceBackwardKernel = StagedKernel<PairwiseDistanceBackward>;
+
 }  // namespace fastmine

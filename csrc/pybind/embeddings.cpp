@@ -23,7 +23,7 @@ Rows rows_of(const py::array& x) {
   const char kind = x.dtype().kind();
   const auto bytes = x.itemsize();
   if (x.ndim() != 2 || kind != 'f' || (bytes != 2 && bytes != 4 && bytes != 8) ||
-      (x.shape(1) > 1 && x.strides(1) != bytes)) {
+      (x.size() > 0 && x.shape(1) > 1 && x.strides(1) != bytes)) {
     throw py::value_error("expected a matrix of float16, float32 or float64 with dense rows");
   }
   const DType type = bytes == 2 ? DType::float16 : bytes == 4 ? DType::float32 : DType::float64;

@@ -246,7 +246,7 @@ def _load(library: str) -> str | None:
     try:
         torch.ops.load_library(found[0])  # type: ignore[no-untyped-call]
     except OSError as error:
-        return f"{library} does not load: {error}"
+        return f"{library} does not load: {error.__cause__ or error}"
     return None
 
 

@@ -16,6 +16,7 @@ struct KernelTable {
 
   // Each in two working types: [0] float32, for float32 and narrower inputs, and [1] float64.
   const PairwiseDistanceKernel* pairwise_distance[2];
+  const PairwiseDistanceBackwardKernel* pairwise_distance_backward[2];
   const BatchHardKernel* batch_hard[2];
   const BatchHardBackwardKernel* batch_hard_backward[2];
   const SegmentationLossKernel* segmentation_loss[2];

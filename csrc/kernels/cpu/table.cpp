@@ -8,6 +8,7 @@
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
 
 extern const PairwiseDistanceKernel pairwise_distance_float32, pairwise_distance_float64;
+extern const PairwiseDistanceBackwardKernel pairwise_distance_backward_float32, pairwise_distance_backward_float64;
 extern const BatchHardKernel batch_hard_float32, batch_hard_float64;
 extern const BatchHardBackwardKernel batch_hard_backward_float32, batch_hard_backward_float64;
 extern const SegmentationLossKernel segmentation_loss_float32, segmentation_loss_float64;
@@ -17,6 +18,7 @@ extern const KernelTable table;
 const KernelTable table = {
     .isa = FASTMINE_STRING(FASTMINE_ISA_NAMESPACE),
     .pairwise_distance = {&pairwise_distance_float32, &pairwise_distance_float64},
+    .pairwise_distance_backward = {&pairwise_distance_backward_float32, &pairwise_distance_backward_float64},
     .batch_hard = {&batch_hard_float32, &batch_hard_float64},
     .batch_hard_backward = {&batch_hard_backward_float32, &batch_hard_backward_float64},
     .segmentation_loss = {&segmentation_loss_float32, &segmentation_loss_float64},

@@ -1,5 +1,7 @@
-// fastmine::pairwise_distance on the CPU. Its backward pass is two matrix products: torch's, through the reference.
+// fastmine::pairwise_distance and its backward pass on the CPU.
 #include "kernels/pairwise_distance.h"
+
+#include <tuple>
 
 #include "torch/cpu/embeddings.h"
 #include "torch/cpu/kernels.h"
@@ -17,7 +19,28 @@ Tensor pairwise_distance(const Tensor& x_in, const std::optional<Tensor>& y_in, 
   return distance;
 }
 
+std::tuple<Tensor, Tensor> pairwise_distance_backward(const Tensor& grad_in, const Tensor& x_in,
+                                                      const std::optional<Tensor>& y_in, const Tensor& distance_in,
+                                                      const std::string& metric) {
+  const bool self = !y_in.has_value();
+  const Tensor x = with_dense_rows(x_in), y = self ? x : with_dense_rows(*y_in);
+  const Tensor grad = torch::stable::contiguous(grad_in), distance = torch::stable::contiguous(distance_in);
+  FASTMINE_CHECK(grad.numel() == x.size(0) * y.size(0) && distance.numel() == grad.numel() &&
+                     grad.scalar_type() == result_type(x) && distance.scalar_type() == result_type(x),
+                 "grad and distance must be [N, M], of the type of distances");
+  const Tensor grad_x = make({x.size(0), x.size(1)}, x.scalar_type());
+  const Tensor grad_y = self ? make({0}, x.scalar_type()) : make({y.size(0), y.size(1)}, y.scalar_type());
+  const bool wide = result_type(x) == ScalarType::Double;
+  run(*kernels().pairwise_distance_backward[wide],
+      {rows_of(x), rows_of(y), self, metric_of(metric), grad.const_data_ptr(), distance.const_data_ptr(),
+       grad_x.mutable_data_ptr(), grad_y.mutable_data_ptr()});
+  return {grad_x, grad_y};
+}
+
 }  // namespace
 }  // namespace fastmine
 
-STABLE_TORCH_LIBRARY_IMPL(fastmine, CPU, m) { m.impl("pairwise_distance", TORCH_BOX(&fastmine::pairwise_distance)); }
+STABLE_TORCH_LIBRARY_IMPL(fastmine, CPU, m) {
+  m.impl("pairwise_distance", TORCH_BOX(&fastmine::pairwise_distance));
+  m.impl("pairwise_distance_backward", TORCH_BOX(&fastmine::pairwise_distance_backward));
+}

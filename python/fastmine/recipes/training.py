@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import Evidence
+from .. import Evidence, config
 from . import checkpoint, report, runs
 from .errors import Failure, Interrupted, UsageError
 from .screen import Column, Screen
@@ -264,7 +264,7 @@ class Run(Generic[BatchT]):
             self.folder / name,
             {
                 "recipe": system.name,
-                "settings": plain(asdict(system.settings)),
+                "settings": _plain(system.settings),
                 "model_options": system.model_options,
                 "data": {"fingerprint": system.fingerprint, "summary": system.data_summary},
                 "progress": asdict(self.progress),
@@ -406,24 +406,38 @@ def _introduce(run: Run[Any]) -> None:
 
 
 def _report(run: Run[Any]) -> dict[str, Any]:
-    """Table, pictures and ``report.json`` of a finished run."""
+    """Table, pictures and ``report.json`` of a finished run; returns what the last holds."""
     system, progress, screen = run.system, run.progress, run.screen
     history, best, last = progress.history, progress.best_epoch, progress.epochs
-    chosen = {f"epoch {last}, the last": history[-1]}
-    if best:
-        chosen[f"epoch {best}, the best"] = history[best - 1]
+    implementation = report.implementation(system.ops, system.settings.device)
+    seconds = sum(row["seconds"] for row in history)
     contents = {
         "recipe": system.name,
         "settings": _plain(system.settings),
         "data": system.data_summary,
-        "implementation": report.implementation(system.ops, system.settings.device),
+        "implementation": implementation,
         "versions": config()["versions"],
         "epochs": last,
         "best_epoch": best or None,
         "baselines": system.baselines,
         "last": history[-1],
         "best": history[best - 1] if best else None,
-        "seconds": sum(row["seconds"] for row in history),
+        "seconds": seconds,
         "remarks": progress.remarks,
         "history": history,
     }
+    report.write_json(run.folder / "report.json", contents)
+    report.table(screen, f"{system.name}, on held-out data", system.judged, system.baselines, history, best)
+    if best:
+        screen.say(f"The best epoch was chosen by {system.metric.title} on these same held-out images.")
+    try:
+        drawn = system.pictures(run.average.model, history, run.folder)
+    except UsageError as missing:
+        screen.say(f"no pictures: {missing}")
+    else:
+        screen.say(f"pictures: {', '.join(map(str, drawn))}")
+    screen.say(
+        f"model: fastmine.recipes.{system.name}.load({str(run.folder / (checkpoint.BEST if best else checkpoint.LAST))!r})"
+    )
+    screen.say(f"{last} epochs in {seconds:.1f} s of training. {implementation}", style="bold")
+    return contents

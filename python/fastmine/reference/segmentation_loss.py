@@ -173,6 +173,7 @@ def _pointwise(x: Tensor, t: Tensor, mode: str, alpha: float | None, gamma: floa
 
 def _log_complement(x: Tensor, t: Tensor) -> Tensor:
     """log(1 - p_y) of softmax without the cancellation: the others' log-sum-exp against everybody's."""
+    x = x - x.detach().amax(dim=1, keepdim=True)
     others = torch.where(t > 0, -torch.inf, x)
     return others.logsumexp(dim=1, keepdim=True) - x.logsumexp(dim=1, keepdim=True)
 

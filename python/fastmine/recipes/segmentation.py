@@ -1,0 +1,369 @@
+"""Train a segmentation model: which pixels belong to an object.
+
+The three things that let it learn to predict nothing at all, while the loss falls, and what is done here:
+
+1. *Not annotated is not empty.* An image that nobody annotated has no mask; one that was annotated and
+   holds no object has an empty mask. Stored alike, as zeros, the first teaches that there are no objects.
+   Here a flag per image says which it is, and the loss takes it as ``valid=[B]``.
+2. *A loss that shows its parts.* :class:`~fastmine.losses.CombinedSegmentationLoss` reports each of its
+   terms, and the area that is predicted beside the area that is annotated.
+3. *The right measure.* F1 and IoU from pixels counted over all held-out images, once: a mean over images
+   would be undefined for empty ones.
+
+The default data are pieces of brick wall among other textures and photographs, see
+:mod:`~fastmine.recipes.textures`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import SegmentationEvidence
+from ..losses import SegmentationLoss, get_loss_function
+from . import folders, training
+from .errors import UsageError, from_extra, listed
+from .screen import Column, Screen
+from .settings import Settings, option, real, whole
+from .textures import SIZE, compose
+from .training import Numbers, Step, mean, random_for
+
+LOSSES = ("combined", "dice", "iou", "tversky", "focal", "bce")
+HELD_OUT = 0.2
+ANNOTATED_SHARE = 0.25  # of every batch, at least: an image without annotation teaches nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationSettings(Settings):
+    """The options of ``fastmine train segmentation``."""
+
+    data: Path | None = option(
+        None,
+        "a folder with images/ and masks/ of the same names; without it, composed textures",
+        parse=Path,
+        metavar="DIR",
+    )
+    epochs: int = option(10, "passes over the training images", parse=whole, metavar="N", at_least=1)
+    lr: float = option(3e-3, "learning rate of AdamW", parse=real, metavar="X", above=0, at_most=1e3)
+    loss: str = option("combined", "the loss", choices=LOSSES)
+    annotated: float = option(
+        1.0,
+        "share of the training masks to use; the others are marked as not annotated",
+        parse=real,
+        metavar="SHARE",
+        above=0,
+        at_most=1,
+    )
+    sampler: str = option(
+        "annotated",
+        "annotated: a quarter of every batch is, at least; shuffle: as it comes",
+        choices=("annotated", "shuffle"),
+    )
+    missing_masks: str = option(
+        "error",
+        "what an image without a mask file is: an error, or not annotated",
+        choices=("error", "unannotated"),
+    )
+    samples: int = option(
+        1024, "without --data, training images to compose", parse=whole, metavar="N", at_least=8, at_most=10**6
+    )
+    image_size: int = option(
+        64,
+        "with --data, images are resized to this side, a multiple of 16",
+        parse=whole,
+        metavar="N",
+        at_least=16,
+        at_most=1024,
+        multiple_of=16,
+    )
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images [N, C, S, S] in uint8, masks [N, 1, S, S] in bool, and whether each is annotated [N]."""
+
+    images: Tensor
+    masks: Tensor
+    annotated: Tensor
+
+    def rows(self, index: Tensor) -> Images:
+        """Some of them."""
+        return Images(self.images[index], self.masks[index], self.annotated[index])
+
+    def to(self, device: torch.device) -> Images:
+        """All of them on a device."""
+        return Images(self.images.to(device), self.masks.to(device), self.annotated.to(device))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class Data(NamedTuple):
+    """Images to learn from, images to judge by, and what to say of them."""
+
+    train: Images
+    held_out: Images
+    summary: list[str]
+
+
+def textures(samples: int, seed: int) -> Data:
+    """Composed from real textures; a quarter as many are held out, from other regions of the pictures."""
+    train, held_out = (
+        compose(count, seed, held_out=is_held_out)
+        for count, is_held_out in ((samples, False), (max(1, samples // 4), True))
+    )
+    summary = [
+        f"data: {samples} images composed from real textures and photographs of scikit-image, {SIZE} x {SIZE} "
+        f"pixels; {len(held_out.images)} held out, from other regions"
+    ]
+    return Data(_all_annotated(*train), _all_annotated(*held_out), summary)
+
+
+def _all_annotated(images: Tensor, masks: Tensor) -> Images:
+    return Images(images, masks, torch.ones(len(images), dtype=torch.bool))
+
+
+def images_with_masks(settings: SegmentationSettings, root: Path, screen: Screen) -> Data:
+    """The user's folder; a fifth of what is annotated is held out."""
+    images, masks = folders.image_and_mask_files(root)
+    _check_names(root, images, masks, settings.missing_masks)
+    found = folders.read_pairs(
+        list(images.values()), [masks.get(stem) for stem in images], settings.image_size, screen
+    )
+    if found.mismatched:
+        raise UsageError(
+            f"{len(found.mismatched)} masks do not have the size of their images: {listed(found.mismatched)}; "
+            "a mask must have a pixel for every pixel of its image"
+        )
+    stems = list(images)
+    annotated = torch.tensor([stems[index] in masks for index in found.kept], dtype=torch.bool)
+    data = Images(found.images, found.masks, annotated)
+    summary = [f"data: {len(data)} images from {root}, resized to {settings.image_size} x {settings.image_size}"]
+    if found.unreadable:
+        summary.append(
+            f"{len(found.unreadable)} files are no readable images; they and their pairs were left out: "
+            f"{listed(found.unreadable)}"
+        )
+    if int(annotated.sum()) < 2:
+        raise UsageError(
+            f"{root} needs at least 2 readable images with masks, one to learn from and one to judge by; got "
+            f"{int(annotated.sum())}" + (f". {summary[-1]}" if found.unreadable else "")
+        )
+    low, high, values = found.mask_values
+    summary.append(f"masks: a pixel is object where its value is above 0; the files hold {values} values, {low} to {high}")
+    rows = torch.from_numpy(np.random.default_rng([settings.seed, len(data)]).permutation(len(data)))
+    with_masks = rows[annotated[rows]]
+    held_out = with_masks[: max(1, round(HELD_OUT * len(with_masks)))]
+    train = rows[~torch.isin(rows, held_out)]
+    summary.append(f"{len(train)} to learn from, {len(held_out)} held out")
+    return Data(data.rows(train), data.rows(held_out), summary)
+
+
+def _check_names(root: Path, images: dict[str, Path], masks: dict[str, Path], missing: str) -> None:
+    strangers = [path.name for stem, path in masks.items() if stem not in images]
+    if strangers:
+        raise UsageError(
+            f"{len(strangers)} of {len(masks)} masks in {root / 'masks'} belong to no image: {listed(strangers)}; a "
+            "mask has the name of its image, whatever the ending"
+        )
+    alone = [path.name for stem, path in images.items() if stem not in masks]
+    if alone and missing == "error":
+        raise UsageError(
+            f"{len(alone)} of {len(images)} images in {root / 'images'} have no mask: {listed(alone)}; add masks "
+            "(all 0 where there is no object), or say --missing-masks unannotated"
+        )
+
+
+def withhold(data: Images, share: float, seed: int) -> Images:
+    """Keep the masks of a share of the annotated images; mark the others, zeroing their masks.
+
+    The zeros are what such data sets hold in practice. Nothing but the mark tells them from an image
+    that was annotated and is empty.
+    """
+    rows = data.annotated.nonzero()[:, 0].numpy()
+    kept = np.random.default_rng([seed, 1]).permutation(rows)[: max(1, round(share * len(rows)))]
+    annotated = torch.zeros_like(data.annotated)
+    annotated[torch.from_numpy(kept)] = True
+    return Images(data.images, data.masks & annotated[:, None, None, None], annotated)
+
+
+def batch_rows(annotated: Tensor, size: int, random: np.random.Generator, *, shuffle: bool) -> list[Tensor]:
+    """The rows of every batch of an epoch.
+
+    Shuffled, each row once, where everything is annotated or ``shuffle`` is asked for. Else annotated rows
+    are dealt out evenly, and repeated until they are a quarter of every batch; the others fill up.
+    """
+    steps = math.ceil(len(annotated) / size)
+    if shuffle or annotated.all():
+        return [torch.from_numpy(part) for part in np.array_split(random.permutation(len(annotated)), steps)]
+    with_mask, without = (np.flatnonzero(flags.numpy()) for flags in (annotated, ~annotated))
+    wanted = max(len(with_mask), steps * math.ceil(ANNOTATED_SHARE * size))
+    times = math.ceil(wanted / len(with_mask))
+    dealt = np.concatenate([random.permutation(with_mask) for _ in range(times)])[:wanted]
+    others = random.permutation(without)[: max(0, steps * size - wanted)]
+    parts = zip(np.array_split(dealt, steps), np.array_split(others, steps), strict=True)
+    return [torch.from_numpy(np.concatenate(part)) for part in parts]
+
+
+def flip(images: Tensor, masks: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A batch and its masks, turned by a quarter, a half or not at all, and mirrored or not."""
+    turns, mirrored = (int(torch.randint(n, (), generator=random)) for n in (4, 2))
+    images, masks = (x.rot90(turns, (2, 3)) for x in (images, masks))
+    return (images.flip(3), masks.flip(3)) if mirrored else (images, masks)
+
+
+# --- model ------------------------------------------------------------------------------------------------------------
+
+
+class UNet(nn.Module):
+    """A small U-Net (arXiv:1505.04597): images [N, C, S, S] in 0 .. 255 to logits [N, 1, S, S].
+
+    It works on patches of 2 x 2 pixels, which costs a quarter, and puts them back at the end.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        widths = (16, 32, 64, 128)
+        self.patches = nn.Conv2d(channels, widths[0], 2, stride=2)
+        self.down = nn.ModuleList(convolutions(a, b) for a, b in zip((16, *widths), widths, strict=False))
+        self.up = nn.ModuleList(
+            convolutions(deep + shallow, shallow) for shallow, deep in zip(widths[-2::-1], widths[:0:-1], strict=True)
+        )
+        self.head = nn.ConvTranspose2d(widths[0], 1, 2, stride=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patches(images.float() / 128 - 1).contiguous(memory_format=torch.channels_last)
+        skipped = []
+        for down in self.down[:-1]:
+            x = down(x)
+            skipped.append(x)
+            x = F.max_pool2d(x, 2)
+        x = self.down[-1](x)
+        for up in self.up:
+            x = up(torch.cat([F.interpolate(x, scale_factor=2), skipped.pop()], dim=1))
+        return self.head(x)
+
+
+def convolutions(inputs: int, outputs: int) -> nn.Module:
+    """Twice 3 x 3, normalised over the batch, rectified."""
+    layers: list[nn.Module] = []
+    for width in (inputs, outputs):
+        layers += [nn.Conv2d(width, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+# --- system -----------------------------------------------------------------------------------------------------------
+
+
+class Batch(NamedTuple):
+    """Images in 0 .. 255, their masks, and which of them are annotated."""
+
+    images: Tensor
+    masks: Tensor
+    annotated: Tensor
+    teaches: bool
+
+
+class Segmentation(training.System[Batch, SegmentationEvidence]):
+    """A U-Net that learns from what is annotated, judged by F1 and IoU on held-out images."""
+
+    name: ClassVar[str] = "segmentation"
+    metric: ClassVar[Column] = Column("f1", "F1")
+    ops: ClassVar[tuple[str, ...]] = ("segmentation_loss",)
+
+    def __init__(self, settings: SegmentationSettings, screen: Screen) -> None:
+        self.settings = settings
+        device = torch.device(settings.device)
+        data = (
+            images_with_masks(settings, settings.data, screen)
+            if settings.data
+            else textures(settings.samples, settings.seed)
+        )
+        train = withhold(data.train, settings.annotated, settings.seed)
+        self.annotated = train.annotated
+        self.data_summary = [*data.summary, _annotation_summary(train)]
+        self.fingerprint = training.fingerprint(train.images, train.masks, train.annotated, data.held_out.images)
+        self.train, self.held_out = train.to(device), data.held_out.to(device)
+        self.model_options = {"channels": train.images.shape[1]}
+        self.model = UNet(**self.model_options).to(device)
+        self.loss = cast("SegmentationLoss", get_loss_function(settings.loss))
+        self.terms = list(self.loss.options["terms"])
+        self.baselines = {"F1 of calling every pixel object": _f1_of_all_object(self.held_out.masks)}
+        self.judged = (self.metric, Column("iou", "IoU"), Column("precision", "precision"), Column("recall", "recall"))
+        self.columns = (
+            Column("loss", "loss"),
+            *(Column(term, term) for term in self.terms if len(self.terms) > 1),
+            Column("predicted_share", "pred. area", ".1%"),
+            Column("target_share", "true area", ".1%"),
+            *self.judged[2:],
+            *self.judged[:2],
+        )
+
+    def steps(self) -> int:
+        return math.ceil(len(self.train) / self.settings.batch_size)
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        seed, size = self.settings.seed, self.settings.batch_size
+        shuffle = self.settings.sampler == "shuffle"
+        order = batch_rows(self.annotated, size, np.random.default_rng([seed, epoch]), shuffle=shuffle)
+        for number, rows in enumerate(order):
+            batch = self.train.rows(rows)
+            images, masks = flip(batch.images, batch.masks, random_for(seed, epoch, number))
+            yield Batch(images, masks, batch.annotated, teaches=bool(self.annotated[rows].any()))
+
+    def learn(self, batch: Batch) -> Step[SegmentationEvidence]:
+        logits = self.model(batch.images)
+        return Step(self.loss(logits, batch.masks, valid=batch.annotated), self.loss.evidence)
+
+    def record(self, evidence: SegmentationEvidence) -> Numbers:
+        terms = {term: getattr(evidence, term) for term in self.terms}
+        return {
+            **terms,
+            "images": evidence.groups,
+            "annotated": evidence.annotated,
+            "predicted_share": evidence.prediction_share,
+            "target_share": evidence.target_share,
+            "probability_on_target": evidence.probability_on_target,
+        }
+
+    def summarise(self, records: Sequence[Numbers]) -> Numbers:
+        keys = (*self.terms, "predicted_share", "target_share", "probability_on_target")
+        return {key: mean(record[key] for record in records) for key in keys}
+
+    def remarks(self, records: Sequence[Numbers]) -> list[str]:
+        found = []
+        dead = sum(record["annotated"] == 0 for record in records)
+        if dead:
+            found.append(
+                f"{dead} of {len(records)} batches were skipped: nothing in them was annotated (the first had "
+                f"{next(r['images'] for r in records if r['annotated'] == 0):.0f} images)"
+            )
+        on_target = mean(record["probability_on_target"] for record in records)
+        if on_target < COLLAPSED:
+            found.append(
+                f"the mean probability where there is an object is {on_target:.3f}: the model predicts background everywhere"
+            )
+        return found
+
+    def judge(self, model: nn.Module) -> Numbers:
+        hits = wrong = missed = 0
+        for images, masks in self._held_out_batches():
+            predicted = self._probability(model, images) > 0.5
+            hits += int((predicted & masks).sum())
+            wrong += int((predicted & ~masks).sum())
+            missed += int((~predicted & masks).sum())
+        return scores(hits, wrong, missed)
+
+    def pictures(self, model: nn.Module, history: Sequence[Numbers], best: int, folder: Path) -> list[Path]:
+        from . import pictures

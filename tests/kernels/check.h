@@ -1,0 +1,127 @@
+// Just enough of a test framework: count, name what failed, say so in the exit code.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kernels/cpu/dispatch.h"
+#include "kernels/stage.h"
+
+namespace fastmine::test {
+
+inline int passed = 0;
+inline int failed = 0;
+
+/// One check; `what` names it, and a failure prints it.
+inline void check(bool holds, const std::string& what) {
+  ++(holds ? passed : failed);
+  if (!holds && failed <= 20) {
+    std::printf("FAILED %s\n", what.c_str());
+  }
+}
+
+inline int report() {
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed == 0 ? 0 : 1;
+}
+
+/// The tables that this machine can run.
+inline std::vector<const cpu::KernelTable*> tables() {
+  std::vector<const cpu::KernelTable*> found;
+  for (std::size_t i = 0; const cpu::KernelTable* table = cpu::compiled(i); ++i) {
+    if (cpu::supported(*table)) {
+      found.push_back(table);
+    } else {
+      std::printf("SKIPPED %s: not on this CPU\n", table->isa);
+    }
+  }
+  return found;
+}
+
+/// The same numbers everywhere, in [0, 1).
+class Random {
+ public:
+  explicit Random(std::uint64_t seed) : state_(seed * 0x9e3779b97f4a7c15U + 1) {}
+  double operator()() {
+    state_ ^= state_ << 13;
+    state_ ^= state_ >> 7;
+    state_ ^= state_ << 17;
+    return static_cast<double>(state_ >> 11) * 0x1p-53;
+  }
+  std::int64_t below(std::int64_t n) { return static_cast<std::int64_t>((*this)() * static_cast<double>(n)); }
+
+ private:
+  std::uint64_t state_;
+};
+
+/// Memory for an output: filled with ones (NaN in every floating type), with guards on both sides.
+template <class T>
+class Guarded {
+ public:
+  explicit Guarded(std::size_t n) : size_(n), bytes_(n * sizeof(T) + 2 * kGuard, 0xff) {
+    std::memset(bytes_.data(), 0xa5, kGuard);
+    std::memset(bytes_.data() + bytes_.size() - kGuard, 0xa5, kGuard);
+  }
+  T* data() { return reinterpret_cast<T*>(bytes_.data() + kGuard); }
+  const T* data() const { return reinterpret_cast<const T*>(bytes_.data() + kGuard); }
+  std::size_t size() const { return size_; }
+  T operator[](std::size_t i) const { return data()[i]; }
+  bool untouched_outside() const {
+    for (std::size_t i = 0; i < kGuard; ++i) {
+      if (bytes_[i] != 0xa5 || bytes_[bytes_.size() - 1 - i] != 0xa5) {
+        return false;
+      }
+    }
+    return true;
+  }
+  bool same_bits(const Guarded& other) const { return bytes_ == other.bytes_; }
+
+ private:
+  static constexpr std::size_t kGuard = 64;
+  std::size_t size_;
+  std::vector<unsigned char> bytes_;
+};
+
+/// How the tasks of a step are handed out.
+enum class Order { serial, one_by_one_backwards, threads };
+
+inline void run_stage(const Stage& stage, void* plan, Order order) {
+  const std::int64_t tasks = stage.tasks(plan);
+  if (order == Order::serial) {
+    stage.run(plan, 0, tasks);
+  } else if (order == Order::one_by_one_backwards) {
+    for (std::int64_t task = tasks - 1; task >= 0; --task) {
+      stage.run(plan, task, task + 1);
+    }
+  } else {
+    std::vector<std::thread> threads;
+    for (std::int64_t k = 0; k < 3; ++k) {
+      threads.emplace_back([&, k] { stage.run(plan, tasks * k / 3, tasks * (k + 1) / 3); });
+    }
+    for (std::thread& thread : threads) {
+      thread.join();
+    }
+  }
+}
+
+/// Run all steps of a kernel on a workspace full of NaN.
+template <class P>
+void run(const StagedKernel<P>& kernel, const P& problem, Order order = Order::serial) {
+  constexpr std::size_t kLine = 64;
+  const auto release = [](void* p) { ::operator delete(p, std::align_val_t(kLine)); };
+  const std::size_t bytes = kernel.workspace(problem);
+  const std::unique_ptr<void, decltype(release)> memory(::operator new(bytes, std::align_val_t(kLine)), release);
+  std::memset(memory.get(), 0xff, bytes);
+  void* plan = kernel.plan(problem, memory.get());
+  for (int k = 0; k < kernel.count; ++k) {
+    run_stage(kernel.stages[k], plan, order);
+  }
+}
+
+}  // namespace fastmine::test

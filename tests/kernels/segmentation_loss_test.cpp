@@ -1,0 +1,745 @@
+// The segmentation kernels of every instruction set against loops in float64 that follow the definitions.
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "check.h"
+#include "kernels/segmentation_loss.h"
+
+namespace fastmine::test {
+namespace {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInf = std::numeric_limits<double>::infinity();
+
+constexpr DType kFloats[] = {DType::float32, DType::float64, DType::bfloat16, DType::float16};
+constexpr DType kTargets[] = {DType::bool_, DType::uint8,   DType::int8,    DType::int16,    DType::int32,
+                              DType::int64, DType::float32, DType::float64, DType::bfloat16, DType::float16};
+
+bool is_float(DType type) { return type <= DType::float16; }
+
+/// A value that the type holds exactly, written to memory. Half types: normal numbers and zero only.
+void put(void* at, DType type, double value) {
+  const auto single = static_cast<float>(value);
+  std::uint32_t bits = 0;
+  std::memcpy(&bits, &single, sizeof bits);
+  const auto copy = [&](const auto& x) { std::memcpy(at, &x, sizeof x); };
+  switch (type) {
+    case DType::float32:
+      return copy(single);
+    case DType::float64:
+      return copy(value);
+    case DType::bfloat16:
+      return copy(static_cast<std::uint16_t>(bits >> 16));
+    case DType::float16: {
+      const std::uint32_t sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
+      const std::uint32_t magnitude = rest >= 0x7f800000 ? 0x7c00 | (rest >> 13 & 0x3ff) : (rest >> 13) - (112U << 10);
+      return copy(static_cast<std::uint16_t>(sign | (single == 0 ? 0 : magnitude)));
+    }
+    case DType::bool_:
+    case DType::uint8:
+      return copy(static_cast<std::uint8_t>(value));
+    case DType::int8:
+      return copy(static_cast<std::int8_t>(value));
+    case DType::int16:
+      return copy(static_cast<std::int16_t>(value));
+    case DType::int32:
+      return copy(static_cast<std::int32_t>(value));
+    case DType::int64:
+      return copy(static_cast<std::int64_t>(value));
+  }
+}
+
+double get(const void* at, DType type) {
+  const auto take = [&](auto x) {
+    std::memcpy(&x, at, sizeof x);
+    return x;
+  };
+  if (type == DType::float64) {
+    return take(0.0);
+  }
+  if (type == DType::float32) {
+    return static_cast<double>(take(0.0F));
+  }
+  const std::uint16_t half = take(std::uint16_t{});
+  if (type == DType::bfloat16) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(half) << 16;
+    float value = 0;
+    std::memcpy(&value, &bits, sizeof value);
+    return static_cast<double>(value);
+  }
+  const int exponent = half >> 10 & 31;
+  const double mantissa = static_cast<double>(half & 1023) / 1024;
+  const double magnitude = exponent == 31  ? (mantissa == 0 ? kInf : kNan)
+                           : exponent == 0 ? std::ldexp(mantissa, -14)
+                                           : std::ldexp(1 + mantissa, exponent - 15);
+  return half >> 15 != 0 ? -magnitude : magnitude;
+}
+
+/// [samples, classes, positions] in any layout, with memory around each element that must not be read as one.
+class Array {
+ public:
+  Array(DType type, std::int64_t samples, std::int64_t classes, std::int64_t positions, int layout) : type_(type) {
+    switch (layout) {
+      case 0:  // contiguous
+        stride_[0] = classes * positions, stride_[1] = positions, stride_[2] = 1;
+        break;
+      case 1:  // channels last
+        stride_[0] = classes * positions, stride_[1] = 1, stride_[2] = classes;
+        break;
+      case 2:  // every third element, backwards
+        stride_[0] = 3 * classes * positions + 5, stride_[1] = 3 * positions, stride_[2] = -3;
+        first_ = 3 * positions;
+        break;
+      default:  // samples innermost
+        stride_[0] = 1, stride_[1] = samples * positions, stride_[2] = samples;
+        break;
+    }
+    const std::int64_t longest =
+        samples * std::abs(stride_[0]) + classes * std::abs(stride_[1]) + positions * std::abs(stride_[2]) + first_ + 8;
+    bytes_.assign(static_cast<std::size_t>(longest) * size_of(type), 0xff);
+  }
+  void set(std::int64_t b, std::int64_t c, std::int64_t s, double value) { put(at(b, c, s), type_, value); }
+  Grid grid() const {
+    return {
+        bytes_.data() + static_cast<std::size_t>(first_) * size_of(type_), type_, {stride_[0], stride_[1], stride_[2]}};
+  }
+
+ private:
+  unsigned char* at(std::int64_t b, std::int64_t c, std::int64_t s) {
+    const std::int64_t element = first_ + b * stride_[0] + c * stride_[1] + s * stride_[2];
+    return bytes_.data() + static_cast<std::size_t>(element) * size_of(type_);
+  }
+  DType type_;
+  std::int64_t stride_[3] = {}, first_ = 0;
+  std::vector<unsigned char> bytes_;
+};
+
+/// One problem: what it is made of, and the values that the arrays hold.
+struct Case {
+  std::string name;
+  SegmentationMode mode = SegmentationMode::binary;
+  std::int64_t samples = 1, classes = 1, positions = 1;
+  DType logits = DType::float32, target = DType::uint8;
+  int layout = 0;
+  int validity = 0;   // 0 none given, 1 all, 2 half, 3 by sample, 4 nothing, 5 one item
+  bool soft = false;  // floating targets between 0 and 1
+  double scale = 4;   // of the logits
+  double target_share = 0.3;
+  double weights[kSegmentationTerms] = {0.4, 0, 0.5, 0.25, 0.7, 2};
+  Focal focal = {1, 1, 2};
+  double smooth = 0;
+  EmptyGroups empty = EmptyGroups::area;
+  Reduction reduction = Reduction::mean;
+
+  std::vector<double> x{}, t{};
+  std::vector<bool> v{};
+
+  bool softmax() const { return mode == SegmentationMode::multiclass; }
+  std::int64_t target_classes() const { return softmax() ? 1 : classes; }
+  std::size_t at(std::int64_t b, std::int64_t c, std::int64_t s) const {
+    return static_cast<std::size_t>((b * classes + c) * positions + s);
+  }
+  std::size_t target_at(std::int64_t b, std::int64_t c, std::int64_t s) const {
+    return softmax() ? at(b, 0, s) : at(b, c, s);
+  }
+};
+
+void fill(Case& c, std::uint64_t seed) {
+  Random random(seed);
+  const auto n = static_cast<std::size_t>(c.samples * c.classes * c.positions);
+  c.x.assign(n, 0), c.t.assign(n, 0), c.v.assign(n, true);
+  for (std::size_t i = 0; i < n; ++i) {
+    c.x[i] = std::round(random() * 128 - 64) / 64 * c.scale;  // few digits: every type holds it
+    c.t[i] = c.softmax() ? static_cast<double>(random.below(
+                               c.target == DType::bool_ ? std::min<std::int64_t>(c.classes, 2) : c.classes))
+             : c.soft    ? static_cast<double>(random.below(65)) / 64
+                         : static_cast<double>(random() < c.target_share);
+  }
+  const std::int64_t one = random.below(std::max<std::int64_t>(c.positions, 1));
+  for (std::int64_t b = 0; b < c.samples; ++b) {
+    for (std::int64_t k = 0; k < c.classes; ++k) {
+      for (std::int64_t s = 0; s < c.positions; ++s) {
+        const bool coin = random() < 0.5;
+        const bool flags[] = {true, true, coin, b % 2 == 1, false, s == one};
+        c.v[c.target_at(b, k, s)] = flags[c.validity];
+      }
+    }
+  }
+}
+
+double sigmoid(double x) { return x >= 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x)); }
+double softplus(double x) { return std::fmax(x, 0) + std::log1p(std::exp(-std::fabs(x))); }
+
+/// What the outputs should be.
+struct Answer {
+  std::vector<double> sums, entropies, loss, coefficients, gradient;
+};
+
+/// p_k and log p_k of a softmax at one position.
+std::vector<double> log_softmax(const Case& c, std::int64_t b, std::int64_t s) {
+  double largest = -kInf, total = 0;
+  for (std::int64_t k = 0; k < c.classes; ++k) {
+    largest = std::fmax(largest, c.x[c.at(b, k, s)]);
+  }
+  for (std::int64_t k = 0; k < c.classes; ++k) {
+    total += std::exp(c.x[c.at(b, k, s)] - largest);
+  }
+  std::vector<double> log_p;
+  for (std::int64_t k = 0; k < c.classes; ++k) {
+    log_p.push_back(c.x[c.at(b, k, s)] - largest - std::log(total));
+  }
+  return log_p;
+}
+
+/// sum over the other classes, which does not cancel as 1 - p does.
+double others(const std::vector<double>& log_p, std::size_t y) {
+  double q = 0;
+  for (std::size_t k = 0; k < log_p.size(); ++k) {
+    q += k == y ? 0 : std::exp(log_p[k]);
+  }
+  return q;
+}
+
+void add_sums(const Case& c, Answer& answer) {
+  answer.sums.assign(static_cast<std::size_t>(c.samples * c.classes * 4), 0);
+  answer.entropies.assign(static_cast<std::size_t>(c.samples * 2), 0);
+  for (std::int64_t b = 0; b < c.samples; ++b) {
+    for (std::int64_t s = 0; s < c.positions; ++s) {
+      const std::vector<double> log_p = log_softmax(c, b, s);
+      for (std::int64_t k = 0; k < c.classes; ++k) {
+        if (!c.v[c.target_at(b, k, s)]) {
+          continue;
+        }
+        const double x = c.x[c.at(b, k, s)], label = c.t[c.target_at(b, k, s)];
+        const double t = c.softmax() ? static_cast<double>(label == static_cast<double>(k)) : label;
+        const double p = c.softmax() ? std::exp(log_p[static_cast<std::size_t>(k)]) : sigmoid(x);
+        double* sums = answer.sums.data() + (b * c.classes + k) * 4;
+        sums[0] += 1, sums[1] += t, sums[2] += p, sums[3] += p * t;
+        double* entropies = answer.entropies.data() + b * 2;
+        if (c.softmax()) {
+          const double q = others(log_p, static_cast<std::size_t>(k));
+          entropies[0] -= t * log_p[static_cast<std::size_t>(k)];
+          entropies[1] -= t * std::pow(q, c.focal.gamma) * log_p[static_cast<std::size_t>(k)];
+        } else {
+          entropies[0] += t * softplus(-x) + (1 - t) * softplus(x);
+          entropies[1] += c.focal.on_target * t * std::exp(-c.focal.gamma * softplus(x)) * softplus(-x) +
+                          c.focal.off_target * (1 - t) * std::exp(-c.focal.gamma * softplus(-x)) * softplus(x);
+        }
+      }
+    }
+  }
+}
+
+/// The value of one overlap term of a group, as a function of its sums.
+double overlap(const Case& c, int term, double n, double t, double p, double a) {
+  if (t == 0 && c.empty == EmptyGroups::area) {
+    return p / n;
+  }
+  if (term == 2) {
+    return 1 - (2 * a + c.smooth) / (p + t + c.smooth);
+  }
+  return 1 - (a + c.smooth) / (term == 3 ? p + t - a + c.smooth : a + 0.3 * (p - a) + 0.7 * (t - a) + c.smooth);
+}
+
+/// Loss and coefficients; the slopes of the overlap terms by differences of their values.
+void add_formula(const Case& c, Answer& answer) {
+  const auto samples = static_cast<std::size_t>(c.samples), classes = static_cast<std::size_t>(c.classes);
+  std::vector<double> groups(samples, 0), items(samples, 0), terms(samples * kSegmentationTerms, 0);
+  const int entropy = c.softmax() ? 1 : 0;
+  const auto counted = [&](const double* s) { return s[0] > 0 && !(s[1] == 0 && c.empty == EmptyGroups::skip); };
+  for (std::size_t b = 0; b < samples; ++b) {
+    for (std::size_t k = 0; k < classes; ++k) {
+      const double* s = answer.sums.data() + (b * classes + k) * 4;
+      items[b] += c.softmax() && k > 0 ? 0 : s[0];
+      groups[b] += counted(s) ? 1 : 0;
+      for (int term = 2; term < 5; ++term) {
+        terms[b * kSegmentationTerms + static_cast<std::size_t>(term)] +=
+            counted(s) ? overlap(c, term, s[0], s[1], s[2], s[3]) : 0;
+      }
+    }
+    terms[b * kSegmentationTerms + static_cast<std::size_t>(entropy)] = answer.entropies[b * 2];
+    terms[b * kSegmentationTerms + 5] = answer.entropies[b * 2 + 1];
+  }
+  const auto total = [](const std::vector<double>& values) {
+    double sum = 0;
+    for (const double value : values) {
+      sum += value;
+    }
+    return sum;
+  };
+  const bool mean = c.reduction == Reduction::mean;
+  const double all_groups = total(groups), all_items = total(items);
+  answer.loss.assign(c.reduction == Reduction::none ? samples : 1, 0);
+  answer.coefficients.assign(samples * classes * 4, 0);
+  for (std::size_t b = 0; b < samples; ++b) {
+    const double group_count = std::fmax(mean ? all_groups : groups[b], 1);
+    const double item_count = std::fmax(mean ? all_items : items[b], 1);
+    for (int term = 0; term < kSegmentationTerms; ++term) {
+      if (term == 1 - entropy) {
+        continue;
+      }
+      const double count = term >= 2 && term < 5 ? group_count : item_count;
+      answer.loss[c.reduction == Reduction::none ? b : 0] +=
+          c.weights[term] * terms[b * kSegmentationTerms + static_cast<std::size_t>(term)] / count;
+    }
+    for (std::size_t k = 0; k < classes; ++k) {
+      const double* s = answer.sums.data() + (b * classes + k) * 4;
+      double* out = answer.coefficients.data() + (b * classes + k) * 4;
+      for (int term = 2; term < 5 && counted(s); ++term) {
+        const double h = 1e-5 * (1 + s[0]);
+        const double by_a =
+            (overlap(c, term, s[0], s[1], s[2], s[3] + h) - overlap(c, term, s[0], s[1], s[2], s[3] - h)) / (2 * h);
+        const double by_p =
+            (overlap(c, term, s[0], s[1], s[2] + h, s[3]) - overlap(c, term, s[0], s[1], s[2] - h, s[3])) / (2 * h);
+        out[0] += c.weights[term] * by_a / group_count;
+        out[1] += c.weights[term] * by_p / group_count;
+      }
+      out[2] = c.weights[entropy] / item_count;
+      out[3] = c.weights[5] / item_count;
+    }
+  }
+}
+
+/// The gradient from given coefficients, for an upstream gradient of `grad`.
+void add_gradient(const Case& c, const double* coefficients, double grad, Answer& answer) {
+  answer.gradient.assign(c.x.size(), 0);
+  const double gamma = c.focal.gamma;
+  for (std::int64_t b = 0; b < c.samples; ++b) {
+    for (std::int64_t s = 0; s < c.positions; ++s) {
+      const std::vector<double> log_p = log_softmax(c, b, s);
+      for (std::int64_t k = 0; k < c.classes; ++k) {
+        if (!c.v[c.target_at(b, k, s)]) {
+          continue;
+        }
+        const double* w = coefficients + (b * c.classes + k) * 4;
+        const double x = c.x[c.at(b, k, s)], label = c.t[c.target_at(b, k, s)];
+        double g = 0;
+        if (c.softmax()) {
+          const auto y = static_cast<std::size_t>(label);
+          const double p = std::exp(log_p[static_cast<std::size_t>(k)]), q = others(log_p, y);
+          const auto slope = [&](std::int64_t j) {
+            const double* u = coefficients + (b * c.classes + j) * 4;
+            return (j == static_cast<std::int64_t>(y) ? u[0] : 0) + u[1];
+          };
+          double sum = 0;
+          for (std::int64_t j = 0; j < c.classes; ++j) {
+            sum += std::exp(log_p[static_cast<std::size_t>(j)]) * (slope(k) - slope(j));
+          }
+          const bool on = static_cast<std::int64_t>(y) == k;
+          const double share = on ? -1 : q > 0 ? p / q : 0;
+          const double power = std::pow(q, gamma) * (q - gamma * std::exp(log_p[y]) * log_p[y]);
+          g = p * sum + w[2] * (on ? -q : p) + w[3] * power * share;
+        } else {
+          const double p = sigmoid(x), q = sigmoid(-x), t = label;
+          const auto focal = [&](double sign) {
+            const double wrong = sigmoid(-sign * x);
+            return -sign * std::exp(-gamma * softplus(sign * x)) * (wrong + gamma * (1 - wrong) * softplus(-sign * x));
+          };
+          g = (w[0] * t + w[1]) * p * q + w[2] * ((1 - t) * p - t * q) +
+              w[3] * (c.focal.on_target * t * focal(1) + c.focal.off_target * (1 - t) * focal(-1));
+        }
+        answer.gradient[c.at(b, k, s)] = g * grad;
+      }
+    }
+  }
+}
+
+/// Everything that one call of each kernel writes.
+struct Outputs {
+  Guarded<double> loss, coefficients, evidence, sums, entropies;
+  Guarded<unsigned char> gradient;
+
+  bool same_bits(const Outputs& o) const {
+    return loss.same_bits(o.loss) && coefficients.same_bits(o.coefficients) && evidence.same_bits(o.evidence) &&
+           sums.same_bits(o.sums) && entropies.same_bits(o.entropies) && gradient.same_bits(o.gradient);
+  }
+  bool untouched_outside() const {
+    return loss.untouched_outside() && coefficients.untouched_outside() && evidence.untouched_outside() &&
+           sums.untouched_outside() && entropies.untouched_outside() && gradient.untouched_outside();
+  }
+};
+
+constexpr double kGrad = 1.5;
+
+/// Run both kernels. Invalid items hold NaN, and targets out of range.
+Outputs call(const cpu::KernelTable& table, const Case& c, Order order) {
+  const int layout = c.layout;
+  Array logits(c.logits, c.samples, c.classes, c.positions, layout);
+  Array target(c.target, c.samples, c.target_classes(), c.positions, layout == 0 ? 0 : (layout + 1) % 4);
+  Array valid(DType::bool_, c.samples, c.target_classes(), c.positions, layout == 0 ? 0 : (layout + 2) % 4);
+  for (std::int64_t b = 0; b < c.samples; ++b) {
+    for (std::int64_t k = 0; k < c.classes; ++k) {
+      for (std::int64_t s = 0; s < c.positions; ++s) {
+        const bool seen = c.v[c.target_at(b, k, s)];
+        logits.set(b, k, s, seen ? c.x[c.at(b, k, s)] : kNan);
+        if (k < c.target_classes()) {
+          target.set(b, k, s,
+                     seen                       ? c.t[c.target_at(b, k, s)]
+                     : c.target == DType::bool_ ? 1
+                     : is_float(c.target)       ? kNan
+                                                : 99);
+          valid.set(b, k, s, seen ? 1 : 0);
+        }
+      }
+    }
+  }
+  const auto samples = static_cast<std::size_t>(c.samples), groups = samples * static_cast<std::size_t>(c.classes);
+  Outputs out{Guarded<double>(c.reduction == Reduction::none ? samples : 1),
+              Guarded<double>(groups * 4),
+              Guarded<double>(static_cast<std::size_t>(Segmentation::count)),
+              Guarded<double>(groups * 4),
+              Guarded<double>(samples * 2),
+              Guarded<unsigned char>(c.x.size() * size_of(c.logits))};
+  SegmentationLoss problem{};
+  problem.in = {logits.grid(), target.grid(), c.validity == 0 ? Grid{nullptr, DType::bool_, {}} : valid.grid(),
+                c.samples,     c.classes,     c.positions,
+                c.mode};
+  std::copy(std::begin(c.weights), std::end(c.weights), problem.weights);
+  problem.weights[c.softmax() ? 1 : 0] = c.weights[c.softmax() ? 1 : 0];
+  problem.weights[c.softmax() ? 0 : 1] = 0;
+  problem.smooth = c.smooth;
+  problem.focal = c.focal;
+  problem.tversky_alpha = 0.3;
+  problem.tversky_beta = 0.7;
+  problem.empty = c.empty;
+  problem.reduction = c.reduction;
+  problem.loss = out.loss.data();
+  problem.loss_dtype = DType::float64;
+  problem.coefficients = out.coefficients.data();
+  problem.evidence = out.evidence.data();
+  problem.sums = out.sums.data();
+  problem.entropies = out.entropies.data();
+  const bool wide = c.logits == DType::float64;
+  run(*table.segmentation_loss[wide], problem, order);
+
+  const double grad = kGrad;
+  const SegmentationLossBackward backward{problem.in, out.coefficients.data(), c.focal, &grad, DType::float64,
+                                          0,          out.gradient.data()};
+  run(*table.segmentation_loss_backward[wide], backward, order);
+  return out;
+}
+
+/// Element by element: relative error, above a floor that is relative to the largest.
+bool close(const std::vector<double>& want, const std::function<double(std::size_t)>& got, double relative,
+           double floor) {
+  double largest = 0;
+  for (const double value : want) {
+    largest = std::fmax(largest, std::fabs(value));
+  }
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    const double error = std::fabs(got(i) - want[i]);
+    if (!(error <= relative * std::fabs(want[i]) + floor * largest)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+void compare(const cpu::KernelTable& table, const Case& c) {
+  const std::string name = std::string(table.isa) + " " + c.name;
+  const Outputs out = call(table, c, Order::serial);
+  check(out.untouched_outside(), name + ": writes outside its outputs");
+  for (const Order order : {Order::one_by_one_backwards, Order::threads}) {
+    check(out.same_bits(call(table, c, order)), name + ": bits depend on who runs the tasks");
+  }
+
+  const bool wide = c.logits == DType::float64;
+  const double tight = wide ? 1e-13 : 5e-7;
+  Answer answer;
+  add_sums(c, answer);
+  add_formula(c, answer);
+  add_gradient(c, out.coefficients.data(), kGrad, answer);
+  const auto in = [](const Guarded<double>& values) { return [&values](std::size_t i) { return values[i]; }; };
+  check(close(answer.sums, in(out.sums), tight, 0), name + ": sums");
+  for (std::size_t term = 0; term < 2; ++term) {
+    if (c.weights[term == 0 ? (c.softmax() ? 1 : 0) : 5] != 0) {
+      std::vector<double> want;
+      for (std::size_t b = 0; b < answer.entropies.size() / 2; ++b) {
+        want.push_back(answer.entropies[2 * b + term]);
+      }
+      check(
+          close(want, [&](std::size_t b) { return out.entropies[2 * b + term]; }, 4 * tight, 0), name + ": entropies");
+    }
+  }
+  check(close(answer.loss, in(out.loss), tight * 4, tight), name + ": loss");
+  check(close(answer.coefficients, in(out.coefficients), 1e-4, 1e-6), name + ": coefficients");
+  const double rounding = c.logits == DType::bfloat16 ? 0x1p-8 : c.logits == DType::float16 ? 0x1p-10 : 0;
+  const double floor = c.logits == DType::float16 ? 1e-3 : wide ? 1e-16 : 1e-8;  // float16: its subnormal numbers
+  const std::size_t step = size_of(c.logits);
+  check(close(
+            answer.gradient, [&](std::size_t i) { return get(out.gradient.data() + i * step, c.logits); },
+            tight * 10 + rounding, floor),
+        name + ": gradient");
+  check(out.evidence[static_cast<int>(Segmentation::nonfinite)] == 0 &&
+            out.evidence[static_cast<int>(Segmentation::out_of_range)] == 0,
+        name + ": evidence of something wrong");
+}
+
+std::string describe(const Case& c) {
+  return "mode " + std::to_string(static_cast<int>(c.mode)) + " [" + std::to_string(c.samples) + ", " +
+         std::to_string(c.classes) + ", " + std::to_string(c.positions) + "] logits " +
+         std::to_string(static_cast<int>(c.logits)) + " target " + std::to_string(static_cast<int>(c.target)) +
+         " layout " + std::to_string(c.layout) + " validity " + std::to_string(c.validity) + " gamma " +
+         std::to_string(c.focal.gamma) + (c.soft ? " soft" : "");
+}
+
+constexpr SegmentationMode kModes[] = {SegmentationMode::binary, SegmentationMode::multilabel,
+                                       SegmentationMode::multiclass};
+
+Case typical(SegmentationMode mode, std::int64_t positions) {
+  Case c;
+  c.mode = mode;
+  c.samples = 2;
+  c.classes = mode == SegmentationMode::binary ? 1 : 3;
+  c.positions = positions;
+  c.weights[1] = c.weights[0];  // of ce, where that is the entropy
+  return c;
+}
+
+void finish(const cpu::KernelTable& table, Case c, std::uint64_t seed) {
+  c.name = describe(c);
+  fill(c, seed);
+  compare(table, c);
+}
+
+void sizes(const cpu::KernelTable& table) {
+  for (const SegmentationMode mode : kModes) {
+    for (const std::int64_t positions : {0, 1, 2, 3, 15, 16, 17, 255, 256, 257, 511, 512, 513, 1025}) {
+      for (const int validity : {0, 2}) {
+        for (const DType logits : {DType::float32, DType::float64}) {
+          Case c = typical(mode, positions);
+          c.validity = validity;
+          c.logits = logits;
+          finish(table, c, static_cast<std::uint64_t>(positions));
+        }
+      }
+    }
+    Case several_tasks = typical(mode, 40000);
+    several_tasks.validity = 2;
+    finish(table, several_tasks, 1);
+    Case no_samples = typical(mode, 5);
+    no_samples.samples = 0;
+    finish(table, no_samples, 1);
+  }
+}
+
+void types(const cpu::KernelTable& table) {
+  for (const SegmentationMode mode : kModes) {
+    for (const DType logits : kFloats) {
+      for (const DType target : kTargets) {
+        for (const int layout : {0, 1, 2, 3}) {
+          Case c = typical(mode, 83);
+          c.logits = logits;
+          c.target = target;
+          c.layout = layout;
+          c.validity = layout;
+          if (mode == SegmentationMode::multiclass && is_float(target)) {
+            continue;
+          }
+          c.soft = is_float(target) && layout % 2 == 0;
+          finish(table, c, 7);
+        }
+      }
+    }
+  }
+}
+
+void options(const cpu::KernelTable& table) {
+  for (const SegmentationMode mode : kModes) {
+    for (const double gamma : {0.0, 0.5, 1.0, 2.0, 3.5}) {
+      for (const bool soft : {false, true}) {
+        for (const DType logits : {DType::float32, DType::float64}) {
+          Case c = typical(mode, 300);
+          c.logits = logits;
+          c.focal.gamma = gamma;
+          if (mode != SegmentationMode::multiclass) {
+            c.target = soft ? DType::float32 : DType::bool_;
+            c.soft = soft;
+            c.focal.on_target = 0.25;
+            c.focal.off_target = 0.75;
+          }
+          finish(table, c, 3);
+        }
+      }
+    }
+    for (int term = 0; term < kSegmentationTerms; ++term) {
+      Case c = typical(mode, 300);
+      std::fill(std::begin(c.weights), std::end(c.weights), 0.0);
+      c.weights[term] = 1;
+      finish(table, c, 4);
+    }
+    for (const EmptyGroups empty : {EmptyGroups::area, EmptyGroups::skip, EmptyGroups::smooth}) {
+      for (const Reduction reduction : {Reduction::mean, Reduction::sum, Reduction::none}) {
+        for (const int validity : {0, 3, 4, 5}) {
+          Case c = typical(mode, 70);
+          c.empty = empty;
+          c.reduction = reduction;
+          c.validity = validity;
+          c.smooth = empty == EmptyGroups::smooth ? 1 : 0;
+          c.target_share = validity == 0 ? 0 : 0.1;
+          finish(table, c, 5);
+        }
+      }
+    }
+  }
+}
+
+void many_classes(const cpu::KernelTable& table) {
+  for (const std::int64_t classes : {2, 14, 19, 100, 300, 1100, 3000}) {
+    Case c = typical(SegmentationMode::multiclass, classes < 100 ? 700 : 19);
+    c.classes = classes;
+    c.target = DType::int16;
+    c.validity = 2;
+    finish(table, c, 6);
+    c.logits = DType::bfloat16;
+    finish(table, c, 6);
+  }
+}
+
+void large_logits(const cpu::KernelTable& table) {
+  for (const SegmentationMode mode : kModes) {
+    for (const double scale : {30.0, 80.0, 1e4}) {
+      for (const DType logits : {DType::float32, DType::float64}) {
+        Case c = typical(mode, 200);
+        c.scale = scale;
+        c.logits = logits;
+        finish(table, c, 8);
+      }
+    }
+  }
+}
+
+/// A gradient that is not 0 where 1 - p rounds to 0: as long as float32 can say it.
+void confident_mistakes_keep_a_gradient(const cpu::KernelTable& table) {
+  for (const SegmentationMode mode : kModes) {
+    Case c = typical(mode, 16);
+    c.scale = 60;
+    c.weights[0] = c.weights[1] = 0;
+    c.weights[5] = 0;
+    c.name = "confident";
+    fill(c, 9);
+    const Outputs out = call(table, c, Order::serial);
+    int alive = 0;
+    for (std::size_t i = 0; i < c.x.size(); ++i) {
+      const double g = get(out.gradient.data() + i * sizeof(float), DType::float32);
+      alive += std::isfinite(g) && g != 0 ? 1 : 0;
+    }
+    check(alive >= static_cast<int>(c.x.size()) - 2, std::string(table.isa) + ": a confident gradient died");
+  }
+}
+
+/// One valid NaN, Inf or impossible target makes everything NaN, and the evidence counts it.
+void poison(const cpu::KernelTable& table) {
+  for (const SegmentationMode mode : kModes) {
+    for (const DType logits : {DType::float32, DType::float64}) {
+      for (const double bad : {kNan, kInf, -kInf}) {
+        Case c = typical(mode, 520);
+        c.validity = 2;
+        c.logits = logits;
+        fill(c, 10);
+        const auto at = static_cast<std::size_t>(std::find(c.v.begin(), c.v.end(), true) - c.v.begin());
+        c.x[at] = bad;
+        const Outputs out = call(table, c, Order::serial);
+        const double* evidence = out.evidence.data();
+        const auto field = [&](Segmentation f) { return evidence[static_cast<int>(f)]; };
+        check(std::isnan(out.loss[0]) && std::isnan(out.coefficients[0]),
+              std::string(table.isa) + ": a bad logit is silent");
+        check(field(Segmentation::nonfinite) == 1 && field(Segmentation::out_of_range) == 0,
+              std::string(table.isa) + ": bad logits are not counted");
+        const double seen = bad > 0 ? field(Segmentation::logit_max) : field(Segmentation::logit_min);
+        check(std::isnan(bad) ? std::isnan(seen) : seen == bad, std::string(table.isa) + ": range of bad logits");
+        bool right = true;
+        for (std::size_t i = 0; i < c.x.size(); ++i) {
+          const double g = get(out.gradient.data() + i * size_of(logits), logits);
+          const std::size_t flag = c.softmax() ? i / static_cast<std::size_t>(c.classes * c.positions) *
+                                                         static_cast<std::size_t>(c.classes * c.positions) +
+                                                     i % static_cast<std::size_t>(c.positions)
+                                               : i;
+          right = right && (c.v[flag] ? std::isnan(g) : g == 0);
+        }
+        check(right, std::string(table.isa) + ": a poisoned gradient is not NaN where valid and 0 elsewhere");
+      }
+      for (const double bad : {-1.0, 99.0}) {
+        Case c = typical(mode, 520);
+        c.target = DType::int16;
+        c.logits = logits;
+        fill(c, 11);
+        c.t[3] = bad;
+        const Outputs out = call(table, c, Order::serial);
+        check(std::isnan(out.loss[0]) && out.evidence[static_cast<int>(Segmentation::out_of_range)] == 1 &&
+                  out.evidence[static_cast<int>(bad < 0 ? Segmentation::target_min : Segmentation::target_max)] == bad,
+              std::string(table.isa) + ": an impossible target is silent");
+      }
+    }
+  }
+  // A hair outside [0, 1], which rounds into it.
+  Case c = typical(SegmentationMode::binary, 40);
+  c.target = DType::float64;
+  fill(c, 12);
+  c.t[5] = 1 + 1e-12;
+  const Outputs out = call(table, c, Order::serial);
+  check(out.evidence[static_cast<int>(Segmentation::out_of_range)] == 1, std::string(table.isa) + ": 1 + 1e-12 passes");
+}
+
+void evidence_is_what_was_seen(const cpu::KernelTable& table) {
+  for (const SegmentationMode mode : kModes) {
+    Case c = typical(mode, 700);
+    c.validity = 3;
+    fill(c, 13);
+    const Outputs out = call(table, c, Order::serial);
+    const auto field = [&](Segmentation f) { return out.evidence[static_cast<int>(f)]; };
+    double low = kInf, high = -kInf, items = 0, valid = 0;
+    for (std::int64_t b = 0; b < c.samples; ++b) {
+      for (std::int64_t k = 0; k < c.classes; ++k) {
+        for (std::int64_t s = 0; s < c.positions; ++s) {
+          const bool seen = c.v[c.target_at(b, k, s)], counts = k < c.target_classes();
+          items += counts ? 1 : 0;
+          valid += counts && seen ? 1 : 0;
+          low = seen ? std::fmin(low, c.x[c.at(b, k, s)]) : low;
+          high = seen ? std::fmax(high, c.x[c.at(b, k, s)]) : high;
+        }
+      }
+    }
+    check(field(Segmentation::groups) == static_cast<double>(c.samples * c.classes) &&
+              field(Segmentation::annotated) == static_cast<double>(c.classes) && field(Segmentation::items) == items &&
+              field(Segmentation::ignored) == items - valid && field(Segmentation::logit_min) == low &&
+              field(Segmentation::logit_max) == high && field(Segmentation::target_min) == 0 &&
+              field(Segmentation::target_max) == static_cast<double>(c.softmax() ? c.classes - 1 : 1),
+          std::string(table.isa) + ": evidence, mode " + std::to_string(static_cast<int>(mode)));
+  }
+}
+
+void dimensions_collapse() {
+  const auto collapses = [](std::vector<std::int64_t> sizes, std::vector<std::int64_t> strides, std::int64_t expected) {
+    std::int64_t stride = 0;
+    const bool walks = collapse(sizes.data(), strides.data(), static_cast<std::int64_t>(sizes.size()), stride);
+    return expected == -99 ? !walks : walks && stride == expected;
+  };
+  check(collapses({}, {}, 1) && collapses({4}, {3}, 3) && collapses({4, 5}, {5, 1}, 1) &&
+            collapses({4, 5, 6}, {90, 18, 3}, 3) && collapses({4, 5}, {0, 0}, 0) && collapses({1, 5}, {77, 2}, 2) &&
+            collapses({5, 1}, {2, 77}, 2) && collapses({4, 0}, {9, 9}, 1) && collapses({2, 3}, {-3, -1}, -1),
+        "dimensions that can be walked as one");
+  check(collapses({4, 5}, {1, 4}, -99) && collapses({4, 5}, {0, 1}, -99) && collapses({4, 5}, {6, 1}, -99),
+        "dimensions that cannot");
+}
+
+}  // namespace
+}  // namespace fastmine::test
+
+int main() {
+  using namespace fastmine::test;
+  dimensions_collapse();
+  for (const fastmine::cpu::KernelTable* table : tables()) {
+    sizes(*table);
+    types(*table);
+    options(*table);
+    many_classes(*table);
+    large_logits(*table);
+    confident_mistakes_keep_a_gradient(*table);
+    poison(*table);
+    evidence_is_what_was_seen(*table);
+  }
+  return report();
+}
