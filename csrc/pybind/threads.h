@@ -12,9 +12,12 @@
 
 namespace fastmine {
 
-/// Run f(begin, end) over [0, tasks) in at most `threads` ranges of at least `grain`.
+/// Run f(begin, end) over [0, tasks) in at most `threads` ranges of at least `grain`, none of them empty.
 template <class F>
 void parallel_for(std::int64_t tasks, std::int64_t grain, int threads, const F& f) {
+  if (tasks == 0) {
+    return;
+  }
   const std::int64_t workers = std::clamp<std::int64_t>(tasks / std::max<std::int64_t>(grain, 1), 1, threads);
   std::vector<std::thread> started;
   for (std::int64_t k = 1; k < workers; ++k) {

@@ -102,7 +102,10 @@ inline void run_stage(const Stage& stage, void* plan, Order order) {
   } else {
     std::vector<std::thread> threads;
     for (std::int64_t k = 0; k < 3; ++k) {
-      threads.emplace_back([&, k] { stage.run(plan, tasks * k / 3, tasks * (k + 1) / 3); });
+      const std::int64_t begin = tasks * k / 3, end = tasks * (k + 1) / 3;
+      if (begin < end) {
+        threads.emplace_back([&stage, plan, begin, end] { stage.run(plan, begin, end); });
+      }
     }
     for (std::thread& thread : threads) {
       thread.join();

@@ -193,11 +193,11 @@ std::vector<double> log_softmax(const Case& c, std::int64_t b, std::int64_t s) {
   return log_p;
 }
 
-/// sum over the other classes, which does not cancel as 1 - p does.
-double others(const std::vector<double>& log_p, std::size_t y) {
+/// The probability of the other classes, which does not cancel as 1 - p does.
+double others(const std::vector<double>& p, std::size_t y) {
   double q = 0;
-  for (std::size_t k = 0; k < log_p.size(); ++k) {
-    q += k == y ? 0 : std::exp(log_p[k]);
+  for (std::size_t k = 0; k < p.size(); ++k) {
+    q += k == y ? 0 : p[k];
   }
   return q;
 }
@@ -218,10 +218,17 @@ void add_sums(const Case& c, Answer& answer) {
         double* sums = answer.sums.data() + (b * c.classes + k) * 4;
         sums[0] += 1, sums[1] += t, sums[2] += p, sums[3] += p * t;
         double* entropies = answer.entropies.data() + b * 2;
+        if (c.softmax() && t == 0) {
+          continue;
+        }
         if (c.softmax()) {
-          const double q = others(log_p, static_cast<std::size_t>(k));
-          entropies[0] -= t * log_p[static_cast<std::size_t>(k)];
-          entropies[1] -= t * std::pow(q, c.focal.gamma) * log_p[static_cast<std::size_t>(k)];
+          std::vector<double> probability;
+          for (const double value : log_p) {
+            probability.push_back(std::exp(value));
+          }
+          const double q = others(probability, static_cast<std::size_t>(k));
+          entropies[0] -= log_p[static_cast<std::size_t>(k)];
+          entropies[1] -= std::pow(q, c.focal.gamma) * log_p[static_cast<std::size_t>(k)];
         } else {
           entropies[0] += t * softplus(-x) + (1 - t) * softplus(x);
           entropies[1] += c.focal.on_target * t * std::exp(-c.focal.gamma * softplus(x)) * softplus(-x) +
@@ -309,6 +316,10 @@ void add_gradient(const Case& c, const double* coefficients, double grad, Answer
   for (std::int64_t b = 0; b < c.samples; ++b) {
     for (std::int64_t s = 0; s < c.positions; ++s) {
       const std::vector<double> log_p = log_softmax(c, b, s);
+      std::vector<double> probability;
+      for (const double value : log_p) {
+        probability.push_back(std::exp(value));
+      }
       for (std::int64_t k = 0; k < c.classes; ++k) {
         if (!c.v[c.target_at(b, k, s)]) {
           continue;
@@ -318,14 +329,15 @@ void add_gradient(const Case& c, const double* coefficients, double grad, Answer
         double g = 0;
         if (c.softmax()) {
           const auto y = static_cast<std::size_t>(label);
-          const double p = std::exp(log_p[static_cast<std::size_t>(k)]), q = others(log_p, y);
+          const double p = probability[static_cast<std::size_t>(k)], q = others(probability, y);
           const auto slope = [&](std::int64_t j) {
             const double* u = coefficients + (b * c.classes + j) * 4;
             return (j == static_cast<std::int64_t>(y) ? u[0] : 0) + u[1];
           };
+          const double own = slope(k);
           double sum = 0;
           for (std::int64_t j = 0; j < c.classes; ++j) {
-            sum += std::exp(log_p[static_cast<std::size_t>(j)]) * (slope(k) - slope(j));
+            sum += probability[static_cast<std::size_t>(j)] * (own - slope(j));
           }
           const bool on = static_cast<std::int64_t>(y) == k;
           const double share = on ? -1 : q > 0 ? p / q : 0;
@@ -446,7 +458,7 @@ void compare(const cpu::KernelTable& table, const Case& c) {
   }
 
   const bool wide = c.logits == DType::float64;
-  const double tight = wide ? 1e-13 : 5e-7;
+  const double tight = wide ? 1e-13 : c.classes < 100 ? 5e-7 : 2e-6;  // classes are added up in float32
   Answer answer;
   add_sums(c, answer);
   add_formula(c, answer);
@@ -466,7 +478,7 @@ void compare(const cpu::KernelTable& table, const Case& c) {
   check(close(answer.loss, in(out.loss), tight * 4, tight), name + ": loss");
   check(close(answer.coefficients, in(out.coefficients), 1e-4, 1e-6), name + ": coefficients");
   const double rounding = c.logits == DType::bfloat16 ? 0x1p-8 : c.logits == DType::float16 ? 0x1p-10 : 0;
-  const double floor = c.logits == DType::float16 ? 1e-3 : wide ? 1e-16 : 1e-8;  // float16: its subnormal numbers
+  const double floor = c.logits == DType::float16 ? 1e-3 : wide ? 1e-16 : 1e-7;  // float16: its subnormal numbers
   const std::size_t step = size_of(c.logits);
   check(close(
             answer.gradient, [&](std::size_t i) { return get(out.gradient.data() + i * step, c.logits); },
@@ -615,7 +627,7 @@ void large_logits(const cpu::KernelTable& table) {
 void confident_mistakes_keep_a_gradient(const cpu::KernelTable& table) {
   for (const SegmentationMode mode : kModes) {
     Case c = typical(mode, 16);
-    c.scale = 60;
+    c.scale = 40;
     c.weights[0] = c.weights[1] = 0;
     c.weights[5] = 0;
     c.name = "confident";
@@ -626,7 +638,7 @@ void confident_mistakes_keep_a_gradient(const cpu::KernelTable& table) {
       const double g = get(out.gradient.data() + i * sizeof(float), DType::float32);
       alive += std::isfinite(g) && g != 0 ? 1 : 0;
     }
-    check(alive >= static_cast<int>(c.x.size()) - 2, std::string(table.isa) + ": a confident gradient died");
+    check(alive == static_cast<int>(c.x.size()), std::string(table.isa) + ": a confident gradient died");
   }
 }
 

@@ -65,9 +65,11 @@ void sum(void* plan, std::int64_t begin, std::int64_t end) {
 
 std::int64_t one(const void*) { return 1; }
 
-void finish(void* plan, std::int64_t, std::int64_t) {
+void finish(void* plan, std::int64_t begin, std::int64_t end) {
   const auto& p = *static_cast<const Plan*>(plan);
-  segmentation_formula(p.problem, p.tasks, p.parts);
+  if (begin < end) {
+    segmentation_formula(p.problem, p.tasks, p.parts);
+  }
 }
 
 template <class T>

@@ -56,9 +56,9 @@ void run(const StagedKernel<P>& kernel, const P& problem) {
   for (int k = 0; k < kernel.count; ++k) {
     const Stage& stage = kernel.stages[k];
     const int64_t tasks = stage.tasks(plan), grain = stage.grain(plan);
-    if (tasks <= grain) {
+    if (tasks > 0 && tasks <= grain) {
       stage.run(plan, 0, tasks);
-    } else {
+    } else if (tasks > 0) {
       torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) { stage.run(plan, begin, end); });
     }
   }

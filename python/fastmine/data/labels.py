@@ -136,9 +136,7 @@ def as_label_array(labels: Labels) -> NDArray[Any]:
     values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if values.ndim != 1:
         fix = "; use labels.squeeze(1)" if values.ndim == 2 and values.shape[1] == 1 else ""
-        raise ValueError(
-            f"labels must have shape [N], one per row; got shape {list(values.shape)}{fix}"
-        )
+        raise ValueError(f"labels must have shape [N], one per row; got shape {list(values.shape)}{fix}")
     if len(values) == 0:
         raise ValueError("labels must name the class of at least one row; got none")
     if values.dtype.kind not in "iuU":
@@ -178,9 +176,7 @@ def _log_all_different(counts: NDArray[Any], size: int) -> float:
     ways[0] = 0.0
     for count in counts:
         ways[1:] = np.logaddexp(ways[1:], ways[:-1] + np.log(count))
-    batches = np.log(np.arange(counts.sum() - size + 1, counts.sum() + 1)) - np.log(
-        np.arange(1, size + 1)
-    )
+    batches = np.log(np.arange(counts.sum() - size + 1, counts.sum() + 1)) - np.log(np.arange(1, size + 1))
     return float(ways[size] - batches.sum())
 
 
@@ -196,9 +192,7 @@ def _sampler(counts: NDArray[Any], batch_size: int) -> tuple[int, int] | None:
     return P, min(batch_size // P, int(enough.min()))
 
 
-def _advice(
-    verdict: Verdict, valid: float, sampler: tuple[int, int] | None, counts: NDArray[Any]
-) -> str:
+def _advice(verdict: Verdict, valid: float, sampler: tuple[int, int] | None, counts: NDArray[Any]) -> str:
     if sampler is None:
         pairs = int((counts >= 2).sum())
         if len(counts) < 2:

@@ -53,9 +53,7 @@ class PKBatchSampler(Sampler[list[int]]):
         self.replacement = bool(replacement)
         self.seed = _at_least("seed", seed, 0)
         self.epoch = 0
-        names, codes, counts = np.unique(
-            as_label_array(labels), return_inverse=True, return_counts=True
-        )
+        names, codes, counts = np.unique(as_label_array(labels), return_inverse=True, return_counts=True)
         kept = counts >= (2 if replacement else self.K)
         if kept.sum() < self.P:
             raise ValueError(_too_few_classes(self.P, self.K, counts, self.replacement))

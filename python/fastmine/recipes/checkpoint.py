@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from .errors import Failure, UsageError
+from .errors import CommandError, UsageError
 
 LAST, BEST = "last.pt", "best.pt"
 
@@ -33,7 +33,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         partial.unlink(missing_ok=True)
-        raise Failure(f"cannot write {path}: {error}; what was there before is untouched") from error
+        raise CommandError(f"cannot write {path}: {error}; what was there before is untouched") from error
     _sync_folder(path.parent)
 
 
@@ -72,5 +72,7 @@ def load(path: Path, recipe: str) -> dict[str, Any]:
             f"{_VERSION}); it was left as it is"
         )
     if found["recipe"] != recipe:
-        raise UsageError(f"{path} is of a run of {found['recipe']}; type: fastmine train {found['recipe']} --resume {path}")
+        raise UsageError(
+            f"{path} is of a run of {found['recipe']}; type: fastmine train {found['recipe']} --resume {path}"
+        )
     return dict(found)

@@ -15,24 +15,24 @@ The default data are the 1,797 handwritten digits that ship inside scikit-learn.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Annotated, Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import Evidence, MiningEvidence
+from .. import MiningEvidence
 from ..data import PKBatchSampler, check_labels
 from ..functional import batch_hard
 from ..losses import EvidentLoss, get_loss_function
 from . import folders, training
 from .errors import UsageError, from_extra, listed
 from .screen import Column, Screen
-from .settings import Settings, option, real, whole
+from .settings import Option, Settings, real, whole
 from .training import Numbers, Step, mean, random_for
 
 LOSSES = ("triplet",)
@@ -53,25 +53,33 @@ def margin(text: str) -> float | str:
 class EmbeddingSettings(Settings):
     """The options of ``fastmine train embeddings``."""
 
-    data: Path | None = option(
-        None, "a folder with one sub-folder of images per class; without it, handwritten digits", parse=Path, metavar="DIR"
-    )
-    epochs: int = option(12, "passes over the training images", parse=whole, metavar="N", at_least=1)
-    batch_size: int = option(64, "images in a batch, at most", parse=whole, metavar="N", at_least=4, at_most=65536)
-    samples_per_class: int | None = option(
-        None, "images of each class in a batch; chosen from the data unless given", parse=whole, metavar="K", at_least=2
-    )
-    embedding_dim: int = option(32, "length of an embedding", parse=whole, metavar="D", at_least=2, at_most=65536)
-    loss: str = option("triplet", "the loss", choices=LOSSES)
-    margin: float | str = option(
-        0.2, "how much farther the negative must be; or soft, or leaky", parse=margin, metavar="M", at_least=0
-    )
-    unseen_classes: int = option(
-        0, "classes kept out of training altogether, to be judged on too", parse=whole, metavar="N", at_least=0
-    )
-    image_size: int = option(
-        32, "with --data, images are resized to this side", parse=whole, metavar="N", at_least=8, at_most=512
-    )
+    data: Annotated[
+        Path | None,
+        Option("a folder with one sub-folder of images per class; without it, handwritten digits", Path, "DIR"),
+    ] = None
+    epochs: Annotated[int, Option("passes over the training images", whole, "N", at_least=1)] = 12
+    lr: Annotated[float, Option("learning rate of AdamW", real, "X", above=0, at_most=1000)] = 1e-3
+    batch_size: Annotated[int, Option("images in a batch, at most", whole, "N", at_least=4, at_most=65536)] = 64
+    samples_per_class: Annotated[
+        int | None,
+        Option("images of each class in a batch; chosen from the data unless given", whole, "K", at_least=2),
+    ] = None
+    embedding_dim: Annotated[int, Option("length of an embedding", whole, "D", at_least=2, at_most=65536)] = 32
+    loss: Annotated[str, Option("the loss", choices=LOSSES)] = "triplet"
+    margin: Annotated[
+        float | str,
+        Option("how much farther a negative must be than a positive; or soft, or leaky", margin, "M", at_least=0),
+    ] = 0.2
+    sampler: Annotated[
+        str,
+        Option("pk: batches that always hold triplets; shuffle: plain shuffling", choices=("pk", "shuffle")),
+    ] = "pk"
+    unseen_classes: Annotated[
+        int, Option("classes kept out of training altogether, to be judged on too", whole, "N", at_least=0)
+    ] = 0
+    image_size: Annotated[
+        int, Option("with --data, images are resized to this side", whole, "N", at_least=8, at_most=512)
+    ] = 32
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -106,14 +114,16 @@ def images_by_class(root: Path, size: int, screen: Screen) -> Labelled:
     labels = owner[found.kept]
     summary = [f"data: {len(labels)} images in {len(classes)} classes from {root}, resized to {size} x {size}"]
     if found.unreadable:
-        summary.append(f"{len(found.unreadable)} files are no readable images and were left out: {listed(found.unreadable)}")
+        summary.append(
+            f"{len(found.unreadable)} files are no readable images and were left out: {listed(found.unreadable)}"
+        )
     names = list(classes)
     counts = torch.bincount(labels, minlength=len(names)).tolist()
     alone = [f"{name} ({count})" for name, count in zip(names, counts, strict=True) if count < 2]
     if alone:
         raise UsageError(
-            f"every class needs at least 2 readable images to make a pair; too few in {listed(alone)}. Add images there, or "
-            f"move these folders out of {root}" + (f". {summary[-1]}" if found.unreadable else "")
+            f"every class needs at least 2 readable images to make a pair; too few in {listed(alone)}. Add images "
+            f"there, or move these folders out of {root}" + (f". {summary[-1]}" if found.unreadable else "")
         )
     return Labelled(found.images, labels, names, summary)
 
@@ -159,17 +169,18 @@ class EmbeddingNet(nn.Module):
 
     def __init__(self, channels: int, size: int, dim: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.BatchNorm2d(channels, affine=False)]  # learns the data's mean and scale
         width = 32
-        layers += convolution(channels, width)
+        layers = convolution(channels, width)
         while size > 4:
             layers += [*convolution(width, min(2 * width, 128)), nn.MaxPool2d(2)]
             width, size = min(2 * width, 128), size // 2
         self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(width * size * size, dim)
+        # Centred over the batch, or all vectors would point one way at the start and batch-hard would keep them there.
+        self.head = nn.Sequential(nn.Linear(width * size * size, dim), nn.BatchNorm1d(dim, affine=False))
 
     def forward(self, images: Tensor) -> Tensor:
-        return F.normalize(self.head(self.features(images).flatten(1)))
+        """Unit vectors."""
+        return F.normalize(self.head(self.features(images.float() / 128 - 1).flatten(1)))
 
 
 def convolution(inputs: int, outputs: int) -> list[nn.Module]:
@@ -181,11 +192,14 @@ def convolution(inputs: int, outputs: int) -> list[nn.Module]:
 
 
 class Batch(NamedTuple):
+    """Images in 0 .. 255 and their classes."""
+
     images: Tensor
     labels: Tensor
+    teaches: bool
 
 
-class Embeddings(training.System[Batch]):
+class Embeddings(training.System[Batch, MiningEvidence]):
     """Triplets from PK batches, judged by recall@1 on held-out images."""
 
     name: ClassVar[str] = "embeddings"
@@ -195,58 +209,61 @@ class Embeddings(training.System[Batch]):
         Column("loss", "loss"),
         Column("valid", "valid", ".0%"),
         Column("active", "active", ".0%"),
-        Column("positive_distance", "d_pos", ".3f"),
-        Column("negative_distance", "d_neg", ".3f"),
+        Column("positive_distance", "d_p", ".3f"),
+        Column("negative_distance", "d_n", ".3f"),
+        Column("gap", "d_n - d_p", ".3f"),
         Column("spread", "spread", ".3f"),
         metric,
     )
+
+    settings: EmbeddingSettings
+    loss: EvidentLoss[MiningEvidence]
 
     def __init__(self, settings: EmbeddingSettings, screen: Screen) -> None:
         self.settings = settings
         device = torch.device(settings.device)
         data = images_by_class(settings.data, settings.image_size, screen) if settings.data else digits()
         self.fingerprint = training.fingerprint(data.images, data.labels)
-        self.split = _checked_split(data, settings)
-        self.images, self.labels = data.images.to(device), data.labels.to(device)
-        self.sampler = _sampler(data.labels[self.split.train].tolist(), data.names, settings)
-        self.model_options = {
-            "channels": data.images.shape[1],
-            "size": data.images.shape[2],
-            "dim": settings.embedding_dim,
-        }
+        self.split = split_by_class(data.labels, settings.unseen_classes, settings.seed)
+        _check_split(data, self.split, settings)
+        self.images, self.labels, self.names = data.images.to(device), data.labels.to(device), data.names
+        self.train_labels = data.labels[self.split.train]
+        self.sampler = choose_sampler(self.train_labels, settings)
+        self.data_summary = [*data.summary, *_describe(self.split, self.sampler, self.train_labels)]
+        _, channels, size, _ = data.images.shape
+        self.model_options = {"channels": channels, "size": size, "dim": settings.embedding_dim}
         self.model = EmbeddingNet(**self.model_options).to(device)
-        self.loss = cast(
-            "EvidentLoss[MiningEvidence]", get_loss_function(settings.loss, margin=settings.margin)
-        )
-        self.data_summary = [*data.summary, *_split_summary(self.split, self.sampler)]
+        loss = get_loss_function(settings.loss, margin=settings.margin)
+        self.loss = cast("EvidentLoss[MiningEvidence]", loss)
         held_out = self.split.held_out
-        self.baselines = {
-            "recall@1 of the raw pixels": recall_at_1(
-                self.images[held_out].flatten(1).float(), self.labels[held_out]
-            ),
-            "recall@1 of the untrained model": self.judge(self.model.eval())["recall"],
-        }
+        pixels = self.images[held_out].flatten(1).float()
+        self.baselines = {"recall@1 of the bare pixels": recall_at_1(pixels, self.labels[held_out])}
         self.judged = (self.metric, Column("held_out_spread", "spread", ".3f"))
         if settings.unseen_classes:
             self.judged += (Column("unseen_recall", "recall@1, classes never trained on"),)
 
     def steps(self) -> int:
+        """As many as the sampler makes."""
         return len(self.sampler)
 
     def batches(self, epoch: int) -> Iterator[Batch]:
+        """Some images of some classes, jittered."""
         self.sampler.epoch = epoch
         for number, picked in enumerate(self.sampler):
             rows = self.split.train[picked]
-            random = random_for(self.settings.seed, epoch, number)
-            yield Batch(jitter(self.images[rows], random), self.labels[rows])
+            images = jitter(self.images[rows], random_for(self.settings.seed, epoch, number))
+            yield Batch(images, self.labels[rows], teaches=holds_triplet(self.train_labels[picked]))
 
     def learn(self, batch: Batch) -> Step[MiningEvidence]:
+        """Embed, and let the loss find the hardest positive and negative of every image."""
         loss = self.loss(self.model(batch.images), batch.labels)
         return Step(loss, self.loss.evidence)
 
     def record(self, evidence: MiningEvidence) -> Numbers:
+        """How many anchors had a pair, how many still teach, how far apart the pairs are."""
         return {
             "anchors": evidence.anchors,
+            "classes": evidence.classes,
             "valid": evidence.valid,
             "active": evidence.active,
             "positive_distance": evidence.positive_distance_mean,
@@ -255,31 +272,30 @@ class Embeddings(training.System[Batch]):
         }
 
     def summarise(self, records: Sequence[Numbers]) -> Numbers:
-        means = {
-            key: mean(record[key] for record in records)
-            for key in ("positive_distance", "negative_distance", "spread")
-        }
-        shares = {
-            key: mean(record[key] / record["anchors"] for record in records) for key in ("valid", "active")
-        }
-        return {**means, **shares}
+        """Means over the batches that held triplets."""
+        distances = ("positive_distance", "negative_distance", "spread")
+        means = {key: mean(record[key] for record in records) for key in distances}
+        shares = {key: mean(record[key] / record["anchors"] for record in records) for key in ("valid", "active")}
+        return {**means, **shares, "gap": means["negative_distance"] - means["positive_distance"]}
 
-    def remarks(self, records: Sequence[Numbers], skipped: int) -> list[str]:  # noqa: ARG002
+    def remarks(self, records: Sequence[Numbers]) -> list[str]:
+        """Batches without triplets, and margins that are all met."""
+        dead = [record for record in records if record["valid"] == 0]
         found = []
-        without = sum(record["valid"] == 0 for record in records)
-        if without:
+        if dead:
             found.append(
-                f"{without} of {len(records)} batches had no anchor with both a positive and a negative; "
-                "nothing was learned from them"
+                f"{len(dead)} of {len(records)} batches were skipped, since no anchor in them had both a positive "
+                f"and a negative; the first had {dead[0]['anchors']:.0f} images of {dead[0]['classes']:.0f} classes"
             )
-        if records and without < len(records) and not any(record["active"] for record in records):
+        if len(dead) < len(records) and not any(record["active"] for record in records):
             found.append(
-                "every valid anchor met its margin, so the loss was 0 and nothing changed: a larger --margin, "
-                "or --margin soft, would teach more"
+                "every valid anchor met its margin, so nothing changed: a larger --margin, or --margin soft, "
+                "would teach more"
             )
         return found
 
     def judge(self, model: nn.Module) -> Numbers:
+        """Recall@1 and spread on held-out images."""
         embeddings = self.embed(model, self.split.held_out)
         numbers = {
             "recall": recall_at_1(embeddings, self.labels[self.split.held_out]),
@@ -293,26 +309,80 @@ class Embeddings(training.System[Batch]):
     @torch.inference_mode()
     def embed(self, model: nn.Module, rows: Tensor) -> Tensor:
         """Embeddings of these rows, as they are."""
-        return torch.cat([model(self.images[part].float()) for part in rows.split(512)])
+        return torch.cat([model(self.images[part]) for part in torch.split(rows, 512)])
 
-    def pictures(self, model: nn.Module, history: Sequence[Numbers], folder: Path) -> list[Path]:
+    def pictures(self, model: nn.Module, history: Sequence[Numbers], best: int, folder: Path) -> list[Path]:
+        """Curves, and the held-out embeddings in the plane."""
         with from_extra("plot", "matplotlib"):
             from . import pictures
-        curves = folder / "curves.png"
-        pictures.draw_curves(curves, "Training embeddings", PANELS, history, self.metric.key)
+        curves, plane = folder / "curves.png", folder / "embeddings.png"
+        panels = [
+            pictures.Panel("training loss", {"loss": "loss"}),
+            pictures.Panel("anchors, training", {"valid": "valid", "active": "active"}, share=True, percent=True),
+            pictures.Panel(
+                "distances, training", {"to negative": "negative_distance", "to positive": "positive_distance"}
+            ),
+            pictures.Panel("held out", {"recall@1": "recall", "spread": "held_out_spread"}, share=True),
+        ]
+        pictures.draw_curves(curves, "Embeddings", panels, history, best)
         rows = self.split.held_out
-        embeddings, labels = self.embed(model, rows).cpu(), self.labels[rows].cpu()
-        plane = folder / "embeddings.png"
-        pictures.draw_embeddings(plane, embeddings, labels, self.names, nearest_is_right(embeddings, labels))
+        embeddings, labels = self.embed(model, rows), self.labels[rows]
+        right, asked = nearest_is_right(embeddings, labels)
+        pictures.draw_embeddings(
+            plane, embeddings.cpu(), labels.cpu(), self.names, (asked & ~right).cpu(),
+            f"{len(rows)} held-out images after epoch {len(history)}: {int((asked & ~right).sum())} of them, ringed, "
+            "have\na nearest neighbour (in all dimensions) of another class",
+        )  # fmt: skip
         return [curves, plane]
 
 
+def choose_sampler(labels: Tensor, settings: EmbeddingSettings) -> PKBatchSampler | ShuffledBatches:
+    """P classes x K images within the batch size, from the class sizes unless K is given; or plain shuffling."""
+    if settings.sampler == "shuffle":
+        return ShuffledBatches(len(labels), settings.batch_size, settings.seed)
+    K = settings.samples_per_class
+    found = check_labels(labels, settings.batch_size)
+    if K is None:
+        if found.sampler is None:
+            raise UsageError(f"the training images make no batch with triplets: {found.advice}")
+        P, K = found.sampler
+    else:
+        P = min(settings.batch_size // K, found.classes)
+    try:
+        return PKBatchSampler(labels, P, K, seed=settings.seed)
+    except ValueError as error:
+        raise UsageError(f"--batch-size {settings.batch_size} with --samples-per-class {K}: {error}") from error
+
+
+class ShuffledBatches:
+    """Plain shuffled batches, which promise nothing: for comparison."""
+
+    def __init__(self, rows: int, size: int, seed: int) -> None:
+        self.rows, self.size, self.seed, self.epoch = rows, size, seed, 0
+
+    def __len__(self) -> int:
+        return math.ceil(self.rows / self.size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
+        return (part.tolist() for part in np.array_split(order, len(self)))
+
+    def __repr__(self) -> str:
+        return f"ShuffledBatches({self.size} of {self.rows} rows, {len(self)} batches an epoch)"
+
+
+def holds_triplet(labels: Tensor) -> bool:
+    """Whether any row has both a positive and a negative."""
+    counts = torch.bincount(labels)
+    return bool((counts > 0).sum() > 1 and (counts > 1).any())
+
+
 def nearest_is_right(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Per row: is its nearest neighbour, itself excluded, of its own class; and can one ask (it has both)?
+    """Per row: whether its nearest neighbour, itself excluded, is of its class; and whether one can ask.
 
     The nearest row of its own class is the *easiest* positive, the nearest of another the *hardest*
-    negative: mining answers the question without a matrix of all distances. A tie counts as wrong, so
-    that embeddings which have all collapsed to one point score 0.
+    negative: mining answers without a matrix of all distances. A tie counts as wrong, so that embeddings
+    which have collapsed to one point score 0.
     """
     mined = batch_hard(embeddings, labels, positive="easiest", negative="hardest")
     return mined.valid & (mined.positive_distance < mined.negative_distance), mined.valid
@@ -328,3 +398,36 @@ def spread(embeddings: Tensor) -> float:
     """1 - ||mean z||^2 / mean ||z||^2: 0 when all embeddings are in one place; NaN without any."""
     z = embeddings.double()
     return float(1 - z.mean(dim=0).square().sum() / z.square().sum(dim=1).mean())
+
+
+def _check_split(data: Labelled, split: Split, settings: EmbeddingSettings) -> None:
+    classes = len(data.names)
+    if settings.unseen_classes > classes - 2:
+        raise UsageError(
+            f"--unseen-classes {settings.unseen_classes} of {classes} leaves fewer than 2 to train on; keep out "
+            f"{classes - 2} at most"
+        )
+    judged = int((torch.bincount(data.labels[split.held_out]) > 0).sum())
+    if judged < 2:
+        raise UsageError(
+            f"recall@1 needs held-out images of at least 2 classes, and only {judged} of {classes} can spare "
+            "some; give 2 classes at least 4 images each"
+        )
+
+
+def _describe(split: Split, sampler: PKBatchSampler | ShuffledBatches, train_labels: Tensor) -> list[str]:
+    unseen = f", {len(split.unseen)} of classes never trained on" if len(split.unseen) else ""
+    lines = [f"{len(split.train)} to learn from, {len(split.held_out)} held out{unseen}", f"batches: {sampler}"]
+    if isinstance(sampler, ShuffledBatches):
+        lines.append(repr(check_labels(train_labels, sampler.size)))
+    return lines
+
+
+def train(*, out: Path | None = None, resume: Path | bool | None = None, **options: Any) -> dict[str, Any]:
+    """``fastmine train embeddings``; the options are those of :class:`EmbeddingSettings`."""
+    return training.train(Embeddings, EmbeddingSettings, options, out=out, resume=resume)
+
+
+def load(path: Path | str) -> nn.Module:
+    """The model that a run kept: ``load("runs/embeddings-1/best.pt")``."""
+    return training.load_average(Path(path), Embeddings.name, EmbeddingNet)

@@ -6,19 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Failure(Exception):
+class CommandError(Exception):
     """The command cannot go on, and no traceback would help."""
 
     exit_code = 1
 
 
-class UsageError(Failure):
+class UsageError(CommandError):
     """What the user gave cannot be used: what was expected, what came, and what to do."""
 
     exit_code = 2
 
 
-class Interrupted(Failure):
+class InterruptionError(CommandError):
     """Stopped by Ctrl-C, with everything saved."""
 
     exit_code = 130
@@ -31,8 +31,7 @@ def from_extra(extra: str, package: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"this needs {package}, which is not installed ({error}); "
-            f"type: pip install 'fastmine[{extra}]'"
+            f"this needs {package}, which is not installed ({error}); type: pip install 'fastmine[{extra}]'"
         ) from error
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .checkpoint import write_atomically
-from .errors import Failure, UsageError, from_extra, listed
+from .errors import CommandError, UsageError, from_extra
 from .screen import Screen
 
 if TYPE_CHECKING:
@@ -94,9 +94,7 @@ def _decode_images(paths: Sequence[Path], size: int, screen: Screen) -> dict[str
     return {"images": _stacked(images, size), "kept": kept, "unreadable": unreadable}
 
 
-def _decode_pairs(
-    images: Sequence[Path], masks: Sequence[Path | None], size: int, screen: Screen
-) -> dict[str, Any]:
+def _decode_pairs(images: Sequence[Path], masks: Sequence[Path | None], size: int, screen: Screen) -> dict[str, Any]:
     found_images, found_masks, kept = [], [], []
     unreadable, mismatched, values = [], [], set[int]()
     for index, path in enumerate(screen.track(images, "reading images and masks")):
@@ -213,7 +211,7 @@ def _cached(
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, lambda opened: torch.save(decoded, opened))
-    except (OSError, Failure) as error:
+    except (OSError, CommandError) as error:
         screen.say(f"the decoded images are not kept for the next run: {error}", style="yellow")
     return decoded
 

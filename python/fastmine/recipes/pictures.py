@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -32,7 +33,9 @@ class Panel(NamedTuple):
     percent: bool = False
 
 
-def draw_curves(path: Path, title: str, panels: Sequence[Panel], history: Sequence[Mapping[str, float]], best: int) -> None:
+def draw_curves(
+    path: Path, title: str, panels: Sequence[Panel], history: Sequence[Mapping[str, float]], best: int
+) -> None:
     """One diagram per panel over the epochs, with the best epoch marked."""
     figure = _figure(3.6 * len(panels), 3.4)
     epochs = range(1, len(history) + 1)
@@ -62,7 +65,9 @@ def _dress(axes: Axes, panel: Panel) -> None:
     axes.legend(fontsize=8, frameon=False)
 
 
-def draw_embeddings(path: Path, embeddings: Tensor, labels: Tensor, names: Sequence[str], wrong: Tensor, title: str) -> None:
+def draw_embeddings(
+    path: Path, embeddings: Tensor, labels: Tensor, names: Sequence[str], wrong: Tensor, title: str
+) -> None:
     """Embeddings in the plane of their two largest principal components, those that are found wrong ringed."""
     centred = embeddings.double() - embeddings.double().mean(dim=0)
     _, scales, axes_of = torch.linalg.svd(centred, full_matrices=False)
@@ -70,12 +75,16 @@ def draw_embeddings(path: Path, embeddings: Tensor, labels: Tensor, names: Seque
     share = scales.square() / scales.square().sum()
     figure = _figure(6.4, 5.4)
     axes = figure.subplots()
-    present = labels.unique().tolist()
-    shades = _shades(len(present))
+    present = np.unique(labels.numpy()).tolist()
+    shades = colormaps["tab10" if len(present) <= 10 else "hsv"](
+        np.linspace(0, 1, len(present), endpoint=len(present) <= 10)
+    )
     for shade, label in zip(shades, present, strict=True):
         rows = (labels == label).numpy()
-        axes.scatter(*plane[rows].T, s=12, color=shade, label=names[label], linewidths=0)
-    axes.scatter(*plane[wrong.numpy()].T, s=60, facecolors="none", edgecolors="black", linewidths=1)
+        axes.scatter(plane[rows, 0], plane[rows, 1], s=12, color=shade, label=names[label], linewidths=0)
+    axes.scatter(
+        plane[wrong.numpy(), 0], plane[wrong.numpy(), 1], s=60, facecolors="none", edgecolors="black", linewidths=1
+    )
     axes.set_xlabel(f"first principal component ({share[0]:.0%} of the variance)")
     axes.set_ylabel(f"second ({share[1]:.0%})")
     axes.set_aspect("equal", adjustable="datalim")

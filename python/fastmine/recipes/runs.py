@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .checkpoint import LAST
-from .errors import Failure, UsageError
+from .errors import CommandError, UsageError
 
 RUNS = Path("runs")
 
@@ -51,7 +51,7 @@ def _next_free(name: str) -> Path:
         except FileExistsError:
             number += 1
         except OSError as error:
-            raise Failure(f"cannot make the folder {folder}: {error}; name another with --out") from error
+            raise CommandError(f"cannot make the folder {folder}: {error}; name another with --out") from error
         else:
             return folder
 
@@ -60,5 +60,5 @@ def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Failure(f"cannot make the folder {folder}: {error}; name another with --out") from error
+        raise CommandError(f"cannot make the folder {folder}: {error}; name another with --out") from error
     return folder

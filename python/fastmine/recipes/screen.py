@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from .errors import from_extra
 
-with from_extra("train", "rich"):
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.table import Table
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 T = TypeVar("T")
 
@@ -28,16 +26,17 @@ class Column(NamedTuple):
 class Screen:
     """Standard output, in colour and with progress bars on a terminal, as plain lines elsewhere."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        found = Console(highlight=False) if console is None else console
-        if not found.is_terminal:
-            found.width = max(found.width, 120)  # a file has no edge to wrap at
-        self.console = found
+    def __init__(self) -> None:
+        with from_extra("train", "rich"):
+            from rich.console import Console
+        self._console = Console(highlight=False)
+        if not self._console.is_terminal:
+            self._console.width = max(self._console.width, 120)  # a file has no edge to wrap at
         self._bar: Progress | None = None
 
     def say(self, text: str, style: str | None = None) -> None:
         """One line."""
-        self.console.print(text, style=style, markup=False, soft_wrap=True)
+        self._console.print(text, style=style, markup=False, soft_wrap=True)
 
     def heading(self, columns: Sequence[Column]) -> None:
         """The titles over the per-epoch lines."""
@@ -51,22 +50,27 @@ class Screen:
 
     def table(self, title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """A table: names on the left, numbers on the right."""
+        from rich.table import Table
+
         table = Table(title=title, title_justify="left", title_style="bold")
         for place, head in enumerate(heads):
             table.add_column(head, justify="right" if place else "left")
         for row in rows:
             table.add_row(*row)
-        self.console.print(table)
+        self._console.print(table)
 
     @contextmanager
     def bar(self) -> Iterator[None]:
         """While this lasts, :meth:`progress` is shown."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         )  # fmt: skip
-        hidden = not self.console.is_terminal
-        with Progress(*columns, console=self.console, transient=True, disable=hidden) as self._bar:
-            self._bar.add_task("", total=None)
+        hidden = not self._console.is_terminal
+        with Progress(*columns, console=self._console, transient=True, disable=hidden) as bar:
+            bar.add_task("", total=None)
+            self._bar = bar
             try:
                 yield
             finally:

@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -32,12 +32,16 @@ from ..losses import SegmentationLoss, get_loss_function
 from . import folders, training
 from .errors import UsageError, from_extra, listed
 from .screen import Column, Screen
-from .settings import Settings, option, real, whole
+from .settings import Option, Settings, real, whole
 from .textures import SIZE, compose
 from .training import Numbers, Step, mean, random_for
 
+if TYPE_CHECKING:
+    from .pictures import Example
+
 LOSSES = ("combined", "dice", "iou", "tversky", "focal", "bce")
 HELD_OUT = 0.2
+COLLAPSED = 0.05  # mean probability on objects, below which nothing is found
 ANNOTATED_SHARE = 0.25  # of every batch, at least: an image without annotation teaches nothing
 
 
@@ -45,45 +49,48 @@ ANNOTATED_SHARE = 0.25  # of every batch, at least: an image without annotation 
 class SegmentationSettings(Settings):
     """The options of ``fastmine train segmentation``."""
 
-    data: Path | None = option(
-        None,
-        "a folder with images/ and masks/ of the same names; without it, composed textures",
-        parse=Path,
-        metavar="DIR",
-    )
-    epochs: int = option(10, "passes over the training images", parse=whole, metavar="N", at_least=1)
-    lr: float = option(3e-3, "learning rate of AdamW", parse=real, metavar="X", above=0, at_most=1e3)
-    loss: str = option("combined", "the loss", choices=LOSSES)
-    annotated: float = option(
-        1.0,
-        "share of the training masks to use; the others are marked as not annotated",
-        parse=real,
-        metavar="SHARE",
-        above=0,
-        at_most=1,
-    )
-    sampler: str = option(
-        "annotated",
-        "annotated: a quarter of every batch is, at least; shuffle: as it comes",
-        choices=("annotated", "shuffle"),
-    )
-    missing_masks: str = option(
-        "error",
-        "what an image without a mask file is: an error, or not annotated",
-        choices=("error", "unannotated"),
-    )
-    samples: int = option(
-        1024, "without --data, training images to compose", parse=whole, metavar="N", at_least=8, at_most=10**6
-    )
-    image_size: int = option(
-        64,
-        "with --data, images are resized to this side, a multiple of 16",
-        parse=whole,
-        metavar="N",
-        at_least=16,
-        at_most=1024,
-        multiple_of=16,
-    )
+    data: Annotated[
+        Path | None,
+        Option("a folder with images/ and masks/ of the same names; without it, composed textures", Path, "DIR"),
+    ] = None
+    epochs: Annotated[int, Option("passes over the training images", whole, "N", at_least=1)] = 10
+    batch_size: Annotated[int, Option("images in a batch", whole, "N", at_least=1, at_most=65536)] = 16
+    loss: Annotated[str, Option("the loss", choices=LOSSES)] = "combined"
+    annotated: Annotated[
+        float,
+        Option(
+            "share of the training masks to use; the others are marked as not annotated",
+            real,
+            "SHARE",
+            above=0,
+            at_most=1,
+        ),
+    ] = 1.0
+    sampler: Annotated[
+        str,
+        Option(
+            "annotated: at least a quarter of every batch is; shuffle: as it comes",
+            choices=("annotated", "shuffle"),
+        ),
+    ] = "annotated"
+    missing_masks: Annotated[
+        str,
+        Option("with --data, an image without a mask is an error, or not annotated", choices=("error", "unannotated")),
+    ] = "error"
+    samples: Annotated[
+        int, Option("without --data, training images to compose", whole, "N", at_least=8, at_most=1_000_000)
+    ] = 1024
+    image_size: Annotated[
+        int,
+        Option(
+            "with --data, images are resized to this side",
+            whole,
+            "N",
+            at_least=16,
+            at_most=1024,
+            multiple_of=16,
+        ),
+    ] = 64
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -123,11 +130,11 @@ def textures(samples: int, seed: int) -> Data:
         compose(count, seed, held_out=is_held_out)
         for count, is_held_out in ((samples, False), (max(1, samples // 4), True))
     )
-    summary = [
+    summary = (
         f"data: {samples} images composed from real textures and photographs of scikit-image, {SIZE} x {SIZE} "
         f"pixels; {len(held_out.images)} held out, from other regions"
-    ]
-    return Data(_all_annotated(*train), _all_annotated(*held_out), summary)
+    )
+    return Data(_all_annotated(*train), _all_annotated(*held_out), [summary])
 
 
 def _all_annotated(images: Tensor, masks: Tensor) -> Images:
@@ -138,9 +145,7 @@ def images_with_masks(settings: SegmentationSettings, root: Path, screen: Screen
     """The user's folder; a fifth of what is annotated is held out."""
     images, masks = folders.image_and_mask_files(root)
     _check_names(root, images, masks, settings.missing_masks)
-    found = folders.read_pairs(
-        list(images.values()), [masks.get(stem) for stem in images], settings.image_size, screen
-    )
+    found = folders.read_pairs(list(images.values()), [masks.get(stem) for stem in images], settings.image_size, screen)
     if found.mismatched:
         raise UsageError(
             f"{len(found.mismatched)} masks do not have the size of their images: {listed(found.mismatched)}; "
@@ -161,7 +166,9 @@ def images_with_masks(settings: SegmentationSettings, root: Path, screen: Screen
             f"{int(annotated.sum())}" + (f". {summary[-1]}" if found.unreadable else "")
         )
     low, high, values = found.mask_values
-    summary.append(f"masks: a pixel is object where its value is above 0; the files hold {values} values, {low} to {high}")
+    summary.append(
+        f"masks: a pixel is object where its value is above 0; the files hold {values} values, {low} to {high}"
+    )
     rows = torch.from_numpy(np.random.default_rng([settings.seed, len(data)]).permutation(len(data)))
     with_masks = rows[annotated[rows]]
     held_out = with_masks[: max(1, round(HELD_OUT * len(with_masks)))]
@@ -243,6 +250,7 @@ class UNet(nn.Module):
         self.head = nn.ConvTranspose2d(widths[0], 1, 2, stride=2)
 
     def forward(self, images: Tensor) -> Tensor:
+        """A logit per pixel."""
         x = self.patches(images.float() / 128 - 1).contiguous(memory_format=torch.channels_last)
         skipped = []
         for down in self.down[:-1]:
@@ -252,7 +260,8 @@ class UNet(nn.Module):
         x = self.down[-1](x)
         for up in self.up:
             x = up(torch.cat([F.interpolate(x, scale_factor=2), skipped.pop()], dim=1))
-        return self.head(x)
+        logits: Tensor = self.head(x)
+        return logits
 
 
 def convolutions(inputs: int, outputs: int) -> nn.Module:
@@ -281,6 +290,9 @@ class Segmentation(training.System[Batch, SegmentationEvidence]):
     name: ClassVar[str] = "segmentation"
     metric: ClassVar[Column] = Column("f1", "F1")
     ops: ClassVar[tuple[str, ...]] = ("segmentation_loss",)
+
+    settings: SegmentationSettings
+    loss: SegmentationLoss
 
     def __init__(self, settings: SegmentationSettings, screen: Screen) -> None:
         self.settings = settings
@@ -311,9 +323,11 @@ class Segmentation(training.System[Batch, SegmentationEvidence]):
         )
 
     def steps(self) -> int:
+        """As many as hold every image once."""
         return math.ceil(len(self.train) / self.settings.batch_size)
 
     def batches(self, epoch: int) -> Iterator[Batch]:
+        """Turned and mirrored at random; every batch with something annotated, if so asked."""
         seed, size = self.settings.seed, self.settings.batch_size
         shuffle = self.settings.sampler == "shuffle"
         order = batch_rows(self.annotated, size, np.random.default_rng([seed, epoch]), shuffle=shuffle)
@@ -323,13 +337,16 @@ class Segmentation(training.System[Batch, SegmentationEvidence]):
             yield Batch(images, masks, batch.annotated, teaches=bool(self.annotated[rows].any()))
 
     def learn(self, batch: Batch) -> Step[SegmentationEvidence]:
+        """The loss of what is annotated: ``valid`` leaves the rest out of value, gradient and denominator."""
         logits = self.model(batch.images)
         return Step(self.loss(logits, batch.masks, valid=batch.annotated), self.loss.evidence)
 
     def record(self, evidence: SegmentationEvidence) -> Numbers:
-        terms = {term: getattr(evidence, term) for term in self.terms}
+        """Terms and areas."""
+        # Where nothing is annotated the terms are 0 by convention, not by measurement.
+        known = evidence.annotated > 0
         return {
-            **terms,
+            **{term: getattr(evidence, term) if known else math.nan for term in self.terms},
             "images": evidence.groups,
             "annotated": evidence.annotated,
             "predicted_share": evidence.prediction_share,
@@ -338,32 +355,127 @@ class Segmentation(training.System[Batch, SegmentationEvidence]):
         }
 
     def summarise(self, records: Sequence[Numbers]) -> Numbers:
+        """Means over the batches that had something annotated."""
         keys = (*self.terms, "predicted_share", "target_share", "probability_on_target")
         return {key: mean(record[key] for record in records) for key in keys}
 
     def remarks(self, records: Sequence[Numbers]) -> list[str]:
+        """Batches without annotation, and a model that finds nothing."""
         found = []
-        dead = sum(record["annotated"] == 0 for record in records)
+        dead = [record for record in records if record["annotated"] == 0]
         if dead:
             found.append(
-                f"{dead} of {len(records)} batches were skipped: nothing in them was annotated (the first had "
-                f"{next(r['images'] for r in records if r['annotated'] == 0):.0f} images)"
+                f"{len(dead)} of {len(records)} batches were skipped, since none of their images was annotated; "
+                f"the first had {dead[0]['images']:.0f}"
             )
         on_target = mean(record["probability_on_target"] for record in records)
         if on_target < COLLAPSED:
             found.append(
-                f"the mean probability where there is an object is {on_target:.3f}: the model predicts background everywhere"
+                f"where there is an object the mean probability of one is {on_target:.3f}: the model predicts "
+                "background everywhere"
             )
         return found
 
     def judge(self, model: nn.Module) -> Numbers:
-        hits = wrong = missed = 0
-        for images, masks in self._held_out_batches():
-            predicted = self._probability(model, images) > 0.5
-            hits += int((predicted & masks).sum())
-            wrong += int((predicted & ~masks).sum())
-            missed += int((~predicted & masks).sum())
-        return scores(hits, wrong, missed)
+        """F1, IoU, precision and recall of all held-out pixels together."""
+        counts = torch.zeros(3, dtype=torch.int64)
+        for rows in torch.split(torch.arange(len(self.held_out)), 64):
+            batch = self.held_out.rows(rows)
+            counts += confusion(self._probability(model, batch.images) > 0.5, batch.masks)
+        return scores(counts)
+
+    @torch.inference_mode()
+    def _probability(self, model: nn.Module, images: Tensor) -> Tensor:
+        return cast("Tensor", model(images)).sigmoid()
 
     def pictures(self, model: nn.Module, history: Sequence[Numbers], best: int, folder: Path) -> list[Path]:
-        from . import pictures
+        """Curves, and predictions beside the annotation."""
+        with from_extra("plot", "matplotlib"):
+            from . import pictures
+        curves, predictions = folder / "curves.png", folder / "predictions.png"
+        panels = [
+            pictures.Panel("training loss", {"loss": "loss", **{t: t for t in self.terms if len(self.terms) > 1}}),
+            pictures.Panel("area of objects, training", {"predicted": "predicted_share", "annotated": "target_share"}),
+            pictures.Panel("held out: F1 and IoU", {"F1": "f1", "IoU": "iou"}, share=True),
+            pictures.Panel("held out: errors", {"precision": "precision", "recall": "recall"}, share=True),
+        ]
+        pictures.draw_curves(curves, "Segmentation", panels, history, best)
+        pictures.draw_predictions(
+            predictions,
+            f"Held-out images after epoch {len(history)}: equal steps from the worst to the best F1, then the "
+            "empty ones with most false area",
+            self._examples(model),
+        )
+        return [curves, predictions]
+
+    def _examples(self, model: nn.Module) -> list[Example]:
+        """Held-out images with objects from the worst to the best, and the worst without."""
+        from .pictures import Example
+
+        probabilities = torch.cat(
+            [
+                self._probability(model, self.held_out.rows(rows).images)
+                for rows in torch.split(torch.arange(len(self.held_out)), 64)
+            ]
+        )
+        counts = torch.stack(
+            [confusion(p > 0.5, mask) for p, mask in zip(probabilities, self.held_out.masks, strict=True)]
+        )
+        examples = []
+        for row in to_show(counts):
+            number = scores(counts[row])
+            predicted = int(counts[row, 0] + counts[row, 1])
+            empty = counts[row, 0] + counts[row, 2] == 0
+            caption = f"empty; {predicted} px predicted" if empty else f"F1 {number['f1']:.3f}"
+            image = self.held_out.images[row].permute(1, 2, 0).cpu()
+            examples.append(Example(image, self.held_out.masks[row, 0].cpu(), probabilities[row, 0].cpu(), caption))
+        return examples
+
+
+def confusion(predicted: Tensor, mask: Tensor) -> Tensor:
+    """Pixels that are rightly, wrongly and not predicted as object: [3]."""
+    counts = [(predicted & mask).sum(), (predicted & ~mask).sum(), (~predicted & mask).sum()]
+    return torch.stack(counts).cpu()
+
+
+def scores(counts: Tensor) -> Numbers:
+    """F1, IoU, precision and recall from counted pixels; NaN where there is nothing to divide by."""
+    hits, wrong, missed = counts.double()
+    return {
+        "f1": float(2 * hits / (2 * hits + wrong + missed)),
+        "iou": float(hits / (hits + wrong + missed)),
+        "precision": float(hits / (hits + wrong)),
+        "recall": float(hits / (hits + missed)),
+    }
+
+
+def to_show(counts: Tensor, filled: int = 6, empty: int = 2) -> list[int]:
+    """Rows with objects at equal steps of rank by F1, then the rows without that have most false area."""
+    objects = counts[:, 0] + counts[:, 2]
+    with_objects = sorted(objects.nonzero()[:, 0].tolist(), key=lambda row: scores(counts[row])["f1"])
+    without = sorted((objects == 0).nonzero()[:, 0].tolist(), key=lambda row: -int(counts[row, 1]))
+    steps = np.linspace(0, len(with_objects) - 1, min(filled, len(with_objects)))
+    return [with_objects[round(step)] for step in steps] + without[:empty]
+
+
+def _annotation_summary(train: Images) -> str:
+    known = train.annotated
+    empty = int((known & ~train.masks.flatten(1).any(dim=1)).sum())
+    return (
+        f"annotated: {int(known.sum())} of {len(known)} training images, of which {empty} are empty; the other "
+        f"{int((~known).sum())} count for nothing in the loss"
+    )
+
+
+def _f1_of_all_object(masks: Tensor) -> float:
+    return scores(confusion(torch.ones_like(masks), masks))["f1"]
+
+
+def train(*, out: Path | None = None, resume: Path | bool | None = None, **options: Any) -> dict[str, Any]:
+    """``fastmine train segmentation``; the options are those of :class:`SegmentationSettings`."""
+    return training.train(Segmentation, SegmentationSettings, options, out=out, resume=resume)
+
+
+def load(path: Path | str) -> nn.Module:
+    """The model that a run kept: ``load("runs/segmentation-1/best.pt")``."""
+    return training.load_average(Path(path), Segmentation.name, UNet)

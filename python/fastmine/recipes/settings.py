@@ -1,12 +1,12 @@
-"""Options of a training system: one dataclass field each, for Python and the command line alike."""
+"""Options of a training system: one annotated field each, for Python and the command line alike."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 from .errors import UsageError
 
@@ -14,24 +14,6 @@ SettingsT = TypeVar("SettingsT", bound="Settings")
 
 MAY_CHANGE = ("epochs", "device", "threads")
 """What a resumed run may be given anew; everything else would make it another run."""
-
-
-def option(
-    default: Any,
-    description: str,
-    *,
-    parse: Callable[[str], Any] = str,
-    metavar: str | None = None,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    multiple_of: int | None = None,
-    choices: Sequence[str] | None = None,
-) -> Any:
-    """A field with its description, and how it is read and checked."""
-    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "multiple_of": multiple_of}
-    shown = {"help": description, "parse": parse, "metavar": metavar, "choices": choices}
-    return field(default=default, metadata={**bounds, **shown})
 
 
 def whole(text: str) -> int:
@@ -50,43 +32,82 @@ def real(text: str) -> float:
         raise UsageError(f"must be a number; got {text!r}") from None
 
 
+@dataclass(frozen=True)
+class Option:
+    """What an option is for, how its text is read, and which values it may have."""
+
+    help: str
+    parse: Callable[[str], Any] = str
+    metavar: str | None = None
+    choices: Sequence[str] | None = None
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    multiple_of: int | None = None
+
+    def expected(self, value: Any) -> str:
+        """What the value should have been; empty if it is that."""
+        if self.choices is not None:
+            return "" if value in self.choices else f"one of {', '.join(self.choices)}"
+        if value is None or isinstance(value, (str, Path)) or self._within_bounds(value):
+            return ""
+        bounds = {
+            "at least": self.at_least,
+            "above": self.above,
+            "at most": self.at_most,
+            "a multiple of": self.multiple_of,
+        }
+        return " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+
+    def _within_bounds(self, value: float) -> bool:
+        return (
+            math.isfinite(value)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.multiple_of is None or value % self.multiple_of == 0)
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The options that all training systems have."""
 
-    data: Path | None = option(None, "a folder of your own", parse=Path, metavar="DIR")
-    epochs: int = option(10, "passes over the training data", parse=whole, metavar="N", at_least=1)
-    batch_size: int = option(
-        16, "images in a batch", parse=whole, metavar="N", at_least=1, at_most=65536
-    )
-    lr: float = option(
-        1e-3, "learning rate of AdamW", parse=real, metavar="X", above=0, at_most=1e3
-    )
-    seed: int = option(
-        0, "a run is a function of its seed", parse=whole, metavar="N", at_least=0, at_most=2**32 - 1
-    )
-    device: str = option("cpu", "where to train", choices=("cpu", "cuda"))
-    threads: int | None = option(
-        None, "CPU threads; all cores unless given", parse=whole, metavar="N", at_least=1, at_most=4096
-    )
+    data: Annotated[Path | None, Option("a folder of your own", Path, "DIR")] = None
+    epochs: Annotated[int, Option("passes over the training images", whole, "N", at_least=1)]
+    batch_size: Annotated[int, Option("images in a batch", whole, "N", at_least=1, at_most=65536)]
+    lr: Annotated[float, Option("learning rate of AdamW", real, "X", above=0, at_most=1000)] = 3e-3
+    seed: Annotated[int, Option("a run is a function of it", whole, "N", at_least=0, at_most=2**32 - 1)] = 0
+    device: Annotated[str, Option("where to train", choices=("cpu", "cuda"))] = "cpu"
+    threads: Annotated[
+        int | None, Option("CPU threads; those of torch unless given", whole, "N", at_least=1, at_most=4096)
+    ] = None
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            _check(each.name, getattr(self, each.name), each.metadata)
+        for name, option in options_of(type(self)).items():
+            value = getattr(self, name)
+            expected = option.expected(value)
+            if expected:
+                raise UsageError(f"{flag(name)} must be {expected}; got {value}")
 
 
-def settings_to_resume(
-    kind: type[SettingsT], saved: Mapping[str, Any], given: Mapping[str, Any]
-) -> SettingsT:
+def options_of(kind: type[Settings]) -> dict[str, Option]:
+    """The option of every field."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {each.name: hints[each.name].__metadata__[0] for each in fields(kind)}
+
+
+def settings_to_resume(kind: type[SettingsT], saved: Mapping[str, Any], given: Mapping[str, Any]) -> SettingsT:
     """The settings of an interrupted run, with what may change in it as given now."""
-    asked = kind(**{**saved, **given})
-    for name, value in given.items():
-        if name not in MAY_CHANGE and getattr(asked, name) != kind(**saved).__getattribute__(name):
+    before = kind(**{**saved, "data": saved["data"] and Path(saved["data"])})
+    changes = {name: value for name, value in given.items() if _resolved(value) != _resolved(getattr(before, name))}
+    for name, value in changes.items():
+        if name not in MAY_CHANGE:
             raise UsageError(
-                f"{flag(name)} was {saved[name]} in the run to resume, and {value} would make it "
+                f"{flag(name)} was {getattr(before, name)} in the run to resume, and {value} would make it "
                 f"another run; leave {flag(name)} out, or start anew without --resume"
             )
-    return asked
+    return kind(**{**vars(before), **changes})
 
 
 def flag(name: str) -> str:
@@ -94,32 +115,5 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _check(name: str, value: Any, rules: Mapping[str, Any]) -> None:
-    if rules["choices"] is not None and value not in rules["choices"]:
-        raise UsageError(f"{flag(name)} must be one of {', '.join(rules['choices'])}; got {value}")
-    if value is None or isinstance(value, (str, Path, bool)):
-        return
-    expected = _broken_bounds(value, rules)
-    if expected:
-        raise UsageError(f"{flag(name)} must be {expected}; got {value}")
-
-
-def _broken_bounds(value: float, rules: Mapping[str, Any]) -> str:
-    """What is expected of the value, if it is something else."""
-    low, above, high, step = (rules[k] for k in ("at_least", "above", "at_most", "multiple_of"))
-    kept = (
-        math.isfinite(value)
-        and (low is None or value >= low)
-        and (above is None or value > above)
-        and (high is None or value <= high)
-        and (step is None or value % step == 0)
-    )
-    if kept:
-        return ""
-    words = [
-        f"at least {low}" if low is not None else "",
-        f"above {above}" if above is not None else "",
-        f"at most {high}" if high is not None else "",
-        f"a multiple of {step}" if step is not None else "",
-    ]
-    return " and ".join(word for word in words if word) or "finite"
+def _resolved(value: Any) -> Any:
+    return value.resolve() if isinstance(value, Path) else value

@@ -42,9 +42,7 @@ def compose(count: int, seed: int, *, held_out: bool) -> Samples:
     pictures = _pictures()
     halves = {name: _half(picture, right=held_out) for name, picture in pictures.items()}
     bricks, others = halves[OBJECT], [halves[name] for name in OTHERS]
-    samples = [
-        _sample(np.random.default_rng([seed, held_out, number]), bricks, others) for number in range(count)
-    ]
+    samples = [_sample(np.random.default_rng([seed, held_out, number]), bricks, others) for number in range(count)]
     images, masks = (np.stack(part)[:, None] for part in zip(*samples, strict=True))
     return Samples(torch.from_numpy(images), torch.from_numpy(masks))
 
@@ -85,7 +83,8 @@ def _cut(random: np.random.Generator, picture: Floats) -> Floats:
     square = picture[top : top + side, left : left + side]
     square = square.reshape(SIZE, reduced, SIZE, reduced).mean(axis=(1, 3))
     contrast, brightness = random.uniform(0.8, 1.2), random.normal(0, 0.06)
-    return (0.5 + (np.rot90(square, random.integers(4)) - 0.5) * contrast + brightness).clip(0, 1)
+    turned: Floats = np.rot90(square, int(random.integers(4)))
+    return np.asarray((0.5 + (turned - 0.5) * contrast + brightness).clip(0, 1))
 
 
 def _blob(random: np.random.Generator) -> Mask:

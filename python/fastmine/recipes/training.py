@@ -21,7 +21,7 @@ from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -29,45 +29,54 @@ from torch import Tensor, nn
 
 from .. import Evidence, config
 from . import checkpoint, report, runs
-from .errors import Failure, Interrupted, UsageError
+from .errors import CommandError, InterruptionError, UsageError
 from .screen import Column, Screen
 from .settings import Settings, settings_to_resume
 
-BatchT = TypeVar("BatchT")
+
+class Teaching(Protocol):
+    """A batch that knows whether there is anything in it to learn from."""
+
+    @property
+    def teaches(self) -> bool:
+        """Decided on the host from labels or annotations, before the loss is computed."""
+
+
+BatchT = TypeVar("BatchT", bound=Teaching)
+EvidenceT = TypeVar("EvidenceT", bound=Evidence)
 Numbers = dict[str, float]
 
 CHECK_EVERY = 50  # steps between two looks at the loss: each waits for the device
 AVERAGING = 0.98  # of the running average of the weights: the last 50 steps or so
 
 
-class Step(NamedTuple):
-    """What a batch came to."""
+@dataclass(frozen=True)
+class Step(Generic[EvidenceT]):
+    """What a batch came to: its loss, and the evidence of it, still on their device."""
 
     loss: Tensor
-    evidence: Evidence
+    evidence: EvidenceT
 
 
-class System(ABC, Generic[BatchT]):
-    """A training system: data, model, what to learn from a batch, and how the model is judged.
-
-    ``model_options`` are the arguments that rebuild the model; ``data_summary`` says in a few lines
-    what was loaded; ``fingerprint`` identifies it. ``baselines`` are numbers to hold the result
-    against, measured before training.
-    """
+class System(ABC, Generic[BatchT, EvidenceT]):
+    """A training system: data, model, what to learn from a batch, and how the model is judged."""
 
     name: ClassVar[str]
     metric: ClassVar[Column]  # decides which epoch is best; larger is better
-    ops: ClassVar[tuple[str, ...]]  # of fastmine, that a step uses
+    ops: ClassVar[tuple[str, ...]]  # of fastmine, that a run uses
 
     settings: Settings
     model: nn.Module
+    model_options: dict[str, int]  # the arguments that build the model again
     loss: nn.Module
-    model_options: dict[str, int]
-    data_summary: list[str]
-    fingerprint: str
-    baselines: dict[str, float]
-    columns: tuple[Column, ...]
-    judged: tuple[Column, ...]  # of these, the ones measured on held-out data
+    data_summary: list[str]  # what was loaded, in a few lines
+    fingerprint: str  # of all that is learned from and judged by
+    columns: tuple[Column, ...]  # of the line per epoch
+    judged: tuple[Column, ...]  # of the final table: measured on held-out data
+    baselines: dict[str, float]  # numbers to hold the result against
+
+    @abstractmethod
+    def __init__(self, settings: Settings, screen: Screen) -> None: ...
 
     @abstractmethod
     def steps(self) -> int:
@@ -78,11 +87,11 @@ class System(ABC, Generic[BatchT]):
         """The batches of an epoch, always the same for the same epoch and seed."""
 
     @abstractmethod
-    def learn(self, batch: BatchT) -> Step | None:
-        """The loss of a batch and its evidence; None if there is nothing in it to learn from."""
+    def learn(self, batch: BatchT) -> Step[EvidenceT]:
+        """The loss of a batch and its evidence."""
 
     @abstractmethod
-    def record(self, evidence: Evidence) -> Numbers:
+    def record(self, evidence: EvidenceT) -> Numbers:
         """What to remember of a step, from the evidence of its loss."""
 
     @abstractmethod
@@ -90,15 +99,15 @@ class System(ABC, Generic[BatchT]):
         """One line from the steps of an epoch."""
 
     @abstractmethod
+    def remarks(self, records: Sequence[Numbers]) -> list[str]:
+        """Sentences on what kept an epoch from learning; none if it learned."""
+
+    @abstractmethod
     def judge(self, model: nn.Module) -> Numbers:
         """The model on held-out data."""
 
     @abstractmethod
-    def remarks(self, records: Sequence[Numbers], skipped: int) -> list[str]:
-        """Sentences on what kept an epoch from learning; none if it learned."""
-
-    @abstractmethod
-    def pictures(self, model: nn.Module, history: Sequence[Numbers], folder: Path) -> list[Path]:
+    def pictures(self, model: nn.Module, history: Sequence[Numbers], best: int, folder: Path) -> list[Path]:
         """Draw the curves of a run, and what the model does on held-out data; returns the files."""
 
 
@@ -131,8 +140,7 @@ class Progress:
     """How far a run has come: whole epochs, and batches of the one that was interrupted."""
 
     epochs: int = 0
-    steps: int = 0
-    skipped: int = 0
+    steps: int = 0  # of the next epoch
     seconds: float = 0.0  # spent on the unfinished epoch so far
     records: list[Numbers] = field(default_factory=list)
     history: list[Numbers] = field(default_factory=list)
@@ -140,16 +148,16 @@ class Progress:
     best_epoch: int = 0  # counted from 1; 0 for none
 
 
-class Run(Generic[BatchT]):
+class Run(Generic[BatchT, EvidenceT]):
     """A system in training: optimizer, average, progress, and the folder that it is saved in."""
 
-    def __init__(self, system: System[BatchT], folder: Path, screen: Screen) -> None:
+    def __init__(self, system: System[BatchT, EvidenceT], folder: Path, screen: Screen) -> None:
         self.system, self.folder, self.screen = system, folder, screen
         parameters = [*system.model.parameters(), *system.loss.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, lr=system.settings.lr, weight_decay=1e-4)
         self.average = Average(system.model)
         self.progress = Progress()
-        self._unread: list[Step] = []
+        self._unread: list[tuple[Step[EvidenceT], bool]] = []
         self._stop = False
 
     def fit(self) -> None:
@@ -181,40 +189,38 @@ class Run(Generic[BatchT]):
         """The heart of it: one step down the gradient, unless there is nothing to learn from."""
         self.system.model.train()
         step = self.system.learn(batch)
-        if step is None:
-            self.progress.skipped += 1
-            return
-        self.optimizer.zero_grad()
-        step.loss.backward()
-        self.optimizer.step()
-        self.average.update(self.system.model)
-        self._unread.append(Step(step.loss.detach(), step.evidence))
+        if batch.teaches:
+            self.optimizer.zero_grad()
+            step.loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            self.average.update(self.system.model)
+        self._unread.append((Step(step.loss.detach(), step.evidence), batch.teaches))
 
     def _read(self) -> None:
         """Copy losses and evidence of the last steps to the host, and stop if one is not finite."""
-        for loss, evidence in self._unread:
-            value = float(loss)
-            if not math.isfinite(value):
-                raise Failure(
-                    f"the loss became {value} in epoch {self.progress.epochs + 1} ({evidence}). What was saved "
-                    f"before is in {self.folder}, up to epoch {self.progress.epochs}; start again with a "
-                    f"smaller --lr than {self.system.settings.lr:g}"
+        for step, taught in self._unread:
+            loss = float(step.loss)
+            if not math.isfinite(loss):
+                raise CommandError(
+                    f"the loss became {loss} in epoch {self.progress.epochs + 1} ({step.evidence}). Nothing of "
+                    f"this was saved; {self.folder} holds epoch {self.progress.epochs}. Start again with a smaller "
+                    f"--lr than {self.system.settings.lr:g}"
                 )
-            self.progress.records.append({"loss": value, **self.system.record(evidence)})
+            numbers = self.system.record(step.evidence)
+            self.progress.records.append({**numbers, "loss": loss if taught else math.nan})
         self._unread.clear()
 
     def _finish(self, judged: Numbers, seconds: float) -> None:
         """Close an epoch: its line, its remarks, the checkpoint, and whether it is the best."""
         progress, system = self.progress, self.system
-        records, skipped = progress.records, progress.skipped
+        records = progress.records
         row = {
             "loss": mean(record["loss"] for record in records),
             **system.summarise(records),
             **judged,
-            "skipped": float(skipped),
             "seconds": seconds,
         }
-        remarks = [f"epoch {progress.epochs + 1}: {remark}" for remark in system.remarks(records, skipped)]
+        remarks = [f"epoch {progress.epochs + 1}: {remark}" for remark in system.remarks(records)]
         self.progress = Progress(
             epochs=progress.epochs + 1,
             history=[*progress.history, row],
@@ -232,7 +238,7 @@ class Run(Generic[BatchT]):
         self._read()
         self.save(checkpoint.LAST)
         done, steps = self.progress.epochs, self.progress.steps
-        raise Interrupted(
+        raise InterruptionError(
             f"stopped after {done} epochs and {steps} steps; everything is saved. Go on with: "
             f"fastmine train {self.system.name} --resume {self.folder}"
         )
@@ -295,7 +301,7 @@ class Run(Generic[BatchT]):
 
 
 def train(
-    kind: type[System[Any]],
+    kind: type[System[Any, Any]],
     settings_kind: type[Settings],
     given: Mapping[str, Any],
     *,
@@ -313,9 +319,7 @@ def train(
     if resume:
         source = runs.checkpoint_to_resume(kind.name, out, None if resume is True else Path(resume))
     saved = checkpoint.load(source, kind.name) if source else None
-    settings = (
-        settings_to_resume(settings_kind, saved["settings"], given) if saved else settings_kind(**given)
-    )
+    settings = settings_to_resume(settings_kind, saved["settings"], given) if saved else settings_kind(**given)
     with reproducible(settings):
         system = kind(settings, screen)
         run = Run(system, runs.folder_for(kind.name, out, source), screen)
@@ -389,7 +393,7 @@ def _plain(settings: Settings) -> dict[str, Any]:
     return {name: str(v.resolve()) if isinstance(v, Path) else v for name, v in found.items()}
 
 
-def _introduce(run: Run[Any]) -> None:
+def _introduce(run: Run[Any, Any]) -> None:
     """What is trained, on what, by whom."""
     system, screen = run.system, run.screen
     for line in system.data_summary:
@@ -405,7 +409,7 @@ def _introduce(run: Run[Any]) -> None:
     screen.heading(system.columns)
 
 
-def _report(run: Run[Any]) -> dict[str, Any]:
+def _report(run: Run[Any, Any]) -> dict[str, Any]:
     """Table, pictures and ``report.json`` of a finished run; returns what the last holds."""
     system, progress, screen = run.system, run.progress, run.screen
     history, best, last = progress.history, progress.best_epoch, progress.epochs
@@ -431,13 +435,12 @@ def _report(run: Run[Any]) -> dict[str, Any]:
     if best:
         screen.say(f"The best epoch was chosen by {system.metric.title} on these same held-out images.")
     try:
-        drawn = system.pictures(run.average.model, history, run.folder)
+        drawn = system.pictures(run.average.model, history, best, run.folder)
     except UsageError as missing:
         screen.say(f"no pictures: {missing}")
     else:
         screen.say(f"pictures: {', '.join(map(str, drawn))}")
-    screen.say(
-        f"model: fastmine.recipes.{system.name}.load({str(run.folder / (checkpoint.BEST if best else checkpoint.LAST))!r})"
-    )
+    kept = run.folder / (checkpoint.BEST if best else checkpoint.LAST)
+    screen.say(f'model: fastmine.recipes.{system.name}.load("{kept}")')
     screen.say(f"{last} epochs in {seconds:.1f} s of training. {implementation}", style="bold")
     return contents

@@ -1,0 +1,226 @@
+"""The ``fastmine`` command: train on real data, and examine an environment or a data set."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from . import __version__, show_config
+from .data import check_labels
+from .recipes import embeddings, folders, segmentation
+from .recipes.errors import CommandError, UsageError, listed
+from .recipes.settings import Option, Settings, flag, options_of
+
+RECIPES: dict[str, tuple[Any, type[Settings]]] = {
+    "embeddings": (embeddings, embeddings.EmbeddingSettings),
+    "segmentation": (segmentation, segmentation.SegmentationSettings),
+}
+
+EXAMPLES = """\
+examples:
+  fastmine train embeddings                       handwritten digits, in well under a minute
+  fastmine train segmentation --annotated 0.1     with nine masks of ten marked as not annotated
+  fastmine train embeddings --data photos --epochs 50 --batch-size 16
+  fastmine train embeddings --resume              go on with the latest run
+  fastmine doctor env                             who computes the losses here: kernels or reference
+  fastmine doctor labels photos --batch-size 16   can a shuffled batch of 16 teach anything?
+"""
+
+EMBEDDING_EXAMPLES = """\
+The data folder has one sub-folder of images per class: photos/cat/1.png, photos/dog/1.jpg. Images may have
+any size and are resized. A quarter of every class is held out and never trained on.
+
+examples:
+  fastmine train embeddings
+  fastmine train embeddings --data photos --batch-size 16 --embedding-dim 64 --out runs/photos
+  fastmine train embeddings --margin soft --unseen-classes 3
+  fastmine train embeddings --resume runs/photos --epochs 50
+"""
+
+SEGMENTATION_EXAMPLES = """\
+The data folder has images/ and masks/ whose files have the same names: images/7.jpg, masks/7.png. A pixel of a
+mask is object where its value is above 0, so that 0/1 and 0/255 both work. A mask of zeros says that there is
+no object; an image that nobody looked at has no mask file (--missing-masks unannotated).
+
+examples:
+  fastmine train segmentation
+  fastmine train segmentation --annotated 0.1
+  fastmine train segmentation --data scans --loss tversky --epochs 50 --out runs/scans
+  fastmine train segmentation --resume runs/scans
+"""
+
+LABELS_HELP = """\
+Counts how many anchors of a shuffled batch would have a positive and a negative: exactly, before anything is
+trained. PATH is a folder with one sub-folder per class, or a file of labels: .npy, .txt (one a line) or .csv.
+Exit code 1 if it is hopeless.
+
+examples:
+  fastmine doctor labels photos --batch-size 16
+  fastmine doctor labels train.csv --column label
+"""
+
+COLUMNS = ("label", "labels", "class", "target")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where to read more, and leave with 2."""
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    try:
+        arguments = parser().parse_args(argv)
+        return int(arguments.run(arguments))
+    except CommandError as error:
+        print(f"fastmine: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("fastmine: interrupted", file=sys.stderr)
+        return 130
+
+
+def parser() -> Parser:
+    """All that can be typed."""
+    top = _described(Parser(prog="fastmine"), "Losses that say why training is not learning.", EXAMPLES)
+    top.add_argument("--version", action="version", version=f"fastmine {__version__}")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    train = commands.add_parser("train", help="train on real data, your own or the bundled", prog="fastmine train")
+    systems = _described(train, "Train on real data, your own or the bundled.", EXAMPLES).add_subparsers(
+        title="systems", required=True, metavar="SYSTEM"
+    )
+    _add_system(systems, "embeddings", "images of one class close together", EMBEDDING_EXAMPLES)
+    _add_system(systems, "segmentation", "the pixels that belong to an object", SEGMENTATION_EXAMPLES)
+    doctor = commands.add_parser("doctor", help="examine an environment or a data set")
+    checks = _described(doctor, "Examine an environment or a data set.", EXAMPLES).add_subparsers(
+        title="checks", required=True, metavar="CHECK"
+    )
+    environment = checks.add_parser("env", help="versions, instruction set, and who answers each op")
+    environment.set_defaults(run=_doctor_env)
+    labels = _described(checks.add_parser("labels", help="can batches of these labels teach anything?"), LABELS_HELP)
+    labels.add_argument("path", type=Path, metavar="PATH", help="a folder of class folders, or a file of labels")
+    labels.add_argument("--batch-size", type=_parsed(Option("", int, at_least=1)), default=64, metavar="N")
+    labels.add_argument("--column", metavar="NAME", help=f"of a .csv file; else {', '.join(COLUMNS)}, or the only one")
+    labels.set_defaults(run=_doctor_labels)
+    return top
+
+
+def _described(found: Parser, description: str, examples: str = "") -> Parser:
+    found.description, found.epilog = description, examples
+    found.formatter_class = argparse.RawDescriptionHelpFormatter
+    return found
+
+
+def _add_system(systems: Any, name: str, summary: str, examples: str) -> None:
+    """``fastmine train NAME``, with an argument per field of its settings."""
+    _, kind = RECIPES[name]
+    found = _described(systems.add_parser(name, help=summary), f"Train a model: {summary}.", examples)
+    for field, option in options_of(kind).items():
+        default = getattr(kind, field)
+        shown = "" if default is None else f" (default: {default})"
+        found.add_argument(
+            flag(field),
+            type=_parsed(option),
+            default=argparse.SUPPRESS,
+            metavar=option.metavar or "{" + ",".join(option.choices or ()) + "}",
+            help=(option.help + shown).replace("%", "%%"),
+        )
+    found.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"a new or empty folder for the run (default: the next runs/{name}-N)"
+    )
+    found.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        type=Path,
+        metavar="PATH",
+        help="go on with the run in this folder, or from this checkpoint; without PATH, with the latest run",
+    )
+    found.set_defaults(run=_train, recipe=name)
+
+
+def _parsed(option: Option) -> Any:
+    """How argparse reads an option: an error keeps its words."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = option.parse(text)
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        expected = option.expected(value)
+        if expected:
+            raise argparse.ArgumentTypeError(f"must be {expected}; got {text}")
+        return value
+
+    return parse
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    recipe, kind = RECIPES[arguments.recipe]
+    given = {field: value for field, value in vars(arguments).items() if field in options_of(kind)}
+    recipe.train(out=arguments.out, resume=arguments.resume, **given)
+    return 0
+
+
+def _doctor_env(_: argparse.Namespace) -> int:
+    show_config()
+    return 0
+
+
+def _doctor_labels(arguments: argparse.Namespace) -> int:
+    found = check_labels(_labels(arguments.path, arguments.column), arguments.batch_size)
+    print(found)
+    return 1 if found.verdict == "hopeless" else 0
+
+
+def _labels(path: Path, column: str | None) -> list[str] | np.ndarray[Any, Any]:
+    """Labels from a folder of class folders or from a file."""
+    if not path.exists():
+        raise UsageError(f"{path} does not exist; name a folder with one sub-folder per class, or a file of labels")
+    if path.is_dir():
+        return [name for name, files in folders.class_folders(path).items() for _ in files]
+    readers = {".npy": _npy_labels, ".txt": _txt_labels, ".csv": lambda file: _csv_labels(file, column)}
+    if path.suffix not in readers:
+        raise UsageError(f"labels come from a folder or a file ending in {', '.join(readers)}; got {path.name}")
+    try:
+        labels = readers[path.suffix](path)
+    except (OSError, ValueError, EOFError, csv.Error) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    if len(labels) == 0:
+        raise UsageError(f"{path} holds no labels; one per row is expected")
+    return labels
+
+
+def _npy_labels(path: Path) -> np.ndarray[Any, Any]:
+    labels = np.load(path, allow_pickle=False)
+    if labels.ndim != 1 or labels.dtype.kind not in "iuU":
+        raise UsageError(
+            f"{path} must hold a one-dimensional array of integers or strings; got {labels.dtype} of shape "
+            f"{list(labels.shape)}"
+        )
+    return np.asarray(labels)
+
+
+def _txt_labels(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+
+
+def _csv_labels(path: Path, column: str | None) -> list[str]:
+    with path.open(newline="") as file:
+        rows = csv.DictReader(file)
+        names = list(rows.fieldnames or ())
+        usual = [name for name in names if name.lower() in COLUMNS] or (names if len(names) == 1 else [])
+        chosen = column or (usual[0] if usual else None)
+        if chosen is None or chosen not in names:
+            asked = f"has no column {column}" if column else "does not say which column holds the labels"
+            raise UsageError(f"{path} {asked}; name one of {listed(names, 10)} with --column")
+        return [row[chosen] for row in rows]

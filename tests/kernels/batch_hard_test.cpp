@@ -1,0 +1,374 @@
+// Mining, its backward pass and the triplet formula of every instruction set against loops over all pairs in float64.
+#include "kernels/batch_hard.h"
+
+#include <cmath>
+#include <limits>
+
+#include "check.h"
+#include "kernels/triplet_loss.h"
+
+namespace fastmine::test {
+namespace {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr Metric kMetrics[] = {Metric::euclidean, Metric::sqeuclidean, Metric::cosine, Metric::dot};
+constexpr const char* kMetricNames[] = {"euclidean", "sqeuclidean", "cosine", "dot"};
+
+/// Rows of float32 or float64 with a gap after each, labels and a mask.
+struct Set {
+  std::int64_t n, d, stride;
+  DType dtype;
+  std::vector<double> values;  // what the rows hold, [n, d]
+  std::vector<float> singles;
+  std::vector<double> doubles;
+  std::vector<std::int64_t> labels;
+  std::unique_ptr<bool[]> valid;
+
+  Rows rows() const {
+    const void* data = dtype == DType::float64 ? static_cast<const void*>(doubles.data()) : singles.data();
+    return {data, dtype, n, d, stride};
+  }
+  const double* row(std::int64_t i) const { return values.data() + i * d; }
+};
+
+/// Small integers: every distance is exact, so ties are ties. Every seventh row repeats one before it.
+Set make_set(Random& random, std::int64_t n, std::int64_t d, std::int64_t classes, DType dtype, bool masked) {
+  Set s{n, d, d + 3, dtype, {}, {}, {}, {}, nullptr};
+  s.valid = std::make_unique<bool[]>(static_cast<std::size_t>(n) + 1);
+  s.singles.assign(static_cast<std::size_t>(n * s.stride), std::nanf(""));
+  s.doubles.assign(static_cast<std::size_t>(n * s.stride), kNan);
+  for (std::int64_t i = 0; i < n; ++i) {
+    for (std::int64_t k = 0; k < d; ++k) {
+      const bool repeat = i > 0 && i % 7 == 0;
+      const double v =
+          repeat ? s.values[static_cast<std::size_t>((i / 2) * d + k)] : static_cast<double>(random.below(9) - 4);
+      s.values.push_back(v);
+      s.singles[static_cast<std::size_t>(i * s.stride + k)] = static_cast<float>(v);
+      s.doubles[static_cast<std::size_t>(i * s.stride + k)] = v;
+    }
+    s.labels.push_back(random.below(classes) - 1);
+    s.valid[static_cast<std::size_t>(i)] = !masked || random() < 0.7;
+  }
+  return s;
+}
+
+void poison(Set& s, std::int64_t i) {
+  s.values[static_cast<std::size_t>(i * s.d)] = kNan;
+  s.singles[static_cast<std::size_t>(i * s.stride)] = std::nanf("");
+  s.doubles[static_cast<std::size_t>(i * s.stride)] = kNan;
+}
+
+double distance(const double* x, const double* y, std::int64_t d, Metric metric) {
+  double dot = 0, squared = 0, xx = 0, yy = 0;
+  for (std::int64_t k = 0; k < d; ++k) {
+    dot += x[k] * y[k];
+    squared += (x[k] - y[k]) * (x[k] - y[k]);
+    xx += x[k] * x[k];
+    yy += y[k] * y[k];
+  }
+  switch (metric) {
+    case Metric::euclidean:
+      return std::sqrt(squared);
+    case Metric::sqeuclidean:
+      return squared;
+    case Metric::cosine:
+      return xx == 0 || yy == 0 ? 1 : 1 - dot / std::sqrt(xx * yy);
+    case Metric::dot:
+      return dot;
+  }
+  return kNan;
+}
+
+struct Choice {
+  std::int64_t index = 0;
+  double value = 0;
+  bool found = false;
+};
+
+/// The first candidate of extreme farness (minus the similarity, for dot); a NaN before all.
+template <class Accept>
+Choice choose(const Set& x, const Set& y, std::int64_t i, Metric metric, bool farthest, Accept accept) {
+  Choice best;
+  const double sign = (metric == Metric::dot) != farthest ? -1 : 1;
+  for (std::int64_t j = 0; j < y.n; ++j) {
+    const double value = distance(x.row(i), y.row(j), x.d, metric);
+    if (!accept(j, value) || std::isnan(best.value)) {
+      continue;
+    }
+    if (!best.found || std::isnan(value) || sign * value < sign * best.value) {
+      best = {j, value, true};
+    }
+  }
+  return best;
+}
+
+struct Options {
+  Metric metric;
+  bool self, easiest, semi_hard;
+};
+
+struct Mined {
+  explicit Mined(std::size_t n)
+      : positive_index(n),
+        negative_index(n),
+        positive(n),
+        negative(n),
+        has_positive(n),
+        has_negative(n),
+        evidence(static_cast<std::size_t>(Mining::count)) {}
+  Guarded<std::int64_t> positive_index, negative_index;
+  Guarded<double> positive, negative;
+  Guarded<bool> has_positive, has_negative;
+  Guarded<double> evidence;
+
+  bool intact() const {
+    return positive_index.untouched_outside() && negative_index.untouched_outside() && positive.untouched_outside() &&
+           negative.untouched_outside() && has_positive.untouched_outside() && has_negative.untouched_outside() &&
+           evidence.untouched_outside();
+  }
+  bool same_bits(const Mined& o) const {
+    return positive_index.same_bits(o.positive_index) && negative_index.same_bits(o.negative_index) &&
+           positive.same_bits(o.positive) && negative.same_bits(o.negative) && evidence.same_bits(o.evidence);
+  }
+};
+
+Mined mine(const cpu::KernelTable& table, const Set& x, const Set& y, const Options& o, Order order) {
+  Mined out(static_cast<std::size_t>(x.n));
+  BatchHard p{};
+  p.x = x.rows();
+  p.labels = x.labels.data();
+  p.valid = x.valid.get();
+  p.y = y.rows();
+  p.ref_labels = y.labels.data();
+  p.ref_valid = y.valid.get();
+  p.self = o.self;
+  p.metric = o.metric;
+  p.easiest_positive = o.easiest;
+  p.semi_hard_negative = o.semi_hard;
+  p.positive_index = out.positive_index.data();
+  p.negative_index = out.negative_index.data();
+  p.positive_distance = out.positive.data();
+  p.negative_distance = out.negative.data();
+  p.has_positive = out.has_positive.data();
+  p.has_negative = out.has_negative.data();
+  p.evidence = out.evidence.data();
+  run(*table.batch_hard[x.dtype == DType::float64], p, order);
+  return out;
+}
+
+bool equal(double a, double b, double tolerance) {
+  return (std::isnan(a) && std::isnan(b)) || std::abs(a - b) <= tolerance * (1 + std::abs(b));
+}
+
+/// Ties are exact for all metrics but cosine, where only the value is certain.
+bool agrees(const Choice& want, std::int64_t index, double value, bool found, Metric metric) {
+  const bool place = metric == Metric::cosine || index == want.index;
+  return found == want.found && place && equal(value, want.value, 1e-12);
+}
+
+void check_mining(const cpu::KernelTable& table, const Set& x, const Set& y, const Options& o,
+                  const std::string& name) {
+  const Mined got = mine(table, x, y, o, Order::serial);
+  bool right = true;
+  for (std::int64_t i = 0; i < x.n && right; ++i) {
+    const auto at = static_cast<std::size_t>(i);
+    const bool in = x.valid[at];
+    const auto takes_part = [&](std::int64_t j) { return in && y.valid[static_cast<std::size_t>(j)]; };
+    const auto same = [&](std::int64_t j) { return y.labels[static_cast<std::size_t>(j)] == x.labels[at]; };
+    const Choice positive = choose(x, y, i, o.metric, !o.easiest, [&](std::int64_t j, double) {
+      return takes_part(j) && same(j) && !(o.self && i == j);
+    });
+    const double sign = o.metric == Metric::dot ? -1 : 1;
+    Choice negative = choose(x, y, i, o.metric, false, [&](std::int64_t j, double value) {
+      const bool eligible = !o.semi_hard || !positive.found || !(sign * value <= sign * positive.value);
+      return takes_part(j) && !same(j) && eligible;
+    });
+    if (!negative.found) {
+      negative = choose(x, y, i, o.metric, true, [&](std::int64_t j, double) { return takes_part(j) && !same(j); });
+    }
+    right = agrees(positive, got.positive_index[at], got.positive[at], got.has_positive[at], o.metric) &&
+            (o.metric == Metric::cosine && o.semi_hard
+                 ? got.has_negative[at] == negative.found
+                 : agrees(negative, got.negative_index[at], got.negative[at], got.has_negative[at], o.metric));
+  }
+  check(right, name + ": pairs");
+  check(got.intact(), name + ": wrote outside");
+  check(got.same_bits(mine(table, x, y, o, Order::one_by_one_backwards)), name + ": backwards");
+  check(got.same_bits(mine(table, x, y, o, Order::threads)), name + ": threads");
+}
+
+void mining(const cpu::KernelTable& table) {
+  Random random(1);
+  const std::int64_t sizes[] = {0, 1, 2, 5, 17, 48, 97, 200};
+  for (const std::int64_t n : sizes) {
+    for (const DType dtype : {DType::float32, DType::float64}) {
+      for (int k = 0; k < 4; ++k) {
+        const std::int64_t d = 1 + random.below(40), classes = 1 + random.below(k == 0 ? 2 : 12);
+        Set x = make_set(random, n, d, classes, dtype, k % 2 == 1);
+        Set y = make_set(random, random.below(130), d, classes, dtype, k % 2 == 1);
+        if (k == 3 && n > 2) {
+          poison(x, n / 2);
+          poison(x, n - 1);
+        }
+        if (k == 3 && y.n > 0) {
+          poison(y, y.n / 3);
+        }
+        for (int bits = 0; bits < 8; ++bits) {
+          const Options o{kMetrics[k], (bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0};
+          check_mining(table, x, o.self ? x : y, o,
+                       std::string(table.isa) + " " + kMetricNames[k] + " n=" + std::to_string(n) + " options " +
+                           std::to_string(bits));
+        }
+      }
+    }
+  }
+}
+
+/// Unit vectors within `spread` of one point: what defeats |x|^2 + |y|^2 - 2 x.y in float32.
+void collapsed(const cpu::KernelTable& table) {
+  for (const double spread : {1e-1, 1e-3, 1e-5}) {
+    Random random(7);
+    Set x = make_set(random, 150, 24, 30, DType::float32, false);
+    for (std::int64_t i = 0; i < x.n; ++i) {
+      for (std::int64_t k = 0; k < x.d; ++k) {
+        const auto v = static_cast<float>(1 + spread * (random() - 0.5));
+        x.singles[static_cast<std::size_t>(i * x.stride + k)] = v;
+        x.values[static_cast<std::size_t>(i * x.d + k)] = static_cast<double>(v);
+      }
+    }
+    check_mining(table, x, x, {Metric::euclidean, true, false, false},
+                 std::string(table.isa) + " spread " + std::to_string(spread));
+  }
+}
+
+/// The gradient of sum of grad x distance against central differences of the same sum.
+void backward(const cpu::KernelTable& table) {
+  for (int k = 0; k < 4; ++k) {
+    for (const bool self : {true, false}) {
+      Random random(11 + static_cast<std::uint64_t>(k));
+      Set x = make_set(random, 23, 6, 4, DType::float64, true), y = make_set(random, 19, 6, 4, DType::float64, true);
+      for (Set* s : {&x, &y}) {
+        for (std::int64_t i = 0; i < s->n; ++i) {
+          for (std::int64_t j = 0; j < s->d; ++j) {
+            const double v = random() - 0.5;
+            s->doubles[static_cast<std::size_t>(i * s->stride + j)] =
+                s->values[static_cast<std::size_t>(i * s->d + j)] = v;
+          }
+        }
+      }
+      Set& refs = self ? x : y;
+      const Options o{kMetrics[k], self, false, false};
+      const Mined m = mine(table, x, refs, o, Order::serial);
+      const auto n = static_cast<std::size_t>(x.n);
+      std::vector<double> weights(2 * n);
+      for (double& w : weights) {
+        w = random() - 0.5;
+      }
+      Guarded<double> grad_x(n * 6), grad_y(self ? 0 : static_cast<std::size_t>(y.n) * 6);
+      BatchHardBackward b{};
+      b.x = x.rows();
+      b.y = refs.rows();
+      b.self = self;
+      b.metric = o.metric;
+      b.positive_index = m.positive_index.data();
+      b.negative_index = m.negative_index.data();
+      b.has_positive = m.has_positive.data();
+      b.has_negative = m.has_negative.data();
+      b.grad_positive = weights.data();
+      b.grad_negative = weights.data() + n;
+      b.grad_dtype = DType::float64;
+      b.grad_positive_stride = b.grad_negative_stride = 1;
+      b.grad_x = grad_x.data();
+      b.grad_y = grad_y.data();
+      run(*table.batch_hard_backward[1], b, Order::threads);
+
+      const auto total = [&] {
+        double sum = 0;
+        for (std::size_t i = 0; i < n; ++i) {
+          const double* row = x.row(static_cast<std::int64_t>(i));
+          sum += m.has_positive[i] ? weights[i] * distance(row, refs.row(m.positive_index[i]), 6, o.metric) : 0;
+          sum += m.has_negative[i] ? weights[n + i] * distance(row, refs.row(m.negative_index[i]), 6, o.metric) : 0;
+        }
+        return sum;
+      };
+      bool right = grad_x.untouched_outside() && grad_y.untouched_outside();
+      const auto probe = [&](Set& s, const Guarded<double>& grad) {
+        for (std::size_t at = 0; at < s.values.size(); ++at) {
+          const double kept = s.values[at], h = 1e-5;
+          s.values[at] = kept + h;
+          const double above = total();
+          s.values[at] = kept - h;
+          const double slope = (above - total()) / (2 * h);
+          s.values[at] = kept;
+          right = right && std::abs(grad[at] - slope) <= 1e-6 * (1 + std::abs(slope));
+        }
+      };
+      probe(x, grad_x);
+      if (!self) {
+        probe(y, grad_y);
+      }
+      check(right, std::string(table.isa) + " gradient of " + kMetricNames[k] + (self ? "" : " to references"));
+    }
+  }
+}
+
+/// d_p - d_n + margin of -0.5, 0.5, and one anchor without a negative, by hand.
+void formula() {
+  const double d_p[] = {1, 2, 3}, d_n[] = {2, 2, 0};
+  const bool has_p[] = {true, true, true}, has_n[] = {true, true, false};
+  double loss[3], slopes[6], active = kNan, semi_hard = kNan;
+  TripletLoss p{3,
+                d_p,
+                d_n,
+                has_p,
+                has_n,
+                Metric::euclidean,
+                TripletShape::hinge,
+                0.5,
+                0.1,
+                OnEmpty::zero,
+                Reduction::mean,
+                loss,
+                slopes,
+                &active,
+                &semi_hard};
+  cpu::triplet_loss(p);
+  check(loss[0] == 0.25 && active == 1 && semi_hard == 1, "hinge: mean over the two valid anchors");
+  check(slopes[0] == 0 && slopes[1] == 0.5 && slopes[2] == 0 && slopes[4] == -0.5, "hinge: slopes");
+  p.shape = TripletShape::leaky;
+  cpu::triplet_loss(p);
+  check(equal(loss[0], (0.1 * -0.5 + 0.5) / 2, 1e-15), "leaky");
+  p.shape = TripletShape::soft;
+  p.reduction = Reduction::none;
+  cpu::triplet_loss(p);
+  check(equal(loss[0], std::log1p(std::exp(-0.5)), 1e-15) && loss[2] == 0 && active == 2, "soft");
+
+  const bool none[] = {false, false, false};
+  p.has_negative = none;
+  p.reduction = Reduction::mean;
+  p.on_empty = OnEmpty::pull;
+  cpu::triplet_loss(p);
+  check(loss[0] == 2 && equal(slopes[0], 1.0 / 3, 1e-15), "pull: the mean distance of the positives");
+  p.has_negative = has_n;
+  p.has_positive = none;
+  p.on_empty = OnEmpty::push;
+  cpu::triplet_loss(p);
+  check(equal(loss[0], std::log1p(std::exp(-1.5)), 1e-15), "push: softplus(margin - d) over the negatives");
+  p.on_empty = OnEmpty::zero;
+  cpu::triplet_loss(p);
+  check(loss[0] == 0 && slopes[3] == 0, "zero: nothing valid, nothing pulled");
+}
+
+}  // namespace
+}  // namespace fastmine::test
+
+int main() {
+  using namespace fastmine::test;
+  for (const auto* table : tables()) {
+    mining(*table);
+    collapsed(*table);
+    backward(*table);
+  }
+  formula();
+  return report();
+}
