@@ -14,13 +14,12 @@ SANITIZERS := $(if $(wildcard tests/kernels/CMakeLists.txt),asan tsan)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint bench clean $(SANITIZERS)
+.PHONY: help setup demo test lint clean $(SANITIZERS)
 
 help:
 	@echo "make demo    train an embedding model and a segmentation model on real data, in under four minutes"
 	@echo "make test    the kernels' C++ tests under sanitizers, then every Python test"
 	@echo "make lint    ruff, mypy and clang-format, changing nothing"
-	@echo "make bench   time the losses against their peers"
 	@echo "make setup   only the environment: .venv with torch, the tools and this package"
 	@echo "make clean   remove what was built; .venv stays and is brought up to date by the next command"
 
@@ -29,7 +28,7 @@ demo: setup
 	fastmine train segmentation
 
 test: setup $(SANITIZERS)
-	pytest -n 2 --junitxml=build/pytest.xml
+	FASTMINE_REQUIRE_NATIVE=1 pytest -n 2 --junitxml=build/pytest.xml
 	@sed -nE 's/.*<testsuite [^>]*skipped="([0-9]+)" tests="([0-9]+)".*/tests: \2, of which skipped: \1/p' build/pytest.xml
 
 # ThreadSanitizer's older runtimes cannot place their memory where the kernel randomises addresses widely.
@@ -43,9 +42,6 @@ lint: setup
 	ruff format --check
 	mypy
 	clang-format --dry-run -Werror $(CPP_SOURCES)
-
-bench: setup
-	fastmine bench
 
 clean:
 	rm -rf build dist $(READY) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache python/fastmine/*.so
