@@ -1,4 +1,4 @@
-"""Comparison with the truth: values by family, vectors by four measures, mined indices by the distance they stand for."""
+"""Comparison with the truth: values by family, vectors by four measures, mined indices by their distance."""
 
 from __future__ import annotations
 

@@ -145,11 +145,11 @@ def _flatten(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One sample as [C, S]: logits, targets (class indices one-hot) and validity."""
     full = logits.shape
-    per_class = mode == "multilabel" or (mode == "binary" and logits.ndim > 2 and logits.shape[1] == 1)
     if valid is None:
         v = np.ones(full, bool)
     else:
-        if valid.ndim == logits.ndim - 1 and valid.shape == (full[0], *full[2:]) and (per_class or mode == "multiclass"):
+        by_position = valid.shape == (full[0], *full[2:]) and mode != "multilabel" and logits.ndim > 2
+        if by_position and (mode == "multiclass" or full[1] == 1):
             valid = valid[:, None]
         v = np.broadcast_to(valid.reshape(valid.shape + (1,) * (logits.ndim - valid.ndim)), full)
     classes = 1 if mode == "binary" else full[1]

@@ -15,19 +15,23 @@ REPOSITORY = TESTS.parent
 PACKAGE = [Path(folder) for folder in fastmine.__path__]
 
 
-def python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run code with this interpreter and the tests' modules on its path; every warning is printed."""
-    path = os.pathsep.join([str(TESTS), *sys.path[1:]])
-    found = {name: value for name, value in os.environ.items() if name not in ("FASTMINE_ISA", "FASTMINE_NATIVE")}
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment with the tests' modules on the path, and no choice of implementation but ours."""
+    ours = ("FASTMINE_ISA", "FASTMINE_NATIVE", "FASTMINE_REQUIRE_NATIVE")
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
+    return {**kept, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path[1:]]), **changes}
+
+
+def python(code: str, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Run code with this interpreter in a changed environment; every warning is printed."""
     return subprocess.run(
         [sys.executable, "-W", "always", "-c", textwrap.dedent(code), *arguments],
-        env={**found, "PYTHONPATH": path, **environment},
-        capture_output=True, text=True, timeout=300, check=False,
+        env=environment(**changes), capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
 
-def succeeds(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def succeeds(code: str, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
     """The same, for code that must not fail."""
-    done = python(code, *arguments, **environment)
+    done = python(code, *arguments, **changes)
     assert done.returncode == 0, done.stderr
     return done

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,7 +21,7 @@ MINING: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "rank 1": ({"embeddings": Z[0]}, ValueError, r"embeddings must have shape \[N, D\].*got \[2\]; flatten"),
     "rank 3": ({"embeddings": Z[None]}, ValueError, r"got \[1, 4, 2\]; flatten or pool.*embeddings.flatten\(1\)"),
     "no features": ({"embeddings": Z[:, :0]}, ValueError, r"at least one feature; got shape \[4, 0\]"),
-    "integer embeddings": ({"embeddings": Z.long()}, TypeError, "type float32, float64, bfloat16, float16; got a torch.int64"),
+    "integer embeddings": ({"embeddings": Z.long()}, TypeError, "float64, bfloat16, float16; got a torch.int64"),
     "a list of embeddings": ({"embeddings": [[0.0]]}, TypeError, "embeddings must be a tensor.*got list"),
     "labels too short": ({"labels": Y[:3]}, ValueError, r"labels must have shape \[4\].*row of embeddings; got \[3\]"),
     "labels [N, 1]": ({"labels": Y[:, None]}, ValueError, r"got \[4, 1\]; use labels.squeeze\(1\)"),
@@ -28,13 +29,13 @@ MINING: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "float labels": ({"labels": Y.float()}, TypeError, r"labels must be.*got a torch.float32 tensor; .*use .long\(\)"),
     "boolean labels": ({"labels": ANY}, TypeError, "labels must be a tensor of type int64.*got a torch.bool"),
     "no labels": ({"labels": None}, TypeError, "labels must be a tensor.*got NoneType"),
-    "labels elsewhere": ({"labels": torch.empty(4, dtype=torch.int64, device="meta")}, ValueError,
+    "labels elsewhere": ({"labels": Y.to("meta")}, ValueError,
                          r"labels must be on the device of embeddings, cpu; got meta; move it with labels.to\("),
     "uint8 mask": ({"valid": ANY.byte()}, TypeError, "valid must be.*bool; got a torch.uint8 tensor; make it boolean"),
     "float mask": ({"valid": ANY.float()}, TypeError, "got a torch.float32 tensor; make it boolean, such as valid > 0"),
     "mask too long": ({"valid": torch.cat([ANY, ANY])}, ValueError, r"valid must have shape \[4\].*got \[8\]"),
     "mask [N, 1]": ({"valid": ANY[:, None]}, ValueError, r"use valid.squeeze\(1\)"),
-    "mask elsewhere": ({"valid": torch.empty(4, dtype=torch.bool, device="meta")}, ValueError, "valid must be on the device"),
+    "mask elsewhere": ({"valid": ANY.to("meta")}, ValueError, "on the device of embeddings, cpu; got meta"),
     "unknown metric": ({"metric": "l2"}, ValueError, "metric must be one of 'euclidean', .*'dot'; got 'l2'"),
     "unknown positive": ({"positive": "hard"}, ValueError, "positive must be one of 'hardest', 'easiest'; got 'hard'"),
     "unknown negative": ({"negative": None}, ValueError, "negative must be one of 'hardest', 'semi_hard'; got None"),
@@ -44,7 +45,7 @@ MINING: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "references of other width": ({"ref_embeddings": torch.zeros(4, 3), "ref_labels": Y}, ValueError,
                                   "ref_embeddings must have as many features as embeddings, 2; got 3"),
     "references of other type": ({"ref_embeddings": Z.double(), "ref_labels": Y}, TypeError,
-                                 r"ref_embeddings must have the type of embeddings, torch.float32; got torch.float64; use"),
+                                 r"ref_embeddings must have the type of embeddings, torch.float32; got torch.float64"),
     "references elsewhere": ({"ref_embeddings": ELSEWHERE, "ref_labels": Y}, ValueError,
                              "ref_embeddings must be on the device of embeddings"),
     "references of rank 1": ({"ref_embeddings": Z[0], "ref_labels": Y}, ValueError, "ref_embeddings must have shape"),
@@ -52,7 +53,8 @@ MINING: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
                                  r"ref_labels must have shape \[4\], one entry per row of ref_embeddings; got \[2\]"),
     "float reference labels": ({"ref_embeddings": Z, "ref_labels": Y.float()}, TypeError, "ref_labels must be"),
     "integer reference mask": ({"ref_embeddings": Z, "ref_labels": Y, "ref_valid": Y}, TypeError, "ref_valid must be"),
-    "reference mask too short": ({"ref_embeddings": Z, "ref_labels": Y, "ref_valid": ANY[:1]}, ValueError, "ref_valid must"),
+    "reference mask too short": ({"ref_embeddings": Z, "ref_labels": Y, "ref_valid": ANY[:1]}, ValueError,
+                                 r"ref_valid must have shape \[4\]"),
 }  # fmt: skip
 
 
@@ -76,8 +78,8 @@ TRIPLET: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "leak below 0": ({"leak": -0.5}, ValueError, "leak must be finite and between"),
     "leak of a soft margin": ({"margin": "soft", "leak": 0.1}, ValueError, "leak has no meaning.*leave it out"),
     "unknown mining": ({"mining": "all"}, ValueError, "mining must be one of 'batch_hard'; got 'all'"),
-    "unknown policy": ({"on_empty": "skip"}, ValueError, "on_empty must be one of 'zero', 'warn', 'raise', 'pull', 'push'"),
-    "unknown reduction": ({"reduction": "avg"}, ValueError, "reduction must be one of 'mean', 'sum', 'none'; got 'avg'"),
+    "unknown policy": ({"on_empty": "skip"}, ValueError, "on_empty must be one of 'zero', .*; got 'skip'"),
+    "unknown reduction": ({"reduction": "avg"}, ValueError, "one of 'mean', 'sum', 'none'; got 'avg'"),
 }
 
 
@@ -117,11 +119,10 @@ SEGMENTATION: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "target in a list": ({"target": [0, 1]}, TypeError, "target must be.*got list"),
     "target elsewhere": ({"target": T.to("meta")}, ValueError, "target must be on the device of logits, cpu; got meta"),
     "target without channel": ({"target": T[:, 0]}, ValueError,
-                               r"target must have the shape of logits, \[2, 1, 3, 3\]; got \[2, 3, 3\]; nothing is broadcast"
-                               r".*add the channel with target.unsqueeze\(1\)"),
+                               r"shape of logits, \[2, 1, 3, 3\]; got \[2, 3, 3\]; .*with target.unsqueeze\(1\)"),
     "logits without channel": ({"logits": X[:, 0]}, ValueError, r"shape of logits, \[2, 3, 3\]; got \[2, 1, 3, 3\]"),
     "other size": ({"target": T[..., :2]}, ValueError, r"got \[2, 1, 3, 2\]"),
-    "a number": ({"logits": torch.tensor(0.0), "target": torch.tensor(0)}, ValueError, r"binary logits must have shape \[B, ...\]"),
+    "a number": ({"logits": X.sum(), "target": T.sum()}, ValueError, r"binary logits .*shape \[B, ...\]; got \[\]"),
     "no classes": ({"logits": torch.zeros(4), "target": torch.zeros(4), "mode": "multilabel"}, ValueError,
                    r"multilabel logits must have shape \[B, C, ...\]; got \[4\]"),
     "class indices for multilabel": ({"logits": X3, "target": CLASSES, "mode": "multilabel"}, ValueError,
@@ -131,23 +132,23 @@ SEGMENTATION: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "channel for multiclass": ({"logits": X3, "target": CLASSES[:, None], "mode": "multiclass"}, ValueError,
                                r"use target.squeeze\(1\)"),
     "float classes": ({"logits": X3, "target": CLASSES.float(), "mode": "multiclass"}, TypeError,
-                      r'integer class indices; got a torch.float32 tensor; use target.long\(\), or mode="multilabel"'),
+                      r'class indices; got a torch.float32 tensor; use target.long\(\), or mode="multilabel"'),
     "one class": ({"logits": X3[:, :1], "target": CLASSES, "mode": "multiclass"}, ValueError, "at least 2 classes"),
     "class out of range": ({"logits": X3, "target": CLASSES + 3, "mode": "multiclass"}, ValueError,
                            r"class indices 0 .. 2 where valid; got 3 .. 3 \(8 outside\); .*valid=\(target != index\)"),
     "ignore index": ({"logits": X3, "target": CLASSES - 100, "mode": "multiclass"}, ValueError, r"got -100 .. -100"),
     "mask 0/255": ({"target": T + 255}, ValueError,
-                   r"target must lie in \[0, 1\] where valid; got 255 .. 255 \(18 outside\); divide by 255 or use target > 0"),
-    "logits as target": ({"target": X - 3.5}, ValueError, r"got -3.5 .. -3.5 \(18 outside\); targets are probabilities"),
+                   r"in \[0, 1\] where valid; got 255 .. 255 \(18 outside\); divide by 255 or use target > 0"),
+    "logits as target": ({"target": X - 3.5}, ValueError, r"got -3.5 .. -3.5 \(18 outside\); .*probabilities"),
     "nan target": ({"target": X * torch.nan}, ValueError, r"target must lie in \[0, 1\] where valid; got nan"),
     "integer mask": ({"valid": torch.ones(2)}, TypeError, "valid must be a tensor of type bool.*such as valid > 0"),
-    "mask of other batch": ({"valid": torch.ones(3) > 0}, ValueError, r"valid must say for each sample \[B\].*got shape \[3\]"),
+    "mask of other batch": ({"valid": torch.ones(3) > 0}, ValueError, r"for each sample \[B\].*got shape \[3\]"),
     "mask of one sample": ({"valid": torch.ones(1) > 0}, ValueError, r"annotated; got shape \[1\] for binary logits"),
     "mask of other size": ({"valid": torch.ones(2, 1, 3, 2) > 0}, ValueError, r"got shape \[2, 1, 3, 2\]"),
-    "mask per class of multiclass": ({"logits": X3, "target": CLASSES, "mode": "multiclass", "valid": torch.ones(2, 3) > 0},
-                                     ValueError, r"each element \[2, 1, 4\].*got shape \[2, 3\]"),
-    "mask elsewhere": ({"valid": torch.empty(2, dtype=torch.bool, device="meta")}, ValueError, "valid must be on the device"),
-    "unknown mode": ({"mode": "softmax"}, ValueError, "mode must be one of 'binary', 'multilabel', 'multiclass'; got 'softmax'"),
+    "mask per class": ({"logits": X3, "target": CLASSES, "mode": "multiclass", "valid": torch.ones(2, 3) > 0},
+                       ValueError, r"each element \[2, 1, 4\].*got shape \[2, 3\]"),
+    "mask elsewhere": ({"valid": ANY[:2].to("meta")}, ValueError, "on the device of logits, cpu; got meta"),
+    "unknown mode": ({"mode": "softmax"}, ValueError, "mode must be one of 'binary', .*'multiclass'; got 'softmax'"),
 }  # fmt: skip
 
 
@@ -160,11 +161,11 @@ def test_segmentation_loss_refuses(what: str) -> None:
 
 OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no terms": ({"terms": {}}, ValueError, "terms must name at least one of 'bce', 'ce', 'dice'.*got none"),
-    "a list of terms": ({"terms": ["dice"]}, TypeError, r'terms must map names to weights, such as {"dice": 1.0}; got list'),
+    "a list of terms": ({"terms": ["dice"]}, TypeError, r'map names to weights, such as {"dice": 1.0}; got list'),
     "unknown term": ({"terms": {"dise": 1.0}}, ValueError, "each of terms must be one of 'bce'.*got 'dise'"),
-    "all weights zero": ({"terms": {"dice": 0.0}}, ValueError, r"terms\['dice'\] is 0, which would silently switch it off"),
+    "all weights zero": ({"terms": {"dice": 0.0}}, ValueError, r"terms\['dice'\] is 0, which would silently"),
     "one weight zero": ({"terms": {"dice": 1.0, "bce": 0}}, ValueError, r"terms\['bce'\] is 0.*leave it out instead"),
-    "negative weight": ({"terms": {"dice": -1.0}}, ValueError, r"terms\['dice'\] must be finite and at least 0\.0; got -1"),
+    "negative weight": ({"terms": {"dice": -1.0}}, ValueError, r"terms\['dice'\] must be finite and at least 0"),
     "nan weight": ({"terms": {"dice": math.nan}}, ValueError, r"terms\['dice'\] must be finite"),
     "weight in words": ({"terms": {"dice": "1"}}, TypeError, r"terms\['dice'\] must be a number; got str"),
     "ce for binary": ({"terms": {"ce": 1.0}}, ValueError, 'the term "ce" is for multiclass; for binary use "bce"'),
@@ -174,7 +175,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "negative smooth": ({"smooth": -1.0}, ValueError, "smooth must be finite and at least 0"),
     "negative gamma": ({"focal_gamma": -0.5}, ValueError, "focal_gamma must be finite and at least 0"),
     "alpha above 1": ({"focal_alpha": 2.0}, ValueError, "focal_alpha must be finite and between 0"),
-    "alpha for multiclass": ({"focal_alpha": 0.25, "mode": "multiclass"}, ValueError, "no meaning for multiclass; leave it out"),
+    "alpha for multiclass": ({"focal_alpha": 0.25, "mode": "multiclass"}, ValueError, "no meaning for multiclass"),
     "negative tversky": ({"tversky_beta": -0.1}, ValueError, "tversky_beta must be finite and at least 0"),
     "unknown reduction": ({"reduction": "batch"}, ValueError, "reduction must be one of"),
 }
@@ -196,8 +197,6 @@ def test_options_are_refused_before_the_data_is_looked_at() -> None:
 
 def test_values_that_only_look_bad_are_taken() -> None:
     """Integers and NumPy numbers as options, out-of-domain targets where nothing is annotated."""
-    import numpy
-
-    assert F.triplet_loss(Z, Y, margin=numpy.float32(0.5)).item() == 0.5
+    assert F.triplet_loss(Z, Y, margin=np.float32(0.5)).item() == 0.5
     assert F.triplet_loss(Z, Y, margin=1).item() == 1.0
     assert F.dice_loss(X, T + 255, valid=torch.zeros(2, dtype=torch.bool)).item() == 0.0

@@ -37,7 +37,7 @@ def _fresh_cache() -> None:
 def assert_compiled_is_eager(case: Case, backend: str) -> None:
     inputs = case.inputs(torch.float32)
     by = leaves(inputs)
-    compiled = torch.compile(lambda given: case(given), fullgraph=True, backend=backend)
+    compiled = torch.compile(case.__call__, fullgraph=True, backend=backend)
     got, want = compiled(inputs), case(inputs)
     for name, value in want.items():
         assert_values_agree(got[name], value, "exact" if not value.is_floating_point() else case.family, name)
@@ -75,7 +75,7 @@ def batch(n: int) -> tuple[Tensor, Tensor]:
 
 def test_a_new_batch_size_does_not_compile_again() -> None:
     counter = Counter()
-    loss = torch.compile(lambda z, y: F.triplet_loss(z, y), fullgraph=True, backend=counter)
+    loss = torch.compile(F.triplet_loss, fullgraph=True, backend=counter)
     for n in (12, 9, 30):
         embeddings, labels = batch(n)
         for x in (embeddings, labels):
@@ -86,7 +86,7 @@ def test_a_new_batch_size_does_not_compile_again() -> None:
 
 def test_a_new_image_size_does_not_compile_again() -> None:
     counter = Counter()
-    loss = torch.compile(lambda x, t: F.dice_loss(x, t), fullgraph=True, backend=counter)
+    loss = torch.compile(F.dice_loss, fullgraph=True, backend=counter)
     for height in (5, 8, 11):
         logits, target = torch.randn(3, height, 4), (torch.rand(3, height, 4) > 0.5)
         for x in (logits, target):

@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from cases import (
-    CASES, DEVICES, INDICES, LAID_OUT, Case, Inputs, gradients, lay_out, leaves, truth, upstream, widened,
+    CASES,
+    DEVICES,
+    INDICES,
+    LAID_OUT,
+    Case,
+    Inputs,
+    gradients,
+    lay_out,
+    leaves,
+    truth,
+    upstream,
+    widened,
 )  # fmt: skip
 from compare import assert_choice_agrees, assert_gradients_agree, assert_values_agree
 from fastmine.reference.batch_hard import MINING_FIELDS
@@ -22,7 +33,6 @@ MEASURED = (
 """Fields of the evidence that are measured; the others are counts, and exact."""
 
 TYPED = [pytest.param(case, dtype, id=f"{case}-{str(dtype)[6:]}") for case in CASES for dtype in case.dtypes]
-
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import fastmine
+import fastmine.numpy
 from fastmine import _ops
-from support import PACKAGE, succeeds
+from support import PACKAGE, TESTS, environment, succeeds
 
 LIBRARY = "fastmine_torch_cpu.so"
 
@@ -90,14 +93,30 @@ def test_with_the_libraries_nothing_is_warned_of() -> None:
     assert "reference on CPU" not in done.stdout
 
 
+def test_reasons_of_the_loader(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert _ops._load("nowhere.so") == "nowhere.so is not installed"
+    (tmp_path / "broken.so").write_bytes(b"")
+    monkeypatch.setattr(_ops, "_folders", [str(tmp_path)])
+    assert _ops._load("broken.so").startswith("broken.so does not load: ")
+    monkeypatch.setenv("FASTMINE_NATIVE", "0")
+    assert _ops._load("nowhere.so") == "switched off by FASTMINE_NATIVE=0"
+
+
+def test_without_the_native_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fastmine._native", None)
+    monkeypatch.delattr(fastmine, "_native", raising=False)
+    assert fastmine.config()["cpu"].startswith("no native module (")
+    with pytest.raises(ImportError, match=r"fastmine.numpy needs the native module.*use fastmine.functional"):
+        fastmine.numpy.pairwise_distance([[0.0]])
+
+
 def test_config_says_who_answers() -> None:
     found = fastmine.config()
     assert set(found["ops"]) == set(_ops.OPS)
     assert found["versions"]["fastmine"] == fastmine.__version__
     for op, answer in found["ops"].items():
-        assert answer == {
-            device: "native" if _ops.answers(op, device) else "reference" for device in ("CPU", "CUDA")
-        }
+        for device in ("CPU", "CUDA"):
+            assert answer[device] == ("native" if _ops.answers(op, device) else "reference")
     native = any(answer["CPU"] == "native" for answer in found["ops"].values())
     assert native == (found["reasons"]["CPU"] is None)
 
@@ -108,3 +127,21 @@ def test_show_config_prints_what_config_holds() -> None:
     for op in _ops.OPS:
         assert re.search(rf"^{op} +(native|reference) +(native|reference)$", out.getvalue(), flags=re.MULTILINE)
     assert f"fastmine {fastmine.__version__}" in out.getvalue()
+
+
+@pytest.mark.parametrize("required", ["0", "1"])
+def test_a_test_of_kernels_is_skipped_in_words_or_fails_where_they_are_required(required: str) -> None:
+    test = f"{TESTS / 'test_threads.py'}::test_bits_do_not_depend_on_threads"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "pairwise", test],
+        env=environment(FASTMINE_NATIVE="0", FASTMINE_REQUIRE_NATIVE=required),
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    reason = "no native CPU ops: switched off by FASTMINE_NATIVE=0"
+    assert reason in done.stdout
+    if required == "1":
+        assert done.returncode == pytest.ExitCode.TESTS_FAILED
+        assert "FASTMINE_REQUIRE_NATIVE=1" in done.stdout
+    else:
+        assert done.returncode == pytest.ExitCode.OK
+        assert f"skipped: 2\n      2  {reason}" in done.stdout

@@ -1,4 +1,4 @@
-"""Values against hand-computed numbers and against the brute force of oracle.py, which shares nothing with the package."""
+"""Values against hand-computed numbers and the brute force of oracle.py, which shares nothing with the package."""
 
 from __future__ import annotations
 

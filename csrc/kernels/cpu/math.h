@@ -124,32 +124,30 @@ FASTMINE_INLINE V log_positive(V x) {
   }
 }
 
-/// The sum, the smallest and the largest of the lanes (NaN lanes are passed over by the last two unless all are NaN).
+/// The sum of the lanes, and the smallest and the largest where none is NaN.
 template <class V>
 FASTMINE_INLINE Lane<V> sum_lanes(V v) {
-  if constexpr (size<V> == 1) {
-    return v[0];
+  Vec<Lane<V>, size<V> / 2> halves[2];
+  __builtin_memcpy(halves, &v, sizeof v);
+  if constexpr (size<V> == 2) {
+    return v[0] + v[1];
   } else {
-    Vec<Lane<V>, size<V> / 2> halves[2];
-    __builtin_memcpy(halves, &v, sizeof v);
     return sum_lanes(halves[0] + halves[1]);
   }
 }
 template <class V>
 FASTMINE_INLINE Lane<V> min_lanes(V v) {
-  Lane<V> low = v[0];
-  for (std::size_t i = 1; i < size<V>; ++i) {
-    low = v[i] < low || low != low ? v[i] : low;
+  Vec<Lane<V>, size<V> / 2> halves[2];
+  __builtin_memcpy(halves, &v, sizeof v);
+  if constexpr (size<V> == 2) {
+    return v[0] < v[1] ? v[0] : v[1];
+  } else {
+    return min_lanes(minimum(halves[0], halves[1]));
   }
-  return low;
 }
 template <class V>
 FASTMINE_INLINE Lane<V> max_lanes(V v) {
-  Lane<V> high = v[0];
-  for (std::size_t i = 1; i < size<V>; ++i) {
-    high = v[i] > high || high != high ? v[i] : high;
-  }
-  return high;
+  return -min_lanes(-v);
 }
 
 }  // namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE

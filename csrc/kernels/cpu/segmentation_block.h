@@ -143,9 +143,7 @@ struct Range {
 
   template <class V>
   FASTMINE_INLINE void cover_lanes(V low, V high) {
-    for (std::size_t i = 0; i < size<V>; ++i) {
-      cover(static_cast<double>(low[i]), static_cast<double>(high[i]));
-    }
+    cover(static_cast<double>(min_lanes(low)), static_cast<double>(max_lanes(high)));
   }
 };
 
