@@ -9,16 +9,21 @@ file(WRITE "${PROJECT_BINARY_DIR}/torch_stub/empty.cpp" "")
 add_library(torch_stub SHARED "${PROJECT_BINARY_DIR}/torch_stub/empty.cpp")
 set_target_properties(torch_stub PROPERTIES OUTPUT_NAME torch LIBRARY_OUTPUT_DIRECTORY torch_stub)
 
+function(fastmine_configure_torch_library library)
+  set_target_properties(${library} PROPERTIES PREFIX "" SUFFIX .so)
+  target_compile_definitions(${library} PRIVATE TORCH_TARGET_VERSION=0x020a000000000000ULL)
+  target_compile_options(${library} PRIVATE "-ffile-prefix-map=${FASTMINE_TORCH_INCLUDE_DIR}/=")
+  target_include_directories(${library} PRIVATE csrc)
+  target_include_directories(${library} SYSTEM PRIVATE "${FASTMINE_TORCH_INCLUDE_DIR}")
+  target_link_options(${library} PRIVATE -Wl,--no-as-needed)
+  target_link_libraries(${library} PRIVATE torch_stub)
+endfunction()
+
 add_library(
   fastmine_torch_cpu MODULE
   csrc/torch/cpu/kernels.cpp
   csrc/torch/cpu/pairwise_distance.cpp
   csrc/torch/cpu/batch_hard.cpp
   csrc/torch/cpu/segmentation_loss.cpp)
-set_target_properties(fastmine_torch_cpu PROPERTIES PREFIX "" SUFFIX .so)
-target_compile_definitions(fastmine_torch_cpu PRIVATE TORCH_TARGET_VERSION=0x020a000000000000ULL)
-target_compile_options(fastmine_torch_cpu PRIVATE "-ffile-prefix-map=${FASTMINE_TORCH_INCLUDE_DIR}/=")
-target_include_directories(fastmine_torch_cpu PRIVATE csrc)
-target_include_directories(fastmine_torch_cpu SYSTEM PRIVATE "${FASTMINE_TORCH_INCLUDE_DIR}")
-target_link_options(fastmine_torch_cpu PRIVATE -Wl,--no-as-needed)
-target_link_libraries(fastmine_torch_cpu PRIVATE fastmine_kernels torch_stub)
+fastmine_configure_torch_library(fastmine_torch_cpu)
+target_link_libraries(fastmine_torch_cpu PRIVATE fastmine_kernels)

@@ -215,6 +215,16 @@ def labelled(
     return build
 
 
+def changed(build: Build, change: Callable[[Tensor], Tensor]) -> Build:
+    """The batch with other embeddings."""
+
+    def changed_build(g: torch.Generator) -> Inputs:
+        found = build(g)
+        return {**found, "embeddings": change(found["embeddings"])}
+
+    return changed_build
+
+
 BATCHES: dict[str, Build] = {
     "plain": labelled(11, 3, 4),
     "masked": labelled(13, 3, 3, masked=True),
@@ -233,6 +243,12 @@ BATCHES: dict[str, Build] = {
     "uint8_labels": labelled(9, 3, [0, 255, 255, 0, 7, 7, 0, 7, 255], label_dtype=torch.uint8),
     "one_feature": labelled(9, 1, 3),
 }
+# Where the distance has a kink or a jump: the gradient is what the op says, not what a difference quotient sees.
+KINKED: dict[str, Build] = {
+    "zero_rows": changed(labelled(10, 3, 3), lambda x: x.index_fill(0, torch.tensor([1, 4]), 0.0)),
+    "duplicates": changed(labelled(12, 3, 3), lambda x: x[torch.arange(12) // 2]),
+    "collapsed": changed(labelled(6, 3, 2), lambda x: x[:1].repeat(6, 1)),
+}
 RAGGED: dict[str, Build] = {
     "ragged": labelled(131, 37, 20),
     "ragged_masked": labelled(97, 16, 9, masked=True),
@@ -248,7 +264,7 @@ def _selections() -> Iterator[dict[str, str]]:
                 yield {"metric": metric, "positive": positive, "negative": negative}
 
 
-def _batch_hard() -> Iterator[Case]:
+def _mining() -> Iterator[Case]:
     for options in _selections():
         for name in ("plain", "masked", "references_masked", "ragged"):
             build = {**BATCHES, **RAGGED}[name]
@@ -259,6 +275,10 @@ def _batch_hard() -> Iterator[Case]:
                 # In one dimension a batch holds exact ties whose rounding differs.
                 dtypes = FLOATS if name != "one_feature" else (torch.float64, torch.float32)
                 yield Case("batch_hard", f"{name}-{metric}", build, {"metric": metric}, dtypes)
+    for name, build in KINKED.items():
+        for metric in METRICS:
+            yield Case("batch_hard", f"{name}-{metric}", build, {"metric": metric}, curved=False)
+            yield Case("triplet_loss", f"{name}-{metric}", build, {"metric": metric, "margin": "soft"}, curved=False)
 
 
 def _triplet() -> Iterator[Case]:
@@ -371,6 +391,7 @@ def _segmentation() -> Iterator[Case]:
         yield case(f"space_{name.rstrip('_')}", mode, maps(mode, shape, valid=form))
     for name, (mode, shape, form) in {
         "ragged": ("binary", (3, 37, 43), (3, 37, 43)),
+        "ragged_long": ("binary", (1, 50_003), (1, 50_003)),
         "ragged_": ("multilabel", (2, 3, 29, 31), (2, 3)),
         "ragged__": ("multiclass", (2, 19, 23, 17), (2, 23, 17)),
     }.items():
@@ -378,7 +399,7 @@ def _segmentation() -> Iterator[Case]:
         yield case(f"{name.rstrip('_')}_unmasked", mode, maps(mode, shape))
 
 
-CASES: tuple[Case, ...] = (*_pairwise(), *_batch_hard(), *_triplet(), *_segmentation())
+CASES: tuple[Case, ...] = (*_pairwise(), *_mining(), *_triplet(), *_segmentation())
 LAID_OUT: tuple[tuple[Case, str], ...] = tuple(_laid_out())
 SMALL: tuple[Case, ...] = tuple(case for case in CASES if case.size <= 64)
 DIFFERENTIATED: tuple[Case, ...] = tuple(case for case in SMALL if case.curved and case.size)

@@ -153,9 +153,24 @@ def test_mining_evidence_on_a_line() -> None:
     assert loss.evidence.negative_distance_mean == 3.25
 
 
+def test_a_similarity_is_hard_where_the_negative_is_larger() -> None:
+    x = torch.tensor([[1.0, 0.0], [3.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
+    loss = TripletLoss(2.0, metric="dot")
+    assert loss(x, PAIRED).item() == ((2 - 3 + 2) + (6 - 3 + 2) + (6 - 4 + 2) * 2) / 4
+    # d_p, d_n of the four: 3 2, 3 6, 4 6, 4 6
+    assert (loss.evidence.hard, loss.evidence.semi_hard, loss.evidence.active) == (3, 1, 4)
+    assert (loss.evidence.positive_distance_sum, loss.evidence.negative_distance_sum) == (14, 20)
+
+
+def test_a_negative_as_near_as_the_positive_is_semi_hard_and_not_hard() -> None:
+    loss = TripletLoss(0.5)
+    loss(torch.tensor([[0.0], [1.0], [-1.0]]), torch.tensor([0, 0, 1]))  # anchor 0: both at 1; anchor 1: 1 and 2
+    assert (loss.evidence.valid, loss.evidence.hard, loss.evidence.semi_hard, loss.evidence.active) == (2, 0, 1, 1)
+
+
 def test_mining_evidence_of_a_masked_batch() -> None:
     x = torch.tensor([[0.0], [1.0], [3.0], [torch.nan], [5.0], [torch.inf]])
-    labels = torch.tensor([0, 0, -4, 1, -4, 9])
+    labels = torch.tensor([0, 0, -4, -1, -4, 9])
     valid = torch.tensor([True, True, True, False, True, True])
     _, evidence = F.batch_hard(x, labels, valid=valid, return_evidence=True)
     found = evidence.as_dict()

@@ -140,6 +140,8 @@ def test_semi_hard_takes_the_nearest_negative_beyond_the_positive() -> None:
     labels = torch.tensor([0, 0, 1, 2, 3])
     mined = F.batch_hard(x, labels, negative="semi_hard")
     assert mined.negative_index[0] == 3  # 1 is nearer than the positive at 2
+    x[3:] = torch.tensor([[2.0], [2.5]])  # as far as the positive is not farther
+    assert F.batch_hard(x, labels, negative="semi_hard").negative_index[0] == 4
     x[3:] = torch.tensor([[0.5], [1.5]])  # no negative is beyond 2 any more: the farthest
     assert F.batch_hard(x, labels, negative="semi_hard").negative_index[0] == 4
 

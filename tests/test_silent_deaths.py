@@ -293,6 +293,14 @@ class TestNearCollapse:
         x = (centres + radius * torch.randn(16, 16, 24, generator=g)).flatten(0, 1)
         assert self.wrong(x, torch.arange(256) // 4) == (0, 0)
 
+    @pytest.mark.parametrize("radius", [1.0, 1e-4])
+    def test_no_pair_is_wrong_in_a_large_batch(self, radius: float) -> None:
+        g = torch.Generator().manual_seed(0)
+        labels = torch.randint(300, (1500,), generator=g)
+        x = torch.ones(1, 24) + radius * torch.randn(1500, 24, generator=g)
+        alone = torch.bincount(labels)[labels] == 1
+        assert self.wrong(x[~alone], labels[~alone]) == (0, 0)
+
     @pytest.mark.parametrize("radius", [1e-1, 1e-3, 1e-5])
     @pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean"])
     def test_every_distance_keeps_its_digits(self, metric: Any, radius: float) -> None:
@@ -478,9 +486,9 @@ class TestEasyTriplets:
 
     def test_a_violation_of_exactly_the_margin_is_not_active(self) -> None:
         x = torch.tensor([[0.0], [1.0], [3.0], [4.0]])  # anchors 1 and 2: d_p - d_n = -1
-        value, _, evidence = step(losses.TripletLoss(1.0), x, self.labels)
-        assert value.item() == 0
-        assert evidence.active == 0
+        value, gradient, evidence = step(losses.TripletLoss(1.0), x, self.labels)
+        assert_nothing_to_learn(value, gradient)
+        assert (evidence.active, evidence.semi_hard, evidence.hard) == (0, 0, 0)
 
 
 class TestOnEmptyPolicies:

@@ -16,7 +16,7 @@
 // them. With nothing valid the loss and all coefficients are 0.
 //
 // Cost. Forward: one read of logits, target and valid, about 50 operations an element (sigmoid, all terms), one exp,
-// one reciprocal, one log1p. Backward: the same reads and arithmetic, one write. Memory: 12 + 3 C numbers for each
+// one reciprocal, one log1p. Backward: the same reads and arithmetic, one write. Memory: 9 + 3 C numbers for each
 // 16,384 logits. Nothing that was not asked for is computed.
 //
 // Deterministic: work is cut by the shape alone and parts are added in order, so the bits do not depend on the threads.

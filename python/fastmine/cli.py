@@ -14,8 +14,8 @@ import numpy as np
 from . import __version__, show_config
 from .data import check_labels
 from .recipes import embeddings, folders, segmentation
-from .recipes.errors import CommandError, UsageError, listed
-from .recipes.settings import Option, Settings, flag, options_of
+from .recipes.errors import CommandError, InterruptionError, UsageError, listed
+from .recipes.settings import Option, Settings, flag, options_of, whole
 
 RECIPES: dict[str, tuple[Any, type[Settings]]] = {
     "embeddings": (embeddings, embeddings.EmbeddingSettings),
@@ -81,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser().parse_args(argv)
         return int(arguments.run(arguments))
+    except InterruptionError as stop:
+        print(f"fastmine: {stop}", file=sys.stderr)
+        return stop.exit_code
     except CommandError as error:
         print(f"fastmine: error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
@@ -108,7 +111,8 @@ def parser() -> Parser:
     environment.set_defaults(run=_doctor_env)
     labels = _described(checks.add_parser("labels", help="can batches of these labels teach anything?"), LABELS_HELP)
     labels.add_argument("path", type=Path, metavar="PATH", help="a folder of class folders, or a file of labels")
-    labels.add_argument("--batch-size", type=_parsed(Option("", int, at_least=1)), default=64, metavar="N")
+    size = Option("rows in a batch (default: 64)", whole, "N", at_least=1)
+    labels.add_argument("--batch-size", type=_parsed(size), default=64, metavar=size.metavar, help=size.help)
     labels.add_argument("--column", metavar="NAME", help=f"of a .csv file; else {', '.join(COLUMNS)}, or the only one")
     labels.set_defaults(run=_doctor_labels)
     return top
@@ -188,16 +192,25 @@ def _labels(path: Path, column: str | None) -> list[str] | np.ndarray[Any, Any]:
         raise UsageError(f"{path} does not exist; name a folder with one sub-folder per class, or a file of labels")
     if path.is_dir():
         return [name for name, files in folders.class_folders(path).items() for _ in files]
-    readers = {".npy": _npy_labels, ".txt": _txt_labels, ".csv": lambda file: _csv_labels(file, column)}
-    if path.suffix not in readers:
-        raise UsageError(f"labels come from a folder or a file ending in {', '.join(readers)}; got {path.name}")
     try:
-        labels = readers[path.suffix](path)
+        labels = _labels_from_file(path, column)
     except (OSError, ValueError, EOFError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
     if len(labels) == 0:
         raise UsageError(f"{path} holds no labels; one per row is expected")
     return labels
+
+
+def _labels_from_file(path: Path, column: str | None) -> list[str] | np.ndarray[Any, Any]:
+    match path.suffix:
+        case ".npy":
+            return _npy_labels(path)
+        case ".txt":
+            return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        case ".csv":
+            return _csv_labels(path, column)
+        case _:
+            raise UsageError(f"labels come from a folder or a .npy, .txt or .csv file; got {path.name}")
 
 
 def _npy_labels(path: Path) -> np.ndarray[Any, Any]:
@@ -208,10 +221,6 @@ def _npy_labels(path: Path) -> np.ndarray[Any, Any]:
             f"{list(labels.shape)}"
         )
     return np.asarray(labels)
-
-
-def _txt_labels(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
 
 
 def _csv_labels(path: Path, column: str | None) -> list[str]:

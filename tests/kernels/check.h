@@ -31,6 +31,10 @@ inline int report() {
   return failed == 0 ? 0 : 1;
 }
 
+#ifdef FASTMINE_EMULATE_CUDA
+/// The CUDA kernels, run on the CPU: cuda_table.cpp.
+std::vector<const cpu::KernelTable*> tables();
+#else
 /// The tables that this machine can run.
 inline std::vector<const cpu::KernelTable*> tables() {
   std::vector<const cpu::KernelTable*> found;
@@ -43,6 +47,7 @@ inline std::vector<const cpu::KernelTable*> tables() {
   }
   return found;
 }
+#endif
 
 /// The same numbers everywhere, in [0, 1).
 class Random {

@@ -531,6 +531,11 @@ void sizes(const cpu::KernelTable& table) {
     Case several_tasks = typical(mode, 40000);
     several_tasks.validity = 2;
     finish(table, several_tasks, 1);
+#ifdef FASTMINE_EMULATE_CUDA  // many runs of many steps
+    Case long_runs = typical(mode, 300001);
+    long_runs.samples = 1;
+    finish(table, long_runs, 2);
+#endif
     Case no_samples = typical(mode, 5);
     no_samples.samples = 0;
     finish(table, no_samples, 1);

@@ -6,6 +6,10 @@
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
 namespace {
 
+/// Keys below this share of |x|^2 + |y|^2 have lost too many digits in the subtraction.
+template <class W>
+constexpr W kClose = static_cast<W>(1.0 / 16);
+
 constexpr std::int64_t kPanelSlivers = 4;  // slivers of columns that stay in cache while rows pass
 
 template <class W>
@@ -86,26 +90,42 @@ FASTMINE_NOINLINE W direct(const Plan<W>& p, std::int64_t i, std::int64_t j) {
 FASTMINE_INLINE float root(float x) { return __builtin_sqrtf(x); }
 FASTMINE_INLINE double root(double x) { return __builtin_sqrt(x); }
 
+/// Whether products of rows of these norms may overflow, or fall among the subnormal numbers and lose digits.
+template <class W>
+bool extreme(W a, W b) {
+  constexpr double huge = sizeof(W) == 8 ? 0x1p1000 : 0x1p120, tiny = sizeof(W) == 8 ? 0x1p-900 : 0x1p-80;
+  const double scale =
+      (static_cast<double>(a) + static_cast<double>(b)) * (static_cast<double>(a) + static_cast<double>(b));
+  return !(scale > tiny && scale < huge);
+}
+
 /// Distances of position i to the rows of sliver s, from their dot products.
 template <class W>
 FASTMINE_INLINE void distances_of_row(const Plan<W>& p, std::int64_t i, std::int64_t s, const W* dots, W* out) {
   constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
   const Metric metric = p.problem.metric;
-  if (metric == Metric::dot) {
-    const W poison = p.a.c[i];  // 0, or NaN
-    for (std::int64_t c = 0; c < sliver; ++c) {
-      out[c] = dots[c] + poison + (p.b.c[s * sliver + c] != p.b.c[s * sliver + c] ? p.b.c[s * sliver + c] : 0);
+  const W own = p.a.c[i];  // a NaN marks a poisoned row, here and in `other`
+  const W* other = p.b.c + s * sliver;
+  const std::int64_t width = smaller(sliver, p.b.count - s * sliver);
+  if (extreme(p.a.norm[i], p.b.radius[s])) {
+    for (std::int64_t c = 0; c < width; ++c) {
+      const bool sound = own == own && other[c] == other[c];
+      out[c] = sound ? direct(p, i, s * sliver + c) : static_cast<W>(__builtin_nan(""));
     }
     return;
   }
-  const W own = p.a.c[i];
-  const W* other = p.b.c + s * sliver;
+  if (metric == Metric::dot) {
+    for (std::int64_t c = 0; c < width; ++c) {
+      out[c] = dots[c] + (own + other[c]);  // 0, or NaN
+    }
+    return;
+  }
   const W factor = metric == Metric::cosine ? static_cast<W>(0.5) : 1;
   bool close = false;
   for (std::int64_t c = 0; c < sliver; ++c) {
     const W sum = own + other[c];
     const W key = sum - 2 * dots[c];
-    close |= key <= sum * static_cast<W>(1.0 / 64);
+    close |= key <= sum * kClose<W>;
     out[c] = factor * (key < 0 ? 0 : key);
   }
   if (metric == Metric::euclidean) {
@@ -113,12 +133,9 @@ FASTMINE_INLINE void distances_of_row(const Plan<W>& p, std::int64_t i, std::int
       out[c] = root(out[c]);
     }
   }
-  if (!close) {
-    return;
-  }
-  for (std::int64_t c = 0; c < smaller(sliver, p.b.count - s * sliver); ++c) {
+  for (std::int64_t c = 0; close && c < width; ++c) {
     const W sum = own + other[c];
-    if (sum - 2 * dots[c] <= sum * static_cast<W>(1.0 / 64)) {
+    if (sum - 2 * dots[c] <= sum * kClose<W>) {
       out[c] = direct(p, i, s * sliver + c);
     }
   }

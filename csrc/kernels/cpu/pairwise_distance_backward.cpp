@@ -13,26 +13,20 @@ template <class W>
 struct Plan {
   PairwiseDistanceBackward problem;
   RowSet x, y;  // with one set, y is x, here and below
-  W* a;         // [n, d]: the rows in the working type, of norm 1 for cosine
+  double* centre;
+  W* a;  // [n, d]: the rows in the working type; for cosine unit vectors, centred so that rounding spares their
+         // differences
   W* b;
 };
 
 template <class W>
 Plan<W> lay_out(const PairwiseDistanceBackward& problem, Arena& arena) {
-  const auto norms = [&](const Rows& rows) {
-    RowSet set{};
-    set.rows = rows;
-    set.metric = problem.metric;
-    set.kind = arena.take<std::uint8_t>(rows.n);
-    set.norm = arena.take<double>(rows.n);
-    set.squared = arena.take<double>(rows.n);
-    return set;
-  };
   Plan<W> p{};
   p.problem = problem;
-  p.x = norms(problem.x);
+  p.centre = arena.take<double>(problem.x.d);
+  p.x = lay_out_rows(arena, problem.x, nullptr, problem.metric);
   p.a = arena.take<W>(problem.x.n * problem.x.d);
-  p.y = problem.self ? p.x : norms(problem.y);
+  p.y = problem.self ? p.x : lay_out_rows(arena, problem.y, nullptr, problem.metric);
   p.b = problem.self ? p.a : arena.take<W>(problem.y.n * problem.y.d);
   return p;
 }
@@ -42,7 +36,34 @@ const Plan<W>& as_plan(const void* plan) {
   return *static_cast<const Plan<W>*>(plan);
 }
 
-// --- step 1: rows in the working type --------------------------------------------------------------------------------
+// --- step 1: look at the rows, find their centre
+// ----------------------------------------------------------------------
+
+template <class W>
+std::int64_t look_tasks(const void* plan) {
+  const Plan<W>& p = as_plan<W>(plan);
+  return p.x.blocks() + (p.problem.self ? 0 : p.y.blocks());
+}
+
+template <class W>
+void look(void* plan, std::int64_t begin, std::int64_t end) {
+  const Plan<W>& p = as_plan<W>(plan);
+  const std::int64_t own = p.x.blocks();
+  for (std::int64_t t = begin; t < end; ++t) {
+    t < own ? look_at_block<W>(p.x, t) : look_at_block<W>(p.y, t - own);
+  }
+}
+
+template <class W>
+void centre(void* plan, std::int64_t, std::int64_t) {
+  const Plan<W>& p = as_plan<W>(plan);
+  find_centre(p.x, p.problem.self ? nullptr : &p.y, p.centre);
+  for (std::int64_t k = 0; p.problem.metric != Metric::cosine && k < p.problem.x.d; ++k) {
+    p.centre[k] = 0;  // rows that are not divided keep all their digits as they are
+  }
+}
+
+// --- step 2: rows in the working type --------------------------------------------------------------------------------
 
 template <class W>
 std::int64_t row_tasks(const void* plan) {
@@ -51,15 +72,14 @@ std::int64_t row_tasks(const void* plan) {
 }
 
 template <class W>
-void convert_row(const RowSet& set, std::int64_t i, W* out) {
-  look_at_row<W>(set, i);
+void convert_row(const RowSet& set, const double* centre, std::int64_t i, W* out) {
   const double scale = scale_of(set, i);
   W buffer[kChunk];
   for (std::int64_t begin = 0; begin < set.rows.d; begin += kChunk) {
     const std::int64_t count = smaller(kChunk, set.rows.d - begin);
     const W* x = chunk(set.rows, i, begin, count, buffer);
     for (std::int64_t k = 0; k < count; ++k) {
-      out[i * set.rows.d + begin + k] = static_cast<W>(static_cast<double>(x[k]) * scale);
+      out[i * set.rows.d + begin + k] = static_cast<W>(static_cast<double>(x[k]) * scale - centre[begin + k]);
     }
   }
 }
@@ -68,12 +88,11 @@ template <class W>
 void convert_rows(void* plan, std::int64_t begin, std::int64_t end) {
   const Plan<W>& p = as_plan<W>(plan);
   for (std::int64_t t = begin; t < end; ++t) {
-    t < p.problem.x.n ? convert_row(p.x, t, p.a) : convert_row(p.y, t - p.problem.x.n, p.b);
+    t < p.problem.x.n ? convert_row(p.x, p.centre, t, p.a) : convert_row(p.y, p.centre, t - p.problem.x.n, p.b);
   }
 }
 
-// --- step 2: gather
-// ----------------------------------------------------------------------------------------------------
+// --- step 3: gather --------------------------------------------------------------------------------------------------
 
 /// The derivative by half the squared distance (by the similarity, for dot) of the pair (i, j).
 template <class W>
@@ -197,9 +216,10 @@ void write_row(const Plan<W>& p, const Side<W>& side, std::int64_t row, std::int
                double turn, double* sum) {
   if (p.problem.metric == Metric::cosine) {
     const double norm = side.own.norm[row];
-    const W* unit = side.rows + row * side.own.rows.d + from;
+    W buffer[kChunk];
+    const W* x = chunk(side.own.rows, row, from, count, buffer);
     for (std::int64_t k = 0; k < count; ++k) {
-      sum[k] = norm == 0 ? 0 : (sum[k] - turn * static_cast<double>(unit[k])) / norm;
+      sum[k] = norm == 0 ? 0 : (sum[k] - turn * (static_cast<double>(x[k]) / norm)) / norm;
     }
   }
   char* bytes = static_cast<char*>(side.out);
@@ -256,11 +276,15 @@ void gather(void* plan, std::int64_t begin, std::int64_t end) {
   }
 }
 
+std::int64_t once(const void*) { return 1; }
+std::int64_t few(const void*) { return 4; }
 std::int64_t row_grain(const void*) { return 64; }
 std::int64_t gather_grain(const void*) { return 4; }
 
 template <class W>
 constexpr Stage kStages[] = {
+    {&look_tasks<W>, &few, &look<W>},
+    {&once, &once, &centre<W>},
     {&row_tasks<W>, &row_grain, &convert_rows<W>},
     {&gather_tasks<W>, &gather_grain, &gather<W>},
 };
@@ -286,8 +310,8 @@ void* plan(const PairwiseDistanceBackward& problem, void* memory) {
 extern const PairwiseDistanceBackwardKernel pairwise_distance_backward_float32;
 extern const PairwiseDistanceBackwardKernel pairwise_distance_backward_float64;
 const PairwiseDistanceBackwardKernel pairwise_distance_backward_float32{&workspace<float>, &plan<float>, kStages<float>,
-                                                                        2};
+                                                                        4};
 const PairwiseDistanceBackwardKernel pairwise_distance_backward_float64{&workspace<double>, &plan<double>,
-                                                                        kStages<double>, 2};
+                                                                        kStages<double>, 4};
 
 }  // namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE

@@ -11,6 +11,7 @@
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
 
 inline constexpr std::int64_t kBlock = 512;  // positions added in the working type before float64 takes over
+static_assert(kBlock < 65536);
 
 template <class T>
 inline constexpr T kLargest = sizeof(T) == 4 ? static_cast<T>(__FLT_MAX__) : static_cast<T>(__DBL_MAX__);
@@ -80,12 +81,12 @@ struct Validity {
       }
       from = buffer;
     }
-    std::int64_t set = 0;
+    std::uint16_t set = 0;  // no wider than it must be: the compiler counts in lanes of this size
     for (std::int64_t i = 0; i < n; ++i) {
-      set += from[i] != 0;
+      set = static_cast<std::uint16_t>(set + (from[i] != 0 ? 1 : 0));
     }
     items = set;
-    flags = set == n ? nullptr : from;
+    flags = items == n ? nullptr : from;
   }
 
   bool all() const { return flags == nullptr; }

@@ -1,30 +1,12 @@
-// From the sums of all tasks to loss, coefficients and evidence: plain float64 arithmetic, compiled once.
+// From the sums of all tasks to loss, coefficients and evidence, compiled once.
 #pragma once
 
 #include <cstdint>
 
 #include "kernels/segmentation_loss.h"
+#include "kernels/segmentation_parts.h"
 
 namespace fastmine::cpu {
-
-/// What one task found, followed in memory by `classes` SegmentationGroup.
-struct SegmentationPart {
-  double items;  // valid ones; multiclass: positions
-  double cross_entropy;
-  double focal;
-  double target_min;  // over valid items, +Inf and -Inf where there are none; NaN if one of them is
-  double target_max;
-  double logit_min;
-  double logit_max;
-  double nonfinite;     // valid logits that are NaN or infinite
-  double out_of_range;  // valid targets outside their domain
-};
-
-struct SegmentationGroup {
-  double target;
-  double prediction;
-  double overlap;
-};
 
 /// How the work is cut. A task is a run of positions of one sample, and of one class (sigmoid) or of all (softmax).
 struct SegmentationTasks {

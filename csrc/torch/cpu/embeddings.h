@@ -6,26 +6,13 @@
 
 #include "kernels/embeddings.h"
 #include "kernels/stage.h"
-#include "torch/compat.h"
+#include "torch/tensors.h"
 
 namespace fastmine {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-/// Distances and losses are float64 for float64 inputs, else float32.
-inline ScalarType result_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
 
 /// A CPU tensor of this shape and type, uninitialised.
 inline Tensor make(std::initializer_list<int64_t> shape, ScalarType type) {
   return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), type);
-}
-
-template <class T>
-T* data(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
 }
 
 /// x with the elements of each row next to each other; most tensors are so already.

@@ -8,6 +8,7 @@
 
 #include "torch/cpu/embeddings.h"
 #include "torch/cpu/kernels.h"
+#include "torch/segmentation_inputs.h"
 
 namespace fastmine {
 namespace {
@@ -15,119 +16,13 @@ namespace {
 using Coefficients = Tensor;
 using Evidence = Tensor;
 
-SegmentationMode mode_of(const std::string& name) {
-  if (name == "binary") return SegmentationMode::binary;
-  if (name == "multilabel") return SegmentationMode::multilabel;
-  FASTMINE_CHECK(name == "multiclass", "unknown mode ", name);
-  return SegmentationMode::multiclass;
-}
-
-EmptyGroups empty_of(const std::string& name) {
-  if (name == "area") return EmptyGroups::area;
-  if (name == "skip") return EmptyGroups::skip;
-  FASTMINE_CHECK(name == "smooth", "unknown policy for empty groups ", name);
-  return EmptyGroups::smooth;
-}
-
-Reduction reduction_of(const std::string& name) {
-  if (name == "mean") return Reduction::mean;
-  if (name == "sum") return Reduction::sum;
-  FASTMINE_CHECK(name == "none", "unknown reduction ", name);
-  return Reduction::none;
-}
-
-Focal focal_of(std::optional<double> alpha, double gamma) {
-  return {alpha.value_or(1.0), alpha ? 1.0 - *alpha : 1.0, gamma};
-}
-
-/// A tensor whose dimensions from `first` on can be walked with one stride: itself, or a copy where it cannot.
-Tensor walkable(const Tensor& t, int64_t first) {
-  const auto sizes = t.sizes(), strides = t.strides();
-  int64_t stride = 0;
-  const bool walks = collapse(sizes.data() + first, strides.data() + first, t.dim() - first, stride);
-  return walks ? t : torch::stable::contiguous(t);
-}
-
-/// A walkable tensor as [samples, classes, positions]; a tensor without classes has its positions from dimension 1 on.
-Grid grid_of(const Tensor& t, bool has_classes) {
-  const int64_t first = has_classes ? 2 : 1;
-  const auto sizes = t.sizes(), strides = t.strides();
-  Grid grid{t.const_data_ptr(), dtype_of(t.scalar_type()), {t.stride(0), has_classes ? t.stride(1) : 0, 0}};
-  collapse(sizes.data() + first, strides.data() + first, t.dim() - first, grid.stride[2]);
-  return grid;
-}
-
-/// The inputs in the kernel's terms, and the tensors that own them.
-struct Inputs {
-  Tensor logits, target;
-  std::optional<Tensor> valid;
-  SegmentationInputs kernel;
-};
-
-void check_shapes(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& valid, bool multiclass,
-                  bool has_classes) {
-  const int64_t dims = logits.dim();
-  FASTMINE_CHECK(dims >= (has_classes ? 2 : 1), "logits have ", dims, " dimensions");
-  FASTMINE_CHECK(target.dim() == dims - (multiclass ? 1 : 0), "target has ", target.dim(), " dimensions");
-  for (int64_t d = 0; d < dims; ++d) {
-    const bool by_class = multiclass && d == 1;
-    const int64_t at = multiclass && d > 1 ? d - 1 : d;
-    FASTMINE_CHECK(by_class || target.size(at) == logits.size(d), "target does not have the shape of logits");
-    FASTMINE_CHECK(!valid || (valid->dim() == dims && valid->size(d) == (by_class ? 1 : logits.size(d))),
-                   "valid does not have the shape of logits");
-  }
-  FASTMINE_CHECK(!valid || valid->scalar_type() == ScalarType::Bool, "valid is not boolean");
-  const DType labels = dtype_of(target.scalar_type());
-  FASTMINE_CHECK(!multiclass || labels == DType::bool_ || (labels >= DType::uint8 && labels <= DType::int64),
-                 "class indices are not integers");
-}
-
-Inputs inputs_of(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& valid,
-                 const std::string& mode_name) {
-  constexpr int64_t kMostClasses = int64_t{1} << 24;  // whose indices float32 holds exactly
-  const SegmentationMode mode = mode_of(mode_name);
-  const bool multiclass = mode == SegmentationMode::multiclass, has_classes = mode != SegmentationMode::binary;
-  check_shapes(logits, target, valid, multiclass, has_classes);
-  Inputs in{walkable(logits, has_classes ? 2 : 1), walkable(target, has_classes && !multiclass ? 2 : 1), valid, {}};
-  if (valid) {
-    in.valid = walkable(*valid, has_classes ? 2 : 1);
-  }
-  const DType dtype = dtype_of(logits.scalar_type());
-  FASTMINE_CHECK(dtype <= DType::float16, "logits are not floating point");
-  in.kernel.logits = grid_of(in.logits, has_classes);
-  in.kernel.target = grid_of(in.target, has_classes && !multiclass);
-  in.kernel.valid = in.valid ? grid_of(*in.valid, has_classes) : Grid{nullptr, DType::bool_, {0, 0, 0}};
-  in.kernel.mode = mode;
-  in.kernel.samples = logits.size(0);
-  in.kernel.classes = has_classes ? logits.size(1) : 1;
-  in.kernel.positions = 1;
-  for (int64_t d = has_classes ? 2 : 1; d < logits.dim(); ++d) {
-    in.kernel.positions *= logits.size(d);
-  }
-  FASTMINE_CHECK(in.kernel.classes <= kMostClasses, "more classes than fit");
-  return in;
-}
-
 std::tuple<Tensor, Coefficients, Evidence> segmentation_loss(
     const Tensor& logits, const Tensor& target, const std::optional<Tensor>& valid, const std::string& mode,
     const std::vector<double>& weights, double smooth, std::optional<double> focal_alpha, double focal_gamma,
     double tversky_alpha, double tversky_beta, const std::string& empty, const std::string& reduction) {
   const Inputs in = inputs_of(logits, target, valid, mode);
-  FASTMINE_CHECK(weights.size() == kSegmentationTerms, "expected ", kSegmentationTerms, " weights");
-  const auto foreign = in.kernel.mode == SegmentationMode::multiclass ? SegmentationTerm::bce : SegmentationTerm::ce;
-  FASTMINE_CHECK(weights[static_cast<size_t>(foreign)] == 0, "a term of another mode has a weight");
-
-  SegmentationLoss problem{};
-  problem.in = in.kernel;
-  for (size_t term = 0; term < kSegmentationTerms; ++term) {
-    problem.weights[term] = weights[term];
-  }
-  problem.smooth = smooth;
-  problem.focal = focal_of(focal_alpha, focal_gamma);
-  problem.tversky_alpha = tversky_alpha;
-  problem.tversky_beta = tversky_beta;
-  problem.empty = empty_of(empty);
-  problem.reduction = reduction_of(reduction);
+  SegmentationLoss problem = segmentation_problem(in.kernel, weights, smooth, focal_alpha, focal_gamma, tversky_alpha,
+                                                  tversky_beta, empty, reduction);
 
   const ScalarType type = result_type(logits);
   const int64_t samples = in.kernel.samples;
@@ -147,19 +42,10 @@ Tensor segmentation_loss_backward(const Tensor& grad, const Tensor& logits, cons
                                   const std::string& mode, std::optional<double> focal_alpha, double focal_gamma) {
   const Inputs in = inputs_of(logits, target, valid, mode);
   const Tensor coefficients = torch::stable::contiguous(coefficients_in);
-  FASTMINE_CHECK(coefficients.scalar_type() == ScalarType::Double &&
-                     coefficients.numel() == in.kernel.samples * in.kernel.classes * 4,
-                 "the coefficients are of another problem");
-  FASTMINE_CHECK(grad.dim() == 0 || (grad.dim() == 1 && grad.size(0) == in.kernel.samples),
-                 "the gradient is neither one number nor one per sample");
+  SegmentationLossBackward problem =
+      segmentation_backward_problem(in.kernel, grad, coefficients, focal_alpha, focal_gamma);
   const Tensor grad_logits = torch::stable::empty(logits.sizes(), logits.scalar_type());
-  const SegmentationLossBackward problem{in.kernel,
-                                         data<double>(coefficients),
-                                         focal_of(focal_alpha, focal_gamma),
-                                         grad.const_data_ptr(),
-                                         dtype_of(grad.scalar_type()),
-                                         grad.dim() == 0 ? 0 : grad.stride(0),
-                                         grad_logits.mutable_data_ptr()};
+  problem.grad_logits = grad_logits.mutable_data_ptr();
   run(*kernels().segmentation_loss_backward[logits.scalar_type() == ScalarType::Double], problem);
   return grad_logits;
 }

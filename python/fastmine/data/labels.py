@@ -199,8 +199,8 @@ def _advice(verdict: Verdict, valid: float, sampler: tuple[int, int] | None, cou
             return "there is a single class, so no anchor has a negative; add another class"
         if pairs < 2:
             return (
-                "no sampler can help: triplets need 2 classes with 2 rows each, and "
-                f"{pairs or 'no'} class has 2 rows; collect more rows per class"
+                "no sampler can make every anchor valid: that takes 2 classes with 2 rows each, and "
+                f"{pairs or 'no'} class has 2; collect more rows per class"
             )
         return "the batch is too small for 2 classes with 2 rows each; use a batch size of at least 4"
     P, K = sampler

@@ -127,7 +127,7 @@ def _advice(P: int, K: int, counts: Indices, replacement: bool) -> str:
     pairs = int((counts >= 2).sum())
     enough = pairs if replacement else int((counts >= K).sum())
     if pairs < 2:
-        return "no sampler can make triplets of this: collect at least 2 classes with 2 rows each"
+        return "no sampler can do it with these labels: collect at least 2 classes with 2 rows each"
     if enough >= 2:
         return f"use P={enough}"
     smaller = next((k for k in range(K - 1, 1, -1) if (counts >= k).sum() >= P), None)

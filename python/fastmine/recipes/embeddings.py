@@ -237,7 +237,8 @@ class Embeddings(training.System[Batch, MiningEvidence]):
         self.loss = cast("EvidentLoss[MiningEvidence]", loss)
         held_out = self.split.held_out
         pixels = self.images[held_out].flatten(1).float()
-        self.baselines = {"recall@1 of the bare pixels": recall_at_1(pixels, self.labels[held_out])}
+        self.by_pixels = recall_at_1(pixels, self.labels[held_out])
+        self.baselines = {"recall@1 of the bare pixels": self.by_pixels}
         self.judged = (self.metric, Column("held_out_spread", "spread", ".3f"))
         if settings.unseen_classes:
             self.judged += (Column("unseen_recall", "recall@1, classes never trained on"),)
@@ -318,40 +319,49 @@ class Embeddings(training.System[Batch, MiningEvidence]):
         curves, plane = folder / "curves.png", folder / "embeddings.png"
         panels = [
             pictures.Panel("training loss", {"loss": "loss"}),
-            pictures.Panel("anchors, training", {"valid": "valid", "active": "active"}, share=True, percent=True),
+            pictures.Panel("anchors, training", {"valid": "valid", "active": "active"}, percent=True),
             pictures.Panel(
                 "distances, training", {"to negative": "negative_distance", "to positive": "positive_distance"}
             ),
-            pictures.Panel("held out", {"recall@1": "recall", "spread": "held_out_spread"}, share=True),
+            pictures.Panel("spread", {"training batches": "spread", "held out": "held_out_spread"}),
+            pictures.Panel(
+                "recall@1, held out",
+                {"embeddings": "recall"},
+                from_zero=False,
+                reference=("bare pixels", self.by_pixels),
+            ),
         ]
-        pictures.draw_curves(curves, "Embeddings", panels, history, best)
+        pictures.draw_curves(curves, f"Embeddings of {len(self.names)} classes", panels, history, best)
         rows = self.split.held_out
         embeddings, labels = self.embed(model, rows), self.labels[rows]
         right, asked = nearest_is_right(embeddings, labels)
-        pictures.draw_embeddings(
-            plane, embeddings.cpu(), labels.cpu(), self.names, (asked & ~right).cpu(),
-            f"{len(rows)} held-out images after epoch {len(history)}: {int((asked & ~right).sum())} of them, ringed, "
-            "have\na nearest neighbour (in all dimensions) of another class",
-        )  # fmt: skip
+        wrong = asked & ~right
+        title = (
+            f"{len(rows)} held-out images after epoch {len(history)}; ringed: the {int(wrong.sum())}\n"
+            "whose nearest neighbour, in all dimensions, is of another class"
+        )
+        pictures.draw_embeddings(plane, embeddings.cpu(), labels.cpu(), self.names, wrong.cpu(), title)
         return [curves, plane]
 
 
 def choose_sampler(labels: Tensor, settings: EmbeddingSettings) -> PKBatchSampler | ShuffledBatches:
     """P classes x K images within the batch size, from the class sizes unless K is given; or plain shuffling."""
+    size, K = settings.batch_size, settings.samples_per_class
     if settings.sampler == "shuffle":
-        return ShuffledBatches(len(labels), settings.batch_size, settings.seed)
-    K = settings.samples_per_class
-    found = check_labels(labels, settings.batch_size)
+        return ShuffledBatches(len(labels), size, settings.seed)
+    found = check_labels(labels, size)
+    if found.sampler is None:
+        raise UsageError(f"the training images make no batch with triplets: {found.advice}")
     if K is None:
-        if found.sampler is None:
-            raise UsageError(f"the training images make no batch with triplets: {found.advice}")
         P, K = found.sampler
     else:
-        P = min(settings.batch_size // K, found.classes)
+        P = min(size // K, found.classes)
+    if P < 2:
+        raise UsageError(f"--batch-size {size} does not hold 2 classes of {K} images; it takes {2 * K} or more")
     try:
         return PKBatchSampler(labels, P, K, seed=settings.seed)
     except ValueError as error:
-        raise UsageError(f"--batch-size {settings.batch_size} with --samples-per-class {K}: {error}") from error
+        raise UsageError(f"--batch-size {size} with --samples-per-class {K}: {error}") from error
 
 
 class ShuffledBatches:

@@ -166,7 +166,7 @@ def _stacked(images: Sequence[Tensor], size: int) -> Tensor:
 
 def _must_be_folder(path: Path, what: str) -> None:
     if not path.exists():
-        raise UsageError(f"{what} {path} does not exist")
+        raise UsageError(f"{what} {path} does not exist; fastmine train SYSTEM --help describes the layout")
     if not path.is_dir():
         raise UsageError(f"{what} {path} is a file, not a folder")
     if not os.access(path, os.R_OK | os.X_OK):

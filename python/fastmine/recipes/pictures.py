@@ -25,27 +25,32 @@ _MANY = 20  # classes, beyond which a legend would be longer than the picture
 
 
 class Panel(NamedTuple):
-    """One small diagram: its title, the lines in it (label: key of the history), and its vertical axis."""
+    """One small diagram: its title and the lines in it (label: key of the history)."""
 
     title: str
     lines: Mapping[str, str]
-    share: bool = False  # drawn from 0 to 1, or to 100 %
+    from_zero: bool = True
     percent: bool = False
+    reference: tuple[str, float] | None = None  # a dashed line to compare with
 
 
 def draw_curves(
     path: Path, title: str, panels: Sequence[Panel], history: Sequence[Mapping[str, float]], best: int
 ) -> None:
-    """One diagram per panel over the epochs, with the best epoch marked."""
-    figure = _figure(3.6 * len(panels), 3.4)
+    """A diagram per panel over the epochs, with the best epoch marked."""
+    figure = _figure(3.4 * len(panels), 3.3)
     epochs = range(1, len(history) + 1)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for colour, (label, key) in zip(COLOURS, panel.lines.items(), strict=False):
-            axes.plot(epochs, [row[key] for row in history], color=colour, label=label, marker="o", markersize=3)
+            values = [row[key] for row in history]
+            axes.plot(epochs, values, color=colour, label=label, marker="o", markersize=3)
+        if panel.reference:
+            label, value = panel.reference
+            axes.axhline(value, color="0.4", linestyle="dashed", linewidth=1, label=label)
         if best:
             axes.axvline(best, color="0.6", linewidth=1, linestyle=":", zorder=0)
         _dress(axes, panel)
-    figure.suptitle(title + (f" (dotted line: best epoch, {best})" if best else ""), fontsize=11)
+    figure.suptitle(title + (f" (dotted: best epoch, {best})" if best else ""), fontsize=11)
     _save(figure, path)
 
 
@@ -56,12 +61,10 @@ def _dress(axes: Axes, panel: Panel) -> None:
     axes.grid(visible=True, color="0.92")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    if panel.share:
-        axes.set_ylim(-0.02, 1.02)
+    if panel.from_zero:
+        axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], 1e-6))
     if panel.percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    if not panel.share:
-        axes.set_ylim(bottom=0)
     axes.legend(fontsize=8, frameon=False)
 
 

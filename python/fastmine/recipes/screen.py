@@ -41,12 +41,12 @@ class Screen:
     def heading(self, columns: Sequence[Column]) -> None:
         """The titles over the per-epoch lines."""
         titles = [f"{column.title:>{_width(column)}}" for column in columns]
-        self.say("  ".join(["epoch", *titles, " time"]), style="bold")
+        self.say(" ".join(["epoch", *titles, "  time"]), style="bold")
 
     def row(self, columns: Sequence[Column], epoch: int, numbers: Mapping[str, float]) -> None:
         """The line of an epoch."""
         cells = [f"{written(column, numbers):>{_width(column)}}" for column in columns]
-        self.say("  ".join([f"{epoch:>5}", *cells, f"{numbers['seconds']:>4.1f}s"]))
+        self.say(" ".join([f"{epoch:>5}", *cells, f"{numbers['seconds']:>5.1f}s"]))
 
     def table(self, title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """A table: names on the left, numbers on the right."""
@@ -97,4 +97,4 @@ def written(column: Column, numbers: Mapping[str, float]) -> str:
 
 
 def _width(column: Column) -> int:
-    return max(len(column.title), len(format(0.123456, column.spec)), 4)
+    return max(len(column.title), len(format(0.123456, column.spec)), 5)

@@ -53,7 +53,7 @@ class SegmentationSettings(Settings):
         Path | None,
         Option("a folder with images/ and masks/ of the same names; without it, composed textures", Path, "DIR"),
     ] = None
-    epochs: Annotated[int, Option("passes over the training images", whole, "N", at_least=1)] = 10
+    epochs: Annotated[int, Option("passes over the training images", whole, "N", at_least=1)] = 8
     batch_size: Annotated[int, Option("images in a batch", whole, "N", at_least=1, at_most=65536)] = 16
     loss: Annotated[str, Option("the loss", choices=LOSSES)] = "combined"
     annotated: Annotated[
@@ -314,11 +314,12 @@ class Segmentation(training.System[Batch, SegmentationEvidence]):
         self.baselines = {"F1 of calling every pixel object": _f1_of_all_object(self.held_out.masks)}
         self.judged = (self.metric, Column("iou", "IoU"), Column("precision", "precision"), Column("recall", "recall"))
         self.columns = (
-            Column("loss", "loss"),
-            *(Column(term, term) for term in self.terms if len(self.terms) > 1),
-            Column("predicted_share", "pred. area", ".1%"),
-            Column("target_share", "true area", ".1%"),
-            *self.judged[2:],
+            Column("loss", "loss", ".3f"),
+            *(Column(term, term, ".3f") for term in self.terms if len(self.terms) > 1),
+            Column("predicted_share", "p.area", ".1%"),
+            Column("target_share", "t.area", ".1%"),
+            Column("precision", "prec.", ".3f"),
+            Column("recall", "recall", ".3f"),
             *self.judged[:2],
         )
 
@@ -395,11 +396,19 @@ class Segmentation(training.System[Batch, SegmentationEvidence]):
         curves, predictions = folder / "curves.png", folder / "predictions.png"
         panels = [
             pictures.Panel("training loss", {"loss": "loss", **{t: t for t in self.terms if len(self.terms) > 1}}),
-            pictures.Panel("area of objects, training", {"predicted": "predicted_share", "annotated": "target_share"}),
-            pictures.Panel("held out: F1 and IoU", {"F1": "f1", "IoU": "iou"}, share=True),
-            pictures.Panel("held out: errors", {"precision": "precision", "recall": "recall"}, share=True),
+            pictures.Panel(
+                "area of objects, training", {"predicted": "predicted_share", "annotated": "target_share"}, percent=True
+            ),
+            pictures.Panel("held out: F1 and IoU", {"F1": "f1", "IoU": "iou"}),
+            pictures.Panel("held out: precision and recall", {"precision": "precision", "recall": "recall"}),
         ]
-        pictures.draw_curves(curves, "Segmentation", panels, history, best)
+        pictures.draw_curves(
+            curves,
+            f"Segmentation, {int(self.annotated.sum())} of {len(self.annotated)} training images annotated",
+            panels,
+            history,
+            best,
+        )
         pictures.draw_predictions(
             predictions,
             f"Held-out images after epoch {len(history)}: equal steps from the worst to the best F1, then the "
@@ -461,10 +470,9 @@ def to_show(counts: Tensor, filled: int = 6, empty: int = 2) -> list[int]:
 def _annotation_summary(train: Images) -> str:
     known = train.annotated
     empty = int((known & ~train.masks.flatten(1).any(dim=1)).sum())
-    return (
-        f"annotated: {int(known.sum())} of {len(known)} training images, of which {empty} are empty; the other "
-        f"{int((~known).sum())} count for nothing in the loss"
-    )
+    others = int((~known).sum())
+    rest = f"; the other {others} count for nothing in the loss" if others else ""
+    return f"annotated: {int(known.sum())} of {len(known)} training images, {empty} of them as empty{rest}"
 
 
 def _f1_of_all_object(masks: Tensor) -> float:

@@ -401,11 +401,11 @@ def _introduce(run: Run[Any, Any]) -> None:
     weights = sum(parameter.numel() for parameter in system.model.parameters())
     screen.say(f"model: {type(system.model).__name__} with {weights:,} weights; loss: {system.loss}")
     screen.say(report.implementation(system.ops, system.settings.device))
-    done, last = run.progress.epochs, system.settings.epochs
-    if run.progress.history:
-        screen.say(f"resumed from {run.folder}: {done} of {last} epochs are done")
-    if done >= last:
-        screen.say(f"nothing is left to do; --epochs {done + 10} would go on")
+    progress, last = run.progress, system.settings.epochs
+    if progress.epochs >= last:
+        screen.say(f"all {progress.epochs} epochs are done; --epochs {progress.epochs + last} would go on")
+    elif progress.epochs or progress.steps:
+        screen.say(f"going on after {progress.epochs} of {last} epochs and {progress.steps} steps, in {run.folder}")
     screen.heading(system.columns)
 
 

@@ -1,0 +1,55 @@
+# fastmine_torch_cuda.so: the CUDA kernels and their ops, a library of its own on the LibTorch stable ABI. It needs nvcc
+# and torch's headers (those of a CPU-only torch will do), no GPU and no CUDA build of torch; it holds the CUDA runtime.
+#
+# FASTMINE_CUDA=AUTO builds it where nvcc is found and the torch found is a CUDA build, ON insists, OFF leaves it out.
+
+set(fastmine_build_cuda OFF)
+if(FASTMINE_CUDA STREQUAL "ON")
+  set(fastmine_build_cuda ON)
+elseif(FASTMINE_CUDA STREQUAL "AUTO")
+  set(torch_version_file "${FASTMINE_TORCH_INCLUDE_DIR}/../version.py")
+  set(torch_cuda "")
+  if(EXISTS "${torch_version_file}")
+    file(STRINGS "${torch_version_file}" torch_cuda REGEX "^cuda[^=]*= *['\"]")
+  endif()
+  find_program(FASTMINE_NVCC nvcc PATHS ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin)
+  if(NOT torch_cuda)
+    message(STATUS "CUDA kernels: left out, the torch found is not a CUDA build (FASTMINE_CUDA=ON builds them anyway)")
+  elseif(NOT FASTMINE_NVCC)
+    message(STATUS "CUDA kernels: left out, no nvcc found (put it on PATH, or set CUDA_HOME)")
+  else()
+    set(fastmine_build_cuda ON)
+  endif()
+elseif(NOT FASTMINE_CUDA STREQUAL "OFF")
+  message(FATAL_ERROR "FASTMINE_CUDA is AUTO, ON or OFF, not '${FASTMINE_CUDA}'.")
+endif()
+
+if(fastmine_build_cuda)
+  if(FASTMINE_NVCC AND NOT CMAKE_CUDA_COMPILER)
+    set(CMAKE_CUDA_COMPILER "${FASTMINE_NVCC}")
+  endif()
+  if(NOT CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES "${FASTMINE_CUDA_ARCHITECTURES}")
+  endif()
+  enable_language(CUDA)
+  find_package(CUDAToolkit REQUIRED)
+  set(CMAKE_CUDA_STANDARD 20)
+  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+  set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
+  set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+
+  # A kernel that spills registers is a mistake, found here and not on somebody's GPU.
+  add_library(fastmine_kernels_cuda OBJECT csrc/kernels/cuda/segmentation_loss.cu)
+  target_include_directories(fastmine_kernels_cuda PRIVATE csrc)
+  target_compile_options(
+    fastmine_kernels_cuda PRIVATE --expt-relaxed-constexpr -Xptxas=-warn-spills,-warn-lmem-usage
+                                  "-Xcompiler=-Wall,-Wextra,-ffile-prefix-map=${PROJECT_SOURCE_DIR}/=")
+
+  add_library(fastmine_torch_cuda MODULE csrc/torch/cuda/segmentation_loss.cpp)
+  fastmine_configure_torch_library(fastmine_torch_cuda)
+  target_compile_definitions(fastmine_torch_cuda PRIVATE USE_CUDA)
+  target_include_directories(fastmine_torch_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+  target_link_options(fastmine_torch_cuda PRIVATE -Wl,--exclude-libs,ALL)
+  target_link_libraries(fastmine_torch_cuda PRIVATE $<TARGET_OBJECTS:fastmine_kernels_cuda> CUDA::cudart_static)
+  message(STATUS "CUDA kernels: nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
+endif()

@@ -1,0 +1,145 @@
+// All that the CUDA kernels take from the device, so that the same text runs on the CPU too: nvcc compiles it to the
+// built-in names, any other compiler to calls of the emulator in tests/kernels/emulator.cpp, which runs the threads of
+// a block as fibers, in a shuffled order between barriers, on poisoned shared memory.
+//
+// Every thread of a block reaches every barrier, every thread of a warp every shuffle; the emulator stops where not.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cuda/runtime.h"
+#include "kernels/host_device.h"
+
+#ifdef __CUDACC__
+
+#define FASTMINE_DEVICE __device__ __forceinline__
+/// Of `threads` threads, with registers for so many `blocks` at a time; its one parameter is a struct.
+#define FASTMINE_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
+#define FASTMINE_PARAMETER const __grid_constant__
+/// An array of the block.
+#define FASTMINE_SHARED(type, name, size) __shared__ type name[size]
+
+namespace fastmine::cuda {
+
+FASTMINE_DEVICE std::int64_t block_index() { return static_cast<std::int64_t>(blockIdx.x); }
+FASTMINE_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
+
+/// Wait for all threads of the block; what they wrote before, all see afterwards.
+FASTMINE_DEVICE void barrier() { __syncthreads(); }
+
+/// The values of the thread `distance` further on in the warp; its own beyond the end. All 32 threads take part.
+template <class T, int N>
+FASTMINE_DEVICE void shuffle_down(const T (&values)[N], int distance, T (&out)[N]) {
+  FASTMINE_UNROLL for (int i = 0; i < N; ++i) {
+    out[i] = __shfl_down_sync(0xffffffffU, values[i], static_cast<unsigned>(distance));
+  }
+}
+
+FASTMINE_DEVICE float exponential(float x) { return expf(x); }
+FASTMINE_DEVICE double exponential(double x) { return exp(x); }
+
+/// 1 / x for 1 <= x; to 1 unit in the last place.
+FASTMINE_DEVICE float reciprocal(float x) { return __fdividef(1.0F, x); }
+FASTMINE_DEVICE double reciprocal(double x) { return 1.0 / x; }
+
+FASTMINE_DEVICE float float_of_half(std::uint16_t bits) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+  return x;
+}
+/// To nearest even; too large is Inf, NaN stays NaN.
+FASTMINE_DEVICE std::uint16_t half_of_float(float x) {
+  std::uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+}
+FASTMINE_DEVICE std::uint16_t bfloat16_of_float(float x) {
+  std::uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+}
+
+/// Start a kernel; its own error, not that of an earlier one.
+template <class P>
+cudaError_t launch(void (*kernel)(P), std::int64_t blocks, int threads, cudaStream_t stream, const P& parameter) {
+  void* parameters[] = {const_cast<void*>(static_cast<const void*>(&parameter))};
+  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
+                          dim3(static_cast<unsigned>(threads)), parameters, 0, stream);
+}
+
+}  // namespace fastmine::cuda
+
+#else
+
+#include <cmath>
+#include <cstring>
+#include <functional>
+
+#define FASTMINE_DEVICE inline
+#define FASTMINE_KERNEL(threads, blocks) void
+#define FASTMINE_PARAMETER const
+#define FASTMINE_SHARED(type, name, size) \
+  type* const name = static_cast<type*>(::fastmine::cuda::emulator::shared(sizeof(type) * (size)))
+
+namespace fastmine::cuda {
+
+namespace emulator {
+
+/// Where the running thread stands.
+struct Place {
+  std::int64_t block_index;
+  int thread_index;
+};
+const Place& place();
+
+/// The next array of the block, the same for all its threads.
+void* shared(std::size_t bytes);
+
+void block_barrier();
+
+/// Hand some bytes to the warp and receive those of another lane.
+void exchange(const void* given, std::size_t bytes, int from_lane, void* taken);
+
+void run(std::int64_t blocks, int threads, const std::function<void()>& kernel);
+
+float float_of_half(std::uint16_t bits);
+std::uint16_t half_of_float(float x);
+std::uint16_t bfloat16_of_float(float x);
+
+}  // namespace emulator
+
+using emulator::bfloat16_of_float;
+using emulator::float_of_half;
+using emulator::half_of_float;
+
+inline std::int64_t block_index() { return emulator::place().block_index; }
+inline int thread_index() { return emulator::place().thread_index; }
+inline void barrier() { emulator::block_barrier(); }
+
+template <class T, int N>
+void shuffle_down(const T (&values)[N], int distance, T (&out)[N]) {
+  const int lane = thread_index() % 32;
+  emulator::exchange(values, sizeof values, lane + distance < 32 ? lane + distance : lane, out);
+}
+
+inline float exponential(float x) { return __builtin_expf(x); }
+inline double exponential(double x) { return __builtin_exp(x); }
+inline float reciprocal(float x) { return 1.0F / x; }
+inline double reciprocal(double x) { return 1.0 / x; }
+
+template <class P>
+cudaError_t launch(void (*kernel)(P), std::int64_t blocks, int threads, cudaStream_t, const P& parameter) {
+  emulator::run(blocks, threads, [&] { kernel(parameter); });
+  return cudaSuccess;
+}
+
+}  // namespace fastmine::cuda
+
+#endif
+
+namespace fastmine::cuda {
+
+inline constexpr int kWarp = 32;
+
+}  // namespace fastmine::cuda

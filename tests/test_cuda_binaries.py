@@ -1,0 +1,87 @@
+"""What nvcc made of the CUDA kernels, read from the library: no GPU is needed, and none of this says that they run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support import PACKAGE, REPOSITORY
+
+LIBRARY = "fastmine_torch_cuda.so"
+LOGITS = {"float32": "IfE", "float64": "IdE", "bfloat16": "BFloat16E", "float16": "4HalfE"}
+TYPED = ("sigmoid_sums", "sigmoid_gradient", "softmax_sums", "softmax_gradient")
+UNTYPED = ("add_runs", "segmentation_formula")
+
+
+def toolkit() -> Iterator[Path]:
+    """Where tools of CUDA may lie: the toolkit, or the packages nvidia-cuda-* of this interpreter."""
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        if name in os.environ:
+            yield Path(os.environ[name]) / "bin"
+    yield Path("/usr/local/cuda/bin")
+    yield from sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin"))
+
+
+def tool(name: str) -> str:
+    found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(map(str, toolkit())))
+    if found is None:
+        pytest.skip(f"no {name}: it comes with the CUDA toolkit, or with pip install nvidia-cuda-{name}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    folders = [REPOSITORY / "build" / "cuda", *PACKAGE, *sorted((REPOSITORY / "build").glob("*"))]
+    built = [path for folder in folders if (path := folder / LIBRARY).exists()]
+    if not built:
+        pytest.skip(f"no {LIBRARY}: cmake --preset cuda && cmake --build --preset cuda (needs nvcc, no GPU)")
+    return built[0]
+
+
+@pytest.fixture(scope="module")
+def usage(library: Path) -> dict[tuple[str, str], dict[str, int]]:
+    """Registers, stack and so on by (architecture, mangled name)."""
+    command = [tool("cuobjdump"), "--dump-resource-usage", library]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    architecture = function = ""
+    for line in printed.splitlines():
+        if match := re.match(r"\s*arch = (\w+)", line):
+            architecture = match[1]
+        elif match := re.match(r"\s*Function (\w+):", line):
+            function = match[1]
+        elif function and (numbers := re.findall(r"(\w+)(?:\[\d+\])?:(\d+)", line)):
+            found[architecture, function] = {name: int(number) for name, number in numbers}
+            function = ""
+    return found
+
+
+def test_every_kernel_is_there_for_every_architecture(usage: dict[tuple[str, str], dict[str, int]]) -> None:
+    architectures = {architecture for architecture, _ in usage}
+    assert architectures
+    for architecture in architectures:
+        names = [name for found, name in usage if found == architecture]
+        for kernel in TYPED:
+            for dtype, mangled in LOGITS.items():
+                assert any(kernel in name and mangled in name for name in names), f"{kernel} {dtype} {architecture}"
+        for kernel in UNTYPED:
+            assert any(kernel in name for name in names), f"{kernel} {architecture}"
+
+
+def test_no_kernel_spills(usage: dict[tuple[str, str], dict[str, int]]) -> None:
+    for (architecture, name), numbers in usage.items():
+        assert numbers["STACK"] == numbers["LOCAL"] == 0, f"{name} for {architecture} keeps registers in memory"
+        assert numbers["REG"] <= 168, f"{name} for {architecture} takes {numbers['REG']} registers"
+
+
+def test_the_library_brings_the_cuda_runtime_and_needs_torch(library: Path) -> None:
+    needed = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
+    assert re.search(r"NEEDED.*libtorch\.so", needed)
+    assert not re.search(r"NEEDED.*(cudart|libcuda|libpython)", needed)
