@@ -46,7 +46,10 @@ def draw_images(folder: Path, count: int, size: tuple[int, int] = (20, 16), seed
     [
         ("--help", ["train", "doctor", "examples:", "fastmine train embeddings"]),
         ("train --help", ["embeddings", "segmentation"]),
-        ("train embeddings --help", ["--embedding-dim", "--margin", "default: 0.2", "one sub-folder of images per class"]),
+        (
+            "train embeddings --help",
+            ["--embedding-dim", "--margin", "default: 0.2", "one sub-folder of images per class"],
+        ),
         ("train segmentation --help", ["--annotated", "--missing-masks", "0/1 and 0/255"]),
         ("doctor --help", ["env", "labels"]),
         ("doctor labels --help", ["Exit code 1", "--column"]),
@@ -116,9 +119,7 @@ def test_mistakes_get_one_line_and_exit_code_2(argv: str, words: str, capsys: py
     assert not Path("runs").exists()
 
 
-def test_cuda_without_a_device_is_refused(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cuda_without_a_device_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert "finds no CUDA device" in refused("train embeddings --device cuda", capsys)
 
@@ -142,9 +143,7 @@ def test_a_missing_package_is_named_with_the_line_to_type(
     assert "pip install 'fastmine[train]'" in said
 
 
-def test_the_rest_works_without_the_extras(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_rest_works_without_the_extras(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("rich", "rich.console", "sklearn", "skimage", "PIL", "matplotlib"):
         monkeypatch.setitem(sys.modules, module, None)
     Path("labels.txt").write_text("a\na\nb\nb\n")

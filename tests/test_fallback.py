@@ -94,6 +94,7 @@ def test_with_the_libraries_nothing_is_warned_of() -> None:
 
 
 def test_reasons_of_the_loader(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("FASTMINE_NATIVE", raising=False)
     assert _ops._load("nowhere.so") == "nowhere.so is not installed"
     (tmp_path / "broken.so").write_bytes(b"")
     monkeypatch.setattr(_ops, "_folders", [str(tmp_path)])

@@ -37,18 +37,642 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take longer than training does here; one test draws them."""
-    if "pictures" in request.keywords:
-        return
+Train = Callable[..., int]
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch) -> Train:
+    """``fastmine train NAME`` with small options, and without pictures: they take longer than training does here."""
     for system in (embeddings.Embeddings, segmentation.Segmentation):
         monkeypatch.setattr(system, "pictures", lambda *_: [])
-
-
-def train(name: str, *options: object) -> int:
-    return main(["train", name, *SMALL[name], *map(str, options)])
+    return lambda name, *options: main(["train", name, *SMALL[name], *map(str, options)])
 
 
 def report(folder: str) -> dict[str, Any]:
     return dict(json.loads((Path(folder) / "report.json").read_text()))
+
+
+def saved(path: str) -> dict[str, Any]:
+    """A checkpoint without what no two runs share: the time it took, and where it was told to stop."""
+    found = checkpoint.load(Path(path), Path(path).parent.name.split("-")[0])
+    for row in found["progress"]["history"]:
+        del row["seconds"]
+    del found["progress"]["seconds"], found["settings"]["epochs"]
+    return found
+
+
+def assert_same_bits(a: Any, b: Any) -> None:
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same_bits(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for left, right in zip(a, b, strict=True):
+            assert_same_bits(left, right)
+    else:
+        assert a == b or (math.isnan(a) and math.isnan(b))
+
+
+def interrupt_at(step: int, system: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the loss of this step is computed."""
+    calls, learn = [0], system.learn
+
+    def learn_and_stop(self: Any, batch: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return learn(self, batch)
+
+    monkeypatch.setattr(system, "learn", learn_and_stop)
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+def test_embeddings_learn_and_report(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("embeddings", "--epochs", 2, "--out", "run", "--unseen-classes", 2) == 0
+    text, found = capsys.readouterr().out, report("run")
+    header = next(line for line in text.splitlines() if line.startswith("epoch "))
+    assert header.split() == [
+        "epoch",
+        "loss",
+        "valid",
+        "active",
+        "d_p",
+        "d_n",
+        "d_n",
+        "-",
+        "d_p",
+        "spread",
+        "recall@1",
+        "time",
+    ]
+    assert "triplet_loss, batch_hard" in found["implementation"]
+    assert found["implementation"] in text.splitlines()[-1]
+    assert found["epochs"] == len(found["history"]) == 2
+    first, last = found["history"]
+    assert last["loss"] < first["loss"]
+    assert (last["valid"], last["recall"] > 0.9, last["unseen_recall"] > 0.8) == (1.0, True, True)
+    assert found["baselines"]["recall@1 of the bare pixels"] > 0.9
+
+
+def test_segmentation_learns_and_reports(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("segmentation", "--epochs", 2, "--out", "run") == 0
+    text, found = capsys.readouterr().out, report("run")
+    header = next(line for line in text.splitlines() if line.startswith("epoch "))
+    assert header.split() == [
+        "epoch",
+        "loss",
+        "bce",
+        "dice",
+        "focal",
+        "p.area",
+        "t.area",
+        "prec.",
+        "recall",
+        "F1",
+        "IoU",
+        "time",
+    ]
+    assert "annotated: 16 of 32 training images" in text
+    assert "segmentation_loss" in found["implementation"]
+    first, last = found["history"]
+    assert last["loss"] < first["loss"]
+    assert 0 <= last["iou"] <= last["f1"] <= 1
+
+
+@pytest.mark.parametrize("name", segmentation.LOSSES)
+def test_every_loss_trains(name: str, train: Train) -> None:
+    assert train("segmentation", "--epochs", 1, "--loss", name, "--samples", 8, "--out", "run") == 0
+    assert math.isfinite(report("run")["last"]["loss"])
+
+
+@pytest.mark.parametrize("margin", ["soft", "leaky", "0.5"])
+def test_every_margin_trains(margin: str, train: Train) -> None:
+    assert train("embeddings", "--epochs", 1, "--margin", margin, "--out", "run") == 0
+    assert report("run")["settings"]["margin"] == (margin if margin != "0.5" else 0.5)
+
+
+@pytest.mark.parametrize(("name", "drawn"), [("embeddings", "embeddings.png"), ("segmentation", "predictions.png")])
+def test_pictures_are_drawn(name: str, drawn: str) -> None:
+    assert main(["train", name, *SMALL[name], "--epochs", "1", "--out", "run"]) == 0
+    for picture in ("curves.png", drawn):
+        with Image.open(Path("run") / picture) as image:
+            assert min(image.size) > 300
+            assert len(np.unique(np.asarray(image.convert("L")))) > 20
+
+
+def test_runs_are_numbered_and_a_folder_in_use_stays_as_it_is(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert train("embeddings", "--epochs", 1) == 0
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["embeddings-1", "embeddings-2"]
+    before = Path("runs/embeddings-1/last.pt").read_bytes()
+    capsys.readouterr()
+    assert train("embeddings", "--epochs", 1, "--seed", 5, "--out", "runs/embeddings-1") == 2
+    assert "--resume runs/embeddings-1" in capsys.readouterr().err
+    assert Path("runs/embeddings-1/last.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("load", "kind", "settings"),
+    [
+        (embeddings.load, embeddings.Embeddings, embeddings.EmbeddingSettings),
+        (segmentation.load, segmentation.Segmentation, segmentation.SegmentationSettings),
+    ],
+)
+def test_the_kept_model_is_the_one_that_was_judged(load: Any, kind: Any, settings: Any, train: Train) -> None:
+    assert train(kind.name, "--epochs", 1, "--out", "run") == 0
+    model = load("run/best.pt")
+    assert not model.training
+    judged = kind(settings(**report("run")["settings"]), Screen()).judge(model)
+    assert judged
+    for name, value in judged.items():
+        assert report("run")["last"][name] == (None if math.isnan(value) else value)
+
+
+# --- the same bits ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_one_epoch_and_two_more_equal_three(name: str, train: Train) -> None:
+    assert train(name, "--epochs", 3, "--out", f"{name}-straight") == 0
+    assert train(name, "--epochs", 1, "--out", f"{name}-parts") == 0
+    assert main(["train", name, "--epochs", "3", "--resume", f"{name}-parts"]) == 0
+    for file in ("last.pt", "best.pt"):
+        assert_same_bits(saved(f"{name}-straight/{file}"), saved(f"{name}-parts/{file}"))
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_ctrl_c_within_an_epoch_loses_nothing(
+    name: str, train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(name, "--epochs", 2, "--out", f"{name}-straight") == 0
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        interrupt_at(3, getattr(sys.modules[f"fastmine.recipes.{name}"], name.capitalize()), patch)
+        assert train(name, "--epochs", 2, "--out", f"{name}-parts") == 130
+    assert f"fastmine train {name} --resume {name}-parts" in capsys.readouterr().err
+    assert saved(f"{name}-parts/last.pt")["progress"]["steps"] == 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert main(["train", name, "--resume", f"{name}-parts"]) == 0
+    assert "after 0 of 2 epochs and 3 steps" in capsys.readouterr().out
+    for file in ("last.pt", "best.pt"):
+        assert_same_bits(saved(f"{name}-straight/{file}"), saved(f"{name}-parts/{file}"))
+
+
+def test_a_seed_fixes_everything_and_another_changes_it(train: Train) -> None:
+    for seed, out in ((0, "embeddings-a"), (0, "embeddings-b"), (1, "embeddings-c")):
+        assert train("embeddings", "--epochs", 1, "--seed", seed, "--out", out) == 0
+    assert_same_bits(saved("embeddings-a/last.pt"), saved("embeddings-b/last.pt"))
+    assert report("embeddings-a")["last"]["loss"] != report("embeddings-c")["last"]["loss"]
+
+
+def test_training_leaves_torch_as_it_was(train: Train) -> None:
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    assert train("embeddings", "--epochs", 1, "--threads", 2, "--out", "run") == 0
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == 1
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.slow
+def test_sigint_to_the_command_saves_and_resumes() -> None:
+    # A shell may have started the tests with SIGINT ignored.
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from fastmine.cli import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    options = ["train", "embeddings", "--epochs", "500", "--threads", "1", "--out", "run"]
+    process = subprocess.Popen(
+        [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.split()[:1] == ["2"]:
+            break
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Go on with: fastmine train embeddings --resume run" in said
+    done = checkpoint.load(Path("run/last.pt"), "embeddings")["progress"]["epochs"]
+    resumed = subprocess.run(
+        [*command, "train", "embeddings", "--resume", "run", "--epochs", str(done + 1)],
+        capture_output=True, text=True, env=environment, check=True,
+    )  # fmt: skip
+    assert f"going on after {done} of {done + 1} epochs" in resumed.stdout
+    assert len(report("run")["history"]) == done + 1
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(train: Train) -> Path:
+    """A finished run of one epoch."""
+    assert train("embeddings", "--epochs", 1, "--out", "run") == 0
+    return Path("run")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def scribble(path: Path) -> None:
+    path.write_text("not a checkpoint")
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def replace_by_a_model(path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2).state_dict(), path)
+
+
+def replace_by_pickled_code(path: Path) -> None:
+    torch.save({"format": Screen}, path)
+
+
+def make_older(path: Path) -> None:
+    torch.save({**torch.load(path, weights_only=True), "version": 0}, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (cut, "no checkpoint of fastmine, or only part of one"),
+        (scribble, "no checkpoint of fastmine"),
+        (empty, "no checkpoint of fastmine"),
+        (replace_by_a_model, "was not written by fastmine train"),
+        (replace_by_pickled_code, "no checkpoint of fastmine"),
+        (make_older, "another version of fastmine"),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line_and_stays_as_it_is(
+    damage: Callable[[Path], None], words: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(run / "last.pt")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    capsys.readouterr()
+    assert main(["train", "embeddings", "--resume", "run", "--epochs", "3"]) == 2
+    line = capsys.readouterr().err
+    assert words in line
+    assert line.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_another_systems_checkpoint_is_refused_with_the_right_command(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "segmentation", "--resume", str(run)]) == 2
+    assert "type: fastmine train embeddings --resume run/last.pt" in capsys.readouterr().err
+
+
+def test_a_resumed_run_keeps_its_settings(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "embeddings", "--resume", "run", "--lr", "0.5"]) == 2
+    assert "--lr was 0.001 in the run to resume, and 0.5 would make it another run" in capsys.readouterr().err
+    assert main(["train", "embeddings", "--resume", "run", "--lr", "0.001", "--batch-size", "40"]) == 0
+    assert "all 1 epochs are done; --epochs 2 would go on" in capsys.readouterr().out
+
+
+def test_resume_without_a_path_takes_the_latest_run(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (1, 2):
+        assert train("embeddings", "--epochs", 1, "--seed", number) == 0
+    os.utime("runs/embeddings-1/last.pt", (time.time() + 9, time.time() + 9))
+    assert main(["train", "embeddings", "--resume", "--epochs", "2"]) == 0
+    assert "in runs/embeddings-1" in capsys.readouterr().out
+    assert len(report("runs/embeddings-1")["history"]) == 2
+
+
+def test_going_on_from_the_best_needs_a_folder_of_its_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = str(run / "best.pt")
+    assert main(["train", "embeddings", "--resume", best, "--epochs", "2"]) == 2
+    assert "name another folder with --out" in capsys.readouterr().err
+    assert main(["train", "embeddings", "--resume", best, "--epochs", "2", "--out", "branch"]) == 0
+    assert (report("branch")["epochs"], report("run")["epochs"]) == (2, 1)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_in_place(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+
+    def fail(_: object, file: BinaryIO) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    assert main(["train", "embeddings", "--resume", "run", "--epochs", "2"]) == 1
+    assert "No space left on device; what was there before is untouched" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_checkpoint_is_whole_or_absent_when_the_process_dies(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    checkpoint.write_atomically(path, lambda file: file.write(b"first"))
+
+    class DiedError(BaseException):
+        pass
+
+    def die(file: BinaryIO) -> None:
+        file.write(b"sec")
+        raise DiedError
+
+    with pytest.raises(DiedError):
+        checkpoint.write_atomically(path, die)
+    assert path.read_bytes() == b"first"
+
+
+# --- nothing is made up -----------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(
+    train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = embeddings.EmbeddingNet.forward
+    calls = [0]
+
+    def forward_to_nan(self: Any, images: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        return forward(self, images) * (math.nan if calls[0] == 50 else 1.0)
+
+    monkeypatch.setattr(embeddings.EmbeddingNet, "forward", forward_to_nan)
+    assert train("embeddings", "--epochs", 9, "--out", "run") == 1
+    line = capsys.readouterr().err
+    assert "the loss became nan in epoch 2" in line
+    assert "nonfinite_rows=40" in line
+    kept = checkpoint.load(Path("run/last.pt"), "embeddings")
+    assert kept["progress"]["epochs"] == 1
+    assert all(tensor.isfinite().all() for tensor in kept["model"].values())
+
+
+def test_the_mean_of_no_batches_is_nan_and_never_the_best() -> None:
+    assert math.isnan(training.mean([]))
+    assert math.isnan(training.mean([math.nan]))
+    assert training.mean([1.0, math.nan, 2.0]) == 1.5
+    learned, nothing = {"loss": 1.0, "f1": 0.5}, {"loss": math.nan, "f1": 0.9}
+    unknown = {"loss": 1.0, "f1": math.nan}
+    assert training.best_epoch([nothing, learned, unknown, learned], "f1") == 2
+    assert training.best_epoch([nothing, unknown], "f1") == 0
+
+
+def test_batches_without_triplets_are_skipped_counted_and_said(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Thirty classes of four: in shuffled batches of four hardly a pair meets."""
+    for number in range(30):
+        draw_images(Path(f"photos/{number}"), 4, seed=number)
+    options = ["--data", "photos", "--sampler", "shuffle", "--batch-size", "4", "--epochs", "1", "--image-size", "8"]
+    assert train("embeddings", *options, "--out", "run") == 0
+    text = capsys.readouterr().out
+    assert "LabelCheck(hopeless" in text
+    (remark,) = report("run")["remarks"]
+    assert "batches were skipped, since no anchor in them had both a positive and a negative" in remark
+    assert "the first had 4 images of 4 classes" in remark
+    assert remark in text
+
+
+def test_a_run_that_learned_nothing_has_no_loss_and_no_best_epoch(
+    train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embeddings, "holds_triplet", lambda _: False)
+    assert train("embeddings", "--epochs", 1, "--out", "run") == 0
+    found = report("run")
+    assert (found["best_epoch"], found["best"], found["last"]["loss"]) == (None, None, None)
+    assert "  nan" in capsys.readouterr().out
+    assert not Path("run/best.pt").exists()
+
+
+def test_batches_without_annotation_are_skipped_counted_and_said(train: Train) -> None:
+    assert train("segmentation", "--sampler", "shuffle", "--annotated", 0.1, "--epochs", 1, "--out", "run") == 0
+    (remark,) = report("run")["remarks"]
+    assert "batches were skipped, since none of their images was annotated" in remark
+
+
+def test_met_margins_and_empty_predictions_are_said() -> None:
+    met = {"valid": 8.0, "active": 0.0, "anchors": 8.0, "classes": 2.0}
+    (remark,) = embeddings.Embeddings.remarks(None, [met])  # type: ignore[arg-type]
+    assert "every valid anchor met its margin" in remark
+    blind = {"annotated": 4.0, "images": 4.0, "probability_on_target": 0.01}
+    (remark,) = segmentation.Segmentation.remarks(None, [blind])  # type: ignore[arg-type]
+    assert "predicts background everywhere" in remark
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def draw_images(folder: Path, count: int, size: tuple[int, int] = (20, 16), seed: int = 0) -> None:
+    """Stripes whose direction and width are those of the seed, with noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    down, right = np.mgrid[: size[1], : size[0]]
+    wave = np.sin(random.normal(0, 1, 2) @ np.stack([down, right]).reshape(2, -1)).reshape(down.shape)
+    for number in range(count):
+        pixels = 128 + 80 * wave + random.normal(0, 20, wave.shape)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+
+
+def test_own_images_are_trained_on_and_unreadable_ones_named(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(4):
+        draw_images(Path(f"photos/{number}"), 8, size=(20 + number, 30), seed=number)
+    draw_images(Path("photos/0"), 9)
+    cut(Path("photos/0/8.png"))
+    scribble(Path("photos/1/notes.txt"))
+    scribble(Path("photos/1/.hidden"))
+    options = ["--data", "photos", "--epochs", 3, "--image-size", 16, "--batch-size", 16]
+    assert train("embeddings", *options, "--out", "run") == 0
+    text = capsys.readouterr().out
+    assert "32 images in 4 classes from photos, resized to 16 x 16" in text
+    assert "2 files are no readable images and were left out: photos/0/8.png, photos/1/notes.txt" in text
+    assert report("run")["last"]["recall"] > 0.5
+    assert train("embeddings", *options, "--out", "again") == 0  # from the cache
+    assert "2 files are no readable images" in capsys.readouterr().out
+    assert report("again")["last"]["loss"] == report("run")["last"]["loss"]
+
+
+def test_a_run_is_not_resumed_on_other_data(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        draw_images(Path(f"photos/{number}"), 6, seed=number)
+    assert train("embeddings", "--data", "photos", "--epochs", 1, "--batch-size", 12, "--out", "run") == 0
+    draw_images(Path("photos/2"), 7)
+    assert main(["train", "embeddings", "--resume", "run", "--epochs", "2"]) == 2
+    assert "the data is not that of the run to resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_masks_of_0_and_1_or_255_are_the_same(white: int, train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    draw_images(Path("scans/images"), 10, size=(24, 20))
+    Path("scans/masks").mkdir()
+    for number in range(10):
+        mask = np.zeros((20, 24), dtype=np.uint8)
+        mask[4 : 6 + number, 6:18] = white
+        Image.fromarray(mask).save(f"scans/masks/{number}.png")
+    options = ["--data", "scans", "--epochs", 1, "--image-size", 16, "--annotated", 1]
+    assert train("segmentation", *options, "--out", "run") == 0
+    text = capsys.readouterr().out
+    assert f"value is above 0; the files hold 2 values, 0 to {white}" in text
+    assert "8 to learn from, 2 held out" in text
+    assert report("run")["last"]["target_share"] == pytest.approx(0.16, abs=0.05)
+
+
+def test_images_without_a_mask_can_be_marked_as_not_annotated(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    draw_images(Path("scans/images"), 10)
+    draw_images(Path("scans/masks"), 6, seed=1)
+    cut(Path("scans/masks/5.png"))
+    options = ["--data", "scans", "--epochs", 1, "--image-size", 16, "--annotated", 1]
+    assert train("segmentation", *options, "--missing-masks", "unannotated", "--out", "run") == 0
+    text = capsys.readouterr().out
+    assert "1 files are no readable images; they and their pairs were left out: scans/masks/5.png" in text
+    assert "8 to learn from, 1 held out" in text
+    assert "annotated: 4 of 8 training images" in text
+
+
+def decoded(image: Image.Image, tmp_path: Path, name: str = "0.png") -> folders.PairSet:
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir(exist_ok=True)
+        image.save(tmp_path / part / name)
+    paths = folders.image_and_mask_files(tmp_path)
+    return folders.read_pairs(list(paths[0].values()), list(paths[1].values()), 16, Screen())
+
+
+LEVELS = np.where(np.arange(256).reshape(16, 16) % 16 < 8, 0, 200)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(LEVELS.astype(np.uint8)),
+        Image.fromarray(LEVELS > 0),
+        Image.fromarray(LEVELS.astype(np.uint16)),
+        Image.fromarray(LEVELS.astype(np.uint8)).convert("RGB"),
+        Image.fromarray(LEVELS.astype(np.uint8)).convert("RGBA"),
+        Image.fromarray(LEVELS.astype(np.uint8)).convert("LA"),
+        Image.fromarray((LEVELS > 0).astype(np.uint8)).convert("P"),
+    ],
+    ids=lambda image: image.mode,
+)
+def test_masks_of_every_mode_are_read_alike(image: Image.Image, tmp_path: Path) -> None:
+    masks = decoded(image, tmp_path).masks
+    assert torch.equal(masks[0, 0], torch.from_numpy(LEVELS > 0))
+
+
+def test_sixteen_bit_images_are_scaled_and_not_clipped(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 256).reshape(16, 16).astype(np.uint16)
+    images = decoded(Image.fromarray(ramp), tmp_path).images
+    assert torch.equal(images[0, 0].flatten(), torch.arange(256, dtype=torch.uint8))
+
+
+def test_a_cache_that_cannot_be_used_is_said_or_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = Image.fromarray(LEVELS.astype(np.uint8))
+    expected = decoded(image, tmp_path).masks
+    (cached,) = (tmp_path / "cache" / "fastmine").iterdir()
+    cut(cached)
+    paths = folders.image_and_mask_files(tmp_path)
+    again = folders.read_pairs(list(paths[0].values()), list(paths[1].values()), 16, Screen())
+    assert torch.equal(again.masks, expected)
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where a folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    assert torch.equal(decoded(image, tmp_path).masks, expected)
+    assert "not kept for the next run" in capsys.readouterr().out
+
+
+def test_a_class_of_few_images_is_trained_on_and_not_judged() -> None:
+    labels = torch.tensor([0] * 20 + [1] * 3 + [2] * 4)
+    split = embeddings.split_by_class(labels, 0, seed=0)
+    assert torch.bincount(labels[split.train]).tolist() == [15, 3, 2]
+    assert torch.bincount(labels[split.held_out], minlength=3).tolist() == [5, 0, 2]
+    assert sorted([*split.train.tolist(), *split.held_out.tolist()]) == list(range(27))
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_recall_leaves_each_image_out_of_its_own_neighbours() -> None:
+    z = torch.tensor([[0.0], [1.0], [1.5], [9.0]])
+    assert embeddings.recall_at_1(z, torch.tensor([0, 0, 1, 1])) == 0.5  # right for 0 and 3
+    assert embeddings.recall_at_1(torch.zeros(4, 2), torch.tensor([0, 0, 1, 1])) == 0  # all in one place
+    assert math.isnan(embeddings.recall_at_1(z, torch.arange(4)))
+
+
+def test_scores_by_hand() -> None:
+    found = segmentation.scores(torch.tensor([6, 2, 4]))
+    assert found == pytest.approx({"f1": 12 / 18, "iou": 6 / 12, "precision": 6 / 8, "recall": 6 / 10})
+    assert math.isnan(segmentation.scores(torch.zeros(3))["f1"])
+
+
+def test_half_of_every_batch_is_annotated() -> None:
+    annotated = torch.zeros(100, dtype=torch.bool)
+    annotated[:7] = True
+    batches = segmentation.batch_rows(annotated, 16, np.random.default_rng(0), shuffle=False)
+    assert [len(rows) for rows in batches] == [16] * 7
+    assert all(annotated[rows].sum() >= 8 for rows in batches)
+    shuffled = segmentation.batch_rows(annotated, 16, np.random.default_rng(0), shuffle=True)
+    assert torch.equal(torch.cat(shuffled).sort().values, torch.arange(100))
+
+
+def test_withheld_masks_are_zero_and_marked() -> None:
+    data = segmentation.Images(torch.zeros(10, 1, 2, 2), torch.ones(10, 1, 2, 2, dtype=torch.bool), torch.ones(10) > 0)
+    kept = segmentation.withhold(data, 0.3, seed=0)
+    assert kept.annotated.sum() == 3
+    assert torch.equal(kept.masks.flatten(1).all(dim=1), kept.annotated)
+
+
+def test_composed_textures_are_a_function_of_seed_and_number() -> None:
+    few, more = segmentation.compose(3, 0, held_out=False), segmentation.compose(5, 0, held_out=False)
+    assert torch.equal(few.images, more.images[:3])
+    assert torch.equal(few.masks, more.masks[:3])
+    assert not torch.equal(few.images, segmentation.compose(3, 0, held_out=True).images)
+    assert not torch.equal(few.images, segmentation.compose(3, 1, held_out=False).images)
+
+
+def test_the_average_starts_at_the_model_and_follows_it() -> None:
+    model = torch.nn.BatchNorm1d(2)
+    average = training.Average(model)
+    with torch.no_grad():
+        model.weight.fill_(3.0)
+    average.update(model)
+    assert torch.equal(average.model.weight, model.weight)
+    with torch.no_grad():
+        model.weight.fill_(5.0)
+    average.update(model)
+    assert torch.allclose(average.model.weight, torch.tensor(3 + 2 * 10 / 11))
+
+
+def test_python_and_the_command_line_have_the_same_options() -> None:
+    with pytest.raises(UsageError, match="--epochs must be at least 1; got 0"):
+        embeddings.train(epochs=0)
+    with pytest.raises(TypeError, match="speed"):
+        embeddings.train(speed=9)
+    with pytest.raises(CommandError, match="no run of segmentation"):
+        segmentation.train(resume=True)
+
+
+# --- quality ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_held_out_digits_are_recalled(train: Train) -> None:
+    assert main(["train", "embeddings", "--out", "run"]) == 0
+    found = report("run")
+    assert found["last"]["recall"] >= 0.97
+    assert found["last"]["recall"] > found["baselines"]["recall@1 of the bare pixels"]
+    assert found["last"]["spread"] > 0.5
+
+
+@pytest.mark.slow
+def test_nine_masks_of_ten_unannotated_cost_at_most_five_points_of_f1(train: Train) -> None:
+    assert main(["train", "segmentation", "--out", "all"]) == 0
+    assert main(["train", "segmentation", "--annotated", "0.1", "--out", "tenth"]) == 0
+    full, tenth = report("all")["last"]["f1"], report("tenth")["last"]["f1"]
+    assert full >= 0.9
+    assert full - tenth <= 0.05

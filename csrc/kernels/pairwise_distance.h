@@ -3,8 +3,9 @@
 // Precision: rows are centred about their mean in float64 and rounded to the working type (float64 for float64 inputs,
 // else float32), in which products are summed; an entry whose expansion |x|^2 + |y|^2 - 2 x.y cancels to less than 1/16
 // of |x|^2 + |y|^2, or whose products could overflow or underflow, is taken again by direct difference in float64. So
-// float32 distances are right to about 1e-5 of themselves, and similarities to about 1e-6 of the product of the norms. With one set the result is exactly symmetric and,
-// but for `dot`, has an exactly zero diagonal. A row with a NaN or an Inf is at distance NaN from everything.
+// float32 distances are right to about 1e-5 of themselves, and similarities to about 1e-6 of the product of the norms.
+// With one set the result is exactly symmetric and, but for `dot`, has an exactly zero diagonal. A row with a NaN or an
+// Inf is at distance NaN from everything.
 //
 // Cost: n m d multiply-adds (half of them with one set), one write of the result, one packed copy of the rows.
 // Deterministic: every entry is computed by one task, always in the same order.

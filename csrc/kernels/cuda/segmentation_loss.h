@@ -6,10 +6,10 @@
 // kernel of one block for the formula. Backward: one kernel, the gradient written once. The multiclass kernels read the
 // logits of a position three times, of which two meet the cache where a block's positions times classes fit.
 //
-// Precision: float64 logits in float64 throughout; all others in float32, at most kRound x kItems elements to a sum,
-// then in float64. Deterministic: runs are cut by the shape alone, and all sums are taken in a fixed order, without
-// atomics. No allocation, no synchronisation; everything happens on the stream that is given, so the calls can be
-// captured in a CUDA graph. The current device must be the one that owns the pointers.
+// Precision: float64 logits in float64 throughout; all others in float32, at most 32 elements of a thread (sigmoid)
+// or 128 of a warp (softmax) to a sum, then in float64. Deterministic: runs are cut by the shape alone, and all sums
+// are taken in a fixed order, without atomics. No allocation, no synchronisation; everything happens on the stream that
+// is given, so the calls can be captured in a CUDA graph. The current device must be the one that owns the pointers.
 #pragma once
 
 #include <cstddef>

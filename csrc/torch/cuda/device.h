@@ -14,6 +14,13 @@
 
 namespace fastmine {
 
+/// Whether the driver is of the CUDA version that this library was built with, or later. Where it is not, no op may be
+/// registered: nothing would run, and the reference could no longer answer. Looks at the driver, starts nothing.
+inline bool driver_serves() {
+  int driver = 0;
+  return cudaDriverGetVersion(&driver) == cudaSuccess && driver / 1000 >= CUDART_VERSION / 1000;
+}
+
 /// An uninitialised tensor on the device of another.
 inline Tensor make_like(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
   return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), type);

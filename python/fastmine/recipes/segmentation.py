@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 LOSSES = ("combined", "dice", "iou", "tversky", "focal", "bce")
 HELD_OUT = 0.2
 COLLAPSED = 0.05  # mean probability on objects, below which nothing is found
-ANNOTATED_SHARE = 0.25  # of every batch, at least: an image without annotation teaches nothing
+ANNOTATED_SHARE = 0.5  # of every batch, at least: an image without annotation teaches nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class SegmentationSettings(Settings):
     sampler: Annotated[
         str,
         Option(
-            "annotated: at least a quarter of every batch is; shuffle: as it comes",
+            "annotated: at least half of every batch is; shuffle: as it comes",
             choices=("annotated", "shuffle"),
         ),
     ] = "annotated"
@@ -209,7 +209,7 @@ def batch_rows(annotated: Tensor, size: int, random: np.random.Generator, *, shu
     """The rows of every batch of an epoch.
 
     Shuffled, each row once, where everything is annotated or ``shuffle`` is asked for. Else annotated rows
-    are dealt out evenly, and repeated until they are a quarter of every batch; the others fill up.
+    are dealt out evenly, and repeated until they are half of every batch; the others fill up.
     """
     steps = math.ceil(len(annotated) / size)
     if shuffle or annotated.all():

@@ -110,9 +110,9 @@ def segmentation_loss_backward(
         h = a * t + b
         h = h - h.gather(1, p.argmax(dim=1, keepdim=True))
         g = p * (h - (p * h).sum(dim=1, keepdim=True))
-        g = g + w_ce * (p - t)
         log_q = _log_complement(x, t)
         q, log_target = log_q.exp(), (t * log_p).sum(dim=1, keepdim=True)
+        g = g + w_ce * torch.where(t > 0, -q, p)  # p - t, which would lose the digits of q
         # dFL/dz_k = ((1 - p_y)^g + g p_y (1 - p_y)^(g-1) (-log p_y)) (p_k - t_k), with (p_k - t_k) / (1 - p_y) bounded.
         target_p = log_target.exp()
         share = torch.where(t > 0, -1.0, (log_p - log_q).exp())
@@ -120,7 +120,7 @@ def segmentation_loss_backward(
         g = g + w_focal * power * (q - focal_gamma * target_p * log_target) * share
     else:
         p, q = x.sigmoid(), (-x).sigmoid()
-        g = (a * t + b) * p * q + w_ce * (p - t)
+        g = (a * t + b) * p * q + w_ce * ((1 - t) * p - t * q)
         g = g + w_focal * _sigmoid_focal_gradient(x, t, focal_alpha, focal_gamma)
     g = torch.where(v, g, 0.0)
     return g.reshape(logits.shape).to(logits.dtype)
@@ -148,6 +148,7 @@ def _valid_groups(logits: Tensor, valid: Tensor | None, mode: str) -> Tensor:
 def _target_groups(target: Tensor, v: Tensor, classes: int, mode: str) -> tuple[Tensor, Tensor]:
     """Targets as [B, C, S] in float64, zero where invalid, and the number of valid ones outside their domain."""
     t = target.reshape(v.shape)
+    t = t if t.is_floating_point() else t.long()  # a bound of 255 would wrap around in int8
     upper = classes - 1 if mode == "multiclass" else 1
     outside = (v & ~((t >= 0) & (t <= upper))).sum()
     if mode == "multiclass":
@@ -276,6 +277,8 @@ def _coefficients(
     zero = torch.zeros(counted.shape, dtype=torch.float64, device=counted.device)
     on_target, everywhere = zero, zero
     for name in OVERLAP_TERMS:
+        if by_name[name] == 0:
+            continue
         on_target = on_target + by_name[name] * slopes[name][0] / groups
         everywhere = everywhere + by_name[name] * slopes[name][1] / groups
     cross_entropy = by_name["ce" if mode == "multiclass" else "bce"]
