@@ -7,7 +7,7 @@ COMPILER := $(firstword $(foreach c,$(firstword $(CXX)) c++ g++ clang++,$(shell 
 
 VENV := .venv
 READY := $(VENV)/.ready
-BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -name '*.cpp' -o -name '*.h')
+BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP_SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 SANITIZERS := $(if $(wildcard tests/kernels/CMakeLists.txt),asan tsan)
 

@@ -6,8 +6,8 @@
 
 namespace fastmine {
 
-/// One step of a kernel. Its tasks are independent and may run in any order, on any thread, each once, in ranges that are
-/// not empty; the next step starts when all have ended. The number of tasks may depend on what earlier steps found.
+/// One step of a kernel. Its tasks are independent and may run in any order, on any thread, each once, in ranges that
+/// are not empty; the next step starts when all have ended. The number of tasks may depend on what earlier steps found.
 struct Stage {
   std::int64_t (*tasks)(const void* plan);
   /// Tasks worth a thread of their own; a step with fewer runs where it is called.

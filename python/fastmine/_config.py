@@ -62,4 +62,4 @@ def _answer(op: str, device: str) -> str:
 
 
 def _reason(device: str) -> str | None:
-    return _ops.reasons.get(device, "no kernels for this device yet")
+    return _ops.reasons[device]

@@ -255,7 +255,18 @@ def answers(op: str, device: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"fastmine::{op}", device)
 
 
-reasons: dict[str, str | None] = {"CPU": _load("fastmine_torch_cpu.so")}
+def _load_cuda() -> str | None:
+    """The same for CUDA. The library registers nothing where there is no driver, or one older than it was built for."""
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    if reason := _load("fastmine_torch_cuda.so"):
+        return reason
+    if not answers("segmentation_loss", "CUDA"):
+        return "no driver, or one older than the CUDA version that fastmine_torch_cuda.so was built with"
+    return None
+
+
+reasons: dict[str, str | None] = {"CPU": _load("fastmine_torch_cpu.so"), "CUDA": _load_cuda()}
 """Why there are no native ops on a device; None where there are."""
 
 if reasons["CPU"] and os.environ.get(SWITCH) != "0":
