@@ -19,7 +19,9 @@ def environment(**changes: str) -> dict[str, str]:
     """This process's environment with the tests' modules on the path, and no choice of implementation but ours."""
     ours = ("FASTMINE_ISA", "FASTMINE_NATIVE", "FASTMINE_REQUIRE_NATIVE")
     kept = {name: value for name, value in os.environ.items() if name not in ours}
-    return {**kept, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path[1:]]), **changes}
+    # Not sys.path: a test that put a folder there would change where the new process finds the package.
+    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    return {**kept, "PYTHONPATH": path, **changes}
 
 
 def python(code: str, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:

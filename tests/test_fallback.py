@@ -20,9 +20,9 @@ LIBRARY = "fastmine_torch_cpu.so"
 
 USE = """
     import sys
-    # An editable install answers for its package before sys.path does.
-    sys.meta_path[:] = [finder for finder in sys.meta_path if "ScikitBuild" not in type(finder).__name__]
-    sys.path[:0] = sys.argv[1:]
+    if sys.argv[1:]:  # the copy in that folder; an editable install would answer before sys.path does
+        sys.meta_path[:] = [finder for finder in sys.meta_path if "ScikitBuild" not in type(finder).__name__]
+        sys.path[:0] = sys.argv[1:]
 
     import torch
     import fastmine

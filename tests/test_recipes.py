@@ -390,6 +390,28 @@ def test_a_checkpoint_is_whole_or_absent_when_the_process_dies(tmp_path: Path) -
     assert path.read_bytes() == b"first"
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_while_the_model_is_judged_ends_the_epoch_first_and_twice_ends_at_once(
+    times: int, train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = embeddings.Embeddings.judge
+
+    def judge_and_stop(self: Any, model: torch.nn.Module) -> Any:
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+        return judge(self, model)
+
+    monkeypatch.setattr(embeddings.Embeddings, "judge", judge_and_stop)
+    assert train("embeddings", "--epochs", 2, "--batch-size", 16, "--samples-per-class", 2, "--out", "run") == 130
+    said = capsys.readouterr().err
+    if times == 1:
+        assert "stopped after 1 epochs and 0 steps" in said
+        assert checkpoint.load(Path("run/last.pt"), "embeddings")["progress"]["epochs"] == 1
+    else:
+        assert said == "fastmine: interrupted\n"
+        assert not list(Path("run").iterdir())
+
+
 # --- nothing is made up -----------------------------------------------------------------------------------------------
 
 
@@ -411,6 +433,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(
     kept = checkpoint.load(Path("run/last.pt"), "embeddings")
     assert kept["progress"]["epochs"] == 1
     assert all(tensor.isfinite().all() for tensor in kept["model"].values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(
+    train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step of an epoch can spoil them while its own loss was still a number."""
+    backward = torch.Tensor.backward
+
+    def backward_to_nan(self: torch.Tensor) -> None:
+        backward(self * math.nan)
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward_to_nan)
+    monkeypatch.setattr(embeddings.Embeddings, "steps", lambda _: 1)
+    batches = embeddings.Embeddings.batches
+    monkeypatch.setattr(embeddings.Embeddings, "batches", lambda self, epoch: [next(batches(self, epoch))])
+    assert train("embeddings", "--epochs", 1, "--out", "run") == 1
+    assert "of the weights, such as features.0.weight, are no longer finite" in capsys.readouterr().err
+    assert not list(Path("run").iterdir())
 
 
 def test_the_mean_of_no_batches_is_nan_and_never_the_best() -> None:

@@ -401,7 +401,7 @@ def nearest_is_right(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
 def recall_at_1(embeddings: Tensor, labels: Tensor) -> float:
     """Share of the rows whose nearest neighbour is of their class; NaN where there is no row to ask."""
     right, asked = nearest_is_right(embeddings, labels)
-    return float(right.sum() / asked.sum())
+    return float(right.double().sum() / asked.sum())
 
 
 def spread(embeddings: Tensor) -> float:

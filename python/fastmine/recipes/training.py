@@ -201,14 +201,16 @@ class Run(Generic[BatchT, EvidenceT]):
         for step, taught in self._unread:
             loss = float(step.loss)
             if not math.isfinite(loss):
-                raise CommandError(
-                    f"the loss became {loss} in epoch {self.progress.epochs + 1} ({step.evidence}). Nothing of "
-                    f"this was saved; {self.folder} holds epoch {self.progress.epochs}. Start again with a smaller "
-                    f"--lr than {self.system.settings.lr:g}"
-                )
+                raise self._spoiled(f"the loss became {loss} in epoch {self.progress.epochs + 1} ({step.evidence})")
             numbers = self.system.record(step.evidence)
             self.progress.records.append({**numbers, "loss": loss if taught else math.nan})
         self._unread.clear()
+
+    def _spoiled(self, what: str) -> CommandError:
+        return CommandError(
+            f"{what}. Nothing of this was saved: {self.folder} holds what there was before. Start again with a "
+            f"smaller --lr than {self.system.settings.lr:g}"
+        )
 
     def _finish(self, judged: Numbers, seconds: float) -> None:
         """Close an epoch: its line, its remarks, the checkpoint, and whether it is the best."""
@@ -264,8 +266,11 @@ class Run(Generic[BatchT, EvidenceT]):
             signal.signal(signal.SIGINT, previous)
 
     def save(self, name: str) -> None:
-        """Write everything that the next step depends on."""
+        """Write everything that the next step depends on; weights that are not finite never."""
         system = self.system
+        broken = [name for name, tensor in system.model.state_dict().items() if not tensor.isfinite().all()]
+        if broken:
+            raise self._spoiled(f"{len(broken)} of the weights, such as {broken[0]}, are no longer finite")
         checkpoint.save(
             self.folder / name,
             {
@@ -278,7 +283,10 @@ class Run(Generic[BatchT, EvidenceT]):
                 "average": {"model": self.average.model.state_dict(), "updates": self.average.updates},
                 "optimizer": self.optimizer.state_dict(),
                 "loss": system.loss.state_dict(),
-                "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+                "rng": {
+                    "cpu": torch.get_rng_state(),
+                    "cuda": torch.cuda.get_rng_state_all() if system.settings.device == "cuda" else [],
+                },
             },
         )
 
@@ -406,7 +414,8 @@ def _introduce(run: Run[Any, Any]) -> None:
         screen.say(f"all {progress.epochs} epochs are done; --epochs {progress.epochs + last} would go on")
     elif progress.epochs or progress.steps:
         screen.say(f"going on after {progress.epochs} of {last} epochs and {progress.steps} steps, in {run.folder}")
-    screen.heading(system.columns)
+    if progress.epochs < last:
+        screen.heading(system.columns)
 
 
 def _report(run: Run[Any, Any]) -> dict[str, Any]:
