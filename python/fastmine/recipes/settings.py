@@ -80,7 +80,14 @@ class Settings:
     seed: Annotated[int, Option("a run is a function of it", whole, "N", at_least=0, at_most=2**32 - 1)] = 0
     device: Annotated[str, Option("where to train", choices=("cpu", "cuda"))] = "cpu"
     threads: Annotated[
-        int | None, Option("CPU threads; those of torch unless given", whole, "N", at_least=1, at_most=4096)
+        int | None,
+        Option(
+            "CPU threads; unless given 1 for the bundled data, which is small, else those of torch",
+            whole,
+            "N",
+            at_least=1,
+            at_most=4096,
+        ),
     ] = None
 
     def __post_init__(self) -> None:

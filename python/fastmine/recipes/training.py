@@ -386,7 +386,7 @@ def reproducible(settings: Settings) -> Iterator[None]:
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        torch.set_num_threads(settings.threads or threads)
+        torch.set_num_threads(settings.threads or (threads if settings.data else 1))
         torch.use_deterministic_algorithms(mode=True)
         try:
             yield
