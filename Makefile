@@ -13,6 +13,8 @@ SANITIZERS := $(if $(wildcard tests/kernels/CMakeLists.txt),asan tsan)
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Threads that wait do not spin: on a busy machine spinning ones take the cores from those that work.
+export OMP_WAIT_POLICY := passive
 
 .PHONY: help setup demo test lint clean $(SANITIZERS)
 

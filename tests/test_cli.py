@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 
@@ -176,6 +177,17 @@ def test_an_empty_folder_and_a_folder_without_classes_are_refused(capsys: pytest
     assert "got 1 empty sub-folder" in refused("train embeddings --data empty", capsys)
     Path("file").write_text("")
     assert "is a file, not a folder" in refused("train embeddings --data file", capsys)
+
+
+def test_a_folder_that_may_not_be_read_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    Path("photos").mkdir()
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert "the folder photos cannot be read: Permission denied" in refused("train embeddings --data photos", capsys)
 
 
 def test_a_class_with_one_image_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,7 @@ class PairSet(NamedTuple):
 def class_folders(root: Path) -> dict[str, list[Path]]:
     """The files of every sub-folder of a folder; each sub-folder is a class."""
     _must_be_folder(root, "--data")
-    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and _shown(path)]
+    folders = [path for path in _entries(root) if path.is_dir()]
     found = {folder.name: _files(folder) for folder in folders}
     if not any(found.values()):
         what = f"{len(found)} empty sub-folders" if found else "no sub-folder"
@@ -169,16 +169,18 @@ def _must_be_folder(path: Path, what: str) -> None:
         raise UsageError(f"{what} {path} does not exist; fastmine train SYSTEM --help describes the layout")
     if not path.is_dir():
         raise UsageError(f"{what} {path} is a file, not a folder")
-    if not os.access(path, os.R_OK | os.X_OK):
-        raise UsageError(f"{what} {path} cannot be read: permission denied")
 
 
-def _shown(path: Path) -> bool:
-    return not path.name.startswith(".")
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, but for hidden files."""
+    try:
+        return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    except OSError as error:
+        raise UsageError(f"the folder {folder} cannot be read: {error.strerror}; change its permissions") from error
 
 
 def _files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.is_file() and _shown(path)]
+    return [path for path in _entries(folder) if path.is_file()]
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
