@@ -24,13 +24,6 @@ inline EmptyGroups empty_of(const std::string& name) {
   return EmptyGroups::smooth;
 }
 
-inline Reduction reduction_of(const std::string& name) {
-  if (name == "mean") return Reduction::mean;
-  if (name == "sum") return Reduction::sum;
-  FASTMINE_CHECK(name == "none", "unknown reduction ", name);
-  return Reduction::none;
-}
-
 inline Focal focal_of(std::optional<double> alpha, double gamma) {
   return {alpha.value_or(1.0), alpha ? 1.0 - *alpha : 1.0, gamma};
 }

@@ -1,6 +1,9 @@
 // Tensors as the bindings of every device speak of them.
 #pragma once
 
+#include <string>
+
+#include "kernels/reduction.h"
 #include "torch/compat.h"
 
 namespace fastmine {
@@ -16,6 +19,13 @@ inline ScalarType result_type(const Tensor& x) {
 template <class T>
 T* data(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
+}
+
+inline Reduction reduction_of(const std::string& name) {
+  if (name == "mean") return Reduction::mean;
+  if (name == "sum") return Reduction::sum;
+  FASTMINE_CHECK(name == "none", "unknown reduction ", name);
+  return Reduction::none;
 }
 
 }  // namespace fastmine

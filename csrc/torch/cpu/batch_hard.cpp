@@ -97,10 +97,6 @@ OnEmpty on_empty_of(const std::string& name) {
   return name == "pull" ? OnEmpty::pull : name == "push" ? OnEmpty::push : OnEmpty::zero;
 }
 
-Reduction reduction_of(const std::string& name) {
-  return name == "none" ? Reduction::none : name == "sum" ? Reduction::sum : Reduction::mean;
-}
-
 Seven triplet_loss(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid,
                    const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels, const MaybeTensor& ref_valid,
                    const std::string& metric, const std::string& positive, const std::string& negative,
