@@ -60,6 +60,6 @@ $(READY): $(BUILD_INPUTS)
 	@echo "Bringing $(VENV) up to date: $(TORCH), the tools, and the C++ core (the first time takes a minute or more)"
 	@$(VENV)/bin/python -m pip install --quiet 'pip>=23.1' '$(TORCH)'
 	@$(VENV)/bin/python -m pip install --quiet 'scikit-build-core>=0.11' 'pybind11>=2.13' 'cmake>=3.25' ninja
-	@$(VENV)/bin/python -m pip install --quiet --no-build-isolation --editable '.[train,plot,dev]' \
+	@$(VENV)/bin/python -m pip install --quiet --no-build-isolation --editable '.[train,plot,parquet,dev]' \
 		-C build-dir=build/editable -C editable.rebuild=true -C editable.verbose=false
 	@touch $@
