@@ -138,7 +138,9 @@ def as_stack() -> None:
 
 def as_csv() -> None:
     as_folder()
-    Path("found.csv").write_text("id,has_segmentation,mask\n1,1,found/a.png\n2,true,found/b.png\n3,1,found/c.npy\n4,0,\n")
+    Path("found.csv").write_text(
+        "id,has_segmentation,mask\n1,1,found/a.png\n2,true,found/b.png\n3,1,found/c.npy\n4,0,\n"
+    )
 
 
 def as_parquet(cell: Callable[[np.ndarray[Any, Any]], Any]) -> None:
