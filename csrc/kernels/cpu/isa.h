@@ -2,7 +2,8 @@
 //
 // CMake compiles the same files several times with -DFASTMINE_ISA_NAMESPACE=<isa> and that set's flags; everything
 // they define lives in fastmine::cpu::<isa>. Vectors are GCC/Clang vector extensions as wide as the register, so there
-// are no intrinsics and the text is the same everywhere.
+// are no intrinsics and the text is the same everywhere; two builtins that the extensions lack, minimum and a store
+// past the caches, stay in this file.
 //
 // Two rules keep a wide instruction out of code that an older CPU runs. A file that includes this one defines nothing
 // outside its namespace, and it uses no inline std:: function or template: those become weak symbols, and the linker
@@ -48,6 +49,12 @@ using Vec = typename VecType<T, N>::type;
 template <class V>
 inline constexpr std::size_t size = sizeof(V) / sizeof(V{}[0]);
 
+/// The type of a vector's lanes, and the integer of the same size.
+template <class V>
+using Lane = std::remove_cvref_t<decltype(V{}[0])>;
+template <class V>
+using Bits = std::conditional_t<sizeof(Lane<V>) == 4, std::int32_t, std::int64_t>;
+
 /// Unaligned load of N elements.
 template <class T, std::size_t N = lanes<T>>
 FASTMINE_INLINE Vec<T, N> load(const T* p) {
@@ -62,6 +69,46 @@ FASTMINE_INLINE void store(T* p, Vec<T, N> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+/// The bits of v, read as elements of U.
+template <class U, class V>
+FASTMINE_INLINE Vec<U, sizeof(V) / sizeof(U)> bitcast(V v) {
+  Vec<U, sizeof(V) / sizeof(U)> u;
+  static_assert(sizeof u == sizeof v);
+  __builtin_memcpy(&u, &v, sizeof u);
+  return u;
+}
+
+/// Store past the caches, to a place aligned to the size of v; an ordinary store where there is none of that kind.
+/// stream_end() comes before anybody else reads it.
+template <class T, std::size_t N = lanes<T>>
+FASTMINE_INLINE void stream(T* p, Vec<T, N> v) {
+#if defined(__clang__)
+  __builtin_nontemporal_store(v, reinterpret_cast<Vec<T, N>*>(p));
+#else
+#if defined(__AVX512F__)
+  if constexpr (sizeof v == 64) {
+    return __builtin_ia32_movntdq512(reinterpret_cast<Vec<long long, 8>*>(p), bitcast<long long>(v));
+  }
+#endif
+#if defined(__AVX__)
+  if constexpr (sizeof v == 32) {
+    return __builtin_ia32_movntdq256(reinterpret_cast<Vec<long long, 4>*>(p), bitcast<long long>(v));
+  }
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof v == 16) {
+    return __builtin_ia32_movntdq(reinterpret_cast<Vec<long long, 2>*>(p), bitcast<long long>(v));
+  }
+#endif
+  store<T, N>(p, v);
+#endif
+}
+FASTMINE_INLINE void stream_end() {
+#if defined(__SSE2__)
+  __builtin_ia32_sfence();
+#endif
+}
+
 /// x in every lane.
 template <class T, std::size_t N = lanes<T>>
 FASTMINE_INLINE Vec<T, N> broadcast(T x) {
@@ -72,6 +119,37 @@ FASTMINE_INLINE Vec<T, N> broadcast(T x) {
 template <class M, class V>
 FASTMINE_INLINE V select(M mask, V a, V b) {
   return mask ? a : b;
+}
+
+/// Lane by lane, the smaller and the larger; b where either is NaN. x86 has one instruction for exactly that, which GCC
+/// does not always find.
+template <class V>
+FASTMINE_INLINE V minimum(V a, V b) {
+#if defined(__AVX512F__) && !defined(__clang__)
+  if constexpr (std::is_same_v<V, Vec<float, 16>>) {
+    return __builtin_ia32_minps512_mask(a, b, a, -1, 4);
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<V, Vec<float, 8>>) {
+    return __builtin_ia32_minps256(a, b);
+  }
+#endif
+  return select(a < b, a, b);
+}
+template <class V>
+FASTMINE_INLINE V maximum(V a, V b) {
+#if defined(__AVX512F__) && !defined(__clang__)
+  if constexpr (std::is_same_v<V, Vec<float, 16>>) {
+    return __builtin_ia32_maxps512_mask(a, b, a, -1, 4);
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<V, Vec<float, 8>>) {
+    return __builtin_ia32_maxps256(a, b);
+  }
+#endif
+  return select(a > b, a, b);
 }
 
 /// The values of v, each converted to U.
@@ -86,15 +164,6 @@ FASTMINE_INLINE Vec<U, size<V>> convert(V v) {
   } else {
     return __builtin_convertvector(v, Vec<U, size<V>>);
   }
-}
-
-/// The bits of v, read as elements of U.
-template <class U, class V>
-FASTMINE_INLINE Vec<U, sizeof(V) / sizeof(U)> bitcast(V v) {
-  Vec<U, sizeof(V) / sizeof(U)> u;
-  static_assert(sizeof u == sizeof v);
-  __builtin_memcpy(&u, &v, sizeof u);
-  return u;
 }
 
 }  // namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE
