@@ -105,7 +105,8 @@ struct BatchHardBackward {
   const bool* has_negative;
   const void* grad_positive;  // of type `grad_dtype`, with this many elements from one anchor's to the next
   const void* grad_negative;
-  DType grad_dtype;  // float32 or float64
+  const double* slopes;  // [2, x.n], factors of the two gradients; or null: all are 1
+  DType grad_dtype;      // float32 or float64
   std::int64_t grad_positive_stride;
   std::int64_t grad_negative_stride;
 

@@ -103,8 +103,9 @@ void find_edges(void* plan, std::int64_t begin, std::int64_t end) {
   const Plan<W>& p = as_plan<W>(plan);
   const BatchHardBackward& q = p.problem;
   for (std::int64_t i = begin; i < end; ++i) {
-    const double grad_p = grad_at(q, q.grad_positive, q.grad_positive_stride, i);
-    const double grad_n = grad_at(q, q.grad_negative, q.grad_negative_stride, i);
+    const double slope_p = q.slopes ? q.slopes[i] : 1, slope_n = q.slopes ? q.slopes[q.x.n + i] : 1;
+    const double grad_p = slope_p * grad_at(q, q.grad_positive, q.grad_positive_stride, i);
+    const double grad_n = slope_n * grad_at(q, q.grad_negative, q.grad_negative_stride, i);
     p.edges[i] = q.has_positive[i] ? edge_of(p, i, q.positive_index[i], grad_p) : Edge{0, 0};
     p.edges[q.x.n + i] = q.has_negative[i] ? edge_of(p, i, q.negative_index[i], grad_n) : Edge{0, 0};
   }

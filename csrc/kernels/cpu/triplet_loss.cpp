@@ -49,6 +49,14 @@ Term term(const TripletLoss& p, std::int64_t i, bool empty, double sign) {
   return {0, 0, 0, false};
 }
 
+void write_loss(const TripletLoss& p, std::int64_t i, double value) {
+  if (p.loss_dtype == DType::float64) {
+    static_cast<double*>(p.loss)[i] = value;
+  } else {
+    static_cast<float*>(p.loss)[i] = static_cast<float>(value);
+  }
+}
+
 }  // namespace
 
 void triplet_loss(const TripletLoss& p) noexcept {
@@ -74,14 +82,14 @@ void triplet_loss(const TripletLoss& p) noexcept {
     counted += t.counted;
     sum += t.value;
     if (p.reduction == Reduction::none) {
-      p.loss[i] = t.value;
+      write_loss(p, i, t.value);
     }
   }
   if (p.reduction == Reduction::none) {
     return;
   }
   const double scale = p.reduction == Reduction::mean ? 1 / static_cast<double>(std::max<std::int64_t>(counted, 1)) : 1;
-  p.loss[0] = sum * scale;
+  write_loss(p, 0, sum * scale);
   for (std::int64_t k = 0; k < 2 * p.n; ++k) {
     p.slopes[k] *= scale;
   }
