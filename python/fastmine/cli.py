@@ -1,4 +1,4 @@
-"""The ``fastmine`` command: train on real data, and examine an environment or a data set."""
+"""The ``fastmine`` command: train on real data, examine an environment or a data set, measure the losses."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from . import __version__, show_config
+from .bench import command as bench
 from .data import check_labels
 from .recipes import embeddings, folders, segmentation
 from .recipes.errors import CommandError, InterruptionError, UsageError, listed
@@ -30,6 +31,7 @@ examples:
   fastmine train embeddings --resume              go on with the latest run
   fastmine doctor env                             who computes the losses here: kernels or reference
   fastmine doctor labels photos --batch-size 16   can a shuffled batch of 16 teach anything?
+  fastmine bench --quick                          how fast is it here, beside what else there is?
 """
 
 EMBEDDING_EXAMPLES = """\
@@ -115,6 +117,9 @@ def parser() -> Parser:
     labels.add_argument("--batch-size", type=_parsed(size), default=64, metavar=size.metavar, help=size.help)
     labels.add_argument("--column", metavar="NAME", help=f"of a .csv file; else {', '.join(COLUMNS)}, or the only one")
     labels.set_defaults(run=_doctor_labels)
+    bench.add_arguments(
+        _described(commands.add_parser("bench", help="measure the losses here"), bench.DESCRIPTION, bench.EXAMPLES)
+    )
     return top
 
 
