@@ -217,12 +217,10 @@ def test_an_error_without_words_still_has_a_name() -> None:
 def test_contenders_take_turns_in_rotating_order() -> None:
     order: list[str] = []
     contenders = [measure.Contender(lambda name=name: order.append(name), 1) for name in "abc"]
-    for each in contenders:
-        each.turn()
-        each.calls = 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "LEAST_SECONDS", 0.0)
-        rounds = measure.take_turns(contenders, seconds=0.0, least=3)
+        patch.setattr(measure, "LEAST_ROUNDS", 3)
+        rounds = measure.take_turns(contenders, seconds=0.0)
     assert rounds == 3
     assert "".join(order[-9:]) == "abcbcacab"
     assert all(len(each.wall) == 3 for each in contenders)

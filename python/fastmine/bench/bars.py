@@ -132,7 +132,7 @@ def judge(runs: Sequence[Run], rows: Sequence[Row]) -> list[Verdict]:
     for bar in BARS:
         if bar.needs and bar.needs not in features:
             continue
-        once = bar.quantity in ("bytes", "wrong", "error")
+        once = bar.quantity in ("bytes", "wrong", "error", "finishes")
         found += [_judged(bar, heap, rows) for heap in (heaps[:1] if once else heaps)]
     return found
 

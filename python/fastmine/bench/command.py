@@ -30,7 +30,7 @@ plain, strong and compiled PyTorch, or a library. All providers of a case take t
 compared with float64, and one that differs is marked WRONG. Rows are written as they come: Ctrl-C keeps them.
 
 The default heap is what you get: every large buffer costs page faults. In the warm one (glibc keeps what it got)
-buffers are reused; it is the fairer floor for whoever allocates N x N numbers. Answers are looked at once.
+buffers are reused; it is the fairer floor for whoever allocates N x N numbers. Accuracy is looked at once.
 
 examples:
   fastmine bench --quick                           a first look, within two minutes
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All that can be typed after ``fastmine bench``."""
     add = parser.add_argument
     add("--peers", action="store_true", help="with every installed library")
-    add("--quick", action="store_true", help="a small selection without torch.compile, within two minutes")
+    add("--quick", action="store_true", help="a small selection without what compiles first, within two minutes")
     add("--scaling", action="store_true", help="also growth with N, D, pixels and threads")
     add("--cases", metavar="GLOB", type=_globs, help="only these cases; several with commas")
     add("--providers", metavar="GLOB", type=_globs, help="only these providers; several with commas")
@@ -110,7 +110,7 @@ def chosen_providers(arguments: argparse.Namespace) -> list[str]:
     names = [provider.name for provider in PROVIDERS]
     if arguments.providers:
         return _matching("--providers", arguments.providers, names)
-    left_out = {"compiled"} if arguments.quick else set()
+    left_out = {"compiled", "pykeops"} if arguments.quick else set()  # they call a compiler first
     wanted = {*OURS, *TORCH, *YARDSTICKS, *(LIBRARIES if arguments.peers else ())} - left_out
     return [name for name in names if name in wanted]
 

@@ -22,6 +22,7 @@ from .. import config
 
 Call = Callable[[], Any]
 
+LEAST_ROUNDS, MOST_ROUNDS = 5, 200
 LEAST_SECONDS = 2e-3  # of one turn: shorter calls are repeated within it
 LOADED = 0.05  # waited for a processor in more than this share of the time
 WARM_HEAP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
@@ -74,18 +75,22 @@ def _waiting() -> float:
     return total * 1e-9
 
 
-def take_turns(contenders: Sequence[Contender], seconds: float, least: int = 5, most: int = 200) -> int:
-    """Rounds until the time is used, each contender once a round in rotating order; returns how many."""
+def take_turns(contenders: Sequence[Contender], seconds: float) -> int:
+    """Rounds until the time is used, each contender once a round in rotating order; returns how many.
+
+    Every contender has been called before. Two more turns find out how long a call is and let the heap settle.
+    """
     for each in contenders:
-        each.turn()  # the caller has warmed it up; this one finds out how long a call is
+        each.turn()
         each.calls = max(1, min(1000, math.ceil(LEAST_SECONDS / each.wall[-1])))
-    for each in contenders:
+    slow = sum(each.wall[-1] for each in contenders) > seconds
+    for each in contenders if not slow else ():
         each.turn()
     cost = sum(each.wall[-1] * each.calls for each in contenders)
     for each in contenders:
         for turns in (each.wall, each.cpu, each.waited):
             turns.clear()
-    rounds = max(least, min(most, int(seconds / max(cost, 1e-9))))
+    rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / cost)))
     gc.collect()
     gc.disable()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from .works import GAMMA, MARGIN, SOFTMAX_WEIGHTS, WEIGHTS, WORKS
 
 Function = Callable[..., Any]
 _ROWS = 512  # of a block; the fastest of 64, 256, 512 and 1024 where it was tried
+_SHORT = 1 << 15  # numbers, up to which what surrounds the kernels matters
 
 
 def _distances(x: Tensor) -> Tensor:
@@ -174,7 +176,7 @@ class Fastest:
 def compiled(case: Case) -> Function:
     """The best of the forms that torch.compile is given; with its C++ wrapper too where a call is short."""
     options: dict[str, Mapping[str, Any] | None] = {"": None}
-    if case.shape[0] * case.shape[1] <= 1 << 13:
+    if math.prod(case.shape) <= _SHORT:
         options[", cpp_wrapper"] = {"cpp_wrapper": True}
     forms = {
         name + suffix: torch.compile(form, fullgraph=True, dynamic=False, options=dict(chosen) if chosen else None)
