@@ -366,6 +366,13 @@ def test_bars_on_mining_against_libraries_are_half_as_high_with_a_warm_heap() ->
     assert verdict("triplet N=4096 / best torch.compile", found, "warm").met is False
 
 
+def test_bars_that_no_row_is_about_are_counted_and_not_listed() -> None:
+    text = report.bar_table(bars.judge([RUN], [row("triplet/N256-D128", "native", 1.0)]))
+    assert "triplet N=256 / PML" in text
+    assert "triplet N=4096" not in text
+    assert text.endswith(f"0 bars met, 0 missed, {len(bars.BARS) - 1} not measured")
+
+
 def test_a_wrong_or_absent_peer_meets_no_bar() -> None:
     title = "triplet N=256 / PML"
     ours = row("triplet/N256-D128", "native", 1.0)

@@ -47,7 +47,10 @@ class Bar:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A bar at one heap: the worst case and its value. ``met`` is None where it could not be measured."""
+    """A bar at one heap: the worst case and its value.
+
+    ``met`` is None where it could not be measured, and ``begun`` False where no row is about it.
+    """
 
     bar: Bar
     heap: str
@@ -56,6 +59,7 @@ class Verdict:
     value: float | None = None
     case: str = ""
     why: str = ""
+    begun: bool = True
 
     @property
     def off_by(self) -> float:
@@ -141,7 +145,8 @@ def _judged(bar: Bar, heap: str, rows: Sequence[Row]) -> Verdict:
     limit = bar.limit * (bar.warm if heap == "warm" else 1.0)
     worst: Verdict | None = None
     missing = ""
-    for name in cases_of(bar):
+    names = cases_of(bar)
+    for name in names:
         here = [row for row in rows if row.case == name and row.heap == heap]
         try:
             value = _VALUES[bar.quantity](bar, here)
@@ -155,7 +160,8 @@ def _judged(bar: Bar, heap: str, rows: Sequence[Row]) -> Verdict:
         if worst is None or (verdict.value or 0.0) * _sign(bar) > (worst.value or 0.0) * _sign(bar):
             worst = verdict
     if worst is None or (missing and worst.met):
-        return Verdict(bar, heap, limit, None, why=missing or "no case")
+        begun = any(row.case in names and row.heap == heap for row in rows)
+        return Verdict(bar, heap, limit, None, why=missing or "no case", begun=begun)
     return worst
 
 

@@ -80,13 +80,14 @@ def take_turns(contenders: Sequence[Contender], seconds: float) -> int:
 
     Every contender has been called before. Two more turns find out how long a call is and let the heap settle.
     """
-    for each in contenders:
-        each.turn()
-        each.calls = max(1, min(1000, math.ceil(LEAST_SECONDS / each.wall[-1])))
-    slow = sum(each.wall[-1] for each in contenders) > seconds
-    for each in contenders if not slow else ():
-        each.turn()
-    cost = sum(each.wall[-1] * each.calls for each in contenders)
+    cost = 0.0
+    for _ in range(2):
+        if cost > seconds:
+            break
+        for each in contenders:
+            each.turn()
+            each.calls = max(1, min(1000, math.ceil(LEAST_SECONDS / min(each.wall))))
+        cost = sum(min(each.wall) * each.calls for each in contenders)
     for each in contenders:
         for turns in (each.wall, each.cpu, each.waited):
             turns.clear()

@@ -20,7 +20,7 @@ from .works import GAMMA, MARGIN, SOFTMAX_WEIGHTS, WEIGHTS
 
 Function = Callable[..., Any]
 
-DECLARED = "torchvision's native operators do not load beside this torch and were only declared; none is used"
+DECLARED = "torchvision's native operators, of which it uses none, do not load beside this torch"
 _declarations: list[Any] = []
 
 

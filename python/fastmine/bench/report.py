@@ -39,8 +39,9 @@ def case_table(rows: Sequence[Row]) -> str:
         return "\n".join([title, *_aligned([[row.provider, _outcome(row)] for row in rows])])
     ours = next((row.p50_ms for row in rows if row.provider == "native" and row.measured), None)
     lines = [["", "p50", "p20 .. p80", "processor", "memory", "x native", "ceiling", ""]]
+    most = max(row.threads for row in rows)
     for row in rows:
-        threads = ", 1 thread" if row.provider == "native" and row.threads == 1 and len(rows) > 1 else ""
+        threads = ", 1 thread" if row.threads < most else ""
         if row.p50_ms is None or row.p20_ms is None or row.p80_ms is None or row.cpu_ms is None:
             lines.append([row.provider, "", "", "", "", "", "", _outcome(row)])
             continue
@@ -77,9 +78,11 @@ def _outcome(row: Row) -> str:
 
 
 def bar_table(verdicts: Sequence[Verdict]) -> str:
-    """Each bar: met or missed, and by how much."""
+    """Each bar that this selection of cases is about: met or missed, and by how much."""
     lines = [["bar", "heap", "limit", "measured", "", "worst case"]]
     for verdict in verdicts:
+        if not verdict.begun:
+            continue
         sign = "<=" if verdict.bar.most() else ">="
         if verdict.bar.quantity == "error":
             sign = "<"
@@ -89,7 +92,7 @@ def bar_table(verdicts: Sequence[Verdict]) -> str:
         ])  # fmt: skip
     counts = [sum(verdict.met is met for verdict in verdicts) for met in (True, False, None)]
     summary = f"{counts[0]} bars met, {counts[1]} missed, {counts[2]} not measured"
-    return "\n".join([*_aligned(lines), summary])
+    return "\n".join([*(_aligned(lines) if len(lines) > 1 else ()), summary])
 
 
 def _word(verdict: Verdict) -> str:

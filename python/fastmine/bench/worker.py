@@ -92,6 +92,7 @@ class _Session:
 
     def measure(self, providers: list[Provider], absences: dict[str, str]) -> None:
         ready: list[tuple[Row, Contender]] = []
+        missing: list[Row] = []
         for provider in providers:
             self.emit({"begin": [self.case.name, provider.name]})
             row = Row(
@@ -100,19 +101,20 @@ class _Session:
                 input_bytes=sum(x.nbytes for x in self.inputs),
             )  # fmt: skip
             if absences[provider.name]:
-                self._say(replace(row, status="absent", note=absences[provider.name]))
+                missing.append(replace(row, status="absent", note=absences[provider.name]))
                 continue
             row = replace(row, version=provider.version())
             try:
                 ready += self._judged(provider, row)
             except Exception as error:  # noqa: BLE001 - a library's failure is a result
-                self._say(replace(row, status="failed", note=reason(error)))
+                missing.append(replace(row, status="failed", note=reason(error)))
         self.emit({"begin": [self.case.name, ""]})
         if self.case.timed and ready:
             self._timed(ready)
         else:
-            for row, _ in ready:
-                self._say(row)
+            missing = [row for row, _ in ready] + missing
+        for row in missing:
+            self._say(row)
 
     def _judged(self, provider: Provider, row: Row) -> list[tuple[Row, Contender]]:
         """Call it once for its answer; a contender for each number of threads."""
