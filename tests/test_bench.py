@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from fastmine.bench import bars, command, measure, plots, report
+from fastmine.bench import bars, command, measure, plots, report, worker
 from fastmine.bench import run as running
 from fastmine.bench.cases import CASES, LIBRARIES, Case, matching
 from fastmine.bench.providers import BY_NAME, PROVIDERS, Provider, reason
 from fastmine.bench.rows import Row, Run, append, newest, read
+from fastmine.bench.torch_forms import Fastest
 from fastmine.bench.works import WORKS, Pairs, hardest_pairs, judge_pairs, likely_hardest_pairs
 from fastmine.cli import main
 from support import REPOSITORY, succeeds
@@ -234,6 +235,54 @@ def test_peak_memory_is_that_of_the_call() -> None:
         pytest.skip("this system does not tell")
     assert found + (1 << 20) >= 2 * (1 << 24)
     assert found < 2.5 * (1 << 24)
+
+
+def failing(_: Case) -> Any:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory: tried to allocate everything")
+
+    return fail
+
+
+def test_one_case_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the measuring process says, of a provider that is right, one that fails, one that is absent, one wrong."""
+    monkeypatch.setattr(measure, "ceilings", lambda _: {"gemm_gflops": 100.0, "copy_gbs": 10.0})
+    monkeypatch.setattr(measure, "LEAST_ROUNDS", 2)
+    broken = replace(BY_NAME["eager"], name="broken", works={"triplet": failing})
+    absent = replace(BY_NAME["monai"], name="absent", modules=("no_such_library",))
+    other = replace(BY_NAME["eager"], name="other", works={"triplet": lambda _: lambda x, labels: x.square().mean()})
+    monkeypatch.setattr(worker, "BY_NAME", {**BY_NAME, "broken": broken, "absent": absent, "other": other})
+    monkeypatch.setattr(worker, "CASES", [replace(tiny("triplet", memory=True, threads=(0, 1)), name="tiny")])
+    events: list[dict[str, Any]] = []
+    names = ["native", "broken", "absent", "other", "torch.mm"]
+    worker.carry_out(worker.Plan("1", "default", 2, 0.0, [("tiny", names)]), events.append)
+    assert events[0] == {"ceilings": {"gemm_gflops": 100.0, "copy_gbs": 10.0}}
+    assert events[-1] == {"end": "tiny"}
+    rows = [Row(**event["row"]) for event in events if "row" in event]
+    assert [(r.provider, r.threads, r.status) for r in rows] == [
+        ("native", 2, "ok"), ("native", 1, "ok"), ("other", 2, "wrong"), ("torch.mm", 2, "unjudged"),
+        ("broken", 2, "failed"), ("absent", 2, "absent"),
+    ]  # fmt: skip
+    assert rows[0].extra_bytes is not None
+    assert rows[0].gemm_share is not None
+    assert rows[3].mm_ratio == 1.0
+    assert "gradient error" in rows[2].note
+    assert rows[5].note == "ModuleNotFoundError: No module named 'no_such_library'"
+    assert rows[4].note == "RuntimeError: out of memory: tried to allocate everything"
+
+
+def test_the_fastest_of_several_forms_takes_part() -> None:
+    import time
+
+    def slow(x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.01)
+        return x.sum()
+
+    forms = Fastest({"slow": slow, "quick": torch.sum}, backward=True)
+    leaf = torch.ones(3, requires_grad=True)
+    assert forms(leaf) == 3
+    assert forms.chosen == "quick"
+    assert leaf.grad is None  # the trials had leaves of their own
 
 
 class Recorder(running.Listener):
