@@ -32,7 +32,7 @@ def draw(folder: Path, rows: Sequence[Row]) -> list[Path]:
     with mpl.rc_context({"svg.hashsalt": "fastmine", "svg.fonttype": "none", "font.size": 9}):
         for name, figure in ((PEERS, _peers(rows)), (SCALING, _scaling(rows))):
             if figure is not None:
-                figure.savefig(folder / name, metadata={"Date": None}, bbox_inches="tight")
+                figure.savefig(folder / name, metadata={"Date": None})
                 written.append(folder / name)
     return written
 
