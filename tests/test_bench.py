@@ -419,7 +419,7 @@ def test_bars_that_no_row_is_about_are_counted_and_not_listed() -> None:
     text = report.bar_table(bars.judge([RUN], [row("triplet/N256-D128", "native", 1.0)]))
     assert "triplet N=256 / PML" in text
     assert "triplet N=4096" not in text
-    assert text.endswith(f"0 bars met, 0 missed, {len(bars.BARS) - 1} not measured")
+    assert text.endswith(f"0 bars met, 0 missed, {len(bars.BARS) - 1} not measured, or in part")
 
 
 def test_a_wrong_or_absent_peer_meets_no_bar() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .cases import CASES, DISTRIBUTIONS, LIBRARIES, SPREADS, matching
@@ -49,7 +49,8 @@ class Bar:
 class Verdict:
     """A bar at one heap: the worst case and its value.
 
-    ``met`` is None where it could not be measured, and ``begun`` False where no row is about it.
+    ``met`` is None where cases that could still miss it were not measured, and ``begun`` False where no row is
+    about it.
     """
 
     bar: Bar
@@ -159,10 +160,10 @@ def _judged(bar: Bar, heap: str, rows: Sequence[Row]) -> Verdict:
         verdict = Verdict(bar, heap, limit, met, value, name)
         if worst is None or (verdict.value or 0.0) * _sign(bar) > (worst.value or 0.0) * _sign(bar):
             worst = verdict
-    if worst is None or (missing and worst.met):
+    if worst is None:
         begun = any(row.case in names and row.heap == heap for row in rows)
-        return Verdict(bar, heap, limit, None, why=missing or "no case", begun=begun)
-    return worst
+        return Verdict(bar, heap, limit, None, why=missing, begun=begun)
+    return replace(worst, met=None, why=missing) if missing and worst.met else worst
 
 
 def _sign(bar: Bar) -> int:
@@ -192,7 +193,7 @@ def fastest(rows: Sequence[Row], providers: Sequence[str]) -> tuple[str, float]:
         except _UnmeasuredError as reason:
             reasons.append(str(reason))
     if not times:
-        raise _UnmeasuredError(reasons[0])
+        raise _UnmeasuredError(reasons[0] if len(reasons) == 1 else "none of the others was measured")
     best = min(times, key=times.__getitem__)
     return best, times[best]
 

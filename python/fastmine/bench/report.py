@@ -88,16 +88,17 @@ def bar_table(verdicts: Sequence[Verdict]) -> str:
             sign = "<"
         lines.append([
             verdict.bar.title, verdict.heap, f"{sign} {verdict.limit:g}",
-            "" if verdict.value is None else f"{verdict.value:.3g}", _word(verdict), verdict.case or verdict.why,
+            "" if verdict.value is None else f"{verdict.value:.3g}", _word(verdict),
+            verdict.why if verdict.met is None else verdict.case,
         ])  # fmt: skip
     counts = [sum(verdict.met is met for verdict in verdicts) for met in (True, False, None)]
-    summary = f"{counts[0]} bars met, {counts[1]} missed, {counts[2]} not measured"
+    summary = f"{counts[0]} bars met, {counts[1]} missed, {counts[2]} not measured, or in part"
     return "\n".join([*(_aligned(lines) if len(lines) > 1 else ()), summary])
 
 
 def _word(verdict: Verdict) -> str:
     if verdict.met is None:
-        return "not measured"
+        return "not measured" if verdict.value is None else "in part"
     if verdict.met:
         return "met"
     return f"MISSED by {verdict.off_by:.2f}x" if verdict.limit else "MISSED"
