@@ -1,4 +1,4 @@
-"""The ``fastmine`` command: train on real data, and examine an environment or a data set."""
+"""The ``fastmine`` command: train on real data, examine an environment or a data set, measure the losses."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from . import __version__, show_config
+from .bench import command as bench
 from .data import check_labels, check_masks
 from .recipes import embeddings, folders, mask_files, segmentation
 from .recipes.errors import CommandError, InterruptionError, UsageError, listed
@@ -32,6 +33,7 @@ examples:
   fastmine doctor env                             who computes the losses here: kernels or reference
   fastmine doctor labels photos --batch-size 16   can a shuffled batch of 16 teach anything?
   fastmine doctor masks scans                     are these masks annotations, and of what values?
+  fastmine bench --quick                          how fast is it here, beside what else there is?
 """
 
 EMBEDDING_EXAMPLES = """\
@@ -136,6 +138,9 @@ def parser() -> Parser:
         "--mask-column", metavar="NAME", help="of a table: paths, encoded images or numbers (default: mask, ...)"
     )
     masks.set_defaults(run=_doctor_masks)
+    bench.add_arguments(
+        _described(commands.add_parser("bench", help="measure the losses here"), bench.DESCRIPTION, bench.EXAMPLES)
+    )
     return top
 
 
