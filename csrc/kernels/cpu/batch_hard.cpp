@@ -29,6 +29,7 @@ struct Plan {
   // Positions: rows that take part and are finite, grouped by label.
   std::int64_t* x_order;
   std::int64_t* y_order;
+  std::int64_t* spare;  // [the larger of n and m]: while they are being sorted
   Packed<W> a, b;
   Id* a_class;
   Id* b_class;
@@ -67,6 +68,7 @@ Plan<W> lay_out(const BatchHard& problem, Arena& arena) {
   p.x = lay_out_rows(arena, problem.x, problem.valid, problem.metric);
   p.x_order = arena.take<std::int64_t>(n);
   p.x_poisoned = arena.take<std::int64_t>(n);
+  p.spare = arena.take<std::int64_t>(larger(n, m));
   p.a = lay_out_packed<W>(arena, n, d);
   p.a_class = arena.take<Id>(slivers_x * sliver);
   p.same_begin = arena.take<std::int64_t>(n);
@@ -131,7 +133,8 @@ struct Grouped {
   std::int64_t finite, poisoned, classes;
 };
 
-Grouped group_rows(const RowSet& set, const std::int64_t* labels, std::int64_t* order, std::int64_t* bad) {
+Grouped group_rows(const RowSet& set, const std::int64_t* labels, std::int64_t* order, std::int64_t* spare,
+                   std::int64_t* bad) {
   Grouped g{};
   std::int64_t taking_part = 0;
   for (std::int64_t i = 0; i < set.rows.n; ++i) {
@@ -142,7 +145,7 @@ Grouped group_rows(const RowSet& set, const std::int64_t* labels, std::int64_t* 
       }
     }
   }
-  sort_by_label(labels, order, taking_part);
+  sort_by_label(labels, order, spare, taking_part);
   for (std::int64_t k = 0; k < taking_part; ++k) {
     g.classes += k == 0 || labels[order[k]] != labels[order[k - 1]];
   }
@@ -201,8 +204,8 @@ void group(void* plan, std::int64_t, std::int64_t) {
   }
   add_blocks(p.x, p.x.raw_sums, p.total);
 
-  const Grouped x = group_rows(p.x, p.problem.labels, p.x_order, p.x_poisoned);
-  const Grouped y = self ? x : group_rows(p.y, p.problem.ref_labels, p.y_order, p.y_poisoned);
+  const Grouped x = group_rows(p.x, p.problem.labels, p.x_order, p.spare, p.x_poisoned);
+  const Grouped y = self ? x : group_rows(p.y, p.problem.ref_labels, p.y_order, p.spare, p.y_poisoned);
   p.classes = x.classes;
   p.x_poisoned_count = x.poisoned;
   p.y_poisoned_count = y.poisoned;
@@ -283,7 +286,7 @@ template <class W>
 FASTMINE_NOINLINE void compare(Search<W>& s, std::int64_t candidate) {
   const Plan<W>& p = s.plan;
   const std::int64_t i = p.a.row(s.anchor), j = p.b.row(candidate);
-  const double key = exact_key<W>(p.problem.x, i, p.x.norm[i], p.problem.y, j, p.y.norm[j], p.problem.metric);
+  const double key = exact_key<W>(p.problem.x, i, p.x.norm, p.problem.y, j, p.y.norm, p.problem.metric);
   if (!(key > s.above)) {
     return;
   }

@@ -71,7 +71,7 @@ Edge edge_of(const Plan<W>& p, std::int64_t i, std::int64_t j, double grad) {
   const Metric metric = p.problem.metric;
   const double norm_i = metric == Metric::cosine ? p.x.norm[i] : 1;
   const double norm_j = metric == Metric::cosine ? p.y.norm[j] : 1;
-  const double key = exact_key<W>(p.problem.x, i, norm_i, p.problem.y, j, norm_j, metric);
+  const double key = exact_key<W>(p.problem.x, i, p.x.norm, p.problem.y, j, p.y.norm, metric);
   if (!(::fabs(key) <= 1.7976931348623157e308)) {
     return {__builtin_nan(""), 0};
   }

@@ -30,12 +30,16 @@ FASTMINE_INLINE const W* chunk(const Rows& rows, std::int64_t i, std::int64_t k,
   return buffer;
 }
 
-FASTMINE_INLINE double sum_lanes(Vec<double> v) {
-  double sum = 0;
-  for (std::size_t i = 0; i < lanes<double>; ++i) {
-    sum += v[i];
+/// The sum of the lanes: halves, quarters and so on.
+template <class V>
+FASTMINE_INLINE double sum_lanes(V v) {
+  if constexpr (size<V> == 2) {
+    return v[0] + v[1];
+  } else {
+    Vec<double, size<V> / 2> halves[2];
+    __builtin_memcpy(halves, &v, sizeof v);
+    return sum_lanes(halves[0] + halves[1]);
   }
-  return sum;
 }
 
 template <class W>
@@ -43,49 +47,77 @@ FASTMINE_INLINE Vec<double> load_double(const W* p) {
   return convert<double>(load<W, lanes<double>>(p));
 }
 
-/// sum over k of f(a[k], b[k]) in float64, in a fixed order.
-template <class W, class F>
-FASTMINE_INLINE double sum_pairs(const Rows& x, std::int64_t i, const Rows& y, std::int64_t j, F f) {
+/// sums[c] = sum over k of f(c, a[k], b[c][k]) in float64, for row i of x as a and C rows of y as b. Each sum has its
+/// own fixed order, the same for every C.
+template <class W, int C, class F>
+FASTMINE_INLINE void sum_pairs(const Rows& x, std::int64_t i, const Rows& y, const std::int64_t* rows, F f,
+                               double* sums) {
   constexpr std::int64_t step = static_cast<std::int64_t>(lanes<double>);
-  Vec<double> even{}, odd{};
-  double tail = 0;
-  W x_buffer[kChunk], y_buffer[kChunk];
+  Vec<double> even[C] = {}, odd[C] = {};
+  double tail[C] = {};
+  W x_buffer[kChunk], y_buffer[C][kChunk];
   for (std::int64_t begin = 0; begin < x.d; begin += kChunk) {
     const std::int64_t count = x.d - begin < kChunk ? x.d - begin : kChunk;
     const W* a = chunk(x, i, begin, count, x_buffer);
-    const W* b = chunk(y, j, begin, count, y_buffer);
+    const W* b[C];
+    for (int c = 0; c < C; ++c) {
+      b[c] = chunk(y, rows[c], begin, count, y_buffer[c]);
+    }
     std::int64_t k = 0;
     for (; k + 2 * step <= count; k += 2 * step) {
-      even += f(load_double(a + k), load_double(b + k));
-      odd += f(load_double(a + k + step), load_double(b + k + step));
+      const Vec<double> first = load_double(a + k), second = load_double(a + k + step);
+      for (int c = 0; c < C; ++c) {
+        even[c] += f(c, first, load_double(b[c] + k));
+        odd[c] += f(c, second, load_double(b[c] + k + step));
+      }
     }
     for (; k < count; ++k) {
-      tail += f(static_cast<double>(a[k]), static_cast<double>(b[k]));
+      for (int c = 0; c < C; ++c) {
+        tail[c] += f(c, static_cast<double>(a[k]), static_cast<double>(b[c][k]));
+      }
     }
   }
-  return sum_lanes(even + odd) + tail;
+  for (int c = 0; c < C; ++c) {
+    sums[c] = sum_lanes(even[c] + odd[c]) + tail[c];
+  }
 }
 
-/// The key of row i of x against row j of y. `x_norm` and `y_norm` matter for cosine alone: 0 says a zero row.
-template <class W>
-FASTMINE_NOINLINE double exact_key(const Rows& x, std::int64_t i, double x_norm, const Rows& y, std::int64_t j,
-                                   double y_norm, Metric metric) {
+/// keys[c] = the key of row i of x against row rows[c] of y. Norms matter for cosine alone: 0 says a zero row.
+template <class W, int C>
+FASTMINE_NOINLINE void exact_keys(const Rows& x, std::int64_t i, const double* x_norm, const Rows& y,
+                                  const std::int64_t* rows, const double* y_norm, Metric metric, double* keys) {
   if (metric == Metric::dot) {
-    return -2 * sum_pairs<W>(x, i, y, j, [](auto a, auto b) { return a * b; });
-  }
-  if (metric == Metric::cosine) {
-    if (x_norm == 0 || y_norm == 0) {
-      return 2;
+    sum_pairs<W, C>(x, i, y, rows, [](int, auto a, auto b) { return a * b; }, keys);
+    for (int c = 0; c < C; ++c) {
+      keys[c] *= -2;
     }
-    return sum_pairs<W>(x, i, y, j, [=](auto a, auto b) {
-      const auto difference = a / x_norm - b / y_norm;
+  } else if (metric == Metric::cosine) {
+    const auto squared_difference = [=](int c, auto a, auto b) {
+      // Divided, not multiplied by 1 / norm: a product would be fused into the subtraction, which then would not be
+      // symmetric.
+      const auto difference = a / x_norm[i] - b / y_norm[rows[c]];
       return difference * difference;
-    });
+    };
+    sum_pairs<W, C>(x, i, y, rows, squared_difference, keys);
+    for (int c = 0; c < C; ++c) {
+      keys[c] = x_norm[i] == 0 || y_norm[rows[c]] == 0 ? 2 : keys[c];
+    }
+  } else {
+    const auto squared_difference = [](int, auto a, auto b) {
+      const auto difference = a - b;
+      return difference * difference;
+    };
+    sum_pairs<W, C>(x, i, y, rows, squared_difference, keys);
   }
-  return sum_pairs<W>(x, i, y, j, [](auto a, auto b) {
-    const auto difference = a - b;
-    return difference * difference;
-  });
+}
+
+/// The key of row i of x against row j of y.
+template <class W>
+FASTMINE_INLINE double exact_key(const Rows& x, std::int64_t i, const double* x_norm, const Rows& y, std::int64_t j,
+                                 const double* y_norm, Metric metric) {
+  double key;
+  exact_keys<W, 1>(x, i, x_norm, y, &j, y_norm, metric, &key);
+  return key;
 }
 
 FASTMINE_INLINE double distance_of(double key, Metric metric) {

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #ifndef FASTMINE_ISA_NAMESPACE
 #error "isa.h is only for the sources compiled once per instruction set (see cmake/Kernels.cmake)"
@@ -95,6 +96,33 @@ FASTMINE_INLINE Vec<U, sizeof(V) / sizeof(U)> bitcast(V v) {
   static_assert(sizeof u == sizeof v);
   __builtin_memcpy(&u, &v, sizeof u);
   return u;
+}
+
+/// a[0], b[0], a[1], b[1], ...: the lower half of the lanes of each, alternating; and the upper half.
+template <class V, std::size_t... I>
+FASTMINE_INLINE V zip_low(V a, V b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, (I / 2 + I % 2 * sizeof...(I))...);
+}
+template <class V, std::size_t... I>
+FASTMINE_INLINE V zip_high(V a, V b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, (sizeof...(I) / 2 + I / 2 + I % 2 * sizeof...(I))...);
+}
+
+/// Transpose as many vectors as each has lanes. Every round moves the highest bit of the row to the lowest of the lane.
+template <class V>
+FASTMINE_INLINE void transpose(V* rows) {
+  constexpr std::size_t n = size<V>;
+  constexpr auto lane = std::make_index_sequence<n>{};
+  for (std::size_t round = 1; round < n; round *= 2) {
+    V zipped[n];
+    for (std::size_t i = 0; i < n / 2; ++i) {
+      zipped[2 * i] = zip_low(rows[i], rows[i + n / 2], lane);
+      zipped[2 * i + 1] = zip_high(rows[i], rows[i + n / 2], lane);
+    }
+    for (std::size_t i = 0; i < n; ++i) {
+      rows[i] = zipped[i];
+    }
+  }
 }
 
 }  // namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE
