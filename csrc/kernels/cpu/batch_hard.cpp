@@ -17,6 +17,17 @@ struct ClassId<double> {
   using type = std::int64_t;
 };
 
+/// The best candidate so far, by sign x key, then by original index.
+struct Best {
+  double key;
+  std::int64_t index;
+  bool found;
+};
+
+FASTMINE_INLINE bool better(double key, std::int64_t index, const Best& best) {
+  return !best.found || key < best.key || (key == best.key && index < best.index);
+}
+
 template <class W>
 struct Plan {
   using Id = typename ClassId<W>::type;
@@ -50,6 +61,13 @@ struct Plan {
   W* nearest;           // [panels of b, stride]: per position of a, the least c[j] - 2 a.b[j] over a panel's negatives
   W* floor;             // semi-hard: below it a negative is surely not farther than the positive
   double* bound;        // semi-hard: the key of the positive; -Inf without one
+
+  // The search for the nearest negative, per position of a.
+  std::int32_t* start;          // the most promising panel; the number of panels: none is
+  double* limit;                // what a candidate's key - c must not surely exceed
+  Best* best;                   // in that panel
+  std::int64_t* start_begin;    // per panel: its anchors are start_anchors[begin] .. start_anchors[next begin]
+  std::int64_t* start_anchors;  // positions, by their most promising panel
 
   std::int64_t a_panels() const { return divide_up(a.slivers(), panel); }
   std::int64_t b_panels() const { return divide_up(b.slivers(), panel); }
@@ -92,7 +110,12 @@ Plan<W> lay_out(const BatchHard& problem, Arena& arena) {
   p.stride = slivers_x * sliver;
   p.nearest = arena.take<W>(divide_up(slivers_y, p.panel) * p.stride);
   p.floor = arena.take<W>(p.stride);
-  p.bound = arena.take<double>(n);
+  p.bound = arena.take<double>(p.stride);
+  p.start = arena.take<std::int32_t>(p.stride);
+  p.limit = arena.take<double>(p.stride);
+  p.best = arena.take<Best>(n);
+  p.start_begin = arena.take<std::int64_t>(divide_up(slivers_y, p.panel) + 2);
+  p.start_anchors = arena.take<std::int64_t>(n);
   return p;
 }
 
@@ -259,13 +282,6 @@ void measure(void* plan, std::int64_t, std::int64_t) {
 
 // --- exact choice among what screening leaves ----------------------------------------------------------------------
 
-/// The best candidate so far, by sign x key, then by original index.
-struct Best {
-  double key;
-  std::int64_t index;
-  bool found;
-};
-
 /// A search of one anchor: for the nearest candidate (sign 1) or the farthest (-1).
 template <class W>
 struct Search {
@@ -291,57 +307,75 @@ FASTMINE_NOINLINE void compare(Search<W>& s, std::int64_t candidate) {
     return;
   }
   const double signed_key = s.sign * key;
-  if (!s.best.found || signed_key < s.best.key || (signed_key == s.best.key && j < s.best.index)) {
+  if (better(signed_key, j, s.best)) {
     s.best = {signed_key, j, true};
     s.limit = smaller(s.limit, signed_key - s.sign * static_cast<double>(p.a.c[s.anchor]));
   }
 }
 
-/// Whether any position of a sliver might win: a look at all of them at once, since mostly none does.
+/// What screened values in W may be above (below) `value` for theirs in float64 not to be: `value`, rounded up (down).
 template <class W>
-FASTMINE_INLINE bool any_candidate(const Search<W>& s, const W* c, const W* dots, double error) {
-  const double limit = s.limit + error;
-  const W bound = static_cast<W>(limit + 2 * key_error<W>(1, ::sqrt(::fabs(limit)), 0));  // rounded up
-  const W sign = static_cast<W>(s.sign);
-  auto candidates = broadcast(bound) != broadcast(bound);
-  for (std::size_t v = 0; v < kSliverVectors; ++v) {
-    const Vec<W> screened = sign * (load(c + v * lanes<W>) - 2 * load(dots + v * lanes<W>));
-    candidates |= ~(screened > bound);
-  }
-  const auto words = bitcast<std::int64_t>(candidates);
-  std::int64_t any = 0;
-  for (std::size_t k = 0; k < size<decltype(words)>; ++k) {
-    any |= words[k];
-  }
-  return any != 0;
+FASTMINE_INLINE W rounded(double value, double up) {
+  return static_cast<W>(value + up * 2 * key_error<W>(1, ::sqrt(::fabs(value)), 0));
 }
 
-/// Compare the anchor with the positions [from, to) of one sliver that its dot products cannot rule out.
+/// Positions from .. to, except for those from hole_from .. hole_to.
+struct Range {
+  std::int64_t from, to, hole_from, hole_to;
+};
+
+/// Compare the anchor with the positions of one sliver that are in range and that its dot products cannot rule out:
+/// most often one or none.
 template <class W>
-FASTMINE_INLINE void scan(Search<W>& s, std::int64_t sliver, const W* dots, std::int64_t from, std::int64_t to) {
+FASTMINE_INLINE void scan(Search<W>& s, std::int64_t sliver, const W* dots, const Range& range) {
+  using Id = typename ClassId<W>::type;
+  using Ids = Vec<Id>;
+  constexpr Id none = static_cast<Id>(kSliver<W>);
   const Plan<W>& p = s.plan;
-  const std::int64_t first = sliver * static_cast<std::int64_t>(kSliver<W>);
-  from = larger(from, first);
-  to = smaller(to, smaller(first + static_cast<std::int64_t>(kSliver<W>), p.b.count));
+  const std::int64_t first = sliver * none;
+  const W* c = p.b.c + first;
   const double error =
       key_error<W>(p.problem.x.d, static_cast<double>(p.a.norm[s.anchor]), static_cast<double>(p.b.radius[sliver]));
-  if (!any_candidate(s, p.b.c + first, dots, error)) {
-    return;
+  const double least = s.above - static_cast<double>(p.a.c[s.anchor]);
+  const W highest = rounded<W>(s.limit + error, 1), lowest = rounded<W>(least - error, -1);
+  const W sign = static_cast<W>(s.sign);
+  const auto within = [first](std::int64_t j) {
+    return broadcast(static_cast<Id>(smaller<std::int64_t>(larger<std::int64_t>(j - first, 0), none)));
+  };
+  const Ids from = within(range.from), to = within(range.to);
+  const Ids hole_from = within(range.hole_from), hole_to = within(range.hole_to);
+  Ids place = lane_numbers<Id>();
+  Ids open[kSliverVectors];
+  for (std::size_t v = 0; v < kSliverVectors; ++v, place += static_cast<Id>(lanes<W>)) {
+    const Vec<W> screened = load(c + v * lanes<W>) - 2 * load(dots + v * lanes<W>);
+    const auto out = (sign * screened > highest) | (screened < lowest) | (place < from) | (place >= to) |
+                     ((place >= hole_from) & (place < hole_to));
+    open[v] = select(out, broadcast(none), place);
   }
-  for (std::int64_t j = from; j < to; ++j) {
-    const double screened = s.sign * (static_cast<double>(p.b.c[j]) - 2 * static_cast<double>(dots[j - first]));
-    if (!(screened - error > s.limit)) {
-      compare(s, j);
+  for (;;) {
+    Ids next = open[0];
+    for (std::size_t v = 1; v < kSliverVectors; ++v) {
+      next = select(open[v] < next, open[v], next);
+    }
+    const Id k = least_of(next);
+    if (k == none) {
+      return;
+    }
+    for (Ids& v : open) {
+      v = select(v == k, broadcast(none), v);
+    }
+    const double screened = static_cast<double>(c[k]) - 2 * static_cast<double>(dots[k]);
+    if (!(s.sign * screened - error > s.limit)) {
+      compare(s, first + k);
     }
   }
 }
 
-template <class W>
-void settle(const Search<W>& s, std::int64_t* index, double* distance, bool* found) {
-  const std::int64_t i = s.plan.a.row(s.anchor);
-  if (s.best.found) {
-    index[i] = s.best.index;
-    distance[i] = distance_of(s.sign * s.best.key, s.plan.problem.metric);
+void settle(const Best& best, double sign, Metric metric, std::int64_t i, std::int64_t* index, double* distance,
+            bool* found) {
+  if (best.found) {
+    index[i] = best.index;
+    distance[i] = distance_of(sign * best.key, metric);
     found[i] = true;
   }
 }
@@ -366,10 +400,12 @@ void settle_poisoned(std::int64_t i, std::int64_t j, std::int64_t* index, double
 
 // --- step 4: positives ---------------------------------------------------------------------------------------------
 
-/// Task: the positions of one tile of rows, against the slivers of their labels.
+/// Up to so many references of a label are all compared directly; more are screened first.
+constexpr std::int64_t kFew = 24;
+
 template <class W>
-std::int64_t tile_tasks(const void* plan) {
-  return divide_up(as_plan<W>(plan).a.count, static_cast<std::int64_t>(kTileRows<W>));
+std::int64_t same(const Plan<W>& p, std::int64_t anchor) {
+  return p.same_end[anchor] - p.same_begin[anchor];
 }
 
 template <class W>
@@ -379,65 +415,132 @@ FASTMINE_INLINE const W* packed_rows(const Plan<W>& p, std::int64_t position) {
 }
 
 template <class W>
-void settle_positive(const Plan<W>& p, const Search<W>& s) {
-  const std::int64_t i = p.a.row(s.anchor);
+void settle_positive(const Plan<W>& p, std::int64_t anchor, const Best& best) {
+  const double sign = p.problem.easiest_positive ? 1 : -1;
+  const std::int64_t i = p.a.row(anchor);
   const std::int64_t bad = first_poisoned(p, i, true);
   if (bad >= 0) {
     settle_poisoned(i, bad, p.problem.positive_index, p.problem.positive_distance, p.problem.has_positive);
   } else {
-    settle(s, p.problem.positive_index, p.problem.positive_distance, p.problem.has_positive);
+    settle(best, sign, p.problem.metric, i, p.problem.positive_index, p.problem.positive_distance,
+           p.problem.has_positive);
   }
-  const bool bounded = s.best.found && bad < 0;
-  const double key = s.sign * s.best.key;
-  const double error = key_error<W>(p.problem.x.d, static_cast<double>(p.a.norm[s.anchor]), p.widest);
-  p.bound[s.anchor] = bounded ? key : -__builtin_inf();
-  p.floor[s.anchor] =
-      static_cast<W>(bounded ? key - static_cast<double>(p.a.c[s.anchor]) - 2 * error : -__builtin_inf());
+  const bool bounded = best.found && bad < 0;
+  const double key = sign * best.key;
+  const double error = key_error<W>(p.problem.x.d, static_cast<double>(p.a.norm[anchor]), p.widest);
+  p.bound[anchor] = bounded ? key : -__builtin_inf();
+  p.floor[anchor] = static_cast<W>(bounded ? key - static_cast<double>(p.a.c[anchor]) - 2 * error : -__builtin_inf());
 }
 
+void consider(Best& best, double key, std::int64_t index) {
+  if (better(key, index, best)) {
+    best = {key, index, true};
+  }
+}
+
+/// The keys of an anchor against `count` references from position `first` of b.
 template <class W>
-void find_positives_of_tile(const Plan<W>& p, std::int64_t first) {
+void keys_of(const Plan<W>& p, std::int64_t anchor, std::int64_t first, std::int64_t count, double* keys) {
+  exact_keys<W>(p.problem.x, p.x_order[anchor], p.x.norm, p.problem.y, p.y_order + first, count, p.y.norm,
+                p.problem.metric, keys);
+}
+
+/// A label with few anchors, which are their own references: each pair once.
+template <class W>
+void find_positives_of_class(const Plan<W>& p, std::int64_t begin, std::int64_t end) {
+  const double sign = p.problem.easiest_positive ? 1 : -1;
+  Best best[kFew] = {};
+  double keys[kFew];
+  for (std::int64_t a = begin; a < end; ++a) {
+    keys_of(p, a, a + 1, end - a - 1, keys);
+    for (std::int64_t b = a + 1; b < end; ++b) {
+      const double key = sign * keys[b - a - 1];
+      consider(best[a - begin], key, p.b.row(b));
+      consider(best[b - begin], key, p.a.row(a));
+    }
+    settle_positive(p, a, best[a - begin]);
+  }
+}
+
+/// An anchor with few references of its label.
+template <class W>
+void find_positive_among_few(const Plan<W>& p, std::int64_t anchor) {
+  const double sign = p.problem.easiest_positive ? 1 : -1;
+  Best best{};
+  double keys[kFew];
+  keys_of(p, anchor, p.same_begin[anchor], same(p, anchor), keys);
+  for (std::int64_t k = 0; k < same(p, anchor); ++k) {
+    consider(best, sign * keys[k], p.b.row(p.same_begin[anchor] + k));
+  }
+  settle_positive(p, anchor, best);
+}
+
+/// Those positions of one tile of rows that have many references of their label, against the slivers of these.
+template <class W>
+void find_positives_among_many(const Plan<W>& p, std::int64_t first) {
   constexpr std::int64_t tile_rows = static_cast<std::int64_t>(kTileRows<W>);
   constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
   alignas(64) W dots[kTileRows<W> * kSliver<W>];
   const std::int64_t rows = smaller(tile_rows, p.a.count - first);
   const double sign = p.problem.easiest_positive ? 1 : -1;
-  Best best[kTileRows<W>];
+  Best best[kTileRows<W>] = {};
   double limit[kTileRows<W>];
   std::int64_t begin = p.b.count, end = 0;
   for (std::int64_t r = 0; r < rows; ++r) {
-    best[r] = {0, 0, false};
     limit[r] = __builtin_inf();
-    begin = smaller(begin, p.same_begin[first + r]);
-    end = larger(end, p.same_end[first + r]);
+    if (same(p, first + r) > kFew) {
+      begin = smaller(begin, p.same_begin[first + r]);
+      end = larger(end, p.same_end[first + r]);
+    }
   }
   for (std::int64_t s = begin / sliver; s * sliver < end; ++s) {
     dot_tile<W, kTileRows<W>>(packed_rows(p, first), p.b.sliver(s, p.problem.x.d),
                               static_cast<std::size_t>(p.problem.x.d), dots);
     for (std::int64_t r = 0; r < rows; ++r) {
-      Search<W> found = search(p, first + r, sign);
+      const std::int64_t anchor = first + r, same_end = p.same_end[anchor];
+      if (same(p, anchor) <= kFew) {
+        continue;
+      }
+      Search<W> found = search(p, anchor, sign);
       found.best = best[r];
       found.limit = limit[r];
-      const std::int64_t same_end = p.same_end[first + r];
-      const std::int64_t itself = p.problem.self ? first + r : same_end;
-      scan(found, s, dots + r * sliver, p.same_begin[first + r], itself);
-      scan(found, s, dots + r * sliver, itself + 1, same_end);
+      const std::int64_t itself = p.problem.self ? anchor : same_end;
+      scan(found, s, dots + r * sliver, {p.same_begin[anchor], same_end, itself, itself + 1});
       best[r] = found.best;
       limit[r] = found.limit;
     }
   }
   for (std::int64_t r = 0; r < rows; ++r) {
-    Search<W> found = search(p, first + r, sign);
-    found.best = best[r];
-    settle_positive(p, found);
+    if (same(p, first + r) > kFew) {
+      settle_positive(p, first + r, best[r]);
+    }
   }
+}
+
+/// Task: the positions of one tile of rows; with one set, small labels whole, by the task in which they begin.
+template <class W>
+std::int64_t tile_tasks(const void* plan) {
+  return divide_up(as_plan<W>(plan).a.count, static_cast<std::int64_t>(kTileRows<W>));
 }
 
 template <class W>
 void find_positives(void* plan, std::int64_t begin, std::int64_t end) {
+  constexpr std::int64_t tile_rows = static_cast<std::int64_t>(kTileRows<W>);
   const Plan<W>& p = as_plan<W>(plan);
   for (std::int64_t t = begin; t < end; ++t) {
-    find_positives_of_tile(p, t * static_cast<std::int64_t>(kTileRows<W>));
+    bool many = false;
+    for (std::int64_t anchor = t * tile_rows; anchor < smaller(p.a.count, (t + 1) * tile_rows); ++anchor) {
+      if (same(p, anchor) > kFew) {
+        many = true;
+      } else if (!p.problem.self) {
+        find_positive_among_few(p, anchor);
+      } else if (p.same_begin[anchor] == anchor) {
+        find_positives_of_class(p, anchor, p.same_end[anchor]);
+      }
+    }
+    if (many) {
+      find_positives_among_many(p, t * tile_rows);
+    }
   }
 }
 
@@ -584,6 +687,141 @@ void screen(void* plan, std::int64_t begin, std::int64_t end) {
 }
 
 // --- step 6: negatives ---------------------------------------------------------------------------------------------
+//
+// Nearly always the nearest negative is in the panel whose minimum is the least, and the others are ruled out once it
+// is known. So anchors first go, in tiles, through their most promising panel, and what is left is done one by one.
+
+/// How far the minimum over a panel may be from the key of what attains it, less c. D: double, or a vector of them.
+template <class W, class D>
+FASTMINE_INLINE D panel_error(const Plan<W>& p, D norm, std::int64_t panel) {
+  return key_error<W>(p.problem.x.d, norm, p.radius[panel]);
+}
+
+/// Positions that are looked at together: a value in float64 for each fills a register.
+constexpr std::int64_t kTogether = static_cast<std::int64_t>(lanes<double>);
+
+template <class W>
+Range negatives_of(const Plan<W>& p, std::int64_t anchor) {
+  return {0, p.b.count, p.same_begin[anchor], p.same_end[anchor]};
+}
+
+/// Find the most promising panel of the positions [first, first + kTogether), and an upper bound on their nearest.
+template <class W>
+void choose_start(const Plan<W>& p, std::int64_t first) {
+  using D = Vec<double>;
+  const D none = D{} + __builtin_inf(), norm = load_double(p.a.norm + first);
+  const D above = load(p.bound + first) - load_double(p.a.c + first);
+  D limit = none, start = D{} + static_cast<double>(p.b_panels());
+  for (std::int64_t panel = 0; panel < p.b_panels(); ++panel) {
+    const D value = load_double(p.nearest + panel * p.stride + first), error = panel_error(p, norm, panel);
+    D at_most = value + error;
+    if (p.problem.semi_hard_negative) {  // what may not be farther than the positive bounds nothing
+      at_most = select(value - error > above, at_most, none);
+    }
+    const auto closer = at_most < limit;
+    limit = select(closer, at_most, limit);
+    start = select(closer, D{} + static_cast<double>(panel), start);
+  }
+  store(p.limit + first, limit);
+  store<std::int32_t, lanes<double>>(p.start + first, convert<std::int32_t>(start));
+}
+
+/// Task: kTogether positions.
+template <class W>
+std::int64_t vector_tasks(const void* plan) {
+  return divide_up(as_plan<W>(plan).a.count, kTogether);
+}
+
+template <class W>
+void choose_starts(void* plan, std::int64_t begin, std::int64_t end) {
+  for (std::int64_t t = begin; t < end; ++t) {
+    choose_start(as_plan<W>(plan), t * kTogether);
+  }
+}
+
+/// List the anchors of each panel: a counting sort.
+template <class W>
+void gather_starts(void* plan, std::int64_t, std::int64_t) {
+  const Plan<W>& p = as_plan<W>(plan);
+  for (std::int64_t panel = 0; panel <= p.b_panels() + 1; ++panel) {
+    p.start_begin[panel] = 0;
+  }
+  for (std::int64_t anchor = 0; anchor < p.a.count; ++anchor) {
+    ++p.start_begin[p.start[anchor] + 1];
+  }
+  for (std::int64_t panel = 0; panel <= p.b_panels(); ++panel) {
+    p.start_begin[panel + 1] += p.start_begin[panel];
+  }
+  for (std::int64_t anchor = p.a.count; anchor-- > 0;) {
+    p.start_anchors[--p.start_begin[p.start[anchor] + 1]] = anchor;
+  }
+}
+
+template <class W>
+Search<W> search_nearest(const Plan<W>& p, std::int64_t anchor) {
+  Search<W> s = search(p, anchor, 1);
+  s.limit = p.limit[anchor];
+  s.above = p.problem.semi_hard_negative ? p.bound[anchor] : s.above;
+  return s;
+}
+
+/// Search one panel for the nearest negatives of at most a tile of anchors.
+template <class W>
+void search_start(const Plan<W>& p, std::int64_t panel, const std::int64_t* anchors, std::int64_t count) {
+  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
+  constexpr std::size_t row_step = static_cast<std::size_t>(kStagedRow<W>);
+  alignas(64) W rows[kTileRows<W> * kStagedRow<W>];
+  alignas(64) W dots[kTileRows<W> * kSliver<W>], part[kTileRows<W> * kSliver<W>];
+  const std::int64_t d = p.problem.x.d, first = panel * p.panel;
+  for (std::int64_t s = first; s < smaller(p.b.slivers(), first + p.panel); ++s) {
+    for (std::int64_t from = 0; from < d; from += kChunk) {
+      const std::int64_t length = smaller(kChunk, d - from);
+      if (s == first || d > kChunk) {
+        for (std::int64_t r = 0; r < count; ++r) {
+          centre_row(p.x, p.centre, p.a.row(anchors[r]), from, length, rows + r * kStagedRow<W>);
+        }
+      }
+      dot_tile<W, kTileRows<W>, row_step, 1>(rows, p.b.sliver(s, d) + from * sliver, static_cast<std::size_t>(length),
+                                             from == 0 ? dots : part);
+      for (std::int64_t k = 0; from > 0 && k < count * sliver; ++k) {
+        dots[k] += part[k];
+      }
+    }
+    for (std::int64_t r = 0; r < count; ++r) {
+      Search<W> found = search_nearest(p, anchors[r]);
+      found.best = p.best[anchors[r]];
+      scan(found, s, dots + r * sliver, negatives_of(p, anchors[r]));
+      p.best[anchors[r]] = found.best;
+      p.limit[anchors[r]] = found.limit;
+    }
+  }
+}
+
+/// Task: one anchor and its panel, in the order of the panels; neighbours share a tile.
+template <class W>
+std::int64_t anchor_tasks(const void* plan) {
+  return as_plan<W>(plan).a.count;
+}
+
+template <class W>
+void search_starts(void* plan, std::int64_t begin, std::int64_t end) {
+  const Plan<W>& p = as_plan<W>(plan);
+  while (begin < end) {
+    const std::int32_t panel = p.start[p.start_anchors[begin]];
+    std::int64_t next = begin;
+    for (; next < end && next < begin + static_cast<std::int64_t>(kTileRows<W>); ++next) {
+      const std::int64_t anchor = p.start_anchors[next];
+      if (p.start[anchor] != panel) {
+        break;
+      }
+      p.best[anchor] = {};
+    }
+    if (panel < p.b_panels()) {
+      search_start(p, panel, p.start_anchors + begin, next - begin);
+    }
+    begin = next;
+  }
+}
 
 /// Compare the anchor with what the products with one sliver cannot rule out, except for its own label.
 template <class W>
@@ -592,38 +830,36 @@ void scan_negatives(Search<W>& s, std::int64_t sliver) {
   alignas(64) W dots[kSliver<W>];
   dot_row<W>(packed_rows(p, s.anchor), p.b.sliver(sliver, p.problem.x.d), static_cast<std::size_t>(p.problem.x.d),
              dots);
-  scan(s, sliver, dots, 0, p.same_begin[s.anchor]);
-  scan(s, sliver, dots, p.same_end[s.anchor], p.b.count);
+  scan(s, sliver, dots, negatives_of(p, s.anchor));
 }
 
+/// Whether the search of some of the positions [first, first + kTogether) must go on in another panel than it started in.
 template <class W>
-double panel_error(const Plan<W>& p, std::int64_t anchor, std::int64_t panel) {
-  return key_error<W>(p.problem.x.d, static_cast<double>(p.a.norm[anchor]), p.radius[panel]);
+bool unfinished(const Plan<W>& p, std::int64_t first) {
+  using D = Vec<double>;
+  const D norm = load_double(p.a.norm + first), limit = load(p.limit + first);
+  const auto start = convert<std::int64_t>(load<std::int32_t, lanes<double>>(p.start + first));
+  auto open = start != start;
+  for (std::int64_t panel = 0; panel < p.b_panels(); ++panel) {
+    const D value = load_double(p.nearest + panel * p.stride + first), error = panel_error(p, norm, panel);
+    open |= ~(value - error > limit) & (start != panel);
+  }
+  std::int64_t any = 0;
+  for (std::size_t lane = 0; lane < lanes<double>; ++lane) {
+    any |= open[lane];
+  }
+  return any != 0;
 }
 
-/// The nearest negative above the search's bound.
+/// Go on in the panels that are not ruled out.
 template <class W>
-void find_nearest(Search<W>& s) {
+void search_others(Search<W>& s) {
   const Plan<W>& p = s.plan;
-  std::int64_t start = 0;
-  double sure = __builtin_inf();  // an upper bound on the nearest
   for (std::int64_t panel = 0; panel < p.b_panels(); ++panel) {
     const double value = static_cast<double>(p.nearest[panel * p.stride + s.anchor]);
-    const double at_most = value + panel_error(p, s.anchor, panel);
-    if (at_most < sure) {
-      sure = at_most;
-      start = panel;
-    }
-  }
-  if (!p.problem.semi_hard_negative) {
-    s.limit = sure;  // a semi-hard minimum may yet turn out not to be farther than the positive
-  }
-  for (std::int64_t k = 0; k < p.b_panels(); ++k) {  // the most promising panel first, then the others
-    const std::int64_t panel = k == 0 ? start : k <= start ? k - 1 : k;
-    const double value = static_cast<double>(p.nearest[panel * p.stride + s.anchor]);
-    const double error = panel_error(p, s.anchor, panel);
+    const double error = panel_error(p, static_cast<double>(p.a.norm[s.anchor]), panel);
     const bool nothing = value == __builtin_inf() && error < __builtin_inf();
-    if (nothing || value - error > s.limit) {
+    if (panel == p.start[s.anchor] || nothing || value - error > s.limit) {
       continue;
     }
     for (std::int64_t sliver = panel * p.panel; sliver < smaller(p.b.slivers(), (panel + 1) * p.panel); ++sliver) {
@@ -633,7 +869,7 @@ void find_nearest(Search<W>& s) {
 }
 
 template <class W>
-Search<W> find_farthest(const Plan<W>& p, std::int64_t anchor) {
+Search<W> search_farthest(const Plan<W>& p, std::int64_t anchor) {
   Search<W> farthest = search(p, anchor, -1);
   for (std::int64_t sliver = 0; sliver < p.b.slivers(); ++sliver) {
     scan_negatives(farthest, sliver);
@@ -642,35 +878,34 @@ Search<W> find_farthest(const Plan<W>& p, std::int64_t anchor) {
 }
 
 template <class W>
-void find_negative(const Plan<W>& p, std::int64_t anchor) {
+void settle_negative(const Plan<W>& p, std::int64_t anchor, bool go_on) {
+  const BatchHard& q = p.problem;
   const std::int64_t i = p.a.row(anchor);
   const std::int64_t bad = first_poisoned(p, i, false);
   if (bad >= 0) {
-    settle_poisoned(i, bad, p.problem.negative_index, p.problem.negative_distance, p.problem.has_negative);
+    settle_poisoned(i, bad, q.negative_index, q.negative_distance, q.has_negative);
     return;
   }
-  if (p.same_end[anchor] - p.same_begin[anchor] == p.b.count) {
+  if (same(p, anchor) == p.b.count) {
     return;
   }
-  Search<W> nearest = search(p, anchor, 1);
-  if (p.problem.semi_hard_negative) {
-    nearest.above = p.bound[anchor];
+  Search<W> s = search_nearest(p, anchor);
+  s.best = p.best[anchor];
+  if (go_on) {
+    search_others(s);
   }
-  find_nearest(nearest);
-  settle(nearest.best.found ? nearest : find_farthest(p, anchor), p.problem.negative_index, p.problem.negative_distance,
-         p.problem.has_negative);
+  const Search<W>& found = s.best.found ? s : search_farthest(p, anchor);
+  settle(found.best, found.sign, q.metric, i, q.negative_index, q.negative_distance, q.has_negative);
 }
 
 template <class W>
-std::int64_t anchor_tasks(const void* plan) {
-  return as_plan<W>(plan).a.count;
-}
-
-template <class W>
-void find_negatives(void* plan, std::int64_t begin, std::int64_t end) {
+void settle_negatives(void* plan, std::int64_t begin, std::int64_t end) {
   const Plan<W>& p = as_plan<W>(plan);
-  for (std::int64_t anchor = begin; anchor < end; ++anchor) {
-    find_negative(p, anchor);
+  for (std::int64_t t = begin; t < end; ++t) {
+    const bool go_on = unfinished(p, t * kTogether);
+    for (std::int64_t anchor = t * kTogether; anchor < smaller(p.a.count, (t + 1) * kTogether); ++anchor) {
+      settle_negative(p, anchor, go_on);
+    }
   }
 }
 
@@ -769,6 +1004,11 @@ std::int64_t anchor_grain(const void* plan) {
 }
 
 template <class W>
+std::int64_t vector_grain(const void* plan) {
+  return worth_a_thread(32 * as_plan<W>(plan).b_panels() * kTogether);
+}
+
+template <class W>
 constexpr Stage kStages[] = {
     {&look_tasks<W>, &few, &look<W>},
     {&once, &once, &group<W>},
@@ -776,7 +1016,10 @@ constexpr Stage kStages[] = {
     {&once, &once, &measure<W>},
     {&tile_tasks<W>, &tile_grain<W>, &find_positives<W>},
     {&screen_tasks<W>, &screen_grain<W>, &screen<W>},
-    {&anchor_tasks<W>, &anchor_grain<W>, &find_negatives<W>},
+    {&vector_tasks<W>, &vector_grain<W>, &choose_starts<W>},
+    {&once, &once, &gather_starts<W>},
+    {&anchor_tasks<W>, &anchor_grain<W>, &search_starts<W>},
+    {&vector_tasks<W>, &vector_grain<W>, &settle_negatives<W>},
     {&once, &once, &finish<W>},
 };
 

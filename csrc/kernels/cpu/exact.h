@@ -30,16 +30,8 @@ FASTMINE_INLINE const W* chunk(const Rows& rows, std::int64_t i, std::int64_t k,
   return buffer;
 }
 
-/// The sum of the lanes: halves, quarters and so on.
-template <class V>
-FASTMINE_INLINE double sum_lanes(V v) {
-  if constexpr (size<V> == 2) {
-    return v[0] + v[1];
-  } else {
-    Vec<double, size<V> / 2> halves[2];
-    __builtin_memcpy(halves, &v, sizeof v);
-    return sum_lanes(halves[0] + halves[1]);
-  }
+FASTMINE_INLINE double sum_lanes(Vec<double> v) {
+  return fold(v, [](auto a, auto b) { return a + b; });
 }
 
 template <class W>
@@ -118,6 +110,27 @@ FASTMINE_INLINE double exact_key(const Rows& x, std::int64_t i, const double* x_
   double key;
   exact_keys<W, 1>(x, i, x_norm, y, &j, y_norm, metric, &key);
   return key;
+}
+
+/// keys[k] = the key of row i of x against row rows[k] of y, for k < count; together they share the work on row i.
+template <class W>
+FASTMINE_INLINE void exact_keys(const Rows& x, std::int64_t i, const double* x_norm, const Rows& y,
+                                const std::int64_t* rows, std::int64_t count, const double* y_norm, Metric metric,
+                                double* keys) {
+  std::int64_t k = 0;
+  for (; k + 4 <= count; k += 4) {
+    exact_keys<W, 4>(x, i, x_norm, y, rows + k, y_norm, metric, keys + k);
+  }
+  switch (count - k) {
+    case 3:
+      return exact_keys<W, 3>(x, i, x_norm, y, rows + k, y_norm, metric, keys + k);
+    case 2:
+      return exact_keys<W, 2>(x, i, x_norm, y, rows + k, y_norm, metric, keys + k);
+    case 1:
+      return exact_keys<W, 1>(x, i, x_norm, y, rows + k, y_norm, metric, keys + k);
+    default:
+      return;
+  }
 }
 
 FASTMINE_INLINE double distance_of(double key, Metric metric) {

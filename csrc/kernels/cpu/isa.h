@@ -98,6 +98,35 @@ FASTMINE_INLINE Vec<U, sizeof(V) / sizeof(U)> bitcast(V v) {
   return u;
 }
 
+/// 0, 1, 2, ...
+template <class T>
+FASTMINE_INLINE Vec<T> lane_numbers() {
+  Vec<T> v;
+  for (std::size_t i = 0; i < lanes<T>; ++i) {
+    v[i] = static_cast<T>(i);
+  }
+  return v;
+}
+
+/// f over the lanes: the lower half with the upper half, until one is left.
+template <class V, class F>
+FASTMINE_INLINE auto fold(V v, F f) {
+  using T = std::remove_cvref_t<decltype(v[0])>;
+  Vec<T, size<V> / 2> halves[2];
+  __builtin_memcpy(halves, &v, sizeof v);
+  if constexpr (size<V> == 2) {
+    return f(v[0], v[1]);
+  } else {
+    return fold(f(halves[0], halves[1]), f);
+  }
+}
+
+/// The least lane, where none is NaN.
+template <class V>
+FASTMINE_INLINE auto least_of(V v) {
+  return fold(v, [](auto a, auto b) { return a < b ? a : b; });
+}
+
 /// a[0], b[0], a[1], b[1], ...: the lower half of the lanes of each, alternating; and the upper half.
 template <class V, std::size_t... I>
 FASTMINE_INLINE V zip_low(V a, V b, std::index_sequence<I...>) {

@@ -314,17 +314,15 @@ void pack_sliver(const RowSet& set, const double* centre, const Packed<W>& packe
 
 /// An upper bound on how far c[i] + c[j] - 2 x[i].x[j], in W, is from the key, for norms of at most `a` and `b`:
 /// rounding of the packed rows, of the sum of d products, of c and of the final additions; and underflow. Inf where
-/// they may overflow.
-template <class W>
-FASTMINE_INLINE double key_error(std::int64_t d, double a, double b) {
+/// they may overflow. D is double, or a vector of them.
+template <class W, class D>
+FASTMINE_INLINE D key_error(std::int64_t d, D a, double b) {
   constexpr double unit = sizeof(W) == 8 ? 0x1p-53 : 0x1p-24;
   constexpr double tiny = sizeof(W) == 8 ? 0x1p-1000 : 0x1p-120;
   constexpr double huge = sizeof(W) == 8 ? 0x1p1000 : 0x1p120;
-  const double scale = (a + b) * (a + b);
-  if (!(scale < huge)) {
-    return __builtin_inf();  // the products may overflow: nothing is certain
-  }
-  return (static_cast<double>(d) + 16) * (unit * scale + tiny) * (1 + static_cast<double>(d) * unit * 2);
+  const D scale = (a + b) * (a + b);
+  const D error = (static_cast<double>(d) + 16) * (unit * scale + tiny) * (1 + static_cast<double>(d) * unit * 2);
+  return select(scale < huge, error, D{} + __builtin_inf());  // else the products may overflow: nothing is certain
 }
 
 }  // namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE
