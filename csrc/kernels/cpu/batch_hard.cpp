@@ -1,8 +1,8 @@
 #include "kernels/batch_hard.h"
 
+#include "kernels/cpu/batch_hard_small.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/order.h"
-#include "kernels/cpu/packing.h"
 
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
 namespace {
@@ -33,7 +33,8 @@ struct Plan {
   using Id = typename ClassId<W>::type;
 
   BatchHard problem;
-  RowSet x, y;  // with one set, y is x; so it is for all pairs of names below
+  SmallPlan small;  // for few pairs; then there is nothing else to do
+  RowSet x, y;      // with one set, y is x; so it is for all pairs of names below
   double* centre;
   double* total;  // [d]: sum of the anchors that take part, as they are
 
@@ -116,6 +117,7 @@ Plan<W> lay_out(const BatchHard& problem, Arena& arena) {
   p.best = arena.take<Best>(n);
   p.start_begin = arena.take<std::int64_t>(divide_up(slivers_y, p.panel) + 2);
   p.start_anchors = arena.take<std::int64_t>(n);
+  p.small = lay_out_small(problem, p.x, p.y, p.total, arena);
   return p;
 }
 
@@ -127,6 +129,18 @@ Plan<W>& as_plan(void* plan) {
 template <class W>
 const Plan<W>& as_plan(const void* plan) {
   return *static_cast<const Plan<W>*>(plan);
+}
+
+// --- few pairs: all in one task ------------------------------------------------------------------------------------
+
+template <class W>
+std::int64_t small_tasks(const void* plan) {
+  return has_few_pairs(as_plan<W>(plan).problem) ? 1 : 0;
+}
+
+template <class W>
+void mine_small(void* plan, std::int64_t, std::int64_t) {
+  mine_few_pairs<W>(as_plan<W>(plan).small);
 }
 
 // --- step 1: look at every row -------------------------------------------------------------------------------------
@@ -147,9 +161,6 @@ void look(void* plan, std::int64_t begin, std::int64_t end) {
 }
 
 // --- step 2: group by label ----------------------------------------------------------------------------------------
-
-bool takes_part(const RowSet& set, std::int64_t i) { return (set.kind[i] & kSkipped) == 0; }
-bool poisoned(const RowSet& set, std::int64_t i) { return (set.kind[i] & kPoisoned) != 0; }
 
 /// Rows that take part, by label; their distinct labels; then those that are finite stay and the others are listed.
 struct Grouped {
@@ -243,11 +254,7 @@ void group(void* plan, std::int64_t, std::int64_t) {
   for (std::int64_t k = p.b.count; k < p.b.slivers() * static_cast<std::int64_t>(kSliver<W>); ++k) {
     p.b_class[k] = static_cast<Id>(-1);
   }
-  for (std::int64_t i = 0; i < p.problem.x.n; ++i) {
-    p.problem.positive_index[i] = p.problem.negative_index[i] = 0;
-    p.problem.positive_distance[i] = p.problem.negative_distance[i] = 0;
-    p.problem.has_positive[i] = p.problem.has_negative[i] = false;
-  }
+  clear_pairs(p.problem);
 }
 
 // --- step 3: centre and pack ---------------------------------------------------------------------------------------
@@ -390,12 +397,6 @@ std::int64_t first_poisoned(const Plan<W>& p, std::int64_t i, bool same) {
     }
   }
   return -1;
-}
-
-void settle_poisoned(std::int64_t i, std::int64_t j, std::int64_t* index, double* distance, bool* found) {
-  index[i] = j;
-  distance[i] = __builtin_nan("");
-  found[i] = true;
 }
 
 // --- step 4: positives ---------------------------------------------------------------------------------------------
@@ -927,53 +928,12 @@ void find_for_poisoned(const Plan<W>& p, std::int64_t i) {
 }
 
 template <class W>
-void gather_evidence(const Plan<W>& p) {
-  const BatchHard& q = p.problem;
-  double* e = q.evidence;
-  const auto at = [e](Mining field) -> double& { return e[static_cast<int>(field)]; };
-  for (int k = 0; k < static_cast<int>(Mining::count); ++k) {
-    e[k] = 0;
-  }
-  at(Mining::anchors) = static_cast<double>(q.x.n);
-  at(Mining::classes) = static_cast<double>(p.classes);
-  at(Mining::nonfinite_rows) = static_cast<double>(p.x_poisoned_count);
-  at(Mining::nonfinite_refs) = q.self ? 0 : static_cast<double>(p.y_poisoned_count);
-  for (std::int64_t i = 0; i < q.x.n; ++i) {
-    if (!takes_part(p.x, i)) {
-      continue;
-    }
-    at(Mining::admitted) += 1;
-    at(Mining::negative_labels) += q.labels[i] < 0;
-    at(Mining::zero_rows) += (p.x.kind[i] & kZero) != 0;
-    at(Mining::norm_squared_sum) += poisoned(p.x, i) ? 0 : p.x.squared[i];
-    at(Mining::has_positive) += q.has_positive[i];
-    at(Mining::has_negative) += q.has_negative[i];
-    if (!q.has_positive[i] || !q.has_negative[i]) {
-      continue;
-    }
-    const double d_p = q.positive_distance[i], d_n = q.negative_distance[i];
-    const bool first = at(Mining::valid) == 0;
-    at(Mining::valid) += 1;
-    at(Mining::hard) += q.metric == Metric::dot ? d_n > d_p : d_n < d_p;
-    at(Mining::positive_distance_sum) += d_p;
-    at(Mining::negative_distance_sum) += d_n;
-    double& farthest = at(Mining::positive_distance_max);
-    double& closest = at(Mining::negative_distance_min);
-    farthest = first || !(d_p <= farthest) ? (farthest != farthest ? farthest : d_p) : farthest;
-    closest = first || !(d_n >= closest) ? (closest != closest ? closest : d_n) : closest;
-  }
-  for (std::int64_t k = 0; k < q.x.d; ++k) {
-    at(Mining::sum_norm_squared) += p.total[k] * p.total[k];
-  }
-}
-
-template <class W>
 void finish(void* plan, std::int64_t, std::int64_t) {
   const Plan<W>& p = as_plan<W>(plan);
   for (std::int64_t k = 0; k < p.x_poisoned_count; ++k) {
     find_for_poisoned(p, p.x_poisoned[k]);
   }
-  gather_evidence(p);
+  gather_evidence(p.problem, p.x, p.total, p.classes, p.x_poisoned_count, p.y_poisoned_count);
 }
 
 std::int64_t once(const void*) { return 1; }
@@ -1008,19 +968,26 @@ std::int64_t vector_grain(const void* plan) {
   return worth_a_thread(32 * as_plan<W>(plan).b_panels() * kTogether);
 }
 
+/// The tasks of a step, none of which is left where there are few pairs.
+template <class W, std::int64_t (*Tasks)(const void*)>
+std::int64_t unless_small(const void* plan) {
+  return has_few_pairs(as_plan<W>(plan).problem) ? 0 : Tasks(plan);
+}
+
 template <class W>
 constexpr Stage kStages[] = {
-    {&look_tasks<W>, &few, &look<W>},
-    {&once, &once, &group<W>},
-    {&pack_tasks<W>, &few, &pack<W>},
-    {&once, &once, &measure<W>},
-    {&tile_tasks<W>, &tile_grain<W>, &find_positives<W>},
-    {&screen_tasks<W>, &screen_grain<W>, &screen<W>},
-    {&vector_tasks<W>, &vector_grain<W>, &choose_starts<W>},
-    {&once, &once, &gather_starts<W>},
-    {&anchor_tasks<W>, &anchor_grain<W>, &search_starts<W>},
-    {&vector_tasks<W>, &vector_grain<W>, &settle_negatives<W>},
-    {&once, &once, &finish<W>},
+    {&small_tasks<W>, &once, &mine_small<W>},
+    {&unless_small<W, look_tasks<W>>, &few, &look<W>},
+    {&unless_small<W, once>, &once, &group<W>},
+    {&unless_small<W, pack_tasks<W>>, &few, &pack<W>},
+    {&unless_small<W, once>, &once, &measure<W>},
+    {&unless_small<W, tile_tasks<W>>, &tile_grain<W>, &find_positives<W>},
+    {&unless_small<W, screen_tasks<W>>, &screen_grain<W>, &screen<W>},
+    {&unless_small<W, vector_tasks<W>>, &vector_grain<W>, &choose_starts<W>},
+    {&unless_small<W, once>, &once, &gather_starts<W>},
+    {&unless_small<W, anchor_tasks<W>>, &anchor_grain<W>, &search_starts<W>},
+    {&unless_small<W, vector_tasks<W>>, &vector_grain<W>, &settle_negatives<W>},
+    {&unless_small<W, once>, &once, &finish<W>},
 };
 
 template <class W>

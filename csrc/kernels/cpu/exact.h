@@ -39,38 +39,73 @@ FASTMINE_INLINE Vec<double> load_double(const W* p) {
   return convert<double>(load<W, lanes<double>>(p));
 }
 
-/// sums[c] = sum over k of f(c, a[k], b[c][k]) in float64, for row i of x as a and C rows of y as b. Each sum has its
-/// own fixed order, the same for every C.
+/// The first `count` of a vector of float64, zeros after them.
+template <class W>
+FASTMINE_INLINE Vec<double> load_first(const W* p, std::int64_t count) {
+  double values[lanes<double>] = {};
+  for (std::int64_t k = 0; k < count; ++k) {
+    values[k] = static_cast<double>(p[k]);
+  }
+  return load(values);
+}
+
+/// totals[c] += the sum over k < count of f(c, a[k], b[c][k]), where f of zeros is 0. Each sum has its own order, the
+/// same for every C: its lanes, also those of the last few elements, never depend on how the compiler sees the loop.
+/// Not inlined, so that the sums stay in registers.
 template <class W, int C, class F>
-FASTMINE_INLINE void sum_pairs(const Rows& x, std::int64_t i, const Rows& y, const std::int64_t* rows, F f,
-                               double* sums) {
+FASTMINE_NOINLINE void add_pairs(const W* a, const W* const* b, std::int64_t count, F f, double* totals) {
   constexpr std::int64_t step = static_cast<std::int64_t>(lanes<double>);
   Vec<double> even[C] = {}, odd[C] = {};
-  double tail[C] = {};
-  W x_buffer[kChunk], y_buffer[C][kChunk];
-  for (std::int64_t begin = 0; begin < x.d; begin += kChunk) {
-    const std::int64_t count = x.d - begin < kChunk ? x.d - begin : kChunk;
-    const W* a = chunk(x, i, begin, count, x_buffer);
-    const W* b[C];
+  const W* other[C];
+  for (int c = 0; c < C; ++c) {
+    other[c] = b[c];
+  }
+  std::int64_t k = 0;
+  for (; k + 2 * step <= count; k += 2 * step) {
+    const Vec<double> first = load_double(a + k), second = load_double(a + k + step);
     for (int c = 0; c < C; ++c) {
-      b[c] = chunk(y, rows[c], begin, count, y_buffer[c]);
+      even[c] += f(c, first, load_double(other[c] + k));
+      odd[c] += f(c, second, load_double(other[c] + k + step));
     }
-    std::int64_t k = 0;
-    for (; k + 2 * step <= count; k += 2 * step) {
-      const Vec<double> first = load_double(a + k), second = load_double(a + k + step);
-      for (int c = 0; c < C; ++c) {
-        even[c] += f(c, first, load_double(b[c] + k));
-        odd[c] += f(c, second, load_double(b[c] + k + step));
-      }
+  }
+  if (k + step <= count) {
+    const Vec<double> first = load_double(a + k);
+    for (int c = 0; c < C; ++c) {
+      even[c] += f(c, first, load_double(other[c] + k));
     }
-    for (; k < count; ++k) {
-      for (int c = 0; c < C; ++c) {
-        tail[c] += f(c, static_cast<double>(a[k]), static_cast<double>(b[c][k]));
-      }
+    k += step;
+  }
+  if (k < count) {
+    const std::int64_t rest = count - k;
+    const Vec<double> last = load_first(a + k, rest);
+    for (int c = 0; c < C; ++c) {
+      even[c] += f(c, last, load_first(other[c] + k, rest));
     }
   }
   for (int c = 0; c < C; ++c) {
-    sums[c] = sum_lanes(even[c] + odd[c]) + tail[c];
+    totals[c] += sum_lanes(even[c] + odd[c]);
+  }
+}
+
+/// totals[c] = sum over k of f(c, a[k], b[c][k]) in float64, for row i of x as a and C rows of y as b.
+template <class W, int C, class F>
+FASTMINE_INLINE void sum_pairs(const Rows& x, std::int64_t i, const Rows& y, const std::int64_t* rows, F f,
+                               double* totals) {
+  const W* b[C];
+  for (int c = 0; c < C; ++c) {
+    totals[c] = 0;
+    b[c] = static_cast<const W*>(y.data) + rows[c] * y.stride;
+  }
+  if (x.dtype == kDType<W>) {
+    return add_pairs<W, C>(static_cast<const W*>(x.data) + i * x.stride, b, x.d, f, totals);
+  }
+  W x_buffer[kChunk], y_buffer[C][kChunk];
+  for (std::int64_t begin = 0; begin < x.d; begin += kChunk) {
+    const std::int64_t count = x.d - begin < kChunk ? x.d - begin : kChunk;
+    for (int c = 0; c < C; ++c) {
+      b[c] = chunk(y, rows[c], begin, count, y_buffer[c]);
+    }
+    add_pairs<W, C>(chunk(x, i, begin, count, x_buffer), b, count, f, totals);
   }
 }
 
