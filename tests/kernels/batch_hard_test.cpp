@@ -199,7 +199,7 @@ void check_mining(const cpu::KernelTable& table, const Set& x, const Set& y, con
 
 void mining(const cpu::KernelTable& table) {
   Random random(1);
-  const std::int64_t sizes[] = {0, 1, 2, 5, 17, 48, 97, 200};
+  const std::int64_t sizes[] = {0, 1, 2, 5, 17, 48, 49, 97, 200};
   for (const std::int64_t n : sizes) {
     for (const DType dtype : {DType::float32, DType::float64}) {
       for (int k = 0; k < 4; ++k) {
@@ -238,6 +238,38 @@ void collapsed(const cpu::KernelTable& table) {
     }
     check_mining(table, x, x, {Metric::euclidean, true, false, false},
                  std::string(table.isa) + " spread " + std::to_string(spread));
+  }
+}
+
+/// Both sides of every border between two ways: few pairs and many, labels of few rows and of many, rows of one chunk
+/// and of several, panels of one sliver and of several; and labels from one end of int64 to the other, out of order.
+void borders(const cpu::KernelTable& table) {
+  struct Case {
+    const char* name;
+    std::int64_t n, m, d, per_label;
+  };
+  const Case cases[] = {
+      {"48 rows", 48, 48, 20, 4},         {"49 rows", 49, 47, 20, 4},        {"24 of a label", 120, 96, 5, 24},
+      {"25 of a label", 125, 100, 5, 25}, {"26 of a label", 104, 78, 5, 26}, {"one label", 60, 60, 5, 60},
+      {"long rows", 72, 50, 300, 4},      {"a long tail", 60, 60, 263, 4},   {"wide panels", 900, 850, 3, 4},
+      {"few long rows", 20, 30, 261, 3}};
+  for (const Case& c : cases) {
+    for (const DType dtype : {DType::float32, DType::float64}) {
+      Random random(static_cast<std::uint64_t>(c.n + c.d));
+      Set x = make_set(random, c.n, c.d, 1, dtype, false), y = make_set(random, c.m, c.d, 1, dtype, false);
+      for (Set* s : {&x, &y}) {
+        for (std::int64_t i = 0; i < s->n; ++i) {
+          const std::int64_t label = i * 7 % s->n / c.per_label;  // 7 does not divide any n: every label in full
+          const auto spread = static_cast<std::uint64_t>(label) * 0x9e3779b97f4a7c15U;
+          s->labels[static_cast<std::size_t>(i)] = static_cast<std::int64_t>(spread);
+        }
+      }
+      for (int bits = 0; bits < (c.n > 500 ? 2 : 8); ++bits) {
+        const Options o{Metric::sqeuclidean, (bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0};
+        check_mining(table, x, o.self ? x : y, o,
+                     std::string(table.isa) + " " + c.name + " options " + std::to_string(bits));
+      }
+    }
   }
 }
 
@@ -366,6 +398,7 @@ int main() {
   using namespace fastmine::test;
   for (const auto* table : tables()) {
     mining(*table);
+    borders(*table);
     collapsed(*table);
     backward(*table);
   }

@@ -103,6 +103,10 @@ void find_edges(void* plan, std::int64_t begin, std::int64_t end) {
   for (std::int64_t i = begin; i < end; ++i) {
     const double grad_p = grad_at(q, q.grad_positive, q.grad_positive_stride, i);
     const double grad_n = grad_at(q, q.grad_negative, q.grad_negative_stride, i);
+    if (!q.has_positive[i] && !q.has_negative[i]) {  // there may not be a row for an index to name
+      p.edges[i] = p.edges[q.x.n + i] = {0, 0};
+      continue;
+    }
     const std::int64_t mined[] = {q.positive_index[i], q.negative_index[i]};
     double keys[2];
     exact_keys<W, 2>(q.x, i, p.x.norm, q.y, mined, p.y.norm, q.metric, keys);
