@@ -248,11 +248,11 @@ void borders(const cpu::KernelTable& table) {
     const char* name;
     std::int64_t n, m, d, per_label;
   };
-  const Case cases[] = {
-      {"48 rows", 48, 48, 20, 4},         {"49 rows", 49, 47, 20, 4},        {"24 of a label", 120, 96, 5, 24},
-      {"25 of a label", 125, 100, 5, 25}, {"26 of a label", 104, 78, 5, 26}, {"one label", 60, 60, 5, 60},
-      {"long rows", 72, 50, 300, 4},      {"a long tail", 60, 60, 263, 4},   {"wide panels", 900, 850, 3, 4},
-      {"few long rows", 20, 30, 261, 3}};
+  const Case cases[] = {{"48 rows", 48, 48, 20, 4},        {"49 rows", 49, 47, 20, 4},
+                        {"24 of a label", 120, 96, 5, 24}, {"25 of a label", 125, 100, 5, 25},
+                        {"26 of a label", 104, 78, 5, 26}, {"one label", 60, 60, 5, 60},
+                        {"long rows", 72, 50, 300, 4},     {"a long tail", 60, 60, 263, 4},
+                        {"wide panels", 900, 850, 3, 4},   {"few long rows", 20, 30, 261, 3}};
   for (const Case& c : cases) {
     for (const DType dtype : {DType::float32, DType::float64}) {
       Random random(static_cast<std::uint64_t>(c.n + c.d));

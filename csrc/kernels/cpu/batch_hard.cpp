@@ -834,7 +834,8 @@ void scan_negatives(Search<W>& s, std::int64_t sliver) {
   scan(s, sliver, dots, negatives_of(p, s.anchor));
 }
 
-/// Whether the search of some of the positions [first, first + kTogether) must go on in another panel than it started in.
+/// Whether the search of some of the positions [first, first + kTogether) must go on in another panel than it started
+/// in.
 template <class W>
 bool unfinished(const Plan<W>& p, std::int64_t first) {
   using D = Vec<double>;

@@ -154,10 +154,11 @@ constexpr int kTogether = 4;  // edges of a row whose pulls are added up in one 
 template <class W>
 struct Pulls {
   int count;
-  const W* other[kTogether];    // elements of the other ends
+  const W* other[kTogether];  // elements of the other ends
   double pull[kTogether];
   double half[kTogether];       // as in Edge
-  double unit[kTogether];       // cosine: what brings the other end to its unit vector
+  double norm[kTogether];       // cosine: of the other end; divided by, since a product would be fused with the
+                                // subtraction, and equal rows would then not cancel
   W buffer[kTogether][kChunk];  // the other ends where they have to be converted
 };
 
@@ -186,7 +187,7 @@ FASTMINE_INLINE void add_pulls(const Pulls<W>& p, Metric metric, const double* o
   if (metric == Metric::dot) {
     add_terms<W, C>(p, own, count, [&p](int c, auto, auto b) { return p.pull[c] * b; }, sum);
   } else if (metric == Metric::cosine) {
-    const auto term = [&p](int c, auto u, auto b) { return p.pull[c] * ((u - b * p.unit[c]) - p.half[c] * u); };
+    const auto term = [&p](int c, auto u, auto b) { return p.pull[c] * ((u - b / p.norm[c]) - p.half[c] * u); };
     add_terms<W, C>(p, own, count, term, sum);
   } else {
     add_terms<W, C>(p, own, count, [&p](int c, auto a, auto b) { return p.pull[c] * (a - b); }, sum);
@@ -221,7 +222,7 @@ template <class W>
 void gather_row(const Plan<W>& p, const RowSet& own, std::int64_t row, bool anchor, bool candidate, void* out) {
   const BatchHardBackward& q = p.problem;
   const bool cosine = q.metric == Metric::cosine;
-  const double own_unit = cosine ? scale_of(own, row) : 1;
+  const double own_norm = cosine ? own.norm[row] : 1;
   double sum[kChunk], elements[kChunk];
   W buffer[kChunk];
   Pulls<W> pulls;
@@ -229,16 +230,19 @@ void gather_row(const Plan<W>& p, const RowSet& own, std::int64_t row, bool anch
     const std::int64_t count = smaller(kChunk, q.x.d - from);
     const W* a = chunk(own.rows, row, from, count, buffer);
     for (std::int64_t k = 0; k < count; ++k) {
-      elements[k] = static_cast<double>(a[k]) * own_unit;
+      elements[k] = static_cast<double>(a[k]);
       sum[k] = 0;
+    }
+    for (std::int64_t k = 0; cosine && k < count; ++k) {
+      elements[k] /= own_norm;
     }
     pulls.count = 0;
     const auto collect = [&](std::int64_t e, const RowSet& others, std::int64_t other) {
       const int c = pulls.count;
       pulls.other[c] = chunk(others.rows, other, from, count, pulls.buffer[c]);
-      pulls.pull[c] = p.edges[e].pull * own_unit;
+      pulls.pull[c] = p.edges[e].pull / own_norm;
       pulls.half[c] = p.edges[e].half;
-      pulls.unit[c] = cosine ? scale_of(others, other) : 1;
+      pulls.norm[c] = cosine ? others.norm[other] : 1;
       if (++pulls.count == kTogether) {
         flush(pulls, q.metric, elements, count, sum);
       }

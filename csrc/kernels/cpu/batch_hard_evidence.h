@@ -26,8 +26,8 @@ inline void clear_pairs(const BatchHard& q) {
   }
 }
 
-/// Fill in the evidence. `total` is the sum of the anchors that take part and are finite, `classes` how many labels they
-/// and the poisoned ones have.
+/// Fill in the evidence. `total` is the sum of the anchors that take part and are finite, `classes` how many labels
+/// they and the poisoned ones have.
 inline void gather_evidence(const BatchHard& q, const RowSet& x, const double* total, std::int64_t classes,
                             std::int64_t nonfinite_rows, std::int64_t nonfinite_refs) {
   double* e = q.evidence;

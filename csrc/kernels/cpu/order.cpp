@@ -7,8 +7,8 @@
 namespace fastmine::cpu {
 namespace {
 
-constexpr int kDigit = 11;                            // bits sorted in one pass: 2048 counters stay in cache
-constexpr std::int64_t kWorthCounting = 128;          // with fewer rows, comparing them is cheaper
+constexpr int kDigit = 11;                    // bits sorted in one pass: 2048 counters stay in cache
+constexpr std::int64_t kWorthCounting = 128;  // with fewer rows, comparing them is cheaper
 constexpr std::size_t kValues = std::size_t{1} << kDigit;
 
 /// How far a label is above the least one.

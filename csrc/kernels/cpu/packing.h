@@ -240,11 +240,13 @@ FASTMINE_INLINE double centre_row(const RowSet& set, const double* centre, std::
   return sum_lanes(squares) + tail;
 }
 
+/// From one row to the next where rows are staged a chunk at a time: not a power of two, which would crowd few cache
+/// sets.
+template <class W>
+inline constexpr std::int64_t kStagedRow = kChunk + static_cast<std::int64_t>(lanes<W>);
+
 /// Write elements 0 .. count of as many rows as a vector has lanes side by side: out[k * kSliver + row] =
 /// rows[row * kStagedRow + k].
-template <class W>
-inline constexpr std::int64_t kStagedRow = kChunk + static_cast<std::int64_t>(lanes<W>);  // not a power of two apart
-
 template <class W>
 FASTMINE_NOINLINE void interleave(const W* rows, std::int64_t count, W* out) {
   constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>), width = static_cast<std::int64_t>(lanes<W>);
@@ -277,7 +279,7 @@ FASTMINE_INLINE void describe(const RowSet& set, const Packed<W>& packed, std::i
   const std::uint8_t kind = set.kind[packed.row(position)];
   // A zero vector has cosine 0 with everything: as if it were a unit vector orthogonal to all others.
   const double extra = set.metric == Metric::cosine && (kind & kZero) != 0 ? 1 : 0;
-  packed.c[position] = (kind & kPoisoned) != 0       ? static_cast<W>(__builtin_nan(""))
+  packed.c[position] = (kind & kPoisoned) != 0     ? static_cast<W>(__builtin_nan(""))
                        : set.metric == Metric::dot ? 0
                                                    : static_cast<W>(squared + extra);
   packed.norm[position] = static_cast<W>(::sqrt(squared) * 1.000001);
