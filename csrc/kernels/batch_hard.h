@@ -71,6 +71,21 @@ inline constexpr const char* kMiningFields[] = {
 };
 static_assert(sizeof kMiningFields / sizeof *kMiningFields == static_cast<std::size_t>(Mining::count));
 
+/// How to screen the negatives. It changes the time a call takes, never a result.
+enum class Screen : int {
+  automatic,       // whichever should be faster
+  full,            // in the working type
+  rounded,         // in bfloat16, however small the problem and whatever the CPU, unless it would leave too much over
+  rounded_always,  // in bfloat16 even then; float64 rows and very wide ones are always screened in full
+};
+
+/// How they were screened.
+enum class Screened : int {
+  full,
+  rounded,
+  rounding_gave_up,  // in full, since rows lie so close together, for their size, that bfloat16 rules out too little
+};
+
 struct BatchHard {
   Rows x;
   const std::int64_t* labels;  // [x.n]
@@ -82,6 +97,7 @@ struct BatchHard {
   Metric metric;
   bool easiest_positive;
   bool semi_hard_negative;
+  Screen screen;
 
   // Out, each [x.n].
   std::int64_t* positive_index;
@@ -90,7 +106,8 @@ struct BatchHard {
   double* negative_distance;
   bool* has_positive;
   bool* has_negative;
-  double* evidence;  // [Mining::count]
+  double* evidence;    // [Mining::count]
+  Screened* screened;  // or null
 };
 
 using BatchHardKernel = StagedKernel<BatchHard>;

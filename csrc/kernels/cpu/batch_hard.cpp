@@ -3,6 +3,8 @@
 #include "kernels/cpu/batch_hard_small.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/order.h"
+#include "kernels/cpu/packing.h"
+#include "kernels/cpu/screen.h"
 
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
 namespace {
@@ -56,11 +58,17 @@ struct Plan {
   std::int64_t classes;  // distinct labels among the anchors that take part
   double widest;         // the largest norm among the packed references
 
-  std::int64_t panel;   // slivers in a panel
-  double* radius;       // per panel of b, the largest norm in it
+  std::int64_t panel;       // slivers in a panel
+  std::int64_t full_panel;  // the same where the screen is not `rounded`
+  double* radius;           // per panel of b, the largest norm in it
+  bool rounded;             // the negatives are screened in bfloat16
+  Rounded x_rounded, y_rounded;
+  double* lost;  // per panel of b, the largest of y_rounded.error in it; 0 unless `rounded`
+  double most_lost;
   std::int64_t stride;  // positions of a, padded
-  W* nearest;           // [panels of b, stride]: per position of a, the least c[j] - 2 a.b[j] over a panel's negatives
-  W* floor;             // semi-hard: below it a negative is surely not farther than the positive
+  W* nearest;           // [panels of b, stride]: per position of a, the least c[j] - 2 a.b[j] over a panel's negatives;
+                        // x_rounded.data lies behind those minima, where the smaller panels of a full screen reach
+  W* floor;             // semi-hard: below it a negative is surely not farther than the positive (halved if `rounded`)
   double* bound;        // semi-hard: the key of the positive; -Inf without one
 
   // The search for the nearest negative, per position of a.
@@ -72,16 +80,35 @@ struct Plan {
 
   std::int64_t a_panels() const { return divide_up(a.slivers(), panel); }
   std::int64_t b_panels() const { return divide_up(b.slivers(), panel); }
+  std::int64_t panel_rows() const { return panel * static_cast<std::int64_t>(kSliver<W>); }
 };
+
+/// Whether to screen in bfloat16, before any row has been seen.
+template <class W>
+bool may_round(const BatchHard& problem) {
+  if (sizeof(W) == 8 || problem.x.d > kWidestRounded || problem.screen == Screen::full) {
+    return false;
+  }
+  const bool large = problem.x.n >= 512 && problem.y.n >= 512 && problem.x.d >= 32;
+  return problem.screen != Screen::automatic || (kMatrixUnit && large);
+}
+
+/// Slivers in a panel of n references: few enough panels that their minima take `share` elements a row at most, and
+/// wide enough to be worth a task.
+template <class W>
+std::int64_t panel_for(std::int64_t n, std::int64_t share) {
+  const std::int64_t most_panels = smaller<std::int64_t>(larger<std::int64_t>(share, 16), 128);
+  return larger<std::int64_t>(1, divide_up(divide_up(n, kSliver<W>), most_panels));
+}
 
 template <class W>
 Plan<W> lay_out(const BatchHard& problem, Arena& arena) {
   using Id = typename ClassId<W>::type;
   const std::int64_t n = problem.x.n, m = problem.y.n, d = problem.x.d;
   constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
-  const std::int64_t slivers_x = divide_up(n, sliver), slivers_y = divide_up(m, sliver);
   Plan<W> p{};
   p.problem = problem;
+  p.rounded = may_round<W>(problem);
   p.centre = arena.take<double>(d);
   p.total = arena.take<double>(d);
   p.x = lay_out_rows(arena, problem.x, problem.valid, problem.metric);
@@ -89,7 +116,7 @@ Plan<W> lay_out(const BatchHard& problem, Arena& arena) {
   p.x_poisoned = arena.take<std::int64_t>(n);
   p.spare = arena.take<std::int64_t>(larger(n, m));
   p.a = lay_out_packed<W>(arena, n, d);
-  p.a_class = arena.take<Id>(slivers_x * sliver);
+  p.a_class = arena.take<Id>(round_up(n, kBlockRows));
   p.same_begin = arena.take<std::int64_t>(n);
   p.same_end = arena.take<std::int64_t>(n);
   p.y = p.x;
@@ -102,20 +129,36 @@ Plan<W> lay_out(const BatchHard& problem, Arena& arena) {
     p.y_order = arena.take<std::int64_t>(m);
     p.y_poisoned = arena.take<std::int64_t>(m);
     p.b = lay_out_packed<W>(arena, m, d);
-    p.b_class = arena.take<Id>(slivers_y * sliver);
+    p.b_class = arena.take<Id>(round_up(m, kBlockRows));
   }
-  // Few enough panels that the minima take no more memory than the rows, and wide enough to be worth a task.
-  const std::int64_t most_panels = smaller<std::int64_t>(larger<std::int64_t>(d, 16), 128);
-  p.panel = larger<std::int64_t>(1, divide_up(slivers_y, most_panels));
-  p.radius = arena.take<double>(divide_up(slivers_y, p.panel));
-  p.stride = slivers_x * sliver;
-  p.nearest = arena.take<W>(divide_up(slivers_y, p.panel) * p.stride);
+  p.stride = round_up(n, kBlockRows);
+  p.full_panel = panel_for<W>(m, d);
+  const std::int64_t panels = divide_up(divide_up(m, sliver), p.full_panel);
+  p.panel = p.full_panel;
+  std::int64_t minima = panels * p.stride;
+  if (p.rounded) {
+    p.panel = round_up(panel_for<W>(m, d / 2), kBlockRows / sliver);
+    const std::int64_t rounded_minima = divide_up(divide_up(m, sliver), p.panel) * p.stride;
+    p.x_rounded = lay_out_rounded(arena, n, d);
+    minima = larger(minima, rounded_minima + p.stride * p.x_rounded.depth / 2);
+    p.nearest = arena.take<W>(minima);
+    p.x_rounded.data = reinterpret_cast<std::uint16_t*>(p.nearest + rounded_minima);
+    p.y_rounded = p.x_rounded;
+    if (!problem.self) {
+      p.y_rounded = lay_out_rounded(arena, m, d);
+      p.y_rounded.data = arena.take<std::uint16_t>(round_up(m, kBlockRows) * p.y_rounded.depth);
+    }
+  } else {
+    p.nearest = arena.take<W>(minima);
+  }
+  p.radius = arena.take<double>(panels);
+  p.lost = arena.take<double>(panels);
   p.floor = arena.take<W>(p.stride);
   p.bound = arena.take<double>(p.stride);
   p.start = arena.take<std::int32_t>(p.stride);
   p.limit = arena.take<double>(p.stride);
   p.best = arena.take<Best>(n);
-  p.start_begin = arena.take<std::int64_t>(divide_up(slivers_y, p.panel) + 2);
+  p.start_begin = arena.take<std::int64_t>(panels + 2);
   p.start_anchors = arena.take<std::int64_t>(n);
   p.small = lay_out_small(problem, p.x, p.y, p.total, arena);
   return p;
@@ -247,11 +290,13 @@ void group(void* plan, std::int64_t, std::int64_t) {
   p.a.order = p.x_order;
   p.b.count = y.finite;
   p.b.order = p.y_order;
+  p.x_rounded.count = x.finite;
+  p.y_rounded.count = y.finite;
   match_classes(p);
-  for (std::int64_t k = p.a.count; k < p.a.slivers() * static_cast<std::int64_t>(kSliver<W>); ++k) {
+  for (std::int64_t k = p.a.count; k < round_up(p.a.count, kBlockRows); ++k) {
     p.a_class[k] = static_cast<Id>(-1);
   }
-  for (std::int64_t k = p.b.count; k < p.b.slivers() * static_cast<std::int64_t>(kSliver<W>); ++k) {
+  for (std::int64_t k = p.b.count; k < round_up(p.b.count, kBlockRows); ++k) {
     p.b_class[k] = static_cast<Id>(-1);
   }
   clear_pairs(p.problem);
@@ -274,16 +319,141 @@ void pack(void* plan, std::int64_t begin, std::int64_t end) {
   }
 }
 
+/// Task: a block of rows to round.
 template <class W>
-void measure(void* plan, std::int64_t, std::int64_t) {
-  Plan<W>& p = as_plan<W>(plan);
-  p.widest = 0;
+std::int64_t round_tasks(const void* plan) {
+  const Plan<W>& p = as_plan<W>(plan);
+  return p.rounded ? p.x_rounded.blocks() + (p.problem.self ? 0 : p.y_rounded.blocks()) : 0;
+}
+
+template <class W>
+void round(void* plan, std::int64_t begin, std::int64_t end) {
+  if constexpr (sizeof(W) == 4) {
+    const Plan<W>& p = as_plan<W>(plan);
+    const std::int64_t own = p.x_rounded.blocks();
+    for (std::int64_t t = begin; t < end; ++t) {
+      t < own ? round_block(p.a, p.problem.x.d, p.x_rounded, t) : round_block(p.b, p.problem.x.d, p.y_rounded, t - own);
+    }
+  }
+}
+
+// --- how far screening may be off ----------------------------------------------------------------------------------
+
+/// What of a row the screen's error depends on: its norm, and the norm of what rounding took from it.
+template <class D>
+struct Reach {
+  D norm, lost;
+};
+
+template <class W>
+Reach<double> reach_of(const Plan<W>& p, std::int64_t anchor) {
+  return {static_cast<double>(p.a.norm[anchor]), p.rounded ? static_cast<double>(p.x_rounded.error[anchor]) : 0};
+}
+
+/// Of a register full of anchors.
+template <class W>
+FASTMINE_INLINE Reach<Vec<double>> reach_of_vector(const Plan<W>& p, std::int64_t first) {
+  return {load_double(p.a.norm + first), p.rounded ? load_double(p.x_rounded.error + first) : Vec<double>{}};
+}
+
+/// How far the screened key of an anchor with a reference may be from the truth. D: double, or a vector of them.
+template <class W, class D>
+FASTMINE_INLINE D screen_error(const Plan<W>& p, const Reach<D>& anchor, const Reach<double>& reference) {
+  return p.rounded ? rounded_key_error(p.x_rounded.depth, anchor.norm, anchor.lost, reference.norm, reference.lost)
+                   : key_error<W>(p.problem.x.d, anchor.norm, reference.norm);
+}
+
+/// How far the minimum over a panel may be from the key of what attains it, less c.
+template <class W, class D>
+FASTMINE_INLINE D panel_error(const Plan<W>& p, const Reach<D>& anchor, std::int64_t panel) {
+  return screen_error(p, anchor, {p.radius[panel], p.lost[panel]});
+}
+
+template <class W>
+void measure_panels(Plan<W>& p) {
+  p.widest = p.most_lost = 0;
   for (std::int64_t panel = 0; panel < p.b_panels(); ++panel) {
-    p.radius[panel] = 0;
+    p.radius[panel] = p.lost[panel] = 0;
     for (std::int64_t s = panel * p.panel; s < smaller(p.b.slivers(), (panel + 1) * p.panel); ++s) {
       p.radius[panel] = larger(p.radius[panel], static_cast<double>(p.b.radius[s]));
     }
+    for (std::int64_t k = panel * p.panel_rows(); p.rounded && k < smaller(p.b.count, (panel + 1) * p.panel_rows());
+         ++k) {
+      p.lost[panel] = larger(p.lost[panel], static_cast<double>(p.y_rounded.error[k]));
+    }
     p.widest = larger(p.widest, p.radius[panel]);
+    p.most_lost = larger(p.most_lost, p.lost[panel]);
+  }
+}
+
+inline Side side(const Rounded& rows, const std::int32_t* classes, const float* floor) {
+  return {&rows, classes, floor};
+}
+
+/// Where panel `panel` of rounded rows ends.
+template <class W>
+std::int64_t panel_end(const Plan<W>& p, const Rounded& rows, std::int64_t panel) {
+  return smaller(round_up(rows.count, kBlockRows), (panel + 1) * p.panel_rows());
+}
+
+/// Panels that screening anchor `anchor` leaves over, from minima at nearest[panel * stride].
+template <class W>
+std::int64_t survivors(const Plan<W>& p, std::int64_t anchor, const W* nearest) {
+  const Reach<double> reach = reach_of(p, anchor);
+  double sure = __builtin_inf();
+  for (std::int64_t panel = 0; panel < p.b_panels(); ++panel) {
+    sure = smaller(sure, static_cast<double>(nearest[panel * p.stride]) + panel_error(p, reach, panel));
+  }
+  std::int64_t left = 0;
+  for (std::int64_t panel = 0; panel < p.b_panels(); ++panel) {
+    left += !(static_cast<double>(nearest[panel * p.stride]) - panel_error(p, reach, panel) > sure);
+  }
+  return left;
+}
+
+/// Screen a few anchors spread over all. Where embeddings lie in clusters narrower than the rounding, bfloat16 leaves
+/// over panel after panel, and looking at them again would take longer than screening in float32 does.
+template <class W>
+bool rounding_pays(const Plan<W>& p) {
+  if (p.a.count == 0) {
+    return false;
+  }
+  Block block;
+  std::int64_t anchors[kBlockRows];
+  for (std::int64_t r = 0; r < kBlockRows; ++r) {
+    anchors[r] = r * p.a.count / kBlockRows;
+    take_row<false>(side(p.x_rounded, p.a_class, p.floor), anchors[r], block, r);
+  }
+  [[maybe_unused]] const MatrixUnit unit;
+  for (std::int64_t J = 0; J < p.b_panels(); ++J) {
+    screen_block<false, false>(block, side(p.y_rounded, p.b_class, p.floor), J * p.panel_rows(),
+                               panel_end(p, p.y_rounded, J), true, nullptr, p.nearest + J * p.stride);
+  }
+  std::int64_t left = 0;
+  for (std::int64_t r = 0; r < kBlockRows; ++r) {
+    left += survivors(p, anchors[r], p.nearest + r);
+  }
+  // One anchor's look at one panel more takes about six times as long as that panel's share of a full screen, which
+  // visits each pair of rows once and in tiles.
+  return left - kBlockRows <= kBlockRows * p.b_panels() / 16;
+}
+
+template <class W>
+void measure(void* plan, std::int64_t, std::int64_t) {
+  Plan<W>& p = as_plan<W>(plan);
+  measure_panels(p);
+  if constexpr (sizeof(W) == 4) {
+    if (!p.rounded) {
+      return;
+    }
+    p.rounded = p.problem.screen == Screen::rounded_always || rounding_pays(p);
+    if (!p.rounded) {
+      p.panel = p.full_panel;
+      measure_panels(p);
+    }
+    if (p.problem.screened != nullptr) {
+      *p.problem.screened = p.rounded ? Screened::rounded : Screened::rounding_gave_up;
+    }
   }
 }
 
@@ -428,9 +598,11 @@ void settle_positive(const Plan<W>& p, std::int64_t anchor, const Best& best) {
   }
   const bool bounded = best.found && bad < 0;
   const double key = sign * best.key;
-  const double error = key_error<W>(p.problem.x.d, static_cast<double>(p.a.norm[anchor]), p.widest);
+  const double error = screen_error(p, reach_of(p, anchor), {p.widest, p.most_lost});
+  const double unit = p.rounded ? 0.5 : 1;
   p.bound[anchor] = bounded ? key : -__builtin_inf();
-  p.floor[anchor] = static_cast<W>(bounded ? key - static_cast<double>(p.a.c[anchor]) - 2 * error : -__builtin_inf());
+  p.floor[anchor] =
+      static_cast<W>(bounded ? unit * (key - static_cast<double>(p.a.c[anchor]) - 2 * error) : -__builtin_inf());
 }
 
 void consider(Best& best, double key, std::int64_t index) {
@@ -547,20 +719,6 @@ void find_positives(void* plan, std::int64_t begin, std::int64_t end) {
 
 // --- step 5: screen the negatives ----------------------------------------------------------------------------------
 
-template <class V>
-FASTMINE_INLINE V least(V a, V b) {
-  return select(b < a, b, a);
-}
-
-template <class W>
-FASTMINE_INLINE W least_lane(Vec<W> v) {
-  W value = v[0];
-  for (std::size_t i = 1; i < lanes<W>; ++i) {
-    value = v[i] < value ? v[i] : value;
-  }
-  return value;
-}
-
 /// Bring one tile of products into the minima of its rows and, with `Mirror`, of its columns.
 ///
 /// `Mixed`: some pairs may be of one label, and are left out. `Floored`: semi-hard, values below the floor are left
@@ -642,7 +800,7 @@ void screen_panels(const Plan<W>& p, std::int64_t I, std::int64_t J) {
       }
     }
     for (std::int64_t r = 0; r < height; ++r) {
-      p.nearest[J * p.stride + a * sliver + r] = least_lane<W>(row_least[r]);
+      p.nearest[J * p.stride + a * sliver + r] = least_of(row_least[r]);
     }
   }
 }
@@ -655,35 +813,91 @@ std::int64_t screen_tasks(const void* plan) {
   return p.problem.self ? n * (n + 1) / 2 : n * p.b_panels();
 }
 
-template <class W, bool Floored>
-void screen_range(const Plan<W>& p, std::int64_t begin, std::int64_t end) {
+/// The pair of panels that is task `task`.
+template <class W>
+void locate(const Plan<W>& p, std::int64_t task, std::int64_t& I, std::int64_t& J) {
   const std::int64_t columns = p.b_panels();
-  std::int64_t I = 0, J = 0, skip = begin;
-  while (I < p.a_panels()) {
-    const std::int64_t width = p.problem.self ? columns - I : columns;
-    if (skip < width) {
-      J = (p.problem.self ? I : 0) + skip;
-      break;
-    }
-    skip -= width;
+  I = 0;
+  while (task >= (p.problem.self ? columns - I : columns)) {
+    task -= p.problem.self ? columns - I : columns;
     ++I;
   }
+  J = (p.problem.self ? I : 0) + task;
+}
+
+template <class W, bool Floored>
+void screen_range(const Plan<W>& p, std::int64_t begin, std::int64_t end) {
+  std::int64_t I, J;
+  locate(p, begin, I, J);
   for (std::int64_t t = begin; t < end; ++t) {
     if (p.problem.self && I != J) {
       screen_panels<W, true, Floored>(p, I, J);
     } else {
       screen_panels<W, false, Floored>(p, I, J);
     }
-    if (++J == columns) {
+    if (++J == p.b_panels()) {
       ++I;
       J = p.problem.self ? I : 0;
     }
   }
 }
 
+/// The same in bfloat16, for rows of panel I against columns of panels [J, end).
+template <bool Floored>
+void screen_rounded_panels(const Plan<float>& p, Block& block, std::int64_t I, std::int64_t J, std::int64_t end) {
+  const Side x = side(p.x_rounded, p.a_class, p.floor), y = side(p.y_rounded, p.b_class, p.floor);
+  const std::int64_t mirrored = !p.problem.self ? end : J == I ? J + 1 : J;  // the first panel whose columns count
+  const std::int64_t first = mirrored * p.panel_rows(), last = panel_end(p, p.y_rounded, end - 1);
+  float* column_least = p.nearest + I * p.stride;
+  for (std::int64_t k = first; k < last; ++k) {
+    column_least[k] = static_cast<float>(__builtin_inf());
+  }
+  for (std::int64_t row = I * p.panel_rows(); row < panel_end(p, p.x_rounded, I); row += kBlockRows) {
+    for (std::int64_t r = 0; r < kBlockRows; ++r) {
+      take_row<Floored>(x, row + r, block, r);
+    }
+    const std::int64_t height = smaller(kBlockRows, p.a.count - row);
+    for (std::int64_t panel = J; panel < end; ++panel) {
+      const std::int64_t column = panel * p.panel_rows(), stop = panel_end(p, p.y_rounded, panel);
+      const bool mixed = share_a_class(p, row, height, column, smaller(stop, p.b.count) - column);
+      float* nearest = p.nearest + panel * p.stride + row;
+      if (panel >= mirrored) {
+        screen_block<true, Floored>(block, y, column, stop, mixed, column_least, nearest);
+      } else {
+        screen_block<false, Floored>(block, y, column, stop, mixed, nullptr, nearest);
+      }
+    }
+  }
+  for (std::int64_t k = first; k < last; ++k) {
+    column_least[k] = 2 * (column_least[k] - p.y_rounded.half[k]);
+  }
+}
+
+template <bool Floored>
+void screen_rounded_range(const Plan<float>& p, std::int64_t begin, std::int64_t end) {
+  [[maybe_unused]] const MatrixUnit unit;
+  Block block;
+  std::int64_t I, J;
+  locate(p, begin, I, J);
+  for (std::int64_t t = begin; t < end;) {
+    const std::int64_t width = smaller(end - t, p.b_panels() - J);
+    screen_rounded_panels<Floored>(p, block, I, J, J + width);
+    t += width;
+    ++I;
+    J = p.problem.self ? I : 0;
+  }
+}
+
 template <class W>
 void screen(void* plan, std::int64_t begin, std::int64_t end) {
   const Plan<W>& p = as_plan<W>(plan);
+  if constexpr (sizeof(W) == 4) {
+    if (p.rounded) {
+      p.problem.semi_hard_negative ? screen_rounded_range<true>(p, begin, end)
+                                   : screen_rounded_range<false>(p, begin, end);
+      return;
+    }
+  }
   p.problem.semi_hard_negative ? screen_range<W, true>(p, begin, end) : screen_range<W, false>(p, begin, end);
 }
 
@@ -691,12 +905,6 @@ void screen(void* plan, std::int64_t begin, std::int64_t end) {
 //
 // Nearly always the nearest negative is in the panel whose minimum is the least, and the others are ruled out once it
 // is known. So anchors first go, in tiles, through their most promising panel, and what is left is done one by one.
-
-/// How far the minimum over a panel may be from the key of what attains it, less c. D: double, or a vector of them.
-template <class W, class D>
-FASTMINE_INLINE D panel_error(const Plan<W>& p, D norm, std::int64_t panel) {
-  return key_error<W>(p.problem.x.d, norm, p.radius[panel]);
-}
 
 /// Positions that are looked at together: a value in float64 for each fills a register.
 constexpr std::int64_t kTogether = static_cast<std::int64_t>(lanes<double>);
@@ -710,11 +918,12 @@ Range negatives_of(const Plan<W>& p, std::int64_t anchor) {
 template <class W>
 void choose_start(const Plan<W>& p, std::int64_t first) {
   using D = Vec<double>;
-  const D none = D{} + __builtin_inf(), norm = load_double(p.a.norm + first);
+  const Reach<D> reach = reach_of_vector(p, first);
+  const D none = D{} + __builtin_inf();
   const D above = load(p.bound + first) - load_double(p.a.c + first);
   D limit = none, start = D{} + static_cast<double>(p.b_panels());
   for (std::int64_t panel = 0; panel < p.b_panels(); ++panel) {
-    const D value = load_double(p.nearest + panel * p.stride + first), error = panel_error(p, norm, panel);
+    const D value = load_double(p.nearest + panel * p.stride + first), error = panel_error(p, reach, panel);
     D at_most = value + error;
     if (p.problem.semi_hard_negative) {  // what may not be farther than the positive bounds nothing
       at_most = select(value - error > above, at_most, none);
@@ -839,11 +1048,12 @@ void scan_negatives(Search<W>& s, std::int64_t sliver) {
 template <class W>
 bool unfinished(const Plan<W>& p, std::int64_t first) {
   using D = Vec<double>;
-  const D norm = load_double(p.a.norm + first), limit = load(p.limit + first);
+  const Reach<D> reach = reach_of_vector(p, first);
+  const D limit = load(p.limit + first);
   const auto start = convert<std::int64_t>(load<std::int32_t, lanes<double>>(p.start + first));
   auto open = start != start;
   for (std::int64_t panel = 0; panel < p.b_panels(); ++panel) {
-    const D value = load_double(p.nearest + panel * p.stride + first), error = panel_error(p, norm, panel);
+    const D value = load_double(p.nearest + panel * p.stride + first), error = panel_error(p, reach, panel);
     open |= ~(value - error > limit) & (start != panel);
   }
   std::int64_t any = 0;
@@ -859,7 +1069,7 @@ void search_others(Search<W>& s) {
   const Plan<W>& p = s.plan;
   for (std::int64_t panel = 0; panel < p.b_panels(); ++panel) {
     const double value = static_cast<double>(p.nearest[panel * p.stride + s.anchor]);
-    const double error = panel_error(p, static_cast<double>(p.a.norm[s.anchor]), panel);
+    const double error = panel_error(p, reach_of(p, s.anchor), panel);
     const bool nothing = value == __builtin_inf() && error < __builtin_inf();
     if (panel == p.start[s.anchor] || nothing || value - error > s.limit) {
       continue;
@@ -954,8 +1164,8 @@ std::int64_t tile_grain(const void* plan) {
 template <class W>
 std::int64_t screen_grain(const void* plan) {
   const Plan<W>& p = as_plan<W>(plan);
-  const std::int64_t side = p.panel * static_cast<std::int64_t>(kSliver<W>);
-  return worth_a_thread(p.problem.x.d * side * side);
+  const std::int64_t work = p.problem.x.d * p.panel_rows() * p.panel_rows();
+  return worth_a_thread(p.rounded && kMatrixUnit ? work / 8 : work);
 }
 
 template <class W>
@@ -981,6 +1191,7 @@ constexpr Stage kStages[] = {
     {&unless_small<W, look_tasks<W>>, &few, &look<W>},
     {&unless_small<W, once>, &once, &group<W>},
     {&unless_small<W, pack_tasks<W>>, &few, &pack<W>},
+    {&unless_small<W, round_tasks<W>>, &few, &round<W>},
     {&unless_small<W, once>, &once, &measure<W>},
     {&unless_small<W, tile_tasks<W>>, &tile_grain<W>, &find_positives<W>},
     {&unless_small<W, screen_tasks<W>>, &screen_grain<W>, &screen<W>},
@@ -1004,6 +1215,9 @@ void* plan(const BatchHard& problem, void* memory) {
   Arena arena(memory);
   Plan<W>* place = arena.take<Plan<W>>(1);
   *place = lay_out<W>(problem, arena);
+  if (problem.screened != nullptr) {
+    *problem.screened = Screened::full;
+  }
   return place;
 }
 

@@ -197,7 +197,7 @@ struct Packed {
   const std::int64_t* order;  // position -> row; null: the same
   W* data;
   W* c;       // Inf for padding, NaN for a poisoned row
-  W* norm;    // at least the norm of the packed row
+  W* norm;    // at least the norm of the packed row; its square is at least c
   W* radius;  // per sliver, the largest norm in it
 
   std::int64_t slivers() const { return divide_up(count, kSliver<W>); }
@@ -282,7 +282,7 @@ FASTMINE_INLINE void describe(const RowSet& set, const Packed<W>& packed, std::i
   packed.c[position] = (kind & kPoisoned) != 0     ? static_cast<W>(__builtin_nan(""))
                        : set.metric == Metric::dot ? 0
                                                    : static_cast<W>(squared + extra);
-  packed.norm[position] = static_cast<W>(::sqrt(squared) * 1.000001);
+  packed.norm[position] = static_cast<W>(::sqrt(squared + extra) * 1.000001);
 }
 
 /// Pack the rows of sliver s, a vector of rows at a time: each centred where it is read, then all side by side.
