@@ -14,6 +14,9 @@
 //
 // A small batch, of up to about 50 rows, takes no such way: all its pairs are compared directly.
 //
+// Where the CPU has a matrix unit, large float32 problems are screened in bfloat16, with a bound of its own; a sample
+// of anchors tells beforehand whether that would rule out enough. See Screen.
+//
 // Semi-hard: the nearest negative that is farther than the mined positive or, where there is none, the farthest. An
 // anchor without a positive takes its nearest negative.
 //

@@ -89,7 +89,7 @@ bool may_round(const BatchHard& problem) {
   if (sizeof(W) == 8 || problem.x.d > kWidestRounded || problem.screen == Screen::full) {
     return false;
   }
-  const bool large = problem.x.n >= 512 && problem.y.n >= 512 && problem.x.d >= 32;
+  const bool large = problem.x.n >= 256 && problem.y.n >= 256 && problem.x.d >= 32;
   return problem.screen != Screen::automatic || (kMatrixUnit && large);
 }
 
@@ -433,9 +433,9 @@ bool rounding_pays(const Plan<W>& p) {
   for (std::int64_t r = 0; r < kBlockRows; ++r) {
     left += survivors(p, anchors[r], p.nearest + r);
   }
-  // One anchor's look at one panel more takes about six times as long as that panel's share of a full screen, which
+  // One anchor's look at one panel more takes four to six times as long as that panel's share of a full screen, which
   // visits each pair of rows once and in tiles.
-  return left - kBlockRows <= kBlockRows * p.b_panels() / 16;
+  return left - kBlockRows <= kBlockRows * p.b_panels() / 10;
 }
 
 template <class W>
