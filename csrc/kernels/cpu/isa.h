@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #ifndef FASTMINE_ISA_NAMESPACE
 #error "isa.h is only for the sources compiled once per instruction set (see cmake/Kernels.cmake)"
@@ -156,6 +157,13 @@ FASTMINE_INLINE V maximum(V a, V b) {
 template <class U, class V>
 FASTMINE_INLINE Vec<U, size<V>> convert(V v) {
   using T = std::remove_cvref_t<decltype(v[0])>;
+#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+  // GCC 12 makes two halves of it and joins them: five instructions that compete for one port, in place of one.
+  if constexpr (std::is_same_v<T, float> && std::is_same_v<U, double> && size<V> == 8) {
+    constexpr int kCurrentRounding = 4;
+    return __builtin_ia32_cvtps2pd512_mask(v, Vec<double, 8>{}, static_cast<unsigned char>(-1), kCurrentRounding);
+  }
+#endif
   // GCC 12 takes a vector of integers apart lane by lane unless it widens it one doubling at a time.
   if constexpr (sizeof(T) == 1 && sizeof(U) > 2) {
     return convert<U>(__builtin_convertvector(v, Vec<std::int16_t, size<V>>));
@@ -163,6 +171,62 @@ FASTMINE_INLINE Vec<U, size<V>> convert(V v) {
     return __builtin_convertvector(__builtin_convertvector(v, Vec<std::int32_t, size<V>>), Vec<U, size<V>>);
   } else {
     return __builtin_convertvector(v, Vec<U, size<V>>);
+  }
+}
+
+/// 0, 1, 2, ...
+template <class T>
+FASTMINE_INLINE Vec<T> lane_numbers() {
+  Vec<T> v;
+  for (std::size_t i = 0; i < lanes<T>; ++i) {
+    v[i] = static_cast<T>(i);
+  }
+  return v;
+}
+
+/// f over the lanes: the lower half with the upper half, until one is left.
+template <class V, class F>
+FASTMINE_INLINE auto fold(V v, F f) {
+  using T = std::remove_cvref_t<decltype(v[0])>;
+  Vec<T, size<V> / 2> halves[2];
+  __builtin_memcpy(halves, &v, sizeof v);
+  if constexpr (size<V> == 2) {
+    return f(v[0], v[1]);
+  } else {
+    return fold(f(halves[0], halves[1]), f);
+  }
+}
+
+/// The least lane, where none is NaN.
+template <class V>
+FASTMINE_INLINE auto least_of(V v) {
+  return fold(v, [](auto a, auto b) { return a < b ? a : b; });
+}
+
+/// a[0], b[0], a[1], b[1], ...: the lower half of the lanes of each, alternating; and the upper half.
+template <class V, std::size_t... I>
+FASTMINE_INLINE V zip_low(V a, V b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, (I / 2 + I % 2 * sizeof...(I))...);
+}
+template <class V, std::size_t... I>
+FASTMINE_INLINE V zip_high(V a, V b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, (sizeof...(I) / 2 + I / 2 + I % 2 * sizeof...(I))...);
+}
+
+/// Transpose as many vectors as each has lanes. Every round moves the highest bit of the row to the lowest of the lane.
+template <class V>
+FASTMINE_INLINE void transpose(V* rows) {
+  constexpr std::size_t n = size<V>;
+  constexpr auto lane = std::make_index_sequence<n>{};
+  for (std::size_t round = 1; round < n; round *= 2) {
+    V zipped[n];
+    for (std::size_t i = 0; i < n / 2; ++i) {
+      zipped[2 * i] = zip_low(rows[i], rows[i + n / 2], lane);
+      zipped[2 * i + 1] = zip_high(rows[i], rows[i + n / 2], lane);
+    }
+    for (std::size_t i = 0; i < n; ++i) {
+      rows[i] = zipped[i];
+    }
   }
 }
 

@@ -83,7 +83,7 @@ void pack(void* plan, std::int64_t begin, std::int64_t end) {
 /// The distance of position i to position j by direct difference.
 template <class W>
 FASTMINE_NOINLINE W direct(const Plan<W>& p, std::int64_t i, std::int64_t j) {
-  const double key = exact_key<W>(p.problem.x, i, p.x.norm[i], p.problem.y, j, p.y.norm[j], p.problem.metric);
+  const double key = exact_key<W>(p.problem.x, i, p.x.norm, p.problem.y, j, p.y.norm, p.problem.metric);
   return static_cast<W>(distance_of(key, p.problem.metric));
 }
 

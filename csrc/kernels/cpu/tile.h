@@ -20,21 +20,22 @@ inline constexpr std::size_t kTileRows = kVectorBytes == 64    ? 8
                                          : kSliver<W> % 4 == 0 ? 4
                                                                : 2;
 
-/// out[r][c] = sum over k of a[k][r] b[k][c], for R rows of a's sliver and all of b's. Each sum runs over k in order,
-/// so a pair's product has the same bits in whichever tile, and on whichever side, it is computed.
+/// out[r][c] = sum over k of a[k KStep + r RowStep] b[k][c], for R rows, by default of a sliver, and all of b's. Each
+/// sum runs over k in order, so a pair's product has the same bits in whichever tile, and on whichever side, it is
+/// computed.
 ///
 /// Not inlined, and into memory: GCC otherwise sometimes spills accumulators inside the loop, which halves the speed.
-template <class W, std::size_t R>
+template <class W, std::size_t R, std::size_t RowStep = 1, std::size_t KStep = kSliver<W>>
 FASTMINE_NOINLINE void dot_tile(const W* a, const W* b, std::size_t depth, W* out) {
   using V = Vec<W>;
   V sum[R][kSliverVectors] = {};
-  for (std::size_t k = 0; k < depth; ++k, a += kSliver<W>, b += kSliver<W>) {
+  for (std::size_t k = 0; k < depth; ++k, a += KStep, b += kSliver<W>) {
     V column[kSliverVectors];
     for (std::size_t v = 0; v < kSliverVectors; ++v) {
       column[v] = load(b + v * lanes<W>);
     }
     for (std::size_t r = 0; r < R; ++r) {
-      const V row = broadcast(a[r]);
+      const V row = broadcast(a[r * RowStep]);
       for (std::size_t v = 0; v < kSliverVectors; ++v) {
         sum[r][v] += row * column[v];
       }

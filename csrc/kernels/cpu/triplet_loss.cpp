@@ -7,20 +7,23 @@
 namespace fastmine::cpu {
 namespace {
 
-double softplus(double v) { return std::max(v, 0.0) + std::log1p(std::exp(-std::abs(v))); }
-double sigmoid(double v) { return v >= 0 ? 1 / (1 + std::exp(-v)) : std::exp(v) / (1 + std::exp(v)); }
-
 /// The loss of one anchor and its derivative, by how far its pair is from what is asked.
 struct Curve {
   double value, slope;
 };
+
+/// log(1 + e^v) and its derivative 1 / (1 + e^-v), from one exponential that cannot overflow.
+Curve softplus(double v) {
+  const double e = std::exp(-std::abs(v));
+  return {std::max(v, 0.0) + std::log1p(e), (v >= 0 ? 1 : e) / (1 + e)};
+}
 
 Curve curve(const TripletLoss& p, double violation) {
   if (std::isnan(violation)) {
     return {violation, violation};
   }
   if (p.shape == TripletShape::soft) {
-    return {softplus(violation), sigmoid(violation)};
+    return softplus(violation);
   }
   const double below = p.shape == TripletShape::leaky ? p.leak : 0;
   return violation <= 0 ? Curve{below * violation, below} : Curve{violation, 1};
@@ -44,7 +47,8 @@ Term term(const TripletLoss& p, std::int64_t i, bool empty, double sign) {
   }
   if (empty && p.on_empty == OnEmpty::push && p.has_negative[i]) {
     const double closeness = p.margin - d_n;
-    return {std::isnan(closeness) ? closeness : softplus(closeness), 0, -sigmoid(closeness), true};
+    const Curve c = std::isnan(closeness) ? Curve{closeness, closeness} : softplus(closeness);
+    return {c.value, 0, -c.slope, true};
   }
   return {0, 0, 0, false};
 }
