@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #ifndef FASTMINE_ISA_NAMESPACE
 #error "isa.h is only for the sources compiled once per instruction set (see cmake/Kernels.cmake)"
@@ -74,6 +75,25 @@ FASTMINE_INLINE V select(M mask, V a, V b) {
   return mask ? a : b;
 }
 
+/// The bits of v, read as elements of U.
+template <class U, class V>
+FASTMINE_INLINE Vec<U, sizeof(V) / sizeof(U)> bitcast(V v) {
+  Vec<U, sizeof(V) / sizeof(U)> u;
+  static_assert(sizeof u == sizeof v);
+  __builtin_memcpy(&u, &v, sizeof u);
+  return u;
+}
+
+/// Whether a comparison holds in any lane.
+template <class M>
+FASTMINE_INLINE bool any(M mask) {
+  std::int64_t bits = 0;
+  for (std::size_t part = 0; part < sizeof mask / sizeof bits; ++part) {
+    bits |= bitcast<std::int64_t>(mask)[part];
+  }
+  return bits != 0;
+}
+
 /// The values of v, each converted to U.
 template <class U, class V>
 FASTMINE_INLINE Vec<U, size<V>> convert(V v) {
@@ -88,13 +108,26 @@ FASTMINE_INLINE Vec<U, size<V>> convert(V v) {
   }
 }
 
-/// The bits of v, read as elements of U.
-template <class U, class V>
-FASTMINE_INLINE Vec<U, sizeof(V) / sizeof(U)> bitcast(V v) {
-  Vec<U, sizeof(V) / sizeof(U)> u;
-  static_assert(sizeof u == sizeof v);
-  __builtin_memcpy(&u, &v, sizeof u);
-  return u;
+/// The lanes of a whose index has bit H, exchanged for those of b without it.
+template <std::size_t H, class V, std::size_t... I>
+FASTMINE_INLINE void exchange(V& a, V& b, std::index_sequence<I...>) {
+  const V first = __builtin_shufflevector(a, b, ((I & H) != 0 ? size<V> + I - H : I)...);
+  b = __builtin_shufflevector(a, b, ((I & H) != 0 ? size<V> + I : I + H)...);
+  a = first;
+}
+
+template <std::size_t H, class V, std::size_t... I>
+FASTMINE_INLINE void transpose_from(V* v, std::index_sequence<I...> lanes_of_v) {
+  (((I & H) == 0 ? exchange<H>(v[I], v[I + H], lanes_of_v) : void()), ...);
+  if constexpr (2 * H < size<V>) {
+    transpose_from<2 * H>(v, lanes_of_v);
+  }
+}
+
+/// v[i][j] becomes v[j][i], for as many vectors as each has lanes.
+template <class V>
+FASTMINE_INLINE void transpose(V* v) {
+  transpose_from<1>(v, std::make_index_sequence<size<V>>{});
 }
 
 }  // namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE

@@ -183,46 +183,90 @@ Packed<W> lay_out_packed(Arena& arena, std::int64_t most, std::int64_t d) {
   return packed;
 }
 
-/// Pack the rows of sliver s.
+/// Elements begin .. begin + count of row i, divided by its norm and centred; 0 up to the next whole vector.
+template <class W>
+FASTMINE_INLINE void centre_row(const RowSet& set, const double* centre, std::int64_t i, std::int64_t begin,
+                                std::int64_t count, W* out) {
+  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<double>);
+  W buffer[kChunk];
+  const W* x = chunk(set.rows, i, begin, count, buffer);
+  const double scale = scale_of(set, i);
+  centre += begin;
+  std::int64_t k = 0;
+  for (; k + step <= count; k += step) {
+    store<W, lanes<double>>(out + k, convert<W>(load_double(x + k) * broadcast(scale) - load(centre + k)));
+  }
+  for (; k < count; ++k) {
+    out[k] = static_cast<W>(static_cast<double>(x[k]) * scale - centre[k]);
+  }
+  for (; k % static_cast<std::int64_t>(lanes<W>) != 0; ++k) {
+    out[k] = 0;
+  }
+}
+
+/// Columns of `rows` ([lanes, kChunk]) as rows of `out` ([count, kSliver]); squared[r] += the squares of row r.
+template <class W>
+FASTMINE_INLINE void interleave(const W* rows, std::int64_t count, W* out, Vec<double>* squared) {
+  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<W>);
+  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
+  for (std::int64_t begin = 0; begin < count; begin += step) {
+    Vec<W> v[lanes<W>];
+    for (std::int64_t r = 0; r < step; ++r) {
+      v[r] = load(rows + r * kChunk + begin);
+    }
+    transpose(v);
+    for (std::int64_t k = 0; k < smaller(step, count - begin); ++k) {
+      W* to = out + (begin + k) * sliver;
+      store(to, v[k]);
+      for (std::size_t part = 0; part < lanes<W> / lanes<double>; ++part) {
+        const Vec<double> x = load_double(to + part * lanes<double>);
+        squared[part] += x * x;
+      }
+    }
+  }
+}
+
+/// What there is to know of the row at a position, besides its elements.
+template <class W>
+FASTMINE_INLINE void describe(const RowSet& set, const Packed<W>& packed, std::int64_t position, double squared) {
+  const bool padding = position >= packed.count;
+  const std::uint8_t kind = padding ? std::uint8_t{0} : set.kind[packed.row(position)];
+  // A zero vector has cosine 0 with everything: as if it were a unit vector orthogonal to all others.
+  const double extra = set.metric == Metric::cosine && (kind & kZero) != 0 ? 1 : 0;
+  packed.c[position] = padding                     ? static_cast<W>(__builtin_inf())
+                       : (kind & kPoisoned) != 0   ? static_cast<W>(__builtin_nan(""))
+                       : set.metric == Metric::dot ? 0
+                                                   : static_cast<W>(squared + extra);
+  packed.norm[position] = static_cast<W>(::sqrt(squared) * 1.000001);
+}
+
+/// Pack the rows of sliver s: as many as a vector has lanes at a time. Padding and poisoned rows are packed as zeros.
 template <class W>
 void pack_sliver(const RowSet& set, const double* centre, const Packed<W>& packed, std::int64_t s) {
   constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
+  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<W>);
   const std::int64_t d = set.rows.d;
-  W* data = packed.data + s * sliver * d;
+  alignas(64) W rows[lanes<W> * kChunk];
   W radius = 0;
-  W buffer[kChunk];
-  for (std::int64_t lane = 0; lane < sliver; ++lane) {
-    const std::int64_t position = s * sliver + lane;
-    const bool padding = position >= packed.count;
-    const std::int64_t i = padding ? 0 : packed.row(position);
-    const bool poisoned = !padding && (set.kind[i] & kPoisoned) != 0;
-    const double scale = padding ? 0 : scale_of(set, i);
-    double squared = 0;
+  for (std::int64_t first = s * sliver; first < (s + 1) * sliver; first += step) {
+    Vec<double> squared[lanes<W> / lanes<double>] = {};
     for (std::int64_t begin = 0; begin < d; begin += kChunk) {
       const std::int64_t count = smaller(kChunk, d - begin);
-      W* out = data + begin * sliver + lane;
-      if (padding || poisoned) {
-        for (std::int64_t k = 0; k < count; ++k) {
-          out[k * sliver] = 0;
+      for (std::int64_t r = 0; r < step; ++r) {
+        const std::int64_t i = first + r < packed.count ? packed.row(first + r) : -1;
+        if (i < 0 || (set.kind[i] & kPoisoned) != 0) {
+          __builtin_memset(rows + r * kChunk, 0, sizeof(W) * static_cast<std::size_t>(kChunk));
+        } else {
+          centre_row(set, centre, i, begin, count, rows + r * kChunk);
         }
-        continue;
       }
-      const W* x = chunk(set.rows, i, begin, count, buffer);
-      for (std::int64_t k = 0; k < count; ++k) {
-        const W centred = static_cast<W>(static_cast<double>(x[k]) * scale - centre[begin + k]);
-        out[k * sliver] = centred;
-        squared += static_cast<double>(centred) * static_cast<double>(centred);
-      }
+      interleave(rows, count, packed.data + (s * d + begin) * sliver + first % sliver, squared);
     }
-    const W norm = static_cast<W>(::sqrt(squared) * 1.000001);
-    // A zero vector has cosine 0 with everything: as if it were a unit vector orthogonal to all others.
-    const double extra = set.metric == Metric::cosine && !padding && (set.kind[i] & kZero) != 0 ? 1 : 0;
-    packed.c[position] = padding                     ? static_cast<W>(__builtin_inf())
-                         : poisoned                  ? static_cast<W>(__builtin_nan(""))
-                         : set.metric == Metric::dot ? 0
-                                                     : static_cast<W>(squared + extra);
-    packed.norm[position] = norm;
-    radius = larger(radius, norm);
+    for (std::int64_t r = 0; r < step; ++r) {
+      const std::size_t lane = static_cast<std::size_t>(r);
+      describe(set, packed, first + r, squared[lane / lanes<double>][lane % lanes<double>]);
+      radius = larger(radius, packed.norm[first + r]);
+    }
   }
   packed.radius[s] = radius;
 }
