@@ -108,26 +108,31 @@ FASTMINE_INLINE Vec<U, size<V>> convert(V v) {
   }
 }
 
-/// The lanes of a whose index has bit H, exchanged for those of b without it.
-template <std::size_t H, class V, std::size_t... I>
-FASTMINE_INLINE void exchange(V& a, V& b, std::index_sequence<I...>) {
-  const V first = __builtin_shufflevector(a, b, ((I & H) != 0 ? size<V> + I - H : I)...);
-  b = __builtin_shufflevector(a, b, ((I & H) != 0 ? size<V> + I : I + H)...);
-  a = first;
+/// a[0], b[0], a[1], b[1], ...: the lower half of the lanes of each, alternating; and the upper half.
+template <class V, std::size_t... I>
+FASTMINE_INLINE V zip_low(V a, V b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, (I / 2 + I % 2 * sizeof...(I))...);
+}
+template <class V, std::size_t... I>
+FASTMINE_INLINE V zip_high(V a, V b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, (sizeof...(I) / 2 + I / 2 + I % 2 * sizeof...(I))...);
 }
 
-template <std::size_t H, class V, std::size_t... I>
-FASTMINE_INLINE void transpose_from(V* v, std::index_sequence<I...> lanes_of_v) {
-  (((I & H) == 0 ? exchange<H>(v[I], v[I + H], lanes_of_v) : void()), ...);
-  if constexpr (2 * H < size<V>) {
-    transpose_from<2 * H>(v, lanes_of_v);
-  }
-}
-
-/// v[i][j] becomes v[j][i], for as many vectors as each has lanes.
+/// Transpose as many vectors as each has lanes. Every round moves the highest bit of the row to the lowest of the lane.
 template <class V>
-FASTMINE_INLINE void transpose(V* v) {
-  transpose_from<1>(v, std::make_index_sequence<size<V>>{});
+FASTMINE_INLINE void transpose(V* rows) {
+  constexpr std::size_t n = size<V>;
+  constexpr auto lane = std::make_index_sequence<n>{};
+  for (std::size_t round = 1; round < n; round *= 2) {
+    V zipped[n];
+    for (std::size_t i = 0; i < n / 2; ++i) {
+      zipped[2 * i] = zip_low(rows[i], rows[i + n / 2], lane);
+      zipped[2 * i + 1] = zip_high(rows[i], rows[i + n / 2], lane);
+    }
+    for (std::size_t i = 0; i < n; ++i) {
+      rows[i] = zipped[i];
+    }
+  }
 }
 
 }  // namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE

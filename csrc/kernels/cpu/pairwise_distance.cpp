@@ -10,8 +10,8 @@ namespace {
 template <class W>
 constexpr W kClose = static_cast<W>(1.0 / 16);
 
-constexpr std::int64_t kPanelSlivers = 4;   // slivers of rows and of columns that one task compares, from the cache
-constexpr std::int64_t kManySlivers = 32;   // with fewer than these rows, a task is one sliver against one
+constexpr std::int64_t kPanelSlivers = 4;  // slivers of rows and of columns that one task compares, from the cache
+constexpr std::int64_t kFewestPanels = 8;  // of either side, where there are as many slivers: enough tasks for threads
 
 template <class W>
 struct Plan {
@@ -39,7 +39,8 @@ Plan<W> lay_out(const PairwiseDistance& problem, Arena& arena) {
     plan.b = lay_out_packed<W>(arena, problem.y.n, problem.y.d);
     plan.b.count = problem.y.n;
   }
-  plan.panel = smaller(plan.a.slivers(), plan.b.slivers()) < kManySlivers ? 1 : kPanelSlivers;
+  plan.panel =
+      larger<std::int64_t>(1, smaller(kPanelSlivers, smaller(plan.a.slivers(), plan.b.slivers()) / kFewestPanels));
   return plan;
 }
 
@@ -243,7 +244,7 @@ void fill(void* plan, std::int64_t begin, std::int64_t end) {
       const std::int64_t length = panels - row;
       const bool second = column >= length;
       row = second ? length - 1 : row;
-      column = second ? column - 1 - (length - 1) + row : row + column;
+      column = row + column - (second ? length : 0);
     }
     const std::int64_t row_end = smaller(p.a.slivers(), (row + 1) * p.panel);
     const std::int64_t column_end = smaller(p.b.slivers(), (column + 1) * p.panel);

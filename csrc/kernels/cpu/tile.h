@@ -28,10 +28,10 @@ inline constexpr std::size_t kTileRows = kVectorBytes == 64    ? 8
 template <class W, std::size_t R, std::size_t Vectors = kSliverVectors, bool Onward = false>
 FASTMINE_NOINLINE void dot_tile(const W* a, const W* b, std::size_t depth, W* out) {
   using V = Vec<W>;
-  V sum[R][Vectors] = {};
-  for (std::size_t r = 0; Onward && r < R; ++r) {
+  V sum[R][Vectors];
+  for (std::size_t r = 0; r < R; ++r) {
     for (std::size_t v = 0; v < Vectors; ++v) {
-      sum[r][v] = load(out + r * kSliver<W> + v * lanes<W>);
+      sum[r][v] = Onward ? load(out + r * kSliver<W> + v * lanes<W>) : V{};
     }
   }
   for (std::size_t k = 0; k < depth; ++k, a += kSliver<W>, b += kSliver<W>) {
@@ -53,22 +53,26 @@ FASTMINE_NOINLINE void dot_tile(const W* a, const W* b, std::size_t depth, W* ou
   }
 }
 
-/// Depth of a block of two slivers that stays in the first cache.
+/// The most of two slivers' depth that is compared at a time, so that both stay in the first cache.
 template <class W>
-inline constexpr std::size_t kBlockDepth = 384 / sizeof(W);
+inline constexpr std::size_t kBlockDepth = 640 / sizeof(W);
 
 template <class W, std::size_t Vectors>
 FASTMINE_INLINE void dot_block_of(const W* a, const W* b, std::size_t depth, std::size_t height, W* out) {
   constexpr std::size_t rows = kTileRows<W>;
-  for (std::size_t k = 0; k < depth; k += kBlockDepth<W>) {
-    const std::size_t part = depth - k < kBlockDepth<W> ? depth - k : kBlockDepth<W>;
+  const std::size_t parts = depth == 0 ? 1 : (depth + kBlockDepth<W> - 1) / kBlockDepth<W>;
+  const std::size_t longest = (depth + parts - 1) / parts;
+  std::size_t k = 0;
+  do {
+    const std::size_t part = depth - k < longest ? depth - k : longest;
     const W* a_part = a + k * kSliver<W>;
     const W* b_part = b + k * kSliver<W>;
     for (std::size_t r = 0; r < height; r += rows) {
       k == 0 ? dot_tile<W, rows, Vectors>(a_part + r, b_part, part, out + r * kSliver<W>)
              : dot_tile<W, rows, Vectors, true>(a_part + r, b_part, part, out + r * kSliver<W>);
     }
-  }
+    k += longest;
+  } while (k < depth);
 }
 
 /// out[r][c] = sum over k of a[k][r] b[k][c], for the first `height` rows of a's sliver and `width` of b's; up to whole
