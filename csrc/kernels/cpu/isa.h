@@ -98,6 +98,14 @@ FASTMINE_INLINE bool any(M mask) {
 template <class U, class V>
 FASTMINE_INLINE Vec<U, size<V>> convert(V v) {
   using T = std::remove_cvref_t<decltype(v[0])>;
+#if defined(__AVX512F__) && !defined(__clang__)
+  if constexpr (std::is_same_v<U, double> && std::is_same_v<V, Vec<float, 8>>) {  // which GCC 12 does in two halves
+    return __builtin_ia32_cvtps2pd512_mask(v, Vec<double>{}, -1, 4);
+  }
+  if constexpr (std::is_same_v<U, float> && std::is_same_v<V, Vec<double, 8>>) {
+    return __builtin_ia32_cvtpd2ps512_mask(v, Vec<float, 8>{}, -1, 4);
+  }
+#endif
   // GCC 12 takes a vector of integers apart lane by lane unless it widens it one doubling at a time.
   if constexpr (sizeof(T) == 1 && sizeof(U) > 2) {
     return convert<U>(__builtin_convertvector(v, Vec<std::int16_t, size<V>>));

@@ -5,7 +5,8 @@
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
 namespace {
 
-constexpr std::int64_t kTerms = 128;  // terms summed in the working type
+constexpr std::int64_t kTerms = 128;     // terms summed in the working type
+constexpr std::int64_t kRowsAhead = 16;  // of grad and distance, asked for before they are read
 
 /// Pairs whose squared distance is below this share of |x|^2 + |y|^2 pull by their difference, not by a difference of
 /// sums.
@@ -151,7 +152,8 @@ FASTMINE_INLINE Vec<W> load_part(const W* p, std::int64_t count) {
 }
 
 /// The derivatives by half the squared distance (by the similarity, for dot) of row i with columns j .. j + count.
-/// Those of close pairs are left at 0 and named in `close`.
+/// Those of close pairs are left at 0 and named in `close`. What lies `ahead` elements on is asked for: too many rows
+/// are read at once for the processor to foresee the next part of each.
 template <class W>
 struct Weights {
   Vec<W> weight;
@@ -160,10 +162,13 @@ struct Weights {
 };
 
 template <class W>
-FASTMINE_INLINE Weights<W> weights(const Plan<W>& p, std::int64_t i, std::int64_t j, std::int64_t count) {
+FASTMINE_INLINE Weights<W> weights(const Plan<W>& p, std::int64_t i, std::int64_t j, std::int64_t count,
+                                   std::int64_t ahead) {
   using V = Vec<W>;
   constexpr W tiny = sizeof(W) == 8 ? 0x1p-900 : 0x1p-100;  // squares below have lost digits
   const std::int64_t at = i * p.problem.y.n + j;
+  __builtin_prefetch(static_cast<const W*>(p.problem.grad) + at + ahead);
+  __builtin_prefetch(static_cast<const W*>(p.problem.distance) + at + ahead);
   const V grad = load_part(static_cast<const W*>(p.problem.grad) + at, count);
   const Metric metric = p.problem.metric;
   if (metric == Metric::dot) {
@@ -229,16 +234,22 @@ template <class W>
 void weigh_rows(const Plan<W>& p, const Side<W>& side, std::int64_t first, std::int64_t rows, std::int64_t begin,
                 std::int64_t count, double* sums, W* out) {
   constexpr std::int64_t step = static_cast<std::int64_t>(lanes<W>);
-  for (std::int64_t c = 0; c < count; c += step) {
-    for (std::int64_t r = 0; r < kWidth<W>; r += step) {
-      Vec<W> v[lanes<W>] = {};
-      for (std::int64_t k = 0; k < smaller(step, rows - r); ++k) {
+  alignas(64) W staged[lanes<W> * kTerms];
+  for (std::int64_t r = 0; r < kWidth<W>; r += step) {
+    for (std::int64_t k = 0; k < step; ++k) {
+      for (std::int64_t c = 0; c < count; c += step) {
         const std::int64_t i = first + r + k, j = begin + c;
-        const Weights<W> found = weights(p, i, j, smaller(step, count - c));
-        v[k] = found.weight;
+        const Weights<W> found = r + k < rows ? weights(p, i, j, smaller(step, count - c), kTerms) : Weights<W>{};
+        store(staged + k * kTerms + c, found.weight);
         if (found.any_close) {
           pull_close(p, side, i, j, found.close, first, sums);
         }
+      }
+    }
+    for (std::int64_t c = 0; c < count; c += step) {
+      Vec<W> v[lanes<W>];
+      for (std::int64_t k = 0; k < step; ++k) {
+        v[k] = load(staged + k * kTerms + c);
       }
       transpose(v);
       for (std::int64_t k = 0; k < step; ++k) {
@@ -258,7 +269,8 @@ void weigh_columns(const Plan<W>& p, const Side<W>& side, std::int64_t first, st
     for (std::int64_t r = 0; r < kWidth<W>; r += step) {
       W* to = out + c * kWidth<W> + r;
       const std::int64_t here = smaller(step, rows - r);
-      const Weights<W> found = here > 0 ? weights(p, begin + c, first + r, here) : Weights<W>{};
+      const Weights<W> found =
+          here > 0 ? weights(p, begin + c, first + r, here, kRowsAhead * p.problem.y.n) : Weights<W>{};
       if (found.any_close) {
         pull_close(p, turned, begin + c, first + r, found.close, first, sums);
       }
@@ -302,31 +314,51 @@ void add_products(const Plan<W>& p, const Side<W>& side, const W* weights, std::
   }
 }
 
+/// sums[k] += total (x[k] - centre[k]), with x divided by its norm.
+template <class W>
+FASTMINE_INLINE void add_own(const W* x, double scale, const double* centre, double total, std::int64_t count,
+                             double* sums) {
+  for (std::int64_t k = 0; k < count; ++k) {
+    sums[k] += total * (static_cast<double>(x[k]) * scale - centre[k]);
+  }
+}
+
+/// The sum over k of sums[k] x[k].
+template <class W>
+FASTMINE_INLINE double project(const W* x, std::int64_t count, const double* sums) {
+  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<double>);
+  Vec<double> along{};
+  double tail = 0;
+  std::int64_t k = 0;
+  for (; k + step <= count; k += step) {
+    along += load_double(x + k) * load(sums + k);
+  }
+  for (; k < count; ++k) {
+    tail += static_cast<double>(x[k]) * sums[k];
+  }
+  return sum_lanes(along) + tail;
+}
+
 /// The gradient of row i from its sums: out of total x[i] - sum of w y, and for cosine the part along the row taken
 /// off.
 template <class W>
 void write_row(const Plan<W>& p, const Side<W>& side, std::int64_t i, double total, double* sums) {
   const std::int64_t d = side.own.rows.d;
-  const Metric metric = p.problem.metric;
   const double scale = scale_of(side.own, i);
   W buffer[kWidth<W>];
   double along = 0;
-  for (std::int64_t from = 0; metric != Metric::dot && from < d; from += kWidth<W>) {
+  for (std::int64_t from = 0; p.problem.metric != Metric::dot && from < d; from += kWidth<W>) {
     const std::int64_t count = smaller(kWidth<W>, d - from);
     const W* x = chunk(side.own.rows, i, from, count, buffer);
-    double* sum = sums + from * kWidth<W>;
-    for (std::int64_t k = 0; k < count; ++k) {
-      const double unit = static_cast<double>(x[k]) * scale;
-      sum[k] += total * (unit - p.centre[from + k]);
-      along += sum[k] * unit;
-    }
+    add_own(x, scale, p.centre + from, total, count, sums + from * kWidth<W>);
+    along += scale * project(x, count, sums + from * kWidth<W>);
   }
   char* bytes = static_cast<char*>(side.out);
   const DType type = side.own.rows.dtype;
   for (std::int64_t from = 0; from < d; from += kWidth<W>) {
     const std::int64_t count = smaller(kWidth<W>, d - from);
     double* sum = sums + from * kWidth<W>;
-    if (metric == Metric::cosine) {
+    if (p.problem.metric == Metric::cosine) {
       const W* x = chunk(side.own.rows, i, from, count, buffer);
       for (std::int64_t k = 0; k < count; ++k) {
         sum[k] = (sum[k] - along * (static_cast<double>(x[k]) * scale)) * scale;
