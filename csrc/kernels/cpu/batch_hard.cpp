@@ -991,8 +991,8 @@ void search_start(const Plan<W>& p, std::int64_t panel, const std::int64_t* anch
           centre_row(p.x, p.centre, p.a.row(anchors[r]), from, length, rows + r * kStagedRow<W>);
         }
       }
-      dot_tile<W, kTileRows<W>, row_step, 1>(rows, p.b.sliver(s, d) + from * sliver, static_cast<std::size_t>(length),
-                                             from == 0 ? dots : part);
+      dot_tile<W, kTileRows<W>, kSliverVectors, false, row_step, 1>(
+          rows, p.b.sliver(s, d) + from * sliver, static_cast<std::size_t>(length), from == 0 ? dots : part);
       for (std::int64_t k = 0; from > 0 && k < count * sliver; ++k) {
         dots[k] += part[k];
       }

@@ -153,6 +153,16 @@ FASTMINE_INLINE V maximum(V a, V b) {
   return select(a > b, a, b);
 }
 
+/// Whether a comparison holds in any lane.
+template <class M>
+FASTMINE_INLINE bool any(M mask) {
+  std::int64_t bits = 0;
+  for (std::size_t part = 0; part < sizeof mask / sizeof bits; ++part) {
+    bits |= bitcast<std::int64_t>(mask)[part];
+  }
+  return bits != 0;
+}
+
 /// The values of v, each converted to U.
 template <class U, class V>
 FASTMINE_INLINE Vec<U, size<V>> convert(V v) {
@@ -162,6 +172,10 @@ FASTMINE_INLINE Vec<U, size<V>> convert(V v) {
   if constexpr (std::is_same_v<T, float> && std::is_same_v<U, double> && size<V> == 8) {
     constexpr int kCurrentRounding = 4;
     return __builtin_ia32_cvtps2pd512_mask(v, Vec<double, 8>{}, static_cast<unsigned char>(-1), kCurrentRounding);
+  }
+  if constexpr (std::is_same_v<T, double> && std::is_same_v<U, float> && size<V> == 8) {
+    constexpr int kCurrentRounding = 4;
+    return __builtin_ia32_cvtpd2ps512_mask(v, Vec<float, 8>{}, static_cast<unsigned char>(-1), kCurrentRounding);
   }
 #endif
   // GCC 12 takes a vector of integers apart lane by lane unless it widens it one doubling at a time.
