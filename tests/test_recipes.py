@@ -258,7 +258,7 @@ def test_sigint_to_the_command_saves_and_resumes() -> None:
         if line.split()[:1] == ["2"]:
             break
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Go on with: fastmine train embeddings --resume run" in said
     done = checkpoint.load(Path("run/last.pt"), "embeddings")["progress"]["epochs"]
