@@ -15,6 +15,7 @@ from cases import (
     gradients,
     lay_out,
     leaves,
+    named,
     truth,
     upstream,
     widened,
@@ -22,7 +23,7 @@ from cases import (
 from compare import assert_choice_agrees, assert_gradients_agree, assert_values_agree
 from fastmine.reference.batch_hard import MINING_FIELDS
 from fastmine.reference.pairwise_distance import distance_matrix
-from fastmine.reference.segmentation_loss import SEGMENTATION_FIELDS, TERMS
+from fastmine.reference.segmentation_loss import SEGMENTATION_FIELDS, TERMS, segmentation_loss_backward
 from fastmine.reference.triplet_loss import TRIPLET_FIELDS
 
 FIELDS = {"batch_hard": MINING_FIELDS, "triplet_loss": TRIPLET_FIELDS, "segmentation_loss": SEGMENTATION_FIELDS}
@@ -51,6 +52,37 @@ def test_every_layout(case: Case, layout: str, device: str) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_upstream_gradient_of_stride_0(case: Case, device: str) -> None:
     assert_case_is_true(case, case.inputs(torch.float32, device), of_sum=True)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_multiclass_focal_alpha_scaled_the_gradient_but_not_the_value(device: str) -> None:
+    """Only the op takes it; functional refuses it."""
+    inputs = named("segmentation_loss-multiclass-focal").inputs(torch.float32, device)
+    logits, target = inputs["logits"].requires_grad_(), inputs["target"]
+    weights = [float(term == "focal") for term in TERMS]
+
+    def run(alpha: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+        loss = torch.ops.fastmine.segmentation_loss(
+            logits, target, None, "multiclass", weights, 0.0, alpha, 2.0, 0.3, 0.7, "area", "mean"
+        )[0]
+        return loss, torch.autograd.grad(loss, logits)[0]
+
+    for got, want in zip(run(0.25), run(None), strict=True):
+        assert got.equal(want)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_scales_of_a_softmax_are_read_at_class_0(device: str) -> None:
+    inputs = widened(named("segmentation_loss-multiclass-all-none").inputs(torch.float64, device))
+    logits, target = inputs["logits"], inputs["target"]
+    samples, classes = logits.shape[:2]
+    generator = torch.Generator().manual_seed(0)
+    coefficients = torch.randn(samples, classes, 4, dtype=torch.float64, generator=generator).to(device)
+    grad = torch.randn(samples, dtype=torch.float64, generator=generator).to(device)
+    options = (None, coefficients, "multiclass", None, 2.0)
+    got = torch.ops.fastmine.segmentation_loss_backward(grad, logits, target, *options)
+    want = segmentation_loss_backward(grad, logits, target, *options)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
 
 
 def assert_case_is_true(case: Case, inputs: Inputs, *, of_sum: bool = False) -> None:

@@ -88,7 +88,7 @@ struct SegmentationInputs {
   SegmentationMode mode;
 };
 
-/// -alpha_t (1 - p_t)^gamma log p_t, with alpha_t 1 where nobody asked for an alpha.
+/// -alpha_t (1 - p_t)^gamma log p_t, with alpha_t 1 where nobody asked for an alpha. Multiclass uses gamma alone.
 struct Focal {
   double on_target;
   double off_target;
@@ -108,7 +108,7 @@ struct SegmentationLoss {
   // Out.
   void* loss;            // [samples] for Reduction::none, else [1]
   DType loss_dtype;      // float32 or float64
-  double* coefficients;  // [samples, classes, 4]: a, b, and the scales of cross entropy and focal term, one per sample
+  double* coefficients;  // [samples, classes, 4]: a, b, and the scales of cross entropy and focal term
   double* evidence;      // [Segmentation::count]
   double* sums;          // [samples, classes, 4]: N, T, P, A; or null
   double* entropies;     // [samples, 2]: sums of the cross entropy and of the focal term; or null
@@ -120,7 +120,7 @@ using SegmentationLossKernel = StagedKernel<SegmentationLoss>;
 /// h = a t + b. Zero where invalid.
 struct SegmentationLossBackward {
   SegmentationInputs in;
-  const double* coefficients;  // [samples, classes, 4], contiguous
+  const double* coefficients;  // [samples, classes, 4], contiguous; multiclass: the scales are read at class 0
   Focal focal;
   const void* grad;  // of the loss: one number, or one per sample
   DType grad_dtype;

@@ -426,8 +426,14 @@ Outputs call(const cpu::KernelTable& table, const Case& c, Order order) {
   const bool wide = c.logits == DType::float64;
   run(*table.segmentation_loss[wide], problem, order);
 
+  std::vector<double> coefficients(out.coefficients.data(), out.coefficients.data() + groups * 4);
+  for (std::size_t group = 0; c.softmax() && group < groups; ++group) {
+    if (group % static_cast<std::size_t>(c.classes) != 0) {  // the scales of a softmax are read at class 0
+      coefficients[4 * group + 2] = coefficients[4 * group + 3] = kNan;
+    }
+  }
   const double grad = kGrad;
-  const SegmentationLossBackward backward{problem.in, out.coefficients.data(), c.focal, &grad, DType::float64,
+  const SegmentationLossBackward backward{problem.in, coefficients.data(), c.focal, &grad, DType::float64,
                                           0,          out.gradient.data()};
   run(*table.segmentation_loss_backward[wide], backward, order);
   return out;
@@ -571,11 +577,11 @@ void options(const cpu::KernelTable& table) {
           Case c = typical(mode, 300);
           c.logits = logits;
           c.focal.gamma = gamma;
+          c.focal.on_target = 0.25;  // multiclass pays it no attention
+          c.focal.off_target = 0.75;
           if (mode != SegmentationMode::multiclass) {
             c.target = soft ? DType::float32 : DType::bool_;
             c.soft = soft;
-            c.focal.on_target = 0.25;
-            c.focal.off_target = 0.75;
           }
           finish(table, c, 3);
         }

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels/cpu/isa.h"
+#include "kernels/stage.h"
 
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
 
@@ -26,6 +27,25 @@ class Arena {
   char* base_;
   std::size_t used_ = 0;
 };
+
+/// The kernel over a problem P whose plan is what lay_out(problem, arena) returns, kept at the start of the workspace.
+template <class P, auto lay_out, std::size_t N>
+constexpr StagedKernel<P> staged(const Stage (&stages)[N]) {
+  using Plan = decltype(lay_out(std::declval<const P&>(), std::declval<Arena&>()));
+  const auto workspace = [](const P& problem) {
+    Arena arena(nullptr);
+    arena.take<Plan>(1);
+    lay_out(problem, arena);
+    return arena.used();
+  };
+  const auto plan = [](const P& problem, void* memory) -> void* {
+    Arena arena(memory);
+    Plan* place = arena.take<Plan>(1);
+    *place = lay_out(problem, arena);
+    return place;
+  };
+  return {workspace, plan, stages, static_cast<int>(N)};
+}
 
 FASTMINE_INLINE std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 

@@ -85,11 +85,19 @@ void pack(void* plan, std::int64_t begin, std::int64_t end) {
   }
 }
 
-/// The distance of position i to position j by direct difference.
+/// row[columns[k]] = the distance of position i to position first + columns[k] by direct difference, for k < count.
 template <class W>
-FASTMINE_NOINLINE W direct(const Plan<W>& p, std::int64_t i, std::int64_t j) {
-  const double key = exact_key<W>(p.problem.x, i, p.x.norm, p.problem.y, j, p.y.norm, p.problem.metric);
-  return static_cast<W>(distance_of(key, p.problem.metric));
+FASTMINE_NOINLINE void take_directly(const Plan<W>& p, std::int64_t i, std::int64_t first, const std::int64_t* columns,
+                                     std::int64_t count, W* row) {
+  std::int64_t rows[kSliver<W>];
+  double keys[kSliver<W>];
+  for (std::int64_t k = 0; k < count; ++k) {
+    rows[k] = first + columns[k];
+  }
+  exact_keys<W>(p.problem.x, i, p.x.norm, p.problem.y, rows, count, p.y.norm, p.problem.metric, keys);
+  for (std::int64_t k = 0; k < count; ++k) {
+    row[columns[k]] = static_cast<W>(distance_of(keys[k], p.problem.metric));
+  }
 }
 
 FASTMINE_INLINE float root(float x) { return __builtin_sqrtf(x); }
@@ -114,6 +122,19 @@ FASTMINE_INLINE void write_part(Vec<W> v, std::int64_t count, W* out) {
   }
 }
 
+/// out[c] = row[c], for c < width.
+template <class W>
+FASTMINE_INLINE void write_row(const W* row, std::int64_t width, W* out) {
+  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<W>);
+  std::int64_t c = 0;
+  for (; c + step <= width; c += step) {
+    store(out + c, load(row + c));
+  }
+  if (c < width) {
+    write_part(load(row + c), width - c, out + c);
+  }
+}
+
 /// Whether products of rows of these norms may overflow, or fall among the subnormal numbers and lose digits.
 template <class W>
 bool extreme(W a, W b) {
@@ -133,12 +154,15 @@ FASTMINE_INLINE void distances_of_row(const Plan<W>& p, std::int64_t i, std::int
   const Metric metric = p.problem.metric;
   const W own = p.a.c[i];  // a NaN marks a poisoned row, here and in `other`
   const W* other = p.b.c + s * sliver;
+  std::int64_t again[kSliver<W>];  // columns to be taken directly
+  std::int64_t count = 0;
   if (extreme(p.a.norm[i], p.b.radius[s])) {
     for (std::int64_t c = 0; c < width; ++c) {
-      const bool sound = own == own && other[c] == other[c];
-      row[c] = sound ? direct(p, i, s * sliver + c) : static_cast<W>(__builtin_nan(""));
+      row[c] = static_cast<W>(__builtin_nan(""));
+      again[count] = c;
+      count += own == own && other[c] == other[c] ? 1 : 0;
     }
-    return;
+    return take_directly(p, i, s * sliver, again, count, row);
   }
   if (metric == Metric::dot) {
     for (std::int64_t c = 0; c < width; c += step) {
@@ -153,8 +177,6 @@ FASTMINE_INLINE void distances_of_row(const Plan<W>& p, std::int64_t i, std::int
     close |= key < sum * kClose<W>;  // never where both are 0, or both Inf for padding
     store(row + c, select(key < 0, V{}, key));
   }
-  std::int64_t again[kSliver<W>];
-  std::int64_t count = 0;
   for (std::int64_t c = 0; any(close) && c < width; ++c) {
     again[count] = c;
     count += row[c] < (own + other[c]) * kClose<W> ? 1 : 0;
@@ -169,8 +191,8 @@ FASTMINE_INLINE void distances_of_row(const Plan<W>& p, std::int64_t i, std::int
       store(row + c, root(load(row + c)));
     }
   }
-  for (std::int64_t k = 0; k < count; ++k) {
-    row[again[k]] = direct(p, i, s * sliver + again[k]);
+  if (count > 0) {
+    take_directly(p, i, s * sliver, again, count, row);
   }
 }
 
@@ -194,15 +216,31 @@ FASTMINE_INLINE void write_transposed(const W* block, std::int64_t height, std::
   }
 }
 
+/// Ask for a block of the result before it is computed: its rows are too short for the processor to foresee the next.
+template <class W>
+FASTMINE_INLINE void prefetch_block(const W* out, std::int64_t height, std::int64_t width, std::int64_t stride) {
+  for (std::int64_t r = 0; r < height; ++r) {
+    for (std::int64_t c = 0; c < width; c += 64 / static_cast<std::int64_t>(sizeof(W))) {
+      __builtin_prefetch(out + r * stride + c, 1, 2);
+    }
+  }
+}
+
 /// Distances of sliver `rows` against sliver s, written out, and once more transposed with one set.
 template <class W>
 void fill_block(const Plan<W>& p, std::int64_t rows, std::int64_t s) {
-  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<W>);
   constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
   alignas(64) W block[kSliver<W> * kSliver<W>];
   const std::int64_t d = p.problem.x.d, m = p.problem.y.n;
   const std::int64_t height = smaller(sliver, p.a.count - rows * sliver);
   const std::int64_t width = smaller(sliver, p.b.count - s * sliver);
+  W* out = static_cast<W*>(p.problem.distance) + rows * sliver * m + s * sliver;
+  W* mirrored =
+      p.problem.self && s != rows ? static_cast<W*>(p.problem.distance) + s * sliver * m + rows * sliver : nullptr;
+  prefetch_block(out, height, width, m);
+  if (mirrored != nullptr) {
+    prefetch_block(mirrored, width, height, m);
+  }
   dot_block(p.a.sliver(rows, d), p.b.sliver(s, d), static_cast<std::size_t>(d), static_cast<std::size_t>(height),
             static_cast<std::size_t>(width), block);
   for (std::int64_t r = 0; r < height; ++r) {
@@ -214,15 +252,11 @@ void fill_block(const Plan<W>& p, std::int64_t rows, std::int64_t s) {
       own = own == own ? 0 : own;
     }
   }
-  W* out = static_cast<W*>(p.problem.distance);
   for (std::int64_t r = 0; r < height; ++r) {
-    W* to = out + (rows * sliver + r) * m + s * sliver;
-    for (std::int64_t c = 0; c < width; c += step) {
-      write_part(load(block + r * sliver + c), smaller(step, width - c), to + c);
-    }
+    write_row(block + r * sliver, width, out + r * m);
   }
-  if (p.problem.self && s != rows) {
-    write_transposed(block, height, width, out + s * sliver * m + rows * sliver, m);
+  if (mirrored != nullptr) {
+    write_transposed(block, height, width, mirrored, m);
   }
 }
 
@@ -277,27 +311,11 @@ constexpr Stage kStages[] = {
     {&fill_tasks<W>, &fill_grain<W>, &fill<W>},
 };
 
-template <class W>
-std::size_t workspace(const PairwiseDistance& problem) {
-  Arena arena(nullptr);
-  arena.take<Plan<W>>(1);
-  lay_out<W>(problem, arena);
-  return arena.used();
-}
-
-template <class W>
-void* plan(const PairwiseDistance& problem, void* memory) {
-  Arena arena(memory);
-  Plan<W>* place = arena.take<Plan<W>>(1);
-  *place = lay_out<W>(problem, arena);
-  return place;
-}
-
 }  // namespace
 
 extern const PairwiseDistanceKernel pairwise_distance_float32;
 extern const PairwiseDistanceKernel pairwise_distance_float64;
-const PairwiseDistanceKernel pairwise_distance_float32{&workspace<float>, &plan<float>, kStages<float>, 4};
-const PairwiseDistanceKernel pairwise_distance_float64{&workspace<double>, &plan<double>, kStages<double>, 4};
+const PairwiseDistanceKernel pairwise_distance_float32 = staged<PairwiseDistance, lay_out<float>>(kStages<float>);
+const PairwiseDistanceKernel pairwise_distance_float64 = staged<PairwiseDistance, lay_out<double>>(kStages<double>);
 
 }  // namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE

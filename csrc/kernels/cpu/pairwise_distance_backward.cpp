@@ -434,29 +434,13 @@ constexpr Stage kStages[] = {
     {&gather_tasks<W>, &gather_grain<W>, &gather<W>},
 };
 
-template <class W>
-std::size_t workspace(const PairwiseDistanceBackward& problem) {
-  Arena arena(nullptr);
-  arena.take<Plan<W>>(1);
-  lay_out<W>(problem, arena);
-  return arena.used();
-}
-
-template <class W>
-void* plan(const PairwiseDistanceBackward& problem, void* memory) {
-  Arena arena(memory);
-  Plan<W>* place = arena.take<Plan<W>>(1);
-  *place = lay_out<W>(problem, arena);
-  return place;
-}
-
 }  // namespace
 
 extern const PairwiseDistanceBackwardKernel pairwise_distance_backward_float32;
 extern const PairwiseDistanceBackwardKernel pairwise_distance_backward_float64;
-const PairwiseDistanceBackwardKernel pairwise_distance_backward_float32{&workspace<float>, &plan<float>, kStages<float>,
-                                                                        4};
-const PairwiseDistanceBackwardKernel pairwise_distance_backward_float64{&workspace<double>, &plan<double>,
-                                                                        kStages<double>, 4};
+const PairwiseDistanceBackwardKernel pairwise_distance_backward_float32 =
+    staged<PairwiseDistanceBackward, lay_out<float>>(kStages<float>);
+const PairwiseDistanceBackwardKernel pairwise_distance_backward_float64 =
+    staged<PairwiseDistanceBackward, lay_out<double>>(kStages<double>);
 
 }  // namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE

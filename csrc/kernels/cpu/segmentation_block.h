@@ -263,8 +263,9 @@ FASTMINE_INLINE double upstream(const SegmentationLossBackward& problem, std::in
   return grad;
 }
 
-/// Gradients of more bytes are written past the caches: they would not stay there until somebody reads them, and a
-/// store that does not read its line first saves a third of the traffic.
+/// Gradients of more bytes are written past the caches, which saves reading each line first. Measured on a softmax of
+/// 14 classes (AVX-512, 2 MB of second cache, a busy machine), backward and a sum over the gradient, time of cached
+/// stores over streamed: 0.46 to 0.96 at 1 MiB, 0.95 at 4, 1.08 to 1.33 at 8, 0.84 to 1.22 from 16 to 64.
 inline constexpr std::int64_t kStreamed = std::int64_t{1} << 22;
 
 template <class T, class V>

@@ -28,20 +28,6 @@ Plan lay_out(const SegmentationLoss& problem, Arena& arena) {
   return plan;
 }
 
-std::size_t workspace(const SegmentationLoss& problem) {
-  Arena arena(nullptr);
-  arena.take<Plan>(1);
-  lay_out(problem, arena);
-  return arena.used();
-}
-
-void* plan(const SegmentationLoss& problem, void* memory) {
-  Arena arena(memory);
-  Plan* place = arena.take<Plan>(1);
-  *place = lay_out(problem, arena);
-  return place;
-}
-
 std::int64_t sum_tasks(const void* plan) {
   const auto& p = *static_cast<const Plan*>(plan);
   return p.tasks.rows * p.tasks.runs;
@@ -80,12 +66,8 @@ struct BackwardPlan {
   SegmentationTasks tasks;
 };
 
-std::size_t backward_workspace(const SegmentationLossBackward&) { return sizeof(BackwardPlan); }
-
-void* backward_plan(const SegmentationLossBackward& problem, void* memory) {
-  auto* place = static_cast<BackwardPlan*>(memory);
-  *place = {problem, segmentation_tasks(problem.in)};
-  return place;
+BackwardPlan lay_out_backward(const SegmentationLossBackward& problem, Arena&) {
+  return {problem, segmentation_tasks(problem.in)};
 }
 
 std::int64_t backward_tasks(const void* plan) {
@@ -112,14 +94,14 @@ constexpr Stage kBackward[] = {{&backward_tasks, &backward_grain, &backward<T>}}
 
 extern const SegmentationLossKernel segmentation_loss_float32;
 extern const SegmentationLossKernel segmentation_loss_float64;
-const SegmentationLossKernel segmentation_loss_float32{&workspace, &plan, kForward<float>, 2};
-const SegmentationLossKernel segmentation_loss_float64{&workspace, &plan, kForward<double>, 2};
+const SegmentationLossKernel segmentation_loss_float32 = staged<SegmentationLoss, lay_out>(kForward<float>);
+const SegmentationLossKernel segmentation_loss_float64 = staged<SegmentationLoss, lay_out>(kForward<double>);
 
 extern const SegmentationLossBackwardKernel segmentation_loss_backward_float32;
 extern const SegmentationLossBackwardKernel segmentation_loss_backward_float64;
-const SegmentationLossBackwardKernel segmentation_loss_backward_float32{&backward_workspace, &backward_plan,
-                                                                        kBackward<float>, 1};
-const SegmentationLossBackwardKernel segmentation_loss_backward_float64{&backward_workspace, &backward_plan,
-                                                                        kBackward<double>, 1};
+const SegmentationLossBackwardKernel segmentation_loss_backward_float32 =
+    staged<SegmentationLossBackward, lay_out_backward>(kBackward<float>);
+const SegmentationLossBackwardKernel segmentation_loss_backward_float64 =
+    staged<SegmentationLossBackward, lay_out_backward>(kBackward<double>);
 
 }  // namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE

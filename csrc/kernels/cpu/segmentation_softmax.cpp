@@ -378,7 +378,7 @@ struct PointwiseSlopes {
 template <class T>
 PointwiseSlopes<T> pointwise_slopes(const SegmentationLossBackward& problem, const Run& run, double grad) {
   const double* c = problem.coefficients + run.sample * problem.in.classes * 4;
-  const T cross_entropy = static_cast<T>(c[2] * grad), focal = static_cast<T>(c[3] * grad * problem.focal.on_target);
+  const T cross_entropy = static_cast<T>(c[2] * grad), focal = static_cast<T>(c[3] * grad);
   return {cross_entropy, focal, static_cast<T>(problem.focal.gamma), pointwise(true, focal != 0, problem.focal.gamma)};
 }
 

@@ -253,7 +253,7 @@ softmax_gradient(FASTMINE_PARAMETER BackwardWork work) {
   const double grad = upstream(work.problem, task.sample);
   // The scales of the pointwise terms are those of the sample: the same for all its classes.
   const T cross_entropy = static_cast<T>(coefficients[2] * grad);
-  const T focal_scale = static_cast<T>(coefficients[3] * grad * work.problem.focal.on_target);
+  const T focal_scale = static_cast<T>(coefficients[3] * grad);
   const Power power = power_of(work.problem.focal.gamma);
   const T gamma = static_cast<T>(work.problem.focal.gamma);
   S* const out = static_cast<S*>(work.problem.grad_logits) + task.sample * in.classes * in.positions;

@@ -58,6 +58,7 @@ def segmentation_loss(
 
     ``coefficients`` hold, per group, a and b of the overlap terms' derivative by a probability, a t + b, and the
     scales of the cross entropy and of the focal term: all that the backward pass needs beside the inputs.
+    ``focal_alpha`` weighs target against background; multiclass has no background, and pays it no attention.
     """
     x, v = _groups(logits, mode), _valid_groups(logits, valid, mode)
     x = torch.where(v, x, 0.0)
@@ -97,6 +98,7 @@ def segmentation_loss_backward(
     """Gradient with respect to the logits, from the coefficients that the forward pass left.
 
     sigmoid: g = (a t + b) p q + w_ce (p - t) + w_focal dFL;  softmax: g_k = p_k (h_k - sum_j p_j h_j) + ...
+    The scales w belong to a group; for softmax to a position of all classes, so they are read at class 0.
     """
     x, v = _groups(logits, mode), _valid_groups(logits, valid, mode)
     x = torch.where(v, x, 0.0)
@@ -104,6 +106,7 @@ def segmentation_loss_backward(
     scaled = coefficients * grad.double().reshape(-1, 1, 1)
     a, b, w_ce, w_focal = (scaled[:, :, k, None] for k in range(4))
     if mode == "multiclass":
+        w_ce, w_focal = w_ce[:, :1], w_focal[:, :1]
         log_p = F.log_softmax(x, dim=1)
         p = log_p.exp()
         # The sum over classes is taken about the class of largest p: that class's own difference keeps its digits.
