@@ -7,15 +7,16 @@
 // How. Admitted rows are grouped by label, centred and packed. The nearest negatives are screened tile by tile in the
 // working type (float32; float64 for float64 rows): what survives per row is one minimum per panel of references, so no
 // n x m matrix exists, a panel pair is owned by one task, and with one set every tile serves its rows and its columns.
-// An anchor then looks again at the panel with the least minimum, together with the other anchors that do, and alone at
-// those that a rigorous rounding bound cannot rule out; every reference in them that it cannot rule out is compared by
-// direct difference in float64. Positives are compared directly where a label is small, else found the same way. So the
-// pairs are those of the float64 distances, ties going to the lowest original index.
+// An anchor then looks again at the panel with the least minimum, and at those that a rigorous rounding bound cannot
+// rule out after that, each time together with other anchors that do; every reference in them that it cannot rule out
+// is compared by direct difference in float64. Positives are compared directly where a label is small, else found the
+// same way. So the pairs are those of the float64 distances, ties going to the lowest original index.
 //
 // A small batch, of up to about 50 rows, takes no such way: all its pairs are compared directly.
 //
 // Where the CPU has a matrix unit, large float32 problems are screened in bfloat16, with a bound of its own; a sample
-// of anchors tells beforehand whether that would rule out enough. See Screen.
+// of anchors tells beforehand whether that would rule out enough. If not, they are screened in float32: the same
+// result, later, and only `screened` says so. See Screen.
 //
 // Semi-hard: the nearest negative that is farther than the mined positive or, where there is none, the farthest. An
 // anchor without a positive takes its nearest negative.
@@ -23,7 +24,8 @@
 // A row with a NaN or an Inf is at distance NaN from everything, and a candidate at distance NaN is taken before all.
 //
 // Cost: n m d / 2 multiply-adds with one set; workspace of one packed copy of the rows, at most as much again for the
-// minima, and O(n); for a small batch, of its rows and keys in float64. Deterministic at any number of threads.
+// minima (half of it where they are screened in bfloat16), and O(n); for a small batch, of its rows and keys in
+// float64. Deterministic at any number of threads.
 #pragma once
 
 #include "kernels/embeddings.h"

@@ -205,11 +205,12 @@ struct Packed {
   std::int64_t row(std::int64_t position) const { return order == nullptr ? position : order[position]; }
 };
 
+/// `least`: elements that `data` has at least, whatever it is used for afterwards.
 template <class W>
-Packed<W> lay_out_packed(Arena& arena, std::int64_t most, std::int64_t d) {
+Packed<W> lay_out_packed(Arena& arena, std::int64_t most, std::int64_t d, std::int64_t least = 0) {
   const std::int64_t padded = divide_up(most, kSliver<W>) * static_cast<std::int64_t>(kSliver<W>);
   Packed<W> packed{};
-  packed.data = arena.take<W>(padded * d);
+  packed.data = arena.take<W>(larger(padded * d, least));
   packed.c = arena.take<W>(padded);
   packed.norm = arena.take<W>(padded);
   packed.radius = arena.take<W>(divide_up(most, kSliver<W>));

@@ -44,6 +44,19 @@ FASTMINE_INLINE Vec<std::int32_t> round_to_bfloat16(Vec<float> x) {
   return (bits + 0x7fff + ((bits >> 16) & 1)) & ~0xffff;
 }
 
+/// out[k] = -row[k] in bfloat16.
+inline void round_negated(const float* row, std::int64_t count, std::uint16_t* out) {
+  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<float>);
+  const auto bits = [](Vec<float> x) { return (bitcast<std::uint32_t>(round_to_bfloat16(x)) >> 16) ^ 0x8000U; };
+  std::int64_t k = 0;
+  for (; k + step <= count; k += step) {
+    store<std::uint16_t, lanes<float>>(out + k, convert<std::uint16_t>(bits(load(row + k))));
+  }
+  for (; k < count; ++k) {
+    out[k] = static_cast<std::uint16_t>(bits(broadcast(row[k]))[0]);
+  }
+}
+
 /// Round the packed rows of one block.
 inline void round_block(const Packed<float>& packed, std::int64_t d, const Rounded& rounded, std::int64_t block) {
   using V = Vec<float>;
