@@ -1,0 +1,115 @@
+"""The tables, made of rows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from .runs import CASES
+from .tools import TOOLS
+
+README = Path(__file__).parent / "README.md"
+BEGIN, END = "<!-- tables: written by python -m benchmarks.faults --write -->", "<!-- end of tables -->"
+
+Row = dict[str, Any]
+
+
+def scores(rows: Sequence[Row]) -> dict[str, Any]:
+    """Named recall, precision, false alarms and steps of one tool's rows."""
+    sick = [row for row in rows if row["expected"]]
+    well = [row for row in rows if not row["expected"]]
+    alarms = [right for row in rows for right in row["right"]]
+    first = [row["first_right"] for row in sick if row["first_right"] is not None]
+    return {
+        "recall": _share(any(row["right"]) for row in sick),
+        "first": _share(bool(row["right"]) and row["right"][0] for row in sick),
+        "precision": _share(alarms),
+        "false": _share(bool(row["alarms"]) for row in well),
+        "steps": median(first) if first else None,
+        "within": _share(row["first_right"] is not None and row["first_right"] <= 100 for row in sick),
+        "sick": len(sick),
+        "well": len(well),
+    }
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """One line per suite and tool."""
+    alone = {(row["case"], row["seed"]): row["seconds"] for row in rows if row["tool"] == "none"}
+    lines = [
+        "| suite | tool | named recall | named first | within 100 steps | precision | false alarms | "
+        "steps to the right finding | time added to a run |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for suite, tool in _present(rows):
+        ours = [row for row in rows if row["tool"] == tool and (suite == "all" or row["suite"] == suite)]
+        s = scores(ours)
+        added = [row["seconds"] / alone[key] - 1 for row in ours if (key := (row["case"], row["seed"])) in alone]
+        cells = [
+            suite, tool, _two(s["recall"]), _two(s["first"]), _two(s["within"]), _two(s["precision"]), _two(s["false"]),
+            "none" if s["steps"] is None else f"{s['steps']:.0f}", f"{100 * median(added):.0f} %" if added else "",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def detail(rows: Sequence[Row], tool: str = "fastmine") -> str:
+    """One line per case: what the tool said, over the seeds."""
+    lines = [
+        "| run | expected | said, and in how many seeds | right | steps | metric |",
+        "|---|---|---|---|---|---|",
+    ]
+    by_case: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["tool"] == tool:
+            by_case[row["case"]].append(row)
+    for name, ours in by_case.items():
+        said: dict[str, int] = defaultdict(int)
+        for row in ours:
+            for alarm in row["alarms"]:
+                said[alarm["words"].split(":")[0]] += 1
+        sick = bool(ours[0]["expected"])
+        right = sum(any(row["right"]) if sick else not row["alarms"] for row in ours)
+        first = [row["first_right"] for row in ours if row["first_right"] is not None]
+        errors = {row["error"] for row in ours if row["error"]}
+        cells = [
+            name, " or ".join(ours[0]["expected"]) or "nothing",
+            ", ".join(f"{code} ({count})" for code, count in said.items()) or "nothing",
+            f"{right}/{len(ours)}", f"{max(first)}" if first else "", f"{median(row['metric'] for row in ours):.2f}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join([*cells[:-1], "; ".join([cells[-1], *errors])]) + " |")
+    return "\n".join(lines)
+
+
+def what_they_are() -> str:
+    """One line per case: what happens in it, and where it was met."""
+    lines = ["| run | what happens | met in |", "|---|---|---|"]
+    lines += [f"| {name} | {case.about} | {case.source or ''} |" for name, case in CASES.items()]
+    return "\n".join(lines)
+
+
+def write_readme(rows: Sequence[Row]) -> None:
+    """Replace the tables of README.md."""
+    before, _, rest = README.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    tables = f"## Score\n\n{summary(rows)}\n\n## fastmine, run by run\n\n{detail(rows)}\n\n## The runs\n\n{what_they_are()}"
+    README.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
+
+
+def _present(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    tools = [tool for tool in TOOLS if any(row["tool"] == tool for row in rows)]
+    suites = list(dict.fromkeys(row["suite"] for row in rows))
+    seen = {(row["suite"], row["tool"]) for row in rows}
+    pairs = [(suite, tool) for suite in suites for tool in tools if (suite, tool) in seen]
+    return pairs
+
+
+def _share(values: Iterable[bool]) -> float | None:
+    values = list(values)
+    return sum(values) / len(values) if values else None
+
+
+def _two(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
