@@ -1,0 +1,59 @@
+"""What the autograd graph says without being run: which leaves a loss reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+LIMIT = 20_000  # nodes; a larger graph is not walked to its end
+
+
+def leaves(loss: Tensor) -> tuple[set[int], bool]:
+    """The ids of the leaf tensors that ``loss`` depends on, and whether these are certainly all.
+
+    Not certain where the graph is very large, or has nodes that run a graph of their own (reentrant checkpoints,
+    user-defined functions): what those reach cannot be seen.
+    """
+    root = loss.grad_fn
+    if root is None:
+        return ({id(loss)} if loss.requires_grad else set()), True
+    found: set[int] = set()
+    seen: set[Any] = {root}
+    stack: list[Any] = [root]
+    certain = True
+    while stack:
+        node = stack.pop()
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            found.add(id(variable))
+        elif _is_opaque(node):
+            certain = False
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
+        if len(seen) > LIMIT:
+            return found, False
+    return found, certain
+
+
+def _is_opaque(node: Any) -> bool:
+    """A node written in Python may hide a graph of its own; those that torch generates from it do not."""
+    kind = type(node)
+    generated = kind.__name__.startswith(("GeneratedBackwardFor_", "CompiledFunction"))
+    return kind.__module__ == "torch.autograd.function" and not generated
+
+
+def tensors(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among arguments, in order, looking into lists, tuples and mappings."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found.extend(tensors(value))
+        elif isinstance(value, dict):
+            found.extend(tensors(value.values()))
+    return found
