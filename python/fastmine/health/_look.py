@@ -62,7 +62,11 @@ class Look:
         elif self.kind == SEGMENTATION:
             self.columns += MASK_FIELDS
         # A loss with a memory of its own must not be called a second time.
-        self.asked = loss is None or not self._exchangeable(target) or (isinstance(loss, nn.Module) and any(True for _ in loss.buffers()))
+        self.asked = (
+            loss is None
+            or not self._exchangeable(target)
+            or (isinstance(loss, nn.Module) and any(True for _ in loss.buffers()))
+        )
 
     def _exchangeable(self, target: Tensor | None) -> bool:
         return target is not None and not self.certain and (self.broadcast or self.kind == MINING)

@@ -81,7 +81,9 @@ class Monitor:
         self._watches: list[Watch] = []
         self._polled: list[EvidentWatch] = []
         self._handles: list[Any] = []
-        self._loss = Ring(("value",), torch.device("cpu"), ("logged", "connected", "updates", "model", "optimizer", "sure"))
+        self._loss = Ring(
+            ("value",), torch.device("cpu"), ("logged", "connected", "updates", "model", "optimizer", "sure")
+        )
         self._started = False
         self._logged: Ring | None = None
         self._told: set[tuple[str, str]] = set()
@@ -266,7 +268,9 @@ class Monitor:
             return
         value = loss.detach()
         reached = self._reached(loss) if self._clock.gradient else (np.nan, np.nan, np.nan)
-        self._write_loss(value if value.dim() == 0 else value.mean(), (told, loss.grad_fn is not None, updates, *reached))
+        self._write_loss(
+            value if value.dim() == 0 else value.mean(), (told, loss.grad_fn is not None, updates, *reached)
+        )
         if isinstance(logged, Tensor):
             if self._logged is None:
                 self._logged = Ring(("logged",), logged.device)

@@ -48,7 +48,9 @@ SHOWN = {
 
 def _line(table: Table) -> str:
     """The mean of the last 32 rows of the columns that say most."""
-    shown = SHOWN.get(table.kind) or tuple(name for name in table.columns if name.endswith((".weight", ".value", "share")))
+    shown = SHOWN.get(table.kind) or tuple(
+        name for name in table.columns if name.endswith((".weight", ".value", "share"))
+    )
     numbers = []
     for name in shown:
         values = table.recent(32)[name]

@@ -23,7 +23,12 @@ OVERLAP = ("dice", "iou", "tversky")
 
 def examine(history: History, thresholds: Thresholds) -> list[Finding]:
     """All findings, in the order of causes; what follows from an earlier one is left out."""
-    found = [made for table in history.tables.values() for rule in _RULES.get(table.kind, ()) if (made := rule(table, thresholds))]
+    found = [
+        made
+        for table in history.tables.values()
+        for rule in _RULES.get(table.kind, ())
+        if (made := rule(table, thresholds))
+    ]
     found += [made for rule in _HISTORY_RULES for made in rule(history, thresholds)]
     found.sort(key=lambda f: (f.severity == "info", CODES[f.code].stage, f.severity != "error", f.first_step))
     return [f for f in found if not any(_hides(cause, f) for cause in found)]
@@ -40,7 +45,7 @@ def _hides(cause: Finding, effect: Finding) -> bool:
 
 
 def _is_whole(component: str) -> bool:
-    return component.split(".")[0] in {"criterion", "model", "optimizer", "loss", "inputs"}
+    return component.split(".", maxsplit=1)[0] in {"criterion", "model", "optimizer", "loss", "inputs"}
 
 
 # --- reading rows -----------------------------------------------------------------------------------------------------
@@ -154,7 +159,11 @@ def invalid_pairs(table: Table, t: Thresholds) -> Finding | None:
     zero = (rows["valid"] > 0) & (rows["positive_distance_sum"] == 0) & (rows["spread"] > t.collapse_spread)
     if option(table, "metric") == "dot" or share(zero) < t.share:
         return None
-    evidence: dict[str, Any] = {"positive_distance_sum": 0, "spread": mean(rows["spread"]), "valid": mean(rows["valid"])}
+    evidence: dict[str, Any] = {
+        "positive_distance_sum": 0,
+        "spread": mean(rows["spread"]),
+        "valid": mean(rows["valid"]),
+    }
     words = {}
     if table.facts.get("refs_are_embeddings"):
         evidence["ref_embeddings"] = "the embeddings themselves"
@@ -222,7 +231,11 @@ def all_easy_now(table: Table, t: Thresholds) -> Finding | None:
     start = lasting(rows["active"] == 0)
     if start == 0 or len(rows) - start < 2 * t.rows:
         return None
-    evidence = {"active": 0, "steps without an active anchor": len(rows) - start, "d_n - d_p": mean(rows["gap"][start:])}
+    evidence = {
+        "active": 0,
+        "steps without an active anchor": len(rows) - start,
+        "d_n - d_p": mean(rows["gap"][start:]),
+    }
     return finding("CONVERGED", table.name, int(rows.steps[start]), evidence)
 
 
@@ -244,7 +257,9 @@ def embedding_collapse(table: Table, t: Thresholds) -> Finding | None:
     if not about_pairs(table):
         return None
     rows = table.where(np.isfinite(table["spread"]) & (table["admitted"] > 1))
-    small = (rows["spread"] < t.collapse_spread) & ~(rows["negative_distance_mean"] > 1.1 * rows["positive_distance_mean"])
+    small = (rows["spread"] < t.collapse_spread) & ~(
+        rows["negative_distance_mean"] > 1.1 * rows["positive_distance_mean"]
+    )
     if option(table, "metric") == "dot":
         small = rows["spread"] < t.collapse_spread
     start = lasting(small)
@@ -405,10 +420,14 @@ def prediction_collapse(table: Table, t: Thresholds) -> Finding | None:
     """Nothing is predicted where something is; or everything where there is nothing."""
     rows = table.where((table["target_sum"] > 0) & np.isfinite(table["probability_on_target"]))
     n = t.collapse_rows
-    if len(rows) < t.prediction_rows or table.facts.get("foreign") and table["target_between"].any():
+    if len(rows) < t.prediction_rows or (table.facts.get("foreign") and table["target_between"].any()):
         return None
     for present, absent, title in (
-        (rows["probability_on_target"], rows["probability_elsewhere"], "nothing is predicted, where there is something"),
+        (
+            rows["probability_on_target"],
+            rows["probability_elsewhere"],
+            "nothing is predicted, where there is something",
+        ),
         (1 - rows["probability_elsewhere"], 1 - rows["probability_on_target"], "everything is predicted as object"),
     ):
         low = present < t.on_target
@@ -465,7 +484,11 @@ def dead_component(history: History, t: Thresholds) -> Iterator[Finding]:
             cut = rows[f"{name}.connected"] == 0
             value = rows[f"{name}.value"]
             if len(rows) >= t.rows and share(cut) >= t.share and share(rows["connected"] == 1) >= t.share:
-                evidence: dict[str, Any] = {"requires_grad": "False", "value": mean(value), "share of steps": share(cut)}
+                evidence: dict[str, Any] = {
+                    "requires_grad": "False",
+                    "value": mean(value),
+                    "share of steps": share(cut),
+                }
                 yield finding("DEAD_COMPONENT", name, began(rows, cut), evidence, confidence=1.0)
                 continue
             probed = rows.measured(f"{name}.gradient")
@@ -641,7 +664,10 @@ def _without_gradient(history: History, table: Table, t: Thresholds) -> Finding 
     if len(rows) < t.probes or not without.all() or rows["changed"].any():
         return None
     ran = any((other["gradient_l1"] > 0).any() for other in _losses(history))
-    evidence = {"variant": "cleared" if ran else "no_backward", "parameters without a gradient": float(rows["tensors"][-1])}
+    evidence = {
+        "variant": "cleared" if ran else "no_backward",
+        "parameters without a gradient": float(rows["tensors"][-1]),
+    }
     words = (
         {
             "title": "gradients are computed, and gone when the optimizer steps",
@@ -660,7 +686,12 @@ def _without_gradient(history: History, table: Table, t: Thresholds) -> Finding 
 
 def _rounded(_: History, table: Table, t: Thresholds) -> Finding | None:
     rows = table.measured("changed")
-    still = (rows["changed"] == 0) & (rows["gradient_l1"] > 0) & (np.diff(rows["updates"], prepend=0) > 0) & (rows["lr_max"] > 0)
+    still = (
+        (rows["changed"] == 0)
+        & (rows["gradient_l1"] > 0)
+        & (np.diff(rows["updates"], prepend=0) > 0)
+        & (rows["lr_max"] > 0)
+    )
     start = lasting(still)
     if len(rows) - start < t.probes:
         return None
@@ -732,7 +763,11 @@ def nonfinite(history: History, t: Thresholds) -> Iterator[Finding]:
     if not seen:
         return
     step, _, where, component = min(seen)
-    evidence: dict[str, Any] = {"first seen in": where, "loss values not finite": int(spoiled.sum()), "steps": len(loss)}
+    evidence: dict[str, Any] = {
+        "first seen in": where,
+        "loss values not finite": int(spoiled.sum()),
+        "steps": len(loss),
+    }
     title = f"{where} {'are' if where.endswith('s') and where != 'the loss' else 'is'} not finite"
     if lost:
         yield finding("NONFINITE", component, step, evidence, confidence=1.0, title=title)
@@ -824,7 +859,11 @@ _INPUTS: tuple[Rule, ...] = (
 _MASKS: tuple[Rule, ...] = (
     nothing_valid, targets_all_empty, targets_suspect_unannotated, prediction_collapse, smooth_dominates,
 )  # fmt: skip
-_RULES: dict[str, tuple[Rule, ...]] = {"mining": (*_PAIRS, broadcast), "segmentation": (*_INPUTS, *_MASKS), "foreign": _INPUTS}
+_RULES: dict[str, tuple[Rule, ...]] = {
+    "mining": (*_PAIRS, broadcast),
+    "segmentation": (*_INPUTS, *_MASKS),
+    "foreign": _INPUTS,
+}
 _HISTORY_RULES: tuple[HistoryRule, ...] = (
     detached_graph, zero_weight, dead_component, no_update, nonfinite, reported_loss_mismatch, starved_component,
     conflicting_components, saturated_gradient, constant_loss,

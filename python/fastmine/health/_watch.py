@@ -351,5 +351,3 @@ def _minus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 def _dot(a: Sequence[Tensor | None], b: Sequence[Tensor | None], zero: Tensor) -> Tensor:
     pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
     return torch.stack([torch.dot(x, y) for x, y in pairs]).sum() if pairs else zero
-
-
