@@ -218,7 +218,7 @@ def all_easy_from_start(table: Table, t: Thresholds) -> Finding | None:
         "active": 0,
         "valid": mean(table["valid"]),
         "d_n - d_p": mean(table["gap"]),
-        "margin": _shown(option(table, "margin")),
+        "margin": str(option(table, "margin")),
     }
     return finding("ALL_EASY_FROM_START", table.name, 0, evidence)
 
