@@ -64,15 +64,17 @@ def run(name: str, seed: int, tool: str) -> dict[str, Any]:
         warnings.simplefilter("ignore")
         try:
             metric = case.script(seed, clocked)
-        except Exception as problem:  # noqa: BLE001 - a script or a tool that fails is a row of the table
+        except Exception as problem:  # noqa: BLE001 - a script that fails is a row of the table
             error = f"{type(problem).__name__}: {problem}"
         seconds = time.thread_time() - start - clocked.asking
-        watcher = clocked.watcher
-        alarms = []
+        alarms, watcher = [], clocked.watcher
         if watcher is not None:
             watcher.finish(metric)
-            clocked.ask()
-            alarms = watcher.alarms()
+            try:
+                clocked.ask()
+                alarms = watcher.alarms()
+            except Exception as problem:  # noqa: BLE001 - and so is a tool that fails
+                error = f"{type(problem).__name__}: {problem}"
             watcher.close()
     return {
         "case": name, "suite": case.suite, "seed": seed, "tool": tool, "expected": sorted(case.codes),

@@ -88,21 +88,28 @@ def _lead(history: History, findings: Sequence[Finding], found: str) -> str:
 
 
 def _facts(history: History) -> str:
-    facts = [("steps", f"{history.steps:,}".replace(",", "\u2009"))]
+    facts = [("steps", _grouped(history.steps))]
     loss = history.tables.get("loss")
-    if loss is not None and len(known := _known(loss["value"])):
-        facts.append(("loss, first to last", f"{short(known[0])} \u2192 {short(known[-1])}"))
+    if loss is not None and len(loss):
+        facts.append(("loss, first and last", f"{short(loss['value'][0])} \u2192 {short(loss['value'][-1])}"))
+        updates = _known(loss["updates"])
+        facts += [("weight updates", _grouped(int(updates[-1])))] if len(updates) and history.of_kind("updates") else []
     for table in history.of_kind("updates"):
-        updates = _known(table["updates"])
         rates = _known(table["lr_max"])
-        if len(updates):
-            facts.append(("weight updates", f"{int(updates[-1]):,}".replace(",", "\u2009")))
-        if len(rates):
-            facts.append(("learning rate now", short(rates[-1])))
+        facts += [("learning rate", short(rates[-1]))] if len(rates) else []
     for table in history.of_kind("mining", "segmentation", "composite", "foreign"):
-        kind = str(table.facts.get("type", "")) or table.kind
-        facts.append((table.name, kind))
+        if not table.facts.get("component"):
+            facts.append((table.name, _type(table) or table.kind))
     return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts[:8])
+
+
+def _type(table: Table) -> str:
+    """The class or function of a loss, without the scopes that it was made in."""
+    return str(table.facts.get("type", "")).rsplit(".", 1)[-1]
+
+
+def _grouped(number: int) -> str:
+    return f"{number:,}".replace(",", "\u2009")
 
 
 def _findings(findings: Sequence[Finding]) -> str:
@@ -137,14 +144,14 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _value(value: float | int | str) -> str:
-    if isinstance(value, float):
-        return short(value)
-    return f"{value:,}".replace(",", "\u2009") if isinstance(value, int) and not isinstance(value, bool) else str(value)
+def _value(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    return _grouped(int(value)) if abs(value) < 1e15 and value == int(value) else short(value)
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number:,}".replace(",", "\u2009") + f" {noun}{'' if number == 1 else 's'}"
+    return f"{_grouped(number)} {noun}{'' if number == 1 else 's'}"
 
 
 # --- charts -----------------------------------------------------------------------------------------------------------
@@ -161,9 +168,10 @@ def _sections(history: History, findings: Sequence[Finding]) -> Iterator[str]:
             continue
         marks = _marks(table, findings, history)
         drawn = "".join(_figure(figure, last, marks) for figure in figures)
-        kind = str(table.facts.get("type", ""))
+        kind = _type(table)
         aside = f" <span>{escape(kind)}</span>" if kind and kind != table.name else ""
-        yield f'<section><h2 class="table">{escape(_heading(table))}{aside}</h2><div class="grid2">{drawn}</div></section>'
+        head = f'<h2 class="table">{escape(_heading(table))}{aside}</h2>'
+        yield f'<section>{head}<div class="grid2">{drawn}</div></section>'
 
 
 def _heading(table: Table) -> str:
@@ -187,33 +195,31 @@ def _marks(table: Table, findings: Sequence[Finding], history: History) -> list[
 
 def _figure(figure: Figure, last: int, marks: Sequence[Mark]) -> str:
     shown = [series for series in figure.series if len(series.known)]
-    legend = "".join(
-        f'<li><i class="{s.tone}{" dashed" if s.dashed else ""}{" block" if s.base is not None else ""}"></i>{escape(s.name)} <b>{short(float(s.known[-1]))}</b></li>'
-        for s in shown
-    )
+    legend = "".join(map(_key, shown))
     summary = "; ".join(
         f"{s.name} from {short(float(s.known[0]))} to {short(float(s.known[-1]))}, "
         f"between {short(float(s.known.min()))} and {short(float(s.known.max()))}"
         for s in shown
     )
     began = "".join(f"; finding {mark.number} begins at step {mark.step}" for mark in marks)
-    drawn = chart(
-        shown,
-        last,
-        marks,
-        f"{figure.title} over {last + 1} steps: {summary}{began}.",
-        zero=figure.zero,
-        wide=figure.wide,
-    )
+    label = f"{figure.title} over {last + 1} steps: {summary}{began}."
+    drawn = chart(shown, last, marks, label, zero=figure.zero, wide=figure.wide)
     return (
-        f"<figure{' class=wide' if figure.wide else ''}><figcaption><h3>{escape(figure.title)}</h3><p>{escape(figure.note)}</p></figcaption>"
+        f"<figure{' class=wide' if figure.wide else ''}><figcaption><h3>{escape(figure.title)}</h3>"
+        f"<p>{escape(figure.note)}</p></figcaption>"
         f'<ul class="legend">{legend}</ul>{drawn}</figure>'
     )
 
 
-def _series(table: Table, *lines: tuple[str, str, str], **options: bool) -> list[Series]:
+def _key(s: Series) -> str:
+    """A series in the legend, with its last value."""
+    look = "block" if s.base is not None else "dashed" if s.dashed else ""
+    return f'<li><i class="{s.tone} {look}"></i>{escape(s.name)} <b>{short(float(s.known[-1]))}</b></li>'
+
+
+def _series(table: Table, *lines: tuple[str, str, str], sparse: bool = False, dashed: bool = False) -> list[Series]:
     """(column, name, tone) of a table, as lines."""
-    return [Series(name, table.steps, table[column], tone, **options) for column, name, tone in lines]
+    return [Series(name, table.steps, table[column], tone, sparse, dashed) for column, name, tone in lines]
 
 
 def _stack(table: Table, *layers: tuple[str, Floats, str]) -> list[Series]:
@@ -248,19 +254,17 @@ def _mining(table: Table) -> list[Figure]:
         ("easy", valid - active, "blue"),
         ("without a pair", admitted - valid, "grey"),
     )
+    distances = _series(
+        table, ("negative_distance_mean", "negative", "green"), ("positive_distance_mean", "positive", "violet")
+    )
+    spread = _series(table, ("spread", "spread", "teal"))
+    meaning = "1 \u2212 \u2016mean\u2016\u00b2 / mean \u2016z\u2016\u00b2: 0 when all point to one place."
     return [
-        Figure("Anchors of a batch", "Valid ones have a positive and a negative; the easy ones of them meet the margin.", anchors, zero=True),
-        Figure(
-            "Distance to the mined pair", "Learning pulls the two apart; both near 0 is collapse.",
-            _series(table, ("negative_distance_mean", "negative", "green"), ("positive_distance_mean", "positive", "violet")),
-            zero=True,
-        ),
-        Figure(
-            "Spread of the embeddings", "1 \u2212 \u2016mean\u2016\u00b2 / mean \u2016z\u2016\u00b2: 0 when all point to one place.",
-            _series(table, ("spread", "spread", "teal")), zero=True,
-        ),
+        Figure("Anchors of a batch", "Only anchors with a positive and a negative can teach.", anchors, zero=True),
+        Figure("Distance to the mined pair", "Learning pulls the two apart.", distances, zero=True),
+        Figure("Spread of the embeddings", meaning, spread, zero=True),
         *_gradient(table),
-    ]  # fmt: skip
+    ]
 
 
 def _segmentation(table: Table) -> list[Figure]:
@@ -270,9 +274,11 @@ def _segmentation(table: Table) -> list[Figure]:
     )
     groups, annotated, nonempty = table["groups"], table["annotated"], table["nonempty"]
     masks = _stack(
-        table, ("with an object", nonempty, "green"), ("empty", annotated - nonempty, "ochre"),
+        table,
+        ("with an object", nonempty, "green"),
+        ("empty", annotated - nonempty, "ochre"),
         ("not annotated", groups - annotated, "grey"),
-    )  # fmt: skip
+    )
     return [
         Figure("Area", "Mean annotation beside mean predicted probability.", area, zero=True),
         Figure("Probability", "What the model says where the target is, and elsewhere.", where, zero=True),
@@ -306,17 +312,17 @@ def _composite(table: Table) -> list[Figure]:
 
 def _foreign(table: Table) -> list[Figure]:
     predicted = _series(
-        table, ("prediction_max", "prediction, largest", "blue"), ("prediction_min", "least", "blue"), sparse=True
+        table, ("prediction_max", "largest prediction", "blue"), ("prediction_min", "least", "blue"), sparse=True
     )
     wanted = _series(
-        table, ("target_max", "target, largest", "green"), ("target_min", "least", "green"), sparse=True, dashed=True
+        table, ("target_max", "largest target", "green"), ("target_min", "least", "green"), sparse=True, dashed=True
     )
-    return [Figure("Range", "Least and largest of predictions and targets.", [*predicted, *wanted]), *_gradient(table)]
+    return [Figure("Range", "Of predictions and targets.", [*predicted, *wanted]), *_gradient(table)]
 
 
 def _gradient(table: Table) -> list[Figure]:
     lines = _series(table, ("gradient_l1", "sum of magnitudes", "ochre"), sparse=True)
-    return [Figure("Gradient at the inputs", "What reaches the model from this loss.", lines, zero=True)]
+    return [Figure("Gradient at the inputs", "What reaches the model from this loss.", lines)]
 
 
 def _updates(table: Table) -> list[Figure]:
@@ -327,8 +333,8 @@ def _updates(table: Table) -> list[Figure]:
     return [
         Figure("Learning rate", "The largest of all groups.", rates, zero=True),
         Figure("Accepted updates", "Steps that the optimizer took.", steps, zero=True),
-        Figure("Movement", "Of a sample of the weights.", moved, zero=True),
-        Figure("Gradient of the weights", "Of the same sample.", grad, zero=True),
+        Figure("Movement", "Of a sample of the weights.", moved),
+        Figure("Gradient of the weights", "Of the same sample.", grad),
     ]
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,7 +121,7 @@ def y_axis(series: Sequence[Series], *, zero: bool) -> Axis:
     """The axis that holds every series: from 0 where asked, logarithmic where the values are very different."""
     known = np.concatenate([_top(s) for s in series]) if series else np.zeros(1)
     low, high = float(known.min()), float(known.max())
-    if low > 0 and high / low > LOGARITHMIC:
+    if not zero and low > 0 and high / low > LOGARITHMIC:
         return Axis(low / 1.5, high * 1.5, log=True)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
@@ -297,7 +298,7 @@ def _tooltips(series: Sequence[Series], x: Time) -> Iterator[str]:
     steps = max(series, key=lambda s: len(s.steps)).steps
     chosen = np.unique(steps[np.linspace(0, len(steps) - 1, min(STRIPS, len(steps))).astype(int)])
     places = [x(float(step)) for step in chosen]
-    between = [(a + b) / 2 for a, b in zip(places, places[1:], strict=False)]
+    between = [(a + b) / 2 for a, b in pairwise(places)]
     edges = [LEFT, *between, x.right]
     for step, place, low, high in zip(chosen, places, edges[:-1], edges[1:], strict=True):
         words = ", ".join(f"{s.name} {short(_at(s, int(step)))}" for s in series if not s.sparse or _has(s, int(step)))
