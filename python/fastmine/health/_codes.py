@@ -108,6 +108,7 @@ CODES: dict[str, Code] = {
         "Mark them: loss(embeddings, labels, valid=labels >= 0).",
         "The negative label is a class like any other.",
         "Admitted rows with a label below 0; where labels are seen, all negative ones are the same.",
+        ("EMBEDDING_COLLAPSE", "NO_SEPARATION"),
     ),
     "ZERO_NORM_INPUT": Code(
         "warning", 1,

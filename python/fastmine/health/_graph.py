@@ -39,6 +39,34 @@ def leaves(loss: Tensor) -> tuple[set[int], bool]:
     return found, certain
 
 
+# The nodes of a weighted sum: what is above its terms.
+_LINEAR = frozenset(
+    f"{name}Backward0" for name in ("Add", "Sub", "Neg", "Mul", "Div", "Sum", "Mean", "Stack", "Clone", "ToCopy")
+)
+
+
+def constant_factors(loss: Tensor) -> list[tuple[Tensor, Any]]:
+    """The constants that terms of a weighted sum are multiplied by, unread, each with the node of its term.
+
+    Only before ``backward()``, which frees them.
+    """
+    found: list[tuple[Tensor, Any]] = []
+    stack: list[Any] = [loss.grad_fn]
+    for _ in range(256):
+        if not stack:
+            break
+        node = stack.pop()
+        if node is None or type(node).__name__ not in _LINEAR:
+            continue
+        following = [after for after, _ in node.next_functions]
+        if type(node).__name__ == "MulBackward0":
+            constants = [saved for saved in (node._saved_self, node._saved_other) if saved is not None]
+            if len(constants) == 1 and constants[0].dim() == 0:
+                found += [(constants[0], after) for after in following if after is not None]
+        stack += following
+    return found
+
+
 def _is_opaque(node: Any) -> bool:
     """A node written in Python may hide a graph of its own; those that torch generates from it do not."""
     kind = type(node)

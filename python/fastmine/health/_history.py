@@ -75,14 +75,14 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def derived(kind: str, columns: Mapping[str, Floats]) -> dict[str, Floats]:
-    """The columns, and what follows from them row by row."""
+def derived(kind: str, columns: Mapping[str, Floats], classes: int = 0) -> dict[str, Floats]:
+    """The columns, and what follows from them row by row; ``classes`` of a softmax, 0 for sigmoids."""
     found = dict(columns)
     with np.errstate(divide="ignore", invalid="ignore"):
         if kind == "mining":
             _derive_mining(found)
         elif kind == "segmentation":
-            _derive_segmentation(found)
+            _derive_segmentation(found, classes)
     return found
 
 
@@ -99,10 +99,11 @@ def _derive_mining(c: dict[str, Floats]) -> None:
         c["easy"] = c["valid"] - c["active"]
 
 
-def _derive_segmentation(c: dict[str, Floats]) -> None:
+def _derive_segmentation(c: dict[str, Floats], classes: int) -> None:
     seen = c["items"] - c["ignored"]
+    others = seen * max(classes - 1, 1) - c["target_sum"]  # pairs of a position and a class that is not its own
     c["probability_on_target"] = c["overlap_sum"] / c["target_sum"]
-    c["probability_elsewhere"] = (c["prediction_sum"] - c["overlap_sum"]) / (seen - c["target_sum"])
+    c["probability_elsewhere"] = (c["prediction_sum"] - c["overlap_sum"]) / others
     c["target_share"] = c["target_sum"] / seen
     c["prediction_share"] = c["prediction_sum"] / seen
     c["nonempty_share"] = c["nonempty"] / c["annotated"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -21,7 +22,7 @@ from .. import __version__
 from . import _report, _rules
 from ._clock import Clock
 from ._finding import Finding, HealthWarning
-from ._graph import leaves
+from ._graph import constant_factors, leaves
 from ._history import History, Table
 from ._ring import Ring
 from ._thresholds import Thresholds
@@ -246,6 +247,8 @@ class Monitor:
         self._record(loss, logged)
         for watch in self._polled:
             watch.poll()
+        if self._clock.gradient and isinstance(loss, Tensor):
+            self._find_factors(loss)
         if self._clock.sample:
             self._sample()
         self._clock.advance()
@@ -276,6 +279,17 @@ class Monitor:
                 self._logged = Ring(("logged",), logged.device)
             self._logged.write(step, logged.detach())
 
+    def _find_factors(self, loss: Tensor) -> None:
+        """Whether the total multiplies a loss that is watched by a constant; only where backward() is still to come."""
+        nodes = {watch.node: watch for watch in self._watches if watch.node is not None}
+        if nodes and loss.grad_fn not in nodes:
+            with contextlib.suppress(RuntimeError):  # the graph is freed
+                for factor, node in constant_factors(loss):
+                    if node in nodes:
+                        nodes[node].multiplied([factor])
+        for watch in nodes.values():
+            watch.node = None
+
     def _write_loss(self, value: Tensor, host: tuple[float, ...]) -> None:
         if not self._started:
             self._started = True
@@ -285,9 +299,10 @@ class Monitor:
     def _reached(self, loss: Tensor) -> tuple[float, float, float]:
         """How many parameters of the model and of the optimizers the loss depends on, and whether that is sure."""
         found, sure = leaves(loss)
-        model = sum(id(p) in found for module in self._models for p in module.parameters())
+        trainable = [id(p) for module in self._models for p in module.parameters() if p.requires_grad]
+        model = sum(number in found for number in trainable)
         held = sum(len(updates.ids & found) for updates in self._updates)
-        return model if self._models else np.nan, held if self._updates else np.nan, sure
+        return model if trainable else np.nan, held if self._updates else np.nan, sure
 
     def _sample(self) -> None:
         self._hold_rest()
@@ -386,6 +401,8 @@ class Monitor:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for updates in (*self._updates, self._rest):
+            updates.close()
         self._polled.clear()
 
     def __enter__(self) -> Monitor:

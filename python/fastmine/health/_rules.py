@@ -422,19 +422,14 @@ def prediction_collapse(table: Table, t: Thresholds) -> Finding | None:
     n = t.collapse_rows
     if len(rows) < t.prediction_rows or (table.facts.get("foreign") and table["target_between"].any()):
         return None
-    for present, absent, title in (
-        (
-            rows["probability_on_target"],
-            rows["probability_elsewhere"],
-            "nothing is predicted, where there is something",
-        ),
-        (1 - rows["probability_elsewhere"], 1 - rows["probability_on_target"], "everything is predicted as object"),
-    ):
-        low = present < t.on_target
-        start = lasting(low)
-        if len(rows) - start < n or gained(present, n):
+    nothing = (rows["probability_on_target"], rows["probability_elsewhere"], "nothing is predicted, where there is something")
+    everything = (1 - nothing[1], 1 - nothing[0], "everything is predicted as object")
+    for present, absent, title in (nothing, everything)[: 1 if option(table, "mode") == "multiclass" else 2]:
+        start = lasting(present < t.on_target)
+        if len(rows) - start < n or gained(present, n) or mean(present[-n:]) > t.discrimination * mean(absent[-n:]):
             continue
-        if mean(present[-n:]) > t.discrimination * mean(absent[-n:]):
+        # Before it can tell where, a model learns how much: as long as it predicts too much it is on its way there.
+        if title == nothing[2] and mean(rows["prediction_share"][-n:]) > 2 * mean(rows["target_share"][-n:]):
             continue
         evidence = {
             "probability on target": mean(rows["probability_on_target"][-n:]),
@@ -476,6 +471,19 @@ def zero_weight(history: History, t: Thresholds) -> Iterator[Finding]:
             yield finding("ZERO_WEIGHT", name, int(table.steps[start]), evidence, confidence=1.0)
 
 
+def zero_factor(history: History, t: Thresholds) -> Iterator[Finding]:
+    """A term of a sum that somebody else wrote is multiplied by exactly 0, wherever that was looked at."""
+    for table in _losses(history):
+        seen = table.facts.get("factors") or {}
+        if len(seen) < t.probes or not all(0 in factors for factors in seen.values()):
+            continue
+        last = next(reversed(seen.values()))
+        evidence = {"terms multiplied by 0": last.count(0), "factors": str(last), "measurements": len(seen)}
+        yield finding(
+            "ZERO_WEIGHT", table.name, min(seen), evidence, confidence=0.9, title="a term of the loss is multiplied by 0"
+        )
+
+
 def dead_component(history: History, t: Thresholds) -> Iterator[Finding]:
     """No gradient from a component that has a value."""
     for table in history.of_kind("composite"):
@@ -507,8 +515,11 @@ def starved_component(history: History, t: Thresholds) -> Iterator[Finding]:
             part, value = probed[f"{name}.gradient_share"], rows[f"{name}.value"]
             if len(probed) < t.probes or not ((part < t.gradient_share) & (probed[f"{name}.gradient"] > 0)).all():
                 continue
-            first, last = np.median(value[: t.rows]), np.median(value[-t.rows :])
-            if first - last > 0.1 * abs(first) or abs(last) < 1e-4:
+            first, last = float(np.median(value[: t.rows])), float(np.median(value[-t.rows :]))
+            satisfied = abs(last) < max(1e-4, 0.05 * abs(first))
+            # A weight that was meant to be small may be: then only a lack of progress counts.
+            meant = mean(rows[f"{name}.weight"]) < 0.01 * _weights(rows)
+            if satisfied or (meant and first - last > 0.1 * abs(first)):
                 continue
             evidence = {
                 "gradient share": mean(part),
@@ -517,6 +528,11 @@ def starved_component(history: History, t: Thresholds) -> Iterator[Finding]:
                 "weight": mean(rows[f"{name}.weight"]),
             }
             yield finding("STARVED_COMPONENT", name, int(probed.steps[0]), evidence)
+
+
+def _weights(table: Table) -> float:
+    """The sum of the effective weights, on average."""
+    return float(sum(mean(table[f"{name}.weight"]) for name in table.facts["components"]))
 
 
 def conflicting_components(history: History, t: Thresholds) -> Iterator[Finding]:
@@ -562,8 +578,8 @@ def detached_graph(history: History, t: Thresholds) -> Iterator[Finding]:
             )  # fmt: skip
         return
     walked = loss.measured("model")
-    lost = (walked["model"] == 0) & (walked["sure"] == 1)
-    if len(walked) and lost.all() and not _arrives(history):
+    lost = (walked["model"] == 0) & (walked["sure"] == 1) & (walked["connected"] == 1)
+    if len(walked) and lost.all():
         evidence = {"parameters of the model that the loss depends on": 0, "measurements": len(walked)}
         yield finding("DETACHED_GRAPH", "criterion", int(walked.steps[0]), evidence, confidence=1.0)
 
@@ -660,10 +676,12 @@ def _not_in_optimizer(history: History, table: Table, _: Thresholds) -> Finding 
 
 def _without_gradient(history: History, table: Table, t: Thresholds) -> Finding | None:
     rows = table.where(table["updates"] > 0)
-    without = rows["without_gradient"] == rows["tensors"]
-    if len(rows) < t.probes or not without.all() or rows["changed"].any():
+    without = (rows["without_gradient"] == rows["tensors"]) | (rows["gradient_l1"] == 0)
+    ran = bool((rows["arrived_l1"] > 0).any())
+    if len(rows) < t.probes or not without.all() or np.nansum(rows["changed"]):
         return None
-    ran = any((other["gradient_l1"] > 0).any() for other in _losses(history))
+    if not ran and (rows["gradient_l1"] == 0).any():  # there are gradients, of 0: that is no matter of updates
+        return None
     evidence = {
         "variant": "cleared" if ran else "no_backward",
         "parameters without a gradient": float(rows["tensors"][-1]),
@@ -712,7 +730,7 @@ def _head_not_in_optimizer(history: History, tables: Sequence[Table], t: Thresho
         rows = table.measured("gradient_l1")
         if table.facts.get("held") or not table.facts.get("last_layer") or len(rows) < t.probes:
             continue
-        if (rows["gradient_l1"] > 0).all() and not table["changed"].any() and any(x.facts.get("held") for x in tables):
+        if (rows["gradient_l1"] > 0).all() and not np.nansum(table["changed"]) and any(x.facts.get("held") for x in tables):
             evidence = {"variant": "not_in_optimizer", "layer": str(table.facts["last_layer"]), "updates": 0}
             yield finding(
                 "NO_UPDATE", "model", int(rows.steps[0]), evidence, severity="warning", confidence=0.8,
@@ -840,7 +858,12 @@ def constant_loss(history: History, t: Thresholds) -> Iterator[Finding]:
         for step, value in zip(table.steps.tolist(), table["gradient_l1"].tolist(), strict=True)
         if step in at and value == value
     ]
-    if common != 0 and probes and all(value == 0 for value in probes):
+    ends = [np.maximum(np.abs(x["logit_min"]), np.abs(x["logit_max"]))[-20:] for x in history.of_kind("segmentation")]
+    if common != 0 and probes and all(value == 0 for value in probes) and any(mean(x) > t.saturation for x in ends):
+        words = {"title": "the logits are so large that the sigmoid is flat: the loss has no gradient left"}
+        logits = {"largest logit": max(map(mean, ends)), "gradient": 0}
+        yield finding("SATURATED_GRADIENT", "criterion", began(loss, same), {**evidence, **logits}, **words)
+    elif common != 0 and probes and all(value == 0 for value in probes):
         yield finding("LOSS_FLOOR", "criterion", began(loss, same), {**evidence, "gradient": 0})
     if len(recent) == t.stuck_rows and counts.max() == len(recent):
         if share(same) == 1:
@@ -865,6 +888,6 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     "foreign": _INPUTS,
 }
 _HISTORY_RULES: tuple[HistoryRule, ...] = (
-    detached_graph, zero_weight, dead_component, no_update, nonfinite, reported_loss_mismatch, starved_component,
+    detached_graph, zero_weight, zero_factor, dead_component, no_update, nonfinite, reported_loss_mismatch, starved_component,
     conflicting_components, saturated_gradient, constant_loss,
 )  # fmt: skip

@@ -14,7 +14,7 @@ from ._ring import Ring
 
 TENSORS, SCALARS = 32, 32  # at most 1,024 numbers of an optimizer
 
-FIELDS = ("changed", "drift_l1", "weight_l1", "weight_nonfinite", "gradient_l1", "gradient_nonfinite")
+FIELDS = ("changed", "drift_l1", "weight_l1", "weight_nonfinite", "gradient_l1", "gradient_nonfinite", "arrived_l1")
 COUNTS = ("lr_min", "lr_max", "updates", "tensors", "without_gradient", "sampled")
 
 
@@ -33,6 +33,8 @@ class Updates:
         self._before: Tensor | None = None
         self._gradient: Tensor | None = None
         self._missing = torch.nan
+        self._arrived: Tensor | None = None
+        self._arrivals: Any = None
         self._ring: Ring | None = None
         self.facts: dict[str, Any] = {}
         if optimizer is not None:
@@ -44,6 +46,20 @@ class Updates:
         self.ids = frozenset(map(id, self.parameters))
         self._sample = Sample(self.parameters)
         self._before = None
+        self.close()
+        if self._sample.last is not None:
+            self._arrivals = self._sample.last.register_hook(self._arrive)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Remove the hook."""
+        if self._arrivals is not None:
+            self._arrivals.remove()
+            self._arrivals = None
+
+    def _arrive(self, gradient: Tensor) -> None:
+        """What backward brings to one of the tensors: gone again when the optimizer steps, it was cleared."""
+        if self._clock.sample and gradient.layout == torch.strided:
+            self._arrived = _some(gradient.detach()).abs().sum(dtype=torch.float32)
 
     def _follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Take up groups that were added, thawed or replaced."""
@@ -93,8 +109,9 @@ class Updates:
             (~weights.isfinite()).sum(),
             nothing if gradient is None else gradient.abs().sum(),
             nothing if gradient is None else (~gradient.isfinite()).sum(),
+            nothing if self._arrived is None else self._arrived.to(weights.device),
         ]
-        self._before = weights
+        self._before, self._arrived = weights, None
         low, high = self._lr if self._lr[1] >= self._lr[0] else (torch.nan, torch.nan)
         host = (low, high, self.updates, len(self.parameters), self._missing, weights.numel())
         self._ring.write(step, torch.stack([number.double() for number in row]), host)
@@ -125,6 +142,11 @@ class Sample:
         stride = max(1, -(-len(usable) // TENSORS))
         self._tensors = usable[::-1][::stride][::-1]  # the last layers always among them
         self._views: list[tuple[int, Tensor]] = [(0, p) for p in self._tensors]
+
+    @property
+    def last(self) -> Tensor | None:
+        """The last of them."""
+        return self._tensors[-1] if self._tensors else None
 
     @property
     def has_vectors(self) -> bool:

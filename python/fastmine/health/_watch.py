@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .._evidence import Evidence, MiningEvidence, SegmentationEvidence
 from ..losses import CompositeLoss, EvidentLoss
 from ._clock import Clock
-from ._graph import tensors
+from ._graph import constant_factors, tensors
 from ._history import Floats, Ints, Table, derived
 from ._look import FOREIGN, MINING, SEGMENTATION, Look
 from ._ring import Ring
@@ -32,6 +32,8 @@ class Watch:
         self._gradient_at = -1
         self.facts: dict[str, Any] = {"type": _type(loss), "foreign": True, "component": component}
         self.kind = FOREIGN
+        self.node: Any = None  # of the last call, on some steps: to be found again in the graph of the total
+        self._factors: list[tuple[int, list[Tensor]]] = []
 
     @property
     def rings(self) -> list[Ring]:
@@ -47,6 +49,14 @@ class Watch:
         self._record(args, kwargs, output)
         if self._clock.gradient and not self.component:
             self._await_gradient(tensors([*args, *kwargs.values()]))
+            self.node = output.grad_fn
+            if self.facts["foreign"]:
+                self.multiplied([factor for factor, _ in constant_factors(output)])
+
+    def multiplied(self, factors: list[Tensor]) -> None:
+        """Remember what terms of this loss, or it as a whole, were multiplied by."""
+        if factors:
+            self._factors = [*self._factors[-31:], (self._clock.step, factors)]
 
     def _record(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor) -> None:
         raise NotImplementedError
@@ -87,9 +97,11 @@ class Watch:
         if self._ring is None:
             return None
         steps, columns = self._ring.read(staged=staged)
+        if self._factors and not staged:
+            self.facts["factors"] = {step: [float(factor) for factor in found] for step, found in self._factors}
         if self._gradients is not None:
             merged(steps, columns, *_measured(*self._gradients.read(staged=staged)))
-        return Table(self.name, self.kind, steps, derived(self.kind, columns), self.facts)
+        return Table(self.name, self.kind, steps, derived(self.kind, columns, self.facts.get("classes", 0)), self.facts)
 
 
 class EvidentWatch(Watch):
@@ -105,6 +117,8 @@ class EvidentWatch(Watch):
         if self._ring is None:
             mining, masks = isinstance(evidence, MiningEvidence), isinstance(evidence, SegmentationEvidence)
             self.kind = MINING if mining else SEGMENTATION if masks else FOREIGN
+            if self.loss.options.get("mode") == "multiclass" and args:
+                self.facts["classes"] = args[0].shape[1]
         valid_given = kwargs.get("valid") is not None or (len(args) > 2 and args[2] is not None)
         refs = kwargs.get("ref_embeddings")
         if refs is not None and refs.data_ptr() == args[0].data_ptr():
