@@ -12,6 +12,7 @@ anything is trained; ``CODES`` lists all that can be found.
 
 from __future__ import annotations
 
+from ._check_loss import LossReport, check_loss
 from ._codes import CODES, Code
 from ._finding import Finding, HealthWarning
 from ._history import History, Table
@@ -24,7 +25,9 @@ __all__ = [
     "Finding",
     "HealthWarning",
     "History",
+    "LossReport",
     "Monitor",
     "Table",
     "Thresholds",
+    "check_loss",
 ]
