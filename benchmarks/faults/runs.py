@@ -65,7 +65,8 @@ def run(name: str, seed: int, tool: str) -> dict[str, Any]:
         try:
             metric = case.script(seed, clocked)
         except Exception as problem:  # noqa: BLE001 - a script that fails is a row of the table
-            error = f"{type(problem).__name__}: {problem}"
+            if clocked.watcher is None or not clocked.watcher.failed(problem):
+                error = f"{type(problem).__name__}: {problem}"
         seconds = time.thread_time() - start - clocked.asking
         alarms, watcher = [], clocked.watcher
         if watcher is not None:

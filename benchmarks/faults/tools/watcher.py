@@ -35,6 +35,10 @@ class Watcher:
         """Everything said so far that is more than information, the most important first."""
         return []
 
+    def failed(self, error: Exception) -> bool:  # noqa: ARG002
+        """The script raised: was that the tool speaking?"""
+        return False
+
     def finish(self, metric: float) -> None:
         """The task metric at the end, for rules that ask whether the accuracy is satisfying."""
 
