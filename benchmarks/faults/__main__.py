@@ -27,12 +27,18 @@ def main() -> int:
     parser.add_argument("--anchors", action="store_true", help="the other tools too, not only fastmine")
     parser.add_argument("--tool", action="append", choices=[*TOOLS, "none"], help="these tools alone")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
-    parser.add_argument("--write", action="store_true", help="keep the rows in benchmarks/results and the table in README.md")
+    parser.add_argument(
+        "--write", action="store_true", help="keep the rows in benchmarks/results and the table in README.md"
+    )
     arguments = parser.parse_args()
 
     only = arguments.only or [""]
     names = [name for name, case in CASES.items() if any(part in name or part == case.suite for part in only)]
-    tools = arguments.tool or ["none", "fastmine", *(name for name in TOOLS if arguments.anchors and name != "fastmine")]
+    tools = arguments.tool or [
+        "none",
+        "fastmine",
+        *(name for name in TOOLS if arguments.anchors and name != "fastmine"),
+    ]
     jobs = [(name, seed, tool) for name in names for seed in range(arguments.seeds) for tool in tools]
     if not jobs:
         parser.error(f"no case is called {arguments.only}")

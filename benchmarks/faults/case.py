@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Script = Callable[[int, Callable[..., Any]], float]
-"""script(seed, Monitor) trains a small net under ``Monitor(model, criterion, optimizer)`` and returns its task metric."""
+"""script(seed, Monitor) trains a net under ``Monitor(model, criterion, optimizer)`` and returns its task metric."""
 
 
 @dataclass(frozen=True)

@@ -370,7 +370,9 @@ def swallowed_exception(seed: int, Monitor: Any) -> float:
             return torch.zeros(())
 
     data, model = Bearings(seed), regressor()
-    criterion = CompositeLoss({"direction": direction_or_zero, "signal": signal_nmse}, {"direction": 1.0, "signal": 1.0})
+    criterion = CompositeLoss(
+        {"direction": direction_or_zero, "signal": signal_nmse}, {"direction": 1.0, "signal": 1.0}
+    )
     optimizer = Adam(model.parameters(), lr=3e-3)
     monitor = Monitor(model, criterion, optimizer)
     for x, target in data.batches(200):
@@ -451,7 +453,9 @@ def component_detached(seed: int, Monitor: Any) -> float:
         return direction_loss(prediction.data, target)
 
     data, model = Bearings(seed), regressor()
-    criterion = CompositeLoss({"direction": direction_of_data, "signal": signal_nmse}, {"direction": 1.0, "signal": 1.0})
+    criterion = CompositeLoss(
+        {"direction": direction_of_data, "signal": signal_nmse}, {"direction": 1.0, "signal": 1.0}
+    )
     optimizer = Adam(model.parameters(), lr=3e-3)
     monitor = Monitor(model, criterion, optimizer)
     for x, target in data.batches(200):
@@ -509,8 +513,7 @@ def singletons(seed: int, Monitor: Any) -> float:
     monitor = Monitor(model, criterion, optimizer)
     for x, labels in data.batches(300):
         alone = torch.rand(len(x)) < 0.3
-        labels = torch.where(alone, 100 + torch.arange(len(x)), labels)
-        loss = criterion(model(x), labels)
+        loss = criterion(model(x), torch.where(alone, 100 + torch.arange(len(x)), labels))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -549,8 +552,8 @@ def soft_margin_plateau(seed: int, Monitor: Any) -> float:
     return data.recall(model)
 
 
-def _segmentation(seed: int, Monitor: Any, data: Disks, criterion: Any, steps: int = 150, width: int = 8) -> float:
-    model = segmenter(width)
+def _segmentation(Monitor: Any, data: Disks, criterion: Any, steps: int = 150) -> float:
+    model = segmenter()
     optimizer = Adam(model.parameters(), lr=3e-3)
     monitor = Monitor(model, criterion, optimizer)
     for images, masks in data.batches(steps):
@@ -565,13 +568,13 @@ def _segmentation(seed: int, Monitor: Any, data: Disks, criterion: Any, steps: i
 @cases.healthy(at_least=0.85)
 def a_third_is_empty(seed: int, Monitor: Any) -> float:
     """34 % of the images hold no disk, and are annotated so."""
-    return _segmentation(seed, Monitor, Disks(seed, absent=0.34), CombinedSegmentationLoss())
+    return _segmentation(Monitor, Disks(seed, absent=0.34), CombinedSegmentationLoss())
 
 
 @cases.healthy(at_least=0.6)
 def tiny_foreground(seed: int, Monitor: Any) -> float:
     """0.7 % of the pixels are foreground: the mean prediction is close to 0, and right."""
-    return _segmentation(seed, Monitor, Disks(seed, radius=(1.2, 1.8)), CombinedSegmentationLoss(), steps=250)
+    return _segmentation(Monitor, Disks(seed, radius=(1.2, 1.8)), CombinedSegmentationLoss(), steps=250)
 
 
 @cases.healthy(at_least=0.85)

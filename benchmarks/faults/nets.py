@@ -36,13 +36,15 @@ class ResNet18(nn.Sequential):
 
 
 class RowTransformer(nn.Module):
-    """A transformer encoder, 4 layers of 256 features and 8 heads: [N, 128] as 8 tokens -> [N, 64]."""
+    """A transformer encoder, 4 layers of 256 features, 8 heads: [N, 128] as 8 tokens -> [N, 64]."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tokens = nn.Linear(16, 256)
         self.positions = nn.Parameter(0.02 * torch.randn(8, 256))
-        layer = nn.TransformerEncoderLayer(256, 8, 1024, dropout=0.1, activation="gelu", batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            256, 8, 1024, dropout=0.1, activation="gelu", batch_first=True, norm_first=True
+        )
         self.encoder = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
         self.head = nn.Linear(256, 64)
 

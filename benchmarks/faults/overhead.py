@@ -76,12 +76,15 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a table."""
-    lines = ["| loss | ops | step alone | watched | added, median | added, mean | bar |", "|---|---|---|---|---|---|---|"]
-    for row in rows:
-        lines.append(
-            f"| {row['loss']} | {row['ops']} | {row['alone_ms']:.2f} ms | {row['watched_ms']:.2f} ms | "
-            f"{row['overhead']:+.2%} | {row['overhead_mean']:+.2%} | {BARS[row['ops']]:.0%} |"
-        )
+    lines = [
+        "| loss | ops | step alone | watched | added, median | added, mean | bar |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['loss']} | {row['ops']} | {row['alone_ms']:.2f} ms | {row['watched_ms']:.2f} ms | "
+        f"{row['overhead']:+.2%} | {row['overhead_mean']:+.2%} | {BARS[row['ops']]:.0%} |"
+        for row in rows
+    ]
     return "\n".join(lines)
 
 
@@ -96,8 +99,9 @@ def main() -> None:
     if arguments.rows:
         print(json.dumps(rows))
         return
+    fewer = str(max(20, arguments.repeats // 5))
     other = subprocess.run(
-        [sys.executable, "-m", "benchmarks.faults.overhead", "--rows", "--repeats", str(max(20, arguments.repeats // 5))],
+        [sys.executable, "-m", "benchmarks.faults.overhead", "--rows", "--repeats", fewer],
         env={**os.environ, "FASTMINE_NATIVE": "0"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     rows += json.loads(other.stdout.splitlines()[-1])

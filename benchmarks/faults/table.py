@@ -39,8 +39,7 @@ def summary(rows: Sequence[Row]) -> str:
     """One line per suite and tool."""
     alone = {(row["case"], row["seed"]): row["seconds"] for row in rows if row["tool"] == "none"}
     lines = [
-        "| suite | tool | named recall | named first | within 100 steps | precision | false alarms | "
-        "steps to the right finding | time added to a run |",
+        "| suite | tool | named recall | named first | within 100 steps | precision | false alarms | steps | added |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for suite, tool in _present(rows):
@@ -94,7 +93,9 @@ def write_readme(rows: Sequence[Row]) -> None:
     """Replace the tables of README.md."""
     before, _, rest = README.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
-    tables = f"## Score\n\n{summary(rows)}\n\n## fastmine, run by run\n\n{detail(rows)}\n\n## The runs\n\n{what_they_are()}"
+    tables = (
+        f"## Score\n\n{summary(rows)}\n\n## fastmine, run by run\n\n{detail(rows)}\n\n## The runs\n\n{what_they_are()}"
+    )
     README.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
 
 
@@ -102,8 +103,7 @@ def _present(rows: Sequence[Row]) -> list[tuple[str, str]]:
     tools = [tool for tool in TOOLS if any(row["tool"] == tool for row in rows)]
     suites = list(dict.fromkeys(row["suite"] for row in rows))
     seen = {(row["suite"], row["tool"]) for row in rows}
-    pairs = [(suite, tool) for suite in suites for tool in tools if (suite, tool) in seen]
-    return pairs
+    return [(suite, tool) for suite in suites for tool in tools if (suite, tool) in seen]
 
 
 def _share(values: Iterable[bool]) -> float | None:

@@ -37,7 +37,7 @@ def labels_from_a_large_range(seed: int, Monitor: Any) -> float:
 
 @cases.fault("EMBEDDING_COLLAPSE", source="VisualComputingInstitute/triplet-reid#30")
 def soft_margin_collapse(seed: int, Monitor: Any) -> float:
-    """The soft margin sits at ln 2 = 0.69: all embeddings are one point, and the loss is not its margin but looks it."""
+    """The soft margin sits at ln 2 = 0.69: all embeddings are one point."""
     data, model, criterion = Digits(seed), embedder(features=32), TripletLoss(margin="soft")
     model.append(Unit())
     optimizer = SGD(model.parameters(), lr=30.0, momentum=0.9)
@@ -67,7 +67,7 @@ def margin_out_of_reach(seed: int, Monitor: Any) -> float:
     return data.recall(model)
 
 
-@cases.fault("LABEL_SENTINEL", source="scikit-learn/scikit-learn DBSCAN: noise is labelled -1")
+@cases.fault("LABEL_SENTINEL", source="gnn-tracking/gnn_tracking#190")
 def noise_as_a_class(seed: int, Monitor: Any) -> float:
     """Pseudo-labels of a clustering: half of the rows are noise, labelled -1, and mined as if they were one class."""
     data, model, criterion = Digits(seed), embedder(128, 32), TripletLoss(margin=0.2)
@@ -167,7 +167,7 @@ def updates_lost_to_rounding(seed: int, Monitor: Any) -> float:
     return data.recall(model)
 
 
-@cases.fault("NO_UPDATE", source="pytorch/pytorch#2160, discussions on the order of zero_grad")
+@cases.fault("NO_UPDATE", source="patrickloeber/pytorchTutorial#19")
 def gradients_cleared_too_late(seed: int, Monitor: Any) -> float:
     """zero_grad stands between backward and step: the optimizer never sees a gradient."""
     data, model = Bearings(seed), regressor()
@@ -201,7 +201,7 @@ def loss_scaler_never_recovers(seed: int, Monitor: Any) -> float:
     return data.recall(model)
 
 
-@cases.fault("DETACHED_GRAPH", source="omoindrot/tensorflow-triplet-loss#38, in PyTorch form: torch.tensor(loss)")
+@cases.fault("DETACHED_GRAPH", source="huggingface/torchMoji#21, ronghuaiyang/arcface-pytorch#56")
 def loss_rebuilt_from_its_number(seed: int, Monitor: Any) -> float:
     """backward() complained that the loss needs no gradient, so the loss was rebuilt with requires_grad=True."""
     data, model, criterion = Bearings(seed), regressor(), nn.MSELoss()

@@ -10,6 +10,7 @@ Rules about accuracy and labels have nothing to read here. Thresholds are those 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +67,8 @@ class TheDeepChecker(LayerWatcher):
         elif late >= 0.99 * early:
             self.say("loss does not decrease", "NO_UPDATE", "LOSS_FLOOR", "UNEXPLAINED_STALL")
         recent = looks[-WINDOW:]
-        jumps = [b - a for a, b in zip(recent, recent[1:], strict=False)]
-        turns = sum(a * b < 0 for a, b in zip(jumps, jumps[1:], strict=False))
+        jumps = [b - a for a, b in pairwise(recent)]
+        turns = sum(a * b < 0 for a, b in pairwise(jumps))
         if turns > HALF * len(jumps) and max(map(abs, jumps)) > HALF * abs(sum(recent) / WINDOW):
             self.say("loss fluctuates", "EMBEDDING_COLLAPSE", "PREDICTION_COLLAPSE")
 
@@ -80,7 +81,11 @@ class TheDeepChecker(LayerWatcher):
                 self.say("activation is not finite", "NONFINITE")
                 continue
             if isinstance(layer, nn.Sigmoid | nn.Tanh):
-                ends = ((units - 0.5).abs() > 0.5 * SATURATED) if isinstance(layer, nn.Sigmoid) else units.abs() > SATURATED
+                ends = (
+                    ((units - 0.5).abs() > 0.5 * SATURATED)
+                    if isinstance(layer, nn.Sigmoid)
+                    else units.abs() > SATURATED
+                )
                 if float((ends.float().mean(dim=0) > SATURATED).float().mean()) > HALF:
                     self.say("saturated layer", "SATURATED_GRADIENT")
             elif float((units.abs().quantile(0.95, dim=0) < DEAD).float().mean()) > HALF:
@@ -119,7 +124,9 @@ class TheDeepChecker(LayerWatcher):
 
     def _update(self, name: str, weight: Tensor) -> None:
         if name in self.before:
-            moved = float((weight - self.before[name]).float().norm() / weight.float().norm().clamp(min=1e-12)) / self.every
+            moved = (
+                float((weight - self.before[name]).float().norm() / weight.float().norm().clamp(min=1e-12)) / self.every
+            )
             if moved < UPDATES[0]:
                 self.say("slow updates", "NO_UPDATE")
             elif moved > UPDATES[1]:

@@ -9,6 +9,7 @@ here is one or has no such form, so that it has nothing to say; so have overfitt
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -38,7 +39,7 @@ class Umlaut(LayerWatcher):
             elif rate < RATES[0]:
                 self.say("learning rate is low", "NO_UPDATE")
         chain = [isinstance(layer, ACTIVATIONS) for layer in self.layers]
-        if any(a and b for a, b in zip(chain, chain[1:], strict=False)):
+        if any(a and b for a, b in pairwise(chain)):
             self.say("several activations in a row", "INPUT_DOMAIN")
         if any(isinstance(layer, nn.Dropout) and layer.p > 0.5 for layer in self.layers):
             self.say("dropout is high")
