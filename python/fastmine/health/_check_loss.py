@@ -8,7 +8,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from ._graph import tensors
 LARGE = 1e4
 WEIGHTS = re.compile(r"weight|lambda|coef|scale|alpha|beta")
 HARMLESS = (StopIteration, StopAsyncIteration, GeneratorExit, AttributeError, KeyError, ImportError)
+REFUSALS = (RuntimeError, ValueError, TypeError, IndexError)
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -147,7 +148,10 @@ class _Examination:
             same = math.isclose(value, other, rel_tol=1e-5)
             self._check("samples meet their own targets", not same, "the value with targets exchanged is the same")
             if same:
-                shapes: dict[str, Number] = {"prediction": str(list(prediction.shape)), "target": str(list(target.shape))}
+                shapes: dict[str, Number] = {
+                    "prediction": str(list(prediction.shape)),
+                    "target": str(list(target.shape)),
+                }
                 self._found("SHAPE_BROADCAST", shapes)
 
     def oracle(self, given: Tensor | None) -> None:
@@ -255,11 +259,15 @@ class _Examination:
             if spoiled:
                 severity = "error" if dtype == torch.float32 else "warning" if moderate else "info"
                 evidence: dict[str, Number] = {"type": str(dtype), "inputs": ", ".join(spoiled)}
-                self._found("NONFINITE", evidence, severity=severity, title=f"not {where} at {', '.join(spoiled)} inputs")
+                self._found(
+                    "NONFINITE", evidence, severity=severity, title=f"not {where} at {', '.join(spoiled)} inputs"
+                )
 
     def _is_spoiled(self, x: Tensor) -> bool:
         value, gradient = self._guarded_gradient(x)
-        return value is not None and not (math.isfinite(value) and (gradient is None or bool(gradient.isfinite().all())))
+        return value is not None and not (
+            math.isfinite(value) and (gradient is None or bool(gradient.isfinite().all()))
+        )
 
     def order(self) -> None:
         """Samples have no order; and no number, if the loss is a mean."""
@@ -268,7 +276,11 @@ class _Examination:
         places = torch.randperm(n)
         moved = self._guarded(x[places], target=_each(self.target, n, lambda t: t[places.to(t.device)]))
         same = moved is not None and math.isclose(value, moved, rel_tol=1e-4, abs_tol=1e-6)
-        self._check("the order of the samples does not matter", same, f"{value:.6g} and {moved if moved is None else f'{moved:.6g}'}")
+        self._check(
+            "the order of the samples does not matter",
+            same,
+            f"{value:.6g} and {moved if moved is None else f'{moved:.6g}'}",
+        )
         twice = self._guarded(torch.cat([x, x]), target=_each(self.target, n, lambda t: torch.cat([t, t])))
         ratio = float("nan") if twice is None or value == 0 else twice / value
         known = any(math.isclose(ratio, factor, rel_tol=1e-3) for factor in (1, 2)) or (value == 0 and twice == 0)
@@ -283,7 +295,9 @@ class _Examination:
                 continue
             self._check(f"{name} changes the value", after != before, f"{before:.6g} to {after:.6g}")
             if after == before:
-                self._found("UNUSED_WEIGHT", {"weight": name, "value": before, "value with another weight": after}, name)
+                self._found(
+                    "UNUSED_WEIGHT", {"weight": name, "value": before, "value with another weight": after}, name
+                )
 
     def _guarded(self, x: Tensor | None, loss: Callable[..., Any] | None = None, target: Any = None) -> float | None:
         """The value, or None where the loss refuses the input: an error is not silent."""
@@ -291,16 +305,15 @@ class _Examination:
             return None
         try:
             return evaluate(loss or self.loss, x, self.target if target is None else target)[0]
-        except (RuntimeError, ValueError, TypeError, IndexError):
+        except REFUSALS:
             return None
 
     def _guarded_gradient(self, x: Tensor) -> tuple[float | None, Tensor | None]:
         """The same with the gradient; where the types do not go together, floating-point targets follow the input."""
-        for target in (self.target, _each(self.target, -1, lambda t: t.to(x.dtype) if t.is_floating_point() else t)):
-            try:
+        following = _each(self.target, -1, lambda t: t.to(x.dtype) if t.is_floating_point() else t)
+        for target in (self.target, following):
+            with suppress(*REFUSALS):
                 return evaluate(self.loss, x, target)
-            except (RuntimeError, ValueError, TypeError, IndexError):
-                continue
         return None, None
 
     def _check(self, name: str, passed: bool | None, detail: str) -> None:
@@ -344,7 +357,7 @@ def _oracles(x: Tensor, target: Any) -> Iterator[Tensor]:
         if int(labels.min()) >= 0 and int(labels.max()) < classes:
             yield 20 * (2 * nn.functional.one_hot(labels, classes).movedim(-1, 1).to(x.dtype) - 1)
         if x.dim() == 2:
-            _, places = labels.unique(return_inverse=True)
+            _, places = torch.unique(labels, return_inverse=True)
             points = nn.functional.normalize(torch.randn(int(places.max()) + 1, classes, dtype=x.dtype), dim=1)
             yield points[places]
             yield 1000 * points[places]
@@ -354,9 +367,9 @@ def _reweighted(loss: Callable[..., Any]) -> Iterator[tuple[str, Callable[..., A
     """The loss with one weight changed, for each of its weights."""
     if isinstance(loss, CompositeLoss):
         for name, weight in loss.weights().items():
-            other = copy.deepcopy(loss)
-            other.set_weight(name, 2 * weight or 1.0, writer="check_loss")
-            yield name, other
+            doubled = copy.deepcopy(loss)
+            doubled.set_weight(name, 2 * weight or 1.0, writer="check_loss")
+            yield name, doubled
     elif isinstance(loss, nn.Module):
         if isinstance(loss, EvidentLoss):
             return

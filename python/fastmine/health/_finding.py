@@ -59,10 +59,10 @@ def finding(
     code: str,
     component: str,
     first_step: int,
-    evidence: Mapping[str, Number],
+    evidence: Mapping[str, Any],
     *,
     confidence: float = 0.95,
-    **words: str,
+    **words: Any,
 ) -> Finding:
     """A finding with the words of its code; ``words`` (title, cause, remedy, refute, severity) say more exactly."""
     known = CODES[code]
@@ -78,7 +78,7 @@ def finding(
         confidence=confidence,
         refute=known.refute,
     )
-    return replace(made, **words)  # type: ignore[arg-type]
+    return replace(made, **words)
 
 
 def _plain(value: Number) -> Number:

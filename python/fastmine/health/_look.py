@@ -53,7 +53,7 @@ class Look:
     def __init__(self, loss: Any, prediction: Tensor, target: Tensor | None) -> None:
         self.loss = loss
         self.domain = next((domain for kind, domain in DOMAINS.items() if isinstance(loss, kind)), None)
-        self.kind = _kind(loss, self.domain, prediction, target)
+        self.kind = _kind(loss, prediction, target)
         self.broadcast = target is not None and _broadcasts(prediction, target)
         self.certain = isinstance(loss, ELEMENTWISE)
         self.columns: tuple[str, ...] = INPUT_FIELDS
@@ -89,7 +89,7 @@ class Look:
         return torch.cat([found, _mask_sums(x, target, self.domain)])
 
 
-def _kind(loss: Any, domain: str | None, prediction: Tensor, target: Tensor | None) -> str:
+def _kind(loss: Any, prediction: Tensor, target: Tensor | None) -> str:
     """What to look for. Pairs and masks are assumed of losses that are not torch's own only, or of cross entropies."""
     if target is None:
         return FOREIGN
@@ -112,7 +112,7 @@ def _broadcasts(prediction: Tensor, target: Tensor) -> bool:
     if not (prediction.is_floating_point() and target.is_floating_point()) or prediction.shape == target.shape:
         return False
     try:
-        both = torch.broadcast_shapes(prediction.shape, target.shape)
+        both: torch.Size = torch.broadcast_shapes(prediction.shape, target.shape)  # type: ignore[no-untyped-call]
     except RuntimeError:
         return False
     return both.numel() > max(prediction.numel(), target.numel())
@@ -124,8 +124,9 @@ def _exchanged(target: Tensor, *, relabel: bool) -> Tensor:
 
 
 def _change(value: Tensor, other: Any) -> Tensor:
-    before, after = value.detach().double().mean(), other.detach().double().mean()
-    return (after - before).abs() / before.abs().clamp(min=1e-30)
+    before, after = (x.detach().double().mean() for x in (value, torch.as_tensor(other)))
+    change: Tensor = (after - before).abs() / before.abs().clamp(min=1e-30)
+    return change
 
 
 def _of_prediction(x: Tensor) -> list[Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import optimizer as optim
 
 from .. import __version__
-from . import _report, _rules
+from . import _report
 from ._clock import Clock
 from ._finding import Finding, HealthWarning
 from ._graph import constant_factors, leaves
@@ -28,6 +28,7 @@ from ._ring import Ring
 from ._thresholds import Thresholds
 from ._updates import Updates
 from ._watch import CompositeWatch, EvidentWatch, ForeignWatch, Watch, is_training_call, merged, original, watches
+from .rules import examine
 
 LossT = TypeVar("LossT", bound=Callable[..., Any])
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
@@ -322,7 +323,7 @@ class Monitor:
             if self._logged is not None:
                 merged(steps, columns, *self._logged.read(staged=staged))
             tables["loss"] = Table("loss", "loss", steps, columns)
-        for part in (*self._watches, *self._updates, self._rest):
+        for part in self._parts():
             table = part.table(staged=staged)
             if table is not None:
                 tables[_free(table.name, tables)] = table
@@ -330,7 +331,7 @@ class Monitor:
 
     def check(self) -> list[Finding]:
         """What is wrong, causes before their consequences; and information, marked as such."""
-        return _rules.examine(self.history(), self.thresholds)
+        return examine(self.history(), self.thresholds)
 
     @property
     def verdict(self) -> str:
@@ -340,7 +341,7 @@ class Monitor:
     def report(self, path: str | Path | None = None) -> str:
         """The findings as text. With ``path``, also written there as .txt, .json or .html."""
         history = self.history()
-        findings = _rules.examine(history, self.thresholds)
+        findings = examine(history, self.thresholds)
         text = _report.text(history, findings)
         if path is not None:
             target = Path(path)
@@ -366,11 +367,14 @@ class Monitor:
         if self._pending and all(ring.staged() for ring in self._rings()):
             self._pending = False
             history = self._history(staged=True)
-            self._tell(_rules.examine(history, self.thresholds))
+            self._tell(examine(history, self.thresholds))
             self._write_scalars(history)
 
+    def _parts(self) -> list[Watch | Updates]:
+        return [*self._watches, *self._updates, self._rest]
+
     def _rings(self) -> list[Ring]:
-        parts = [ring for part in (*self._watches, *self._updates, self._rest) for ring in part.rings]
+        parts = [ring for part in self._parts() for ring in part.rings]
         return [self._loss, *parts, *([] if self._logged is None else [self._logged])]
 
     def _tell(self, findings: Sequence[Finding]) -> None:
@@ -405,7 +409,7 @@ class Monitor:
             updates.close()
         self._polled.clear()
 
-    def __enter__(self) -> Monitor:
+    def __enter__(self) -> Monitor:  # noqa: PYI034 (Self is of Python 3.11)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:

@@ -75,7 +75,7 @@ class Ring:
         if self._array is None:
             memory = torch.empty(self._memory.shape, dtype=self._memory.dtype, pin_memory=True)
             memory.copy_(self._memory, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
             self._staged = _Staged(memory, event, self._order(), self._steps.copy(), self._host.copy())
 

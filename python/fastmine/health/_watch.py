@@ -287,9 +287,9 @@ def watches(criterion: Any, clock: Clock, name: str = "criterion") -> list[Watch
     if isinstance(loss, CompositeLoss):
         found: list[Watch] = [CompositeWatch(name, loss, clock)]
         for part, module in loss.components.items():
-            inner = module.function if hasattr(module, "function") else module
-            made = EvidentWatch if isinstance(module, EvidentLoss) else ForeignWatch
-            watch = made(part, inner, clock, component=True)
+            inner: Any = getattr(module, "function", module)
+            ours = isinstance(module, EvidentLoss)
+            watch: Watch = (EvidentWatch if ours else ForeignWatch)(part, inner, clock, component=True)
             watch.facts["of"] = name
             found.append(watch)
         return found
