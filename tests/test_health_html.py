@@ -80,7 +80,7 @@ def drawings(page: str) -> list[ET.Element]:
     return [ET.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)]
 
 
-# --- the text -----------------------------------------------------------------------------------------------------------
+# --- the text --
 
 
 def test_the_verdict_and_the_cause_come_first() -> None:
@@ -202,7 +202,7 @@ def test_numbers_are_short(value: float, text: str) -> None:
     assert short(value) == text
 
 
-# --- in a browser -------------------------------------------------------------------------------------------------------
+# --- in a browser --
 
 
 @pytest.fixture

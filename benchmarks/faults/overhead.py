@@ -24,6 +24,8 @@ from torch import nn
 from fastmine.health import Monitor
 from fastmine.losses import CombinedSegmentationLoss, TripletLoss
 
+from .table import overhead
+
 ROWS = Path(__file__).parent.parent / "results" / "overhead.jsonl"
 BARS = {"native": 0.01, "reference": 0.05}
 
@@ -63,29 +65,17 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
             if repeat >= 0:
                 times[kind].append(seconds)
     monitor.close()
+    ops = "reference" if os.environ.get("FASTMINE_NATIVE") == "0" else "native"
     return {
         "loss": name,
-        "ops": "reference" if os.environ.get("FASTMINE_NATIVE") == "0" else "native",
+        "ops": ops,
         "alone_ms": 1e3 * median(times["alone"]),
         "watched_ms": 1e3 * median(times["watched"]),
         "overhead": median(times["watched"]) / median(times["alone"]) - 1,
         "overhead_mean": mean(times["watched"]) / mean(times["alone"]) - 1,
         "repeats": repeats,
+        "bar": BARS[ops],
     }
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table."""
-    lines = [
-        "| loss | ops | step alone | watched | added, median | added, mean | bar |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['loss']} | {row['ops']} | {row['alone_ms']:.2f} ms | {row['watched_ms']:.2f} ms | "
-        f"{row['overhead']:+.2%} | {row['overhead_mean']:+.2%} | {BARS[row['ops']]:.0%} |"
-        for row in rows
-    ]
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -107,7 +97,7 @@ def main() -> None:
     rows += json.loads(other.stdout.splitlines()[-1])
     ROWS.parent.mkdir(exist_ok=True)
     ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    print(table(rows))
+    print(overhead())
 
 
 if __name__ == "__main__":

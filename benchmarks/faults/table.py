@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from .runs import CASES
 from .tools import TOOLS
 
 README = Path(__file__).parent / "README.md"
+RESULTS = Path(__file__).parents[1] / "results"
 BEGIN, END = "<!-- tables: written by python -m benchmarks.faults --write -->", "<!-- end of tables -->"
 
 Row = dict[str, Any]
@@ -39,15 +41,16 @@ def summary(rows: Sequence[Row]) -> str:
     """One line per suite and tool."""
     alone = {(row["case"], row["seed"]): row["seconds"] for row in rows if row["tool"] == "none"}
     lines = [
-        "| suite | tool | named recall | named first | within 100 steps | precision | false alarms | steps | added |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| suite | tool | runs | named recall | named first | within 100 | precision | false alarms | steps | added |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for suite, tool in _present(rows):
         ours = [row for row in rows if row["tool"] == tool and (suite == "all" or row["suite"] == suite)]
         s = scores(ours)
         added = [row["seconds"] / alone[key] - 1 for row in ours if (key := (row["case"], row["seed"])) in alone]
         cells = [
-            suite, tool, _two(s["recall"]), _two(s["first"]), _two(s["within"]), _two(s["precision"]), _two(s["false"]),
+            suite, tool, f"{s['sick']} sick, {s['well']} healthy",
+            *(_two(s[key]) for key in ("recall", "first", "within", "precision", "false")),
             "none" if s["steps"] is None else f"{s['steps']:.0f}", f"{100 * median(added):.0f} %" if added else "",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
@@ -89,14 +92,46 @@ def what_they_are() -> str:
     return "\n".join(lines)
 
 
-def write_readme(rows: Sequence[Row]) -> None:
-    """Replace the tables of README.md."""
+def traincheck() -> str:
+    """What the real TrainCheck said, run by run; its rows are of :mod:`benchmarks.faults.traincheck`."""
+    rows = _load(RESULTS / "traincheck.jsonl")
+    lines = ["| run | expected | invariants violated | named |", "|---|---|---|---|"]
+    for row in rows:
+        expected = " or ".join(row["expected"]) or "nothing"
+        named = "yes" if row["right"] else "no" if row["expected"] else ""
+        lines.append(f"| {row['case']} | {expected} | {row['violated']} of {row['invariants']} | {named} |")
+    return "\n".join(lines)
+
+
+def overhead() -> str:
+    """What a monitor adds to a step of the loss alone; its rows are of :mod:`benchmarks.faults.overhead`."""
+    lines = [
+        "| loss | ops | step alone | watched | added, median | added, mean | bar |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['loss']} | {row['ops']} | {row['alone_ms']:.2f} ms | {row['watched_ms']:.2f} ms | "
+        f"{row['overhead']:+.2%} | {row['overhead_mean']:+.2%} | {row['bar']:.0%} |"
+        for row in _load(RESULTS / "overhead.jsonl")
+    ]
+    return "\n".join(lines)
+
+
+def write_readme() -> None:
+    """Replace the tables of README.md by those of all rows that were kept."""
+    rows = [row for row in _load(RESULTS / "faults.jsonl") if row["case"] in CASES]
     before, _, rest = README.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
-    tables = (
-        f"## Score\n\n{summary(rows)}\n\n## fastmine, run by run\n\n{detail(rows)}\n\n## The runs\n\n{what_they_are()}"
-    )
+    parts = {
+        "Score": summary(rows), "fastmine, run by run": detail(rows), "Overhead of a monitor": overhead(),
+        "TrainCheck": traincheck(), "The runs": what_they_are(),
+    }  # fmt: skip
+    tables = "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items())
     README.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
+
+
+def _load(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _present(rows: Sequence[Row]) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from string import Template
@@ -125,7 +126,7 @@ def _card(number: int, finding: Finding) -> str:
         for name, value in finding.evidence.items()
     )
     paragraphs = (("Cause", finding.cause), ("Do", finding.remedy), ("Wrong if", finding.refute))
-    told = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in paragraphs if text)
+    told = "".join(f"<dt>{name}</dt><dd>{_prose(text)}</dd>" for name, text in paragraphs if text)
     where = f"in {escape(finding.component)}, since step {finding.first_step}, {finding.confidence:.0%} sure"
     return (
         f'<li class="card {escape(finding.severity)}"><div class="number" aria-hidden="true">{number}</div><div>'
@@ -133,6 +134,11 @@ def _card(number: int, finding: Finding) -> str:
         f"<span>{where}</span></p><h2>{escape(_sentence(finding.title))}</h2>"
         f'<dl class="evidence">{evidence}</dl><dl class="told">{told}</dl></div></li>'
     )
+
+
+def _prose(text: str) -> str:
+    """Escaped, with `code` as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _sentence(text: str) -> str:
@@ -258,7 +264,7 @@ def _mining(table: Table) -> list[Figure]:
         table, ("negative_distance_mean", "negative", "green"), ("positive_distance_mean", "positive", "violet")
     )
     spread = _series(table, ("spread", "spread", "teal"))
-    meaning = "1 \u2212 \u2016mean\u2016\u00b2 / mean \u2016z\u2016\u00b2: 0 when all point to one place."
+    meaning = "1 \u2212 |mean|\u00b2 / mean |z|\u00b2: 0 when all point to one place."
     return [
         Figure("Anchors of a batch", "Only anchors with a positive and a negative can teach.", anchors, zero=True),
         Figure("Distance to the mined pair", "Learning pulls the two apart.", distances, zero=True),

@@ -45,6 +45,7 @@ text-wrap:balance}
 .evidence dt{font-size:12.5px;color:var(--soft)}
 .evidence dd{font-size:20px;font-weight:560;font-variant-numeric:tabular-nums;letter-spacing:-.01em}
 .told{display:grid;grid-template-columns:76px 1fr;gap:6px 12px;max-width:60em}.told dt{color:var(--soft)}
+.told code{font:13px var(--mono)}
 section{padding:34px 0 0}
 h2.table{font-size:19px;font-weight:640;letter-spacing:-.01em;margin:0 0 14px}
 h2.table span{font-weight:400;color:var(--soft);margin-left:6px}
