@@ -349,9 +349,10 @@ def _oracles(x: Tensor, target: Any) -> Iterator[Tensor]:
     if not isinstance(target, Tensor):
         return
     if target.shape == x.shape:
-        yield target.to(x.dtype)
-        firm = 2 * target.to(x.dtype) - 1
-        yield 20 * firm
+        same = target.to(x.dtype)
+        yield same
+        if bool(((same >= 0) & (same <= 1)).all()):  # probabilities: perhaps of logits
+            yield 20 * (2 * same - 1)
     elif target.dim() == x.dim() - 1 and not target.is_floating_point() and target.numel():
         classes, labels = x.shape[1], target.long()
         if int(labels.min()) >= 0 and int(labels.max()) < classes:
@@ -374,12 +375,16 @@ def _reweighted(loss: Callable[..., Any]) -> Iterator[tuple[str, Callable[..., A
         if isinstance(loss, EvidentLoss):
             return
         for name, value in vars(loss).items():
-            if WEIGHTS.search(name) and isinstance(value, int | float) and not isinstance(value, bool):
-                other = copy.deepcopy(loss)
-                setattr(other, name, 2 * value or 1.0)
-                yield name, other
+            if _is_weight(name, value):
+                other_module = copy.deepcopy(loss)
+                setattr(other_module, name, 2 * value or 1.0)
+                yield name, other_module
     else:
         yield from _with_other_defaults(loss)
+
+
+def _is_weight(name: str, value: object) -> bool:
+    return bool(WEIGHTS.search(name)) and isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _with_other_defaults(function: Callable[..., Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -389,7 +394,7 @@ def _with_other_defaults(function: Callable[..., Any]) -> Iterator[tuple[str, Ca
         return
     for name, parameter in parameters.items():
         value = parameter.default
-        if WEIGHTS.search(name) and isinstance(value, int | float) and not isinstance(value, bool):
+        if _is_weight(name, value):
 
             def other(*args: Any, changed: dict[str, float] = {name: 2 * value or 1.0}) -> Any:  # noqa: B006
                 return function(*args, **changed)

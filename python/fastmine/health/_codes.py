@@ -70,7 +70,7 @@ CODES: dict[str, Code] = {
         "`fastmine doctor labels` says which P and K the data allow.",
         "len(set(labels)) < len(labels) in most batches.",
         "has_positive = 0 in at least 95 % of the steps.",
-        ("FEW_VALID", "INVALID_PAIRS", *_DYNAMICS),
+        ("FEW_VALID", "INVALID_PAIRS", "DEAD_COMPONENT", *_DYNAMICS),
     ),
     "NO_NEGATIVES": Code(
         "error", 1,
@@ -80,7 +80,7 @@ CODES: dict[str, Code] = {
         "Shuffle, or draw batches with fastmine.data.PKBatchSampler(labels, P >= 2, K).",
         "len(set(labels)) > 1 in most batches.",
         "has_negative = 0 in at least 95 % of the steps.",
-        ("FEW_VALID", *_DYNAMICS),
+        ("FEW_VALID", "DEAD_COMPONENT", *_DYNAMICS),
     ),
     "FEW_VALID": Code(
         "warning", 1,
@@ -118,6 +118,7 @@ CODES: dict[str, Code] = {
         "Mark padding with valid=; end the model in a linear layer instead of a rectifier.",
         "zero_rows is 0 when the padding is marked.",
         "At least 1 % of the admitted rows are exactly zero, in half of the steps.",
+        ("LOSS_FLOOR", "EMBEDDING_COLLAPSE", "NO_SEPARATION"),
     ),
     "NOTHING_VALID": Code(
         "error", 1,
@@ -127,7 +128,8 @@ CODES: dict[str, Code] = {
         "valid must be True where the annotation is to be used; check valid.float().mean().",
         "valid has true items in most batches.",
         "annotated = 0 (or admitted = 0) in at least 95 % of the steps.",
-        ("TARGETS_ALL_EMPTY", "TARGETS_SUSPECT_UNANNOTATED", "NO_POSITIVES", "NO_NEGATIVES", "FEW_VALID", *_DYNAMICS),
+        ("TARGETS_ALL_EMPTY", "TARGETS_SUSPECT_UNANNOTATED", "NO_POSITIVES", "NO_NEGATIVES", "FEW_VALID",
+         "DEAD_COMPONENT", *_DYNAMICS),
     ),
     "TARGETS_ALL_EMPTY": Code(
         "error", 1,

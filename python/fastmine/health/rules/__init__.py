@@ -47,7 +47,8 @@ def examine(history: History, thresholds: Thresholds) -> list[Finding]:
     found = [f for table in tables for rule in _OF_KIND.get(table.kind, ()) if (f := rule(table, thresholds))]
     found += [f for rule in _OF_ALL for f in rule(history, thresholds)]
     found.sort(key=lambda f: (not f.is_alarm, CODES[f.code].stage, f.severity != "error", f.first_step))
-    return [f for f in found if not any(_hides(cause, f) for cause in found)]
+    first = {(f.code, f.component): f for f in reversed(found)}
+    return [f for f in found if f is first[f.code, f.component] and not any(_hides(cause, f) for cause in found)]
 
 
 def _hides(cause: Finding, effect: Finding) -> bool:

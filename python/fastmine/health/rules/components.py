@@ -65,6 +65,12 @@ def dead_component(history: History, t: Thresholds) -> Iterator[Finding]:
             if len(probed) >= t.probes and dead.all():
                 evidence = {"gradient": 0, "value": mean(value), "measurements": len(probed)}
                 yield finding("DEAD_COMPONENT", name, int(probed.steps[0]), evidence, confidence=1.0)
+                continue
+            part, first = probed[f"{name}.gradient_share"], len(probed) > 0 and probed.steps[0] == table.steps[0]
+            if len(probed) >= t.probes and first and ((part < t.rounding) & (part > 0)).all():
+                evidence = {"gradient share": float(part.max()), "value": mean(value), "measurements": len(probed)}
+                title = "the gradient of a component is nothing but rounding"
+                yield finding("DEAD_COMPONENT", name, int(probed.steps[0]), evidence, title=title)
 
 
 def starved_component(history: History, t: Thresholds) -> Iterator[Finding]:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from .._finding import Finding, finding
-from .._history import History
+from .._history import Floats, History, Table
 from .._thresholds import Thresholds
-from .reading import began, lasting, losses, mean, share
+from .reading import about_pairs, began, lasting, losses, mean, share
 
 
 def nonfinite(history: History, t: Thresholds) -> Iterator[Finding]:
@@ -32,7 +32,7 @@ def nonfinite(history: History, t: Thresholds) -> Iterator[Finding]:
         rows = np.isinf(probed["gradient_l1"])
         if rows.any():
             seen.append((began(probed, rows), 4, "the gradient that the loss sends back", table.name))
-            lost = lost or (rows.sum() >= 2 and share(rows) >= 0.5)
+            lost = lost or (len(rows) >= 2 and bool(rows[-2:].all()))
     for table in history.of_kind("updates"):
         rows = table["weight_nonfinite"] > 0
         if rows.any():
@@ -42,7 +42,7 @@ def nonfinite(history: History, t: Thresholds) -> Iterator[Finding]:
         if rows.any():
             seen.append((began(table, rows), 4, "the gradients of the weights", table.name))
             stepped = table.where(np.diff(table["updates"], prepend=0) > 0)["gradient_nonfinite"] > 0
-            lost = lost or (stepped.sum() >= 2 and share(stepped) >= 0.5)
+            lost = lost or (len(stepped) >= 2 and bool(stepped[-2:].all()))
     if not seen:
         return
     step, _, where, component = min(seen)
@@ -129,8 +129,44 @@ def constant_loss(history: History, t: Thresholds) -> Iterator[Finding]:
         yield finding("SATURATED_GRADIENT", "criterion", began(loss, same), {**evidence, **logits}, **words)
     elif common != 0 and probes and all(value == 0 for value in probes):
         yield finding("LOSS_FLOOR", "criterion", began(loss, same), {**evidence, "gradient": 0})
-    if len(recent) == t.stuck_rows and counts.max() == len(recent):
+    if common == 0 and share(same) == 1 and not any(probes):
+        yield from _always_zero(history, evidence)
+    elif len(recent) == t.stuck_rows and counts.max() == len(recent):
         if share(same) == 1:
             yield finding("UNEXPLAINED_STALL", "criterion", int(loss.steps[0]), evidence, confidence=0.7)
         elif common <= mean(loss["value"][:10]) and not probes:
             yield finding("CONVERGED", "criterion", began(loss, same), evidence, confidence=0.7)
+
+
+def _always_zero(history: History, evidence: dict[str, Any]) -> Iterator[Finding]:
+    """A loss that was 0 from the first step on: multiplied by 0, without anything to teach, or dead."""
+    computed = [table for table in losses(history) if not table.facts.get("component")]
+    for table in computed:
+        value = _own_value(table)
+        if value is not None and share(value > 0) > 0.5:
+            yield finding(
+                "ZERO_WEIGHT", table.name, 0, {**evidence, "value of the criterion": mean(value)}, confidence=1.0,
+                title="the loss is computed, and multiplied by 0 before it is learned from",
+            )  # fmt: skip
+            return
+    for table in computed:
+        if not table.facts.get("foreign"):
+            continue
+        if table.kind == "mining" and about_pairs(table) and share(table["valid"] > 0) > 0.5:
+            yield finding("ALL_EASY_FROM_START", table.name, 0, {**evidence, "valid": mean(table["valid"])})
+        else:
+            yield finding(
+                "DEAD_COMPONENT", table.name, 0, {**evidence, "gradient": 0}, title="the loss is 0 whatever it is given"
+            )
+
+
+def _own_value(table: Table) -> Floats | None:
+    """Whether a loss of ours has a value, from its evidence; None where that is not in it."""
+    if table.facts.get("foreign"):
+        return None
+    if table.kind == "mining":
+        return table["active"]
+    if table.kind == "segmentation":
+        return np.nan_to_num(np.sum([table[name] for name in ("bce", "ce", "dice", "iou", "tversky", "focal")], axis=0))
+    parts = [np.nan_to_num(table[f"{name}.weight"] * table[f"{name}.value"]) for name in table.facts["components"]]
+    return np.abs(np.sum(parts, axis=0))

@@ -175,6 +175,13 @@ def embedding_collapse(table: Table, t: Thresholds) -> Finding | None:
     fallen = start > 0 or rows["spread"].max() > 3 * now
     if not fallen and (len(rows) < 5 * t.collapse_rows or gained(rows["spread"], 2 * t.collapse_rows)):
         return None
+    # A common mean makes directions alike that are told apart all the same, or learn to be.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        both = rows["negative_distance_mean"] + rows["positive_distance_mean"]
+        apart = (rows["gap"] / both)[-5 * t.collapse_rows :]
+    told = rows["hard_share"][-t.collapse_rows :]
+    if mean(told) < 0.5 or (np.isfinite(apart).all() and significant_gain(apart)):
+        return None
     evidence = {
         "spread": now,
         "spread at first": float(rows["spread"][0]),
