@@ -17,12 +17,14 @@ class Clock:
         self._decide()
 
     def advance(self) -> None:
-        """The next step begins."""
+        """The next step begins; most are plain ones, and decided at once."""
         self.step += 1
-        self._decide()
+        if self.close or self.step % 4 == 0:
+            self._decide()
 
     def _decide(self) -> None:
         step = self.step
         self.gradient = step % 64 == 0 if step > 32 else step & (step - 1) == 0
         self.sample = step % 16 == 0 or step < 4
         self.look = step % 16 == 0 if step > 128 else step % 4 == 0 if step > 16 else True
+        self.close = self.gradient or self.sample or self.look

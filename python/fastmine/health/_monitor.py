@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -90,6 +91,7 @@ class Monitor:
         self._logged: Ring | None = None
         self._told: set[tuple[str, str]] = set()
         self._pending = False
+        self._count = 0
         self._steps_itself = False
         self._updates: list[Updates] = []
         self._foreign_optimizers: WeakSet[torch.optim.Optimizer] = WeakSet()
@@ -146,9 +148,14 @@ class Monitor:
 
     def _hook(self, module: nn.Module, watch: Watch, outer: Watch) -> None:
         composite = outer if isinstance(outer, CompositeWatch) and watch is not outer else None
+        light = watch.lightly if isinstance(watch, EvidentWatch) and not self._steps_itself else None
+        clock = self._clock
 
         def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if not is_training_call():
+                return
+            if not clock.close and light is not None:
+                light(args, kwargs, output)
                 return
             if composite is not None:
                 composite.component_called(watch.name, args, kwargs, output)
@@ -228,6 +235,7 @@ class Monitor:
     def _after_step(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         if (updates := self._of(optimizer)) is not None:
             updates.after_step()
+            self._count += 1
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -243,6 +251,10 @@ class Monitor:
         ``loss``: the tensor that ``backward()`` is called on. ``logged``: the number that goes to the log, to be held
         against it. ``inputs``: (predictions, targets) of a loss that is a plain function.
         """
+        clock = self._clock
+        if not clock.close and logged is None and inputs is None and self._plain(loss):
+            clock.advance()
+            return
         if inputs is not None:
             self._given(inputs, loss)
         self._record(loss, logged)
@@ -256,6 +268,14 @@ class Monitor:
         if self.speak:
             self._maybe_speak()
 
+    def _plain(self, loss: Tensor | float) -> bool:
+        """Most steps: the value of the loss, and nothing else. Every line here is paid for in cold caches."""
+        if type(loss) is not Tensor or loss.dim() or self._polled or self._pending or not self._started:
+            return False
+        host = (math.nan, loss.grad_fn is not None, self._count, math.nan, math.nan, math.nan)
+        self._loss.write(self._clock.step, loss.detach().clone(), host)
+        return True
+
     def _given(self, inputs: tuple[Tensor, Tensor], loss: Tensor | float) -> None:
         watch = next((watch for watch in self._watches if watch.name == "inputs"), None)
         if watch is None:
@@ -265,12 +285,12 @@ class Monitor:
             watch.called(inputs, {}, loss)
 
     def _record(self, loss: Tensor | float, logged: Tensor | float | None) -> None:
-        step, updates = self._clock.step, sum(u.updates for u in self._updates)
+        step, updates = self._clock.step, self._count
         told = float("nan") if logged is None or isinstance(logged, Tensor) else float(logged)
         if not isinstance(loss, Tensor):
             self._write_loss(torch.tensor(float(loss)), (told, np.nan, updates, np.nan, np.nan, np.nan))
             return
-        value = loss.detach()
+        value = loss.detach().clone()
         reached = self._reached(loss) if self._clock.gradient else (np.nan, np.nan, np.nan)
         self._write_loss(
             value if value.dim() == 0 else value.mean(), (told, loss.grad_fn is not None, updates, *reached)

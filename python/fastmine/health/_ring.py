@@ -13,6 +13,7 @@ from torch import Tensor
 from ._history import Floats, Ints
 
 RECENT = 256  # rows kept in full
+TOGETHER = 16  # rows copied by one operation
 THINNED = 512  # rows that the whole run is thinned to; even
 
 
@@ -34,7 +35,8 @@ class Ring:
         else:
             dtype = torch.float32 if device.type == "mps" else torch.float64
             self._memory = torch.full(shape, torch.nan, dtype=dtype, device=device)
-        self._rows = self._memory.unbind(0)
+        self._empty = torch.full(shape[1:], torch.nan, dtype=self._memory.dtype, device=device)
+        self._waiting: list[tuple[int, Tensor | None, Sequence[float]]] = []
         self._host = np.full((RECENT + THINNED, len(self.host)), np.nan)
         self._steps = np.zeros(RECENT + THINNED, dtype=np.int64)
         self._written = 0
@@ -43,22 +45,45 @@ class Ring:
         self._staged: _Staged | None = None
 
     def write(self, step: int, row: Tensor | None, host: Sequence[float] = ()) -> None:
-        """Record a row; ``row`` has a value per column and no gradient, None leaves them as they are not measured."""
-        number = self._written
-        self._write_at(number % RECENT, step, row, host)
-        if number % self._stride == 0:
-            if self._thinned == THINNED:
-                self._thin()
-            if number % self._stride == 0:
-                self._write_at(RECENT + self._thinned, step, row, host)
-                self._thinned += 1
-        self._written = number + 1
+        """Record a row; ``row`` has a value per column and no gradient, None leaves them as not measured.
 
-    def _write_at(self, place: int, step: int, row: Tensor | None, host: Sequence[float]) -> None:
-        if row is None:
-            self._rows[place].fill_(torch.nan)
-        else:
-            self._rows[place].copy_(row)
+        Rows wait by reference until there are 16, and are then copied by one operation: 16 small ones would cost more
+        than the share of the loss allows. What is overwritten in place before that, such as the outputs of a CUDA graph,
+        must be given as ``row.clone()``.
+        """
+        self._waiting.append((step, row, host))
+        if len(self._waiting) == TOGETHER:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Copy the rows that wait."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        rows = [self._empty if row is None else row.reshape(-1) for _, row, _ in waiting]
+        block = torch.stack(rows).to(self._memory.dtype)
+        for offset, (step, _, host) in enumerate(waiting):
+            number = self._written + offset
+            self._note(number % RECENT, step, host)
+        self._put(self._written % RECENT, block)
+        for offset, (step, _, host) in enumerate(waiting):
+            if (self._written + offset) % self._stride == 0:
+                if self._thinned == THINNED:
+                    self._thin()
+                if (self._written + offset) % self._stride == 0:
+                    self._note(RECENT + self._thinned, step, host)
+                    self._memory[RECENT + self._thinned].copy_(block[offset])
+                    self._thinned += 1
+        self._written += len(waiting)
+
+    def _put(self, place: int, block: Tensor) -> None:
+        """Into the recent rows from ``place`` on, around the end."""
+        fitting = min(len(block), RECENT - place)
+        self._memory[place : place + fitting].copy_(block[:fitting])
+        if fitting < len(block):
+            self._memory[: len(block) - fitting].copy_(block[fitting:])
+
+    def _note(self, place: int, step: int, host: Sequence[float]) -> None:
         self._steps[place] = step
         if host:
             self._host[place] = host
@@ -72,6 +97,7 @@ class Ring:
 
     def stage(self) -> None:
         """Start to copy everything to the host, and do not wait for it."""
+        self._settle()
         if self._array is None:
             memory = torch.empty(self._memory.shape, dtype=self._memory.dtype, pin_memory=True)
             memory.copy_(self._memory, non_blocking=True)
@@ -89,6 +115,7 @@ class Ring:
             found = self._staged
             order, steps, host, rows = found.order, found.steps, found.host, found.memory.numpy()
         else:
+            self._settle()
             rows = self._array if self._array is not None else self._memory.cpu().numpy()
             order, steps, host = self._order(), self._steps, self._host
         columns = {name: rows[order, place].astype(np.float64) for place, name in enumerate(self.columns)}

@@ -113,23 +113,35 @@ class EvidentWatch(Watch):
         self._seen: Evidence | None = None
 
     def _record(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor) -> None:
-        self._seen = evidence = self.loss.evidence
-        if self._ring is None:
-            mining, masks = isinstance(evidence, MiningEvidence), isinstance(evidence, SegmentationEvidence)
-            self.kind = MINING if mining else SEGMENTATION if masks else FOREIGN
-            if self.loss.options.get("mode") == "multiclass" and args:
-                self.facts["classes"] = args[0].shape[1]
+        self._seen = evidence = self._known_kind(self.loss.evidence)
+        if self.loss.options.get("mode") == "multiclass" and args:
+            self.facts["classes"] = args[0].shape[1]
         valid_given = kwargs.get("valid") is not None or (len(args) > 2 and args[2] is not None)
         refs = kwargs.get("ref_embeddings")
         if refs is not None and refs.data_ptr() == args[0].data_ptr():
             self.facts["refs_are_embeddings"] = True
         self._write(evidence.fields, evidence.tensor, (output.grad_fn is not None, valid_given))
 
+    def _known_kind(self, evidence: Evidence) -> Evidence:
+        mining, masks = isinstance(evidence, MiningEvidence), isinstance(evidence, SegmentationEvidence)
+        self.kind = MINING if mining else SEGMENTATION if masks else FOREIGN
+        return evidence
+
+    def lightly(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
+        """A call in a step where nothing is measured: the evidence alone."""
+        if self._ring is None or not isinstance(output, Tensor):
+            self.called(args, kwargs, output)
+            return
+        valid_given = kwargs.get("valid") is not None or (len(args) > 2 and args[2] is not None)
+        self._ring.write(self._clock.step, self.loss.evidence.tensor, (output.grad_fn is not None, valid_given))
+
     def poll(self) -> None:
         """Take up the evidence of a call that no hook saw, inside a compiled function."""
         evidence = self.loss.__dict__.get("_last")
         if evidence is not None and evidence is not self._seen:
-            self._record((), {}, _connected_like(evidence.tensor))
+            self._seen = self._known_kind(evidence)
+            # A copy, for a compiled graph may write its next outputs into the same memory.
+            self._write(evidence.fields, evidence.tensor.clone(), (True, False))
 
 
 class ForeignWatch(Watch):
@@ -334,11 +346,6 @@ def _to_come(schedule: Callable[[int], float], step: int) -> float:
 
 def _type(loss: Any) -> str:
     return type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__qualname__", repr(loss))
-
-
-def _connected_like(tensor: Tensor) -> Tensor:
-    """Stands for the output of a loss that was computed where nobody could see it."""
-    return tensor.detach().requires_grad_() * 1
 
 
 def _cuda_devices(x: Tensor) -> list[int]:

@@ -167,6 +167,8 @@ def _own_value(table: Table) -> Floats | None:
     if table.kind == "mining":
         return table["active"]
     if table.kind == "segmentation":
-        return np.nan_to_num(np.sum([table[name] for name in ("bce", "ce", "dice", "iou", "tversky", "focal")], axis=0))
-    parts = [np.nan_to_num(table[f"{name}.weight"] * table[f"{name}.value"]) for name in table.facts["components"]]
-    return np.abs(np.sum(parts, axis=0))
+        parts = [table[name] for name in ("bce", "ce", "dice", "iou", "tversky", "focal")]
+    else:
+        parts = [table[f"{name}.weight"] * table[f"{name}.value"] for name in table.facts["components"]]
+    total: Floats = np.abs(np.nansum(parts, axis=0))
+    return total
