@@ -273,7 +273,7 @@ class Monitor:
         if type(loss) is not Tensor or loss.dim() or self._polled or self._pending or not self._started:
             return False
         host = (math.nan, loss.grad_fn is not None, self._count, math.nan, math.nan, math.nan)
-        self._loss.write(self._clock.step, loss.detach().clone(), host)
+        self._loss.write(self._clock.step, loss.detach(), host)
         return True
 
     def _given(self, inputs: tuple[Tensor, Tensor], loss: Tensor | float) -> None:
@@ -290,7 +290,7 @@ class Monitor:
         if not isinstance(loss, Tensor):
             self._write_loss(torch.tensor(float(loss)), (told, np.nan, updates, np.nan, np.nan, np.nan))
             return
-        value = loss.detach().clone()
+        value = loss.detach()
         reached = self._reached(loss) if self._clock.gradient else (np.nan, np.nan, np.nan)
         self._write_loss(
             value if value.dim() == 0 else value.mean(), (told, loss.grad_fn is not None, updates, *reached)

@@ -36,7 +36,8 @@ class Ring:
             dtype = torch.float32 if device.type == "mps" else torch.float64
             self._memory = torch.full(shape, torch.nan, dtype=dtype, device=device)
         self._empty = torch.full(shape[1:], torch.nan, dtype=self._memory.dtype, device=device)
-        self._waiting: list[tuple[int, Tensor | None, Sequence[float]]] = []
+        self._waiting: list[tuple[int, Tensor | None, Sequence[float], int]] = []
+        self._overwritten = False
         self._host = np.full((RECENT + THINNED, len(self.host)), np.nan)
         self._steps = np.zeros(RECENT + THINNED, dtype=np.int64)
         self._written = 0
@@ -48,10 +49,12 @@ class Ring:
         """Record a row; ``row`` has a value per column and no gradient, None leaves them as not measured.
 
         Rows wait by reference until there are 16, and are then copied by one operation: 16 small ones would cost more
-        than the share of the loss allows. What is overwritten in place before that, such as the outputs of a CUDA graph,
-        must be given as ``row.clone()``.
+        than the share of the loss allows. One that is overwritten meanwhile, as the outputs of a CUDA graph are or a loss
+        that is scaled in place, is left out, and from then on rows are copied one by one.
         """
-        self._waiting.append((step, row, host))
+        if row is not None and self._overwritten:
+            row = row.clone()
+        self._waiting.append((step, row, host, -1 if row is None else row._version))
         if len(self._waiting) == TOGETHER:
             self._settle()
 
@@ -60,13 +63,18 @@ class Ring:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
-        rows = [self._empty if row is None else row.reshape(-1) for _, row, _ in waiting]
+        rows, places = [], set()
+        for _, row, _, version in waiting:
+            written = row is not None and (row._version != version or row.data_ptr() in places)
+            self._overwritten = self._overwritten or written
+            rows.append(self._empty if row is None or written else row.reshape(-1))
+            places.add(None if row is None else row.data_ptr())
         block = torch.stack(rows).to(self._memory.dtype)
-        for offset, (step, _, host) in enumerate(waiting):
+        for offset, (step, _, host, _) in enumerate(waiting):
             number = self._written + offset
             self._note(number % RECENT, step, host)
         self._put(self._written % RECENT, block)
-        for offset, (step, _, host) in enumerate(waiting):
+        for offset, (step, _, host, _) in enumerate(waiting):
             if (self._written + offset) % self._stride == 0:
                 if self._thinned == THINNED:
                     self._thin()

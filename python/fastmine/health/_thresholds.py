@@ -38,6 +38,8 @@ class Thresholds:
     """PREDICTION_COLLAPSE: rows before a low probability counts; small objects take time."""
     gradient_share: float = 1e-3
     """STARVED_COMPONENT: share of the norm of the gradient."""
+    heard: float = 0.01
+    """STARVED_COMPONENT: share of the gradient, relative to the share of the weights that the component was given."""
     rounding: float = 1e-6
     """DEAD_COMPONENT: a share of the gradient that float32 cannot tell from 0, from the first measurement on."""
     conflict_cosine: float = -0.9

@@ -80,19 +80,22 @@ def starved_component(history: History, t: Thresholds) -> Iterator[Finding]:
             rows = table.where(table[f"{name}.weight"] > 0)
             probed = rows.measured(f"{name}.gradient_share")
             part, value = probed[f"{name}.gradient_share"], rows[f"{name}.value"]
-            if len(probed) < t.probes or not ((part < t.gradient_share) & (probed[f"{name}.gradient"] > 0)).all():
+            if len(probed) < t.probes or not (probed[f"{name}.gradient"] > 0).all():
+                continue
+            weight = mean(rows[f"{name}.weight"])
+            if not (part < max(t.gradient_share, t.heard * weight / _weights(rows))).all():
                 continue
             first, last = float(np.median(value[: t.rows])), float(np.median(value[-t.rows :]))
             satisfied = abs(last) < max(1e-4, 0.05 * abs(first))
             # A weight that was meant to be small may be: then only a lack of progress counts.
-            meant = mean(rows[f"{name}.weight"]) < 0.01 * _weights(rows)
+            meant = weight < 0.01 * _weights(rows)
             if satisfied or (meant and first - last > 0.1 * abs(first)):
                 continue
             evidence = {
                 "gradient share": mean(part),
                 "value": float(last),
                 "value at first": float(first),
-                "weight": mean(rows[f"{name}.weight"]),
+                "weight": weight,
             }
             yield finding("STARVED_COMPONENT", name, int(probed.steps[0]), evidence)
 

@@ -147,7 +147,8 @@ def prediction_collapse(table: Table, t: Thresholds) -> Finding | None:
         if len(rows) - start < n or gained(present, n) or mean(present[-n:]) > t.discrimination * mean(absent[-n:]):
             continue
         # Before it can tell where, a model learns how much: as long as it predicts too much it is on its way there.
-        if title == nothing[2] and mean(rows["prediction_share"][-n:]) > 2 * mean(rows["target_share"][-n:]):
+        too_much = mean(rows["prediction_share"][-n:]) > 2 * mean(rows["target_share"][-n:])
+        if title == nothing[2] and too_much and mean(absent[-n:]) < 0.5:
             continue
         evidence = {
             "probability on target": mean(rows["probability_on_target"][-n:]),

@@ -180,7 +180,8 @@ def embedding_collapse(table: Table, t: Thresholds) -> Finding | None:
         both = rows["negative_distance_mean"] + rows["positive_distance_mean"]
         apart = (rows["gap"] / both)[-5 * t.collapse_rows :]
     told = rows["hard_share"][-t.collapse_rows :]
-    if mean(told) < 0.5 or (np.isfinite(apart).all() and significant_gain(apart)):
+    ahead = mean(rows["gap"][-t.collapse_rows :]) > 0
+    if (ahead and mean(told) < 0.5) or (np.isfinite(apart).all() and significant_gain(apart)):
         return None
     evidence = {
         "spread": now,
