@@ -49,7 +49,7 @@ class Ring:
         """Record a row; ``row`` has a value per column and no gradient, None leaves them as not measured.
 
         Rows wait by reference until there are 16, and are then copied by one operation: 16 small ones would cost more
-        than the share of the loss allows. One that is overwritten meanwhile, as the outputs of a CUDA graph are or a loss
+        than the share of the loss allows. One that is overwritten meanwhile, as outputs of a CUDA graph are, or a loss
         that is scaled in place, is left out, and from then on rows are copied one by one.
         """
         if row is not None and self._overwritten:
