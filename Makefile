@@ -16,11 +16,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait do not spin: on a busy machine spinning ones take the cores from those that work.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help setup demo test lint clean $(SANITIZERS)
+.PHONY: help setup demo test bench lint clean $(SANITIZERS)
 
 help:
 	@echo "make demo    train an embedding model and a segmentation model on real data, in under four minutes"
 	@echo "make test    the kernels' C++ tests under sanitizers, then every Python test"
+	@echo "make bench   measure everything beside every installed library (benchmarks/README.md): rows, tables, pictures"
 	@echo "make lint    ruff, mypy and clang-format, changing nothing"
 	@echo "make setup   only the environment: .venv with torch, the tools and this package"
 	@echo "make clean   remove what was built; .venv stays and is brought up to date by the next command"
@@ -32,6 +33,11 @@ demo: setup
 test: setup $(SANITIZERS)
 	FASTMINE_REQUIRE_NATIVE=1 pytest -n 2 --junitxml=build/pytest.xml
 	@sed -nE 's/.*<testsuite [^>]*skipped="([0-9]+)" tests="([0-9]+)".*/tests: \2, of which skipped: \1/p' build/pytest.xml
+
+# As users have it: threads wait as OpenMP decides.
+bench: setup
+	rm -f benchmarks/results/cpu.jsonl
+	env -u OMP_WAIT_POLICY fastmine bench --peers --scaling --out benchmarks/results/cpu.jsonl --readme README.md --plot benchmarks/plots
 
 # ThreadSanitizer's older runtimes cannot place their memory where the kernel randomises addresses widely.
 $(SANITIZERS): setup
@@ -60,6 +66,6 @@ $(READY): $(BUILD_INPUTS)
 	@echo "Bringing $(VENV) up to date: $(TORCH), the tools, and the C++ core (the first time takes a minute or more)"
 	@$(VENV)/bin/python -m pip install --quiet 'pip>=23.1' '$(TORCH)'
 	@$(VENV)/bin/python -m pip install --quiet 'scikit-build-core>=0.11' 'pybind11>=2.13' 'cmake>=3.25' ninja
-	@$(VENV)/bin/python -m pip install --quiet --no-build-isolation --editable '.[train,plot,dev]' \
+	@$(VENV)/bin/python -m pip install --quiet --no-build-isolation --editable '.[train,plot,parquet,dev]' \
 		-C build-dir=build/editable -C editable.rebuild=true -C editable.verbose=false
 	@touch $@

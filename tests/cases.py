@@ -16,6 +16,7 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastmine.functional as F
 from fastmine import _ops, reference
@@ -73,6 +74,21 @@ def on_reference() -> Iterator[None]:
     """Inside, the functions answer with the reference itself: no op, no kernel, no registered backward pass."""
     with mock.patch.multiple(_ops, **{name: getattr(reference, name) for name in reference.__all__}):
         yield
+
+
+class Calls(TorchDispatchMode):
+    """Every op that runs inside, with its arguments: what PyTorch itself would be asked for, autograd left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._seen.append((func.overloadpacket.__name__, args))
+        return func(*args, **(kwargs or {}))
+
+    def __iter__(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        return iter(self._seen)
 
 
 def widened(inputs: Inputs) -> Inputs:

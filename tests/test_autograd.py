@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import fastmine.functional as F
-from cases import CASES, Case, gradients, leaves, named, upstream
+from cases import CASES, Calls, Case, gradients, leaves, named, upstream
 from fastmine import losses
 
 EACH_OP = [
@@ -39,6 +41,26 @@ def test_only_values_have_a_gradient(case: Case) -> None:
     leaves(inputs)
     for name, y in case(inputs).items():
         assert y.requires_grad == (name in ("distance", "positive_distance", "negative_distance", "loss"))
+
+
+@pytest.mark.usefixtures("native_ops")
+@pytest.mark.parametrize(
+    "module", [losses.TripletLoss(1.0), losses.CombinedSegmentationLoss()], ids=lambda m: type(m).__name__
+)
+def test_one_op_each_way_and_nothing_else(module: losses.EvidentLoss[Any]) -> None:
+    """What a small batch costs is calls of ops: a loss makes one, and its backward pass another."""
+    x, one = torch.randn(4, 3, requires_grad=True), torch.ones(())
+    labels = LABELS if isinstance(module, losses.TripletLoss) else torch.rand(4, 3)
+    name = "triplet_loss" if isinstance(module, losses.TripletLoss) else "segmentation_loss"
+    with Calls() as forward:
+        loss = module(x, labels)
+    with Calls() as backward:
+        torch.autograd.grad(loss, x, one)
+    assert [op for op, _ in forward] == [name]
+    assert [op for op, _ in backward] == [f"{name}_backward"]
+    with torch.no_grad(), Calls() as alone:
+        module(x, labels)
+    assert [op for op, _ in alone] == [name]
 
 
 @pytest.mark.parametrize("case", EACH_OP, ids=str)

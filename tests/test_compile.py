@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch._functorch.config
 from torch import Tensor
 from torch.export import Dim
 
@@ -30,8 +31,11 @@ needs_compiler = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def _fresh_cache() -> None:
+def _fresh_cache() -> Iterator[None]:
+    """Nothing traced before: torch keeps graphs with their backward pass on disk, and would not see ours change."""
     torch.compiler.reset()
+    with torch._functorch.config.patch(enable_autograd_cache=False):
+        yield
 
 
 def assert_compiled_is_eager(case: Case, backend: str) -> None:

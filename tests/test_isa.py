@@ -15,7 +15,7 @@ from fastmine import _ops
 from support import python, succeeds
 from test_equivalence import assert_case_is_true
 
-ISAS = ("baseline", "avx2", "avx512")
+ISAS = ("baseline", "avx2", "avx512", "amx")
 
 
 def is_long(case: Case) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing._internal.optests import aot_autograd_check
 
-from cases import Case, leaves, named
+from cases import Calls, Case, leaves, named
 from fastmine import _ops
 
 ROWS = (
@@ -26,28 +26,18 @@ ROWS = (
 BACKWARD_ROWS = {
     "pairwise_distance_backward": "pairwise_distance-euclidean-other",
     "batch_hard_backward": "batch_hard-references_masked-cosine-hardest-hardest",
+    "triplet_loss_backward": "triplet_loss-references_masked",
     "segmentation_loss_backward": "segmentation_loss-multiclass-valid_position",
 }
 
 
-class Recorder:
-    """Stands in for an op; remembers the arguments that autograd hands to it."""
-
-    def __init__(self, op: Any) -> None:
-        self.op, self.calls = op, []
-
-    def __call__(self, *args: Any) -> Any:
-        self.calls.append(args)
-        return self.op(*args)
-
-
 def forward_arguments(case: Case, dtype: torch.dtype) -> tuple[Any, ...]:
     """What functional hands to the op of this row."""
-    with mock.patch.object(_ops, case.op, Recorder(getattr(_ops, case.op))) as recorder:
+    with mock.patch.object(_ops, case.op, wraps=getattr(_ops, case.op)) as op:
         inputs = case.inputs(dtype)
         leaves(inputs)
         case(inputs)
-    return recorder.calls[0]
+    return op.call_args.args
 
 
 def backward_arguments(op: str, case: Case) -> tuple[Any, ...]:
@@ -55,9 +45,10 @@ def backward_arguments(op: str, case: Case) -> tuple[Any, ...]:
     inputs = case.inputs(torch.float32)
     by = leaves(inputs)
     outputs = {name: y for name, y in case(inputs).items() if y.requires_grad}
-    with mock.patch.object(torch.ops.fastmine, op, Recorder(getattr(torch.ops.fastmine, op))) as recorder:
+    with Calls() as calls:
         torch.autograd.grad([y.sum() for y in outputs.values()], list(by.values()))
-    return recorder.calls[0]
+    (arguments,) = [args for name, args in calls if name == op]
+    return arguments
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

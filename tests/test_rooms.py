@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "health": ({"", "health", "_evidence", "losses", "functional", "reference"}, {"torch", "numpy"}),
     "data": ({"data"}, {"torch", "numpy"}),
 }
-PROGRAMS = ("recipes", "cli.py")
+PROGRAMS = ("recipes", "bench", "cli.py")
 
 
 def modules_of(room: str) -> list[Path]:

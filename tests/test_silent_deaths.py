@@ -321,6 +321,22 @@ class TestNearCollapse:
             found.append(torch.autograd.grad(distance, x, weights.to(distance.dtype))[0])
         assert_gradients_agree(*found)
 
+    @pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean", "cosine"])
+    @pytest.mark.parametrize("own", [True, False])
+    def test_tight_clusters_far_apart_keep_theirs(self, metric: Any, own: bool) -> None:
+        """Their centre is far from every row: sums over a cluster would cancel, so its pairs pull by differences."""
+        g = torch.Generator().manual_seed(0)
+        far = 10 * torch.randn(2, 32, generator=g)
+        x, y = (far[torch.randint(2, (150,), generator=g)] + 1e-3 * torch.randn(150, 32, generator=g) for _ in "xy")
+        same = (x - far[0]).norm(dim=1)[:, None].lt(1) == ((x if own else y) - far[0]).norm(dim=1).lt(1)
+        weights = torch.randn(150, 150, generator=g, dtype=torch.float64) * same
+        found = []
+        for dtype in (torch.float32, torch.float64):
+            a, b = x.to(dtype, copy=True).requires_grad_(), None if own else y.to(dtype)
+            distance = F.pairwise_distance(a, b, metric=metric)
+            found.append(torch.autograd.grad(distance, a, weights.to(dtype))[0])
+        assert_gradients_agree(*found)
+
     def test_the_gradient_still_points_apart(self) -> None:
         g = torch.Generator().manual_seed(0)
         x, labels = torch.ones(1, 8) + 1e-5 * torch.randn(16, 8, generator=g), torch.arange(16) // 2

@@ -127,6 +127,20 @@ def test_dual_numbers_need_no_gradient_to_be_asked_for() -> None:
     assert tangent == reversed_ != 0
 
 
+def test_an_op_called_by_its_name_refuses_transforms() -> None:
+    """Whoever goes past the functions gets an error: a tangent of zero would be a wrong answer."""
+    x, weights = torch.randn(2, 6), [0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
+
+    def loss(z: Tensor) -> Tensor:
+        op = torch.ops.fastmine.segmentation_loss.default
+        return op(z, MASK, None, "binary", weights, 0.0, None, 2.0, 0.3, 0.7, "area", "mean")[0]
+
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward mode AD"):
+        loss(forward_ad.make_dual(x, x))
+    with pytest.raises(RuntimeError, match="setup_context"):
+        grad(loss)(x)
+
+
 def test_a_transform_leaves_nothing_behind() -> None:
     """After a transform the kernels answer again, with a graph."""
     x = point("triplet-hinge")

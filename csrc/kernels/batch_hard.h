@@ -7,9 +7,15 @@
 // How. Admitted rows are grouped by label, centred and packed. The nearest negatives are screened tile by tile in the
 // working type (float32; float64 for float64 rows): what survives per row is one minimum per panel of references, so no
 // n x m matrix exists, a panel pair is owned by one task, and with one set every tile serves its rows and its columns.
-// The panels that a rigorous rounding bound cannot rule out are then looked at again, and every reference in them that
-// it cannot rule out is compared by direct difference in float64. Positives are found the same way, within the label.
-// So the pairs are those of the float64 distances, ties going to the lowest original index.
+// An anchor then looks again at the panel with the least minimum, together with the other anchors that do, and alone at
+// those that a rigorous rounding bound cannot rule out; every reference in them that it cannot rule out is compared by
+// direct difference in float64. Positives are compared directly where a label is small, else found the same way. So the
+// pairs are those of the float64 distances, ties going to the lowest original index.
+//
+// A small batch, of up to about 50 rows, takes no such way: all its pairs are compared directly.
+//
+// Where the CPU has a matrix unit, large float32 problems are screened in bfloat16, with a bound of its own; a sample
+// of anchors tells beforehand whether that would rule out enough. See Screen.
 //
 // Semi-hard: the nearest negative that is farther than the mined positive or, where there is none, the farthest. An
 // anchor without a positive takes its nearest negative.
@@ -17,7 +23,7 @@
 // A row with a NaN or an Inf is at distance NaN from everything, and a candidate at distance NaN is taken before all.
 //
 // Cost: n m d / 2 multiply-adds with one set; workspace of one packed copy of the rows, at most as much again for the
-// minima, and O(n). Deterministic at any number of threads.
+// minima, and O(n); for a small batch, of its rows and keys in float64. Deterministic at any number of threads.
 #pragma once
 
 #include "kernels/embeddings.h"
@@ -68,6 +74,21 @@ inline constexpr const char* kMiningFields[] = {
 };
 static_assert(sizeof kMiningFields / sizeof *kMiningFields == static_cast<std::size_t>(Mining::count));
 
+/// How to screen the negatives. It changes the time a call takes, never a result.
+enum class Screen : int {
+  automatic,       // whichever should be faster
+  full,            // in the working type
+  rounded,         // in bfloat16, however small the problem and whatever the CPU, unless it would leave too much over
+  rounded_always,  // in bfloat16 even then; float64 rows and very wide ones are always screened in full
+};
+
+/// How they were screened.
+enum class Screened : int {
+  full,
+  rounded,
+  rounding_gave_up,  // in full, since rows lie so close together, for their size, that bfloat16 rules out too little
+};
+
 struct BatchHard {
   Rows x;
   const std::int64_t* labels;  // [x.n]
@@ -79,6 +100,7 @@ struct BatchHard {
   Metric metric;
   bool easiest_positive;
   bool semi_hard_negative;
+  Screen screen;
 
   // Out, each [x.n].
   std::int64_t* positive_index;
@@ -87,7 +109,8 @@ struct BatchHard {
   double* negative_distance;
   bool* has_positive;
   bool* has_negative;
-  double* evidence;  // [Mining::count]
+  double* evidence;    // [Mining::count]
+  Screened* screened;  // or null
 };
 
 using BatchHardKernel = StagedKernel<BatchHard>;
@@ -105,7 +128,8 @@ struct BatchHardBackward {
   const bool* has_negative;
   const void* grad_positive;  // of type `grad_dtype`, with this many elements from one anchor's to the next
   const void* grad_negative;
-  DType grad_dtype;  // float32 or float64
+  const double* slopes;  // [2, x.n], factors of the two gradients; or null: all are 1
+  DType grad_dtype;      // float32 or float64
   std::int64_t grad_positive_stride;
   std::int64_t grad_negative_stride;
 

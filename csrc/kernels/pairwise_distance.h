@@ -27,9 +27,12 @@ struct PairwiseDistance {
 using PairwiseDistanceKernel = StagedKernel<PairwiseDistance>;
 
 /// The gradient of all distances. With w[i, j] the derivative of the loss by half the squared distance, grad_x[i] = sum
-/// over j of w[i, j] (x[i] - y[j]): differences, not a difference of sums, so it keeps its digits when rows are close.
-/// Sums run over j in the working type for 128 terms at a time, those in float64, always in the same order.
-/// Coincident rows contribute nothing. Cost: 2 n m d multiply-adds, one reading of grad and distance per side.
+/// over j of w[i, j] (x[i] - y[j]): of centred rows, (sum of w) x[i] - (sum of w y[j]), in register tiles, but for
+/// pairs whose squared distance is below 1/16 of |x|^2 + |y|^2, whose differences are taken one by one in float64. So
+/// it keeps its digits when rows are close. Sums run over j in the working type for 128 terms at a time, those in
+/// float64, always in the same order. Coincident rows contribute nothing. Cost: 2 n m d multiply-adds (half of them
+/// with one set), one reading of grad and distance per side, 3 d more for each close pair; a packed copy of the rows,
+/// and the gradient in float64.
 struct PairwiseDistanceBackward {
   Rows x;
   Rows y;

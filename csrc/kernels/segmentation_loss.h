@@ -108,7 +108,7 @@ struct SegmentationLoss {
   // Out.
   void* loss;            // [samples] for Reduction::none, else [1]
   DType loss_dtype;      // float32 or float64
-  double* coefficients;  // [samples, classes, 4]: a, b, and the scales of cross entropy and focal term
+  double* coefficients;  // [samples, classes, 4]: a, b, and the scales of cross entropy and focal term, one per sample
   double* evidence;      // [Segmentation::count]
   double* sums;          // [samples, classes, 4]: N, T, P, A; or null
   double* entropies;     // [samples, 2]: sums of the cross entropy and of the focal term; or null

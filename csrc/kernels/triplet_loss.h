@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "kernels/dtype.h"
 #include "kernels/embeddings.h"
 #include "kernels/reduction.h"
 
@@ -30,7 +31,8 @@ struct TripletLoss {
   Reduction reduction;
 
   // Out.
-  double* loss;       // [n] for Reduction::none, else [1]
+  void* loss;         // of type `loss_dtype`: [n] for Reduction::none, else [1]
+  DType loss_dtype;   // float32 or float64
   double* slopes;     // [2, n]: the loss by the distance to the positive, and to the negative
   double* active;     // evidence: valid anchors whose loss is not flat
   double* semi_hard;  // evidence: valid anchors with d_p <= d_n < d_p + margin

@@ -6,10 +6,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .reference.batch_hard import MINING_FIELDS
-from .reference.segmentation_loss import SEGMENTATION_FIELDS
-from .reference.triplet_loss import TRIPLET_FIELDS
-
 
 class Evidence:
     """Named numbers of one call of a loss.
@@ -46,9 +42,6 @@ class Evidence:
 class MiningEvidence(Evidence):
     """What batch-hard mining saw. Distances are over valid anchors and 0 where there are none: ``valid`` tells."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        super().__init__(tensor, MINING_FIELDS if len(tensor) == len(MINING_FIELDS) else TRIPLET_FIELDS)
-
     @property
     def spread(self) -> float:
         """1 - ||mean z||^2 / mean ||z||^2 over the batch: 0 when all embeddings point to one place."""
@@ -74,9 +67,6 @@ class MiningEvidence(Evidence):
 
 class SegmentationEvidence(Evidence):
     """What a segmentation loss saw. Ranges are over valid items and 0 where there are none: ``ignored`` tells."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        super().__init__(tensor, SEGMENTATION_FIELDS)
 
     @property
     def probability_on_target(self) -> float:

@@ -17,13 +17,14 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function
 
 from . import __path__ as _folders
 from . import reference
 from .reference.batch_hard import batch_hard_backward, mined_distance
 from .reference.pairwise_distance import pairwise_distance_backward, pairwise_distance_forward
 from .reference.segmentation_loss import segmentation_loss_backward
-from .reference.triplet_loss import triplet_formula
+from .reference.triplet_loss import triplet_formula, triplet_loss_backward
 
 _LIBRARY: Any = torch.library.Library("fastmine", "DEF")  # type: ignore[no-untyped-call]
 
@@ -54,6 +55,11 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         f"""({_MINED}, str shape, float margin, float leak, str on_empty, str reduction)
         -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)""",
         reference.triplet_loss,
+    ),
+    "triplet_loss_backward": (
+        """(Tensor grad, Tensor slopes, Tensor embeddings, Tensor? ref_embeddings, Tensor positive_index,
+        Tensor negative_index, Tensor has_positive, Tensor has_negative, str metric) -> (Tensor, Tensor)""",
+        triplet_loss_backward,
     ),
     "segmentation_loss": (
         f"""(Tensor logits, Tensor target, Tensor? valid, str mode, float[] weights, float smooth, {_FOCAL},
@@ -99,7 +105,7 @@ def _pairwise_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, y, distance = ctx.saved_tensors
     if torch.is_grad_enabled():
         return *_again(lambda x, y: reference.pairwise_distance(x, y, ctx.metric), [x, y], grad), None
-    grad_x, grad_y = torch.ops.fastmine.pairwise_distance_backward(grad, x, y, distance, ctx.metric)
+    grad_x, grad_y = torch.ops.fastmine.pairwise_distance_backward.default(grad, x, y, distance, ctx.metric)
     return grad_x, None if y is None else grad_y, None
 
 
@@ -112,11 +118,14 @@ def _mining_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 
 def _mining_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     saved, metric = ctx.saved_tensors, ctx.metric
+    x, refs = saved[:2]
+    grad_p, grad_n = grads[2:4]
     if torch.is_grad_enabled():
-        found = _again(lambda x, y: _mined_distances(x, y, saved, metric), saved[:2], [g.double() for g in grads[2:4]])
+        distances = [grad_p.double(), grad_n.double()]
+        grad_x, grad_refs = _again(lambda x, y: _mined_distances(x, y, saved, metric), [x, refs], distances)
     else:
-        found = _mining_gradients(grads[2], grads[3], saved, metric)
-    return found[0], None, None, found[1], *[None] * 5
+        grad_x, grad_refs = torch.ops.fastmine.batch_hard_backward.default(grad_p, grad_n, *saved, metric)
+    return grad_x, None, None, None if refs is None else grad_refs, *[None] * 5
 
 
 def _mined_distances(embeddings: Tensor, refs: Tensor | None, saved: Sequence[Any], metric: str) -> list[Tensor]:
@@ -127,36 +136,31 @@ def _mined_distances(embeddings: Tensor, refs: Tensor | None, saved: Sequence[An
     ]
 
 
-def _mining_gradients(
-    grad_positive: Tensor, grad_negative: Tensor, saved: Sequence[Any], metric: str
-) -> list[Tensor | None]:
-    grad_x, grad_ref = torch.ops.fastmine.batch_hard_backward(grad_positive, grad_negative, *saved, metric)
-    return [grad_x, None if saved[1] is None else grad_ref]
-
-
 def _triplet_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     embeddings, _, _, ref_embeddings, _, _, ctx.metric, _, _, *ctx.formula = inputs
     _, positive_index, negative_index, has_positive, has_negative, slopes, evidence = output
     ctx.save_for_backward(
-        embeddings, ref_embeddings, positive_index, negative_index, has_positive, has_negative, slopes
+        slopes, embeddings, ref_embeddings, positive_index, negative_index, has_positive, has_negative
     )
     ctx.mark_non_differentiable(positive_index, negative_index, has_positive, has_negative, slopes, evidence)
+    ctx.set_materialize_grads(False)  # only the loss has a gradient: no zeros for the others
 
 
-def _triplet_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
-    *saved, slopes = ctx.saved_tensors
+def _triplet_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 14
+    slopes, *saved = ctx.saved_tensors
+    x, refs, _, _, has_positive, has_negative = saved
     if torch.is_grad_enabled():
 
-        def run(embeddings: Tensor, refs: Tensor | None) -> Tensor:
-            d_p, d_n = _mined_distances(embeddings, refs, saved, ctx.metric)
-            _, _, _, _, has_positive, has_negative = saved
+        def run(x: Tensor, refs: Tensor | None) -> Tensor:
+            d_p, d_n = _mined_distances(x, refs, saved, ctx.metric)
             return triplet_formula(d_p, d_n, has_positive, has_negative, ctx.metric, *ctx.formula)[0]
 
-        found = _again(run, saved[:2], grad.double())
+        grad_x, grad_refs = _again(run, [x, refs], grad.double())
     else:
-        grad_positive, grad_negative = (slopes * grad).unbind()
-        found = _mining_gradients(grad_positive, grad_negative, saved, ctx.metric)
-    return found[0], None, None, found[1], *[None] * 10
+        grad_x, grad_refs = torch.ops.fastmine.triplet_loss_backward.default(grad, slopes, *saved, ctx.metric)
+    return grad_x, None, None, None if refs is None else grad_refs, *[None] * 10
 
 
 def _segmentation_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -164,9 +168,12 @@ def _segmentation_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
     _, coefficients, evidence = output
     ctx.save_for_backward(logits, target, valid, coefficients)
     ctx.mark_non_differentiable(coefficients, evidence)
+    ctx.set_materialize_grads(False)
 
 
-def _segmentation_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
+def _segmentation_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 12
     logits, target, valid, coefficients = ctx.saved_tensors
     if torch.is_grad_enabled():
         (found,) = _again(
@@ -174,19 +181,10 @@ def _segmentation_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...
         )
     else:
         mode, _, _, alpha, gamma, *_ = ctx.options
-        found = torch.ops.fastmine.segmentation_loss_backward(
+        found = torch.ops.fastmine.segmentation_loss_backward.default(
             grad, logits, target, valid, coefficients, mode, alpha, gamma
         )
     return found, *[None] * 11
-
-
-for _name, _backward, _setup in (
-    ("pairwise_distance", _pairwise_backward, _pairwise_setup),
-    ("batch_hard", _mining_backward, _mining_setup),
-    ("triplet_loss", _triplet_backward, _triplet_setup),
-    ("segmentation_loss", _segmentation_backward, _segmentation_setup),
-):
-    torch.library.register_autograd(f"fastmine::{_name}", _backward, setup_context=_setup, lib=_LIBRARY)
 
 
 # --- calling -------------------------------------------------------------------------------------------------------
@@ -194,21 +192,48 @@ for _name, _backward, _setup in (
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def _callable(name: str, reference_op: _F) -> _F:
-    """The op, typed as its reference; the reference itself under forward-mode AD and ``torch.func``.
+def _differentiable(name: str, reference_op: _F, setup: Callable[..., None], backward: Callable[..., Any]) -> _F:
+    """The op with its backward pass, typed as its reference; the reference under forward-mode AD and ``torch.func``.
 
-    There a registered backward pass would be ignored, and the tangent silently zero.
+    There the backward pass would be ignored, and the tangent silently zero.
     """
     op = getattr(torch.ops.fastmine, name).default
+
+    def below_autograd(*args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = below_autograd(*args)
+        setup(ctx, args, output)
+        return output
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function: Any = type(f"fastmine_{name}", (torch.autograd.Function,), members)
+    apply = super(torch.autograd.Function, function).apply  # does not look again at what `call` has looked at
+
+    def dispatched(*args: Any) -> Any:
+        # Under a transform a Function whose forward takes `ctx` is an error, and not a wrong gradient.
+        return function.apply(*args) if _transformed() or _has_gradient(args) else below_autograd(*args)
+
+    _LIBRARY.impl(name, dispatched, "Autograd")
 
     def call(*args: Any) -> Any:
         if _transformed():
             return reference_op(*args)
-        return op(*args)
+        # A compiler shall see the op, and whoever overrides torch functions be asked about it.
+        if torch.compiler.is_compiling() or has_torch_function(args):
+            return op(*args)
+        # What the dispatcher would do; but its way to Python and back costs more than a small batch.
+        return apply(*args) if _has_gradient(args) else below_autograd(*args)
 
     call.__doc__ = reference_op.__doc__
     call.__name__ = call.__qualname__ = name
     return cast("_F", call)
+
+
+def _has_gradient(args: tuple[Any, ...]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
 
 
 def _transformed() -> bool:
@@ -217,13 +242,17 @@ def _transformed() -> bool:
 
 def readable(x: Tensor) -> bool:
     """Whether a value can be looked at here and now at no cost: on the CPU, and not while tracing."""
-    return x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling() and not _transformed()
+    return x.is_cpu and type(x) is Tensor and not torch.compiler.is_compiling() and not _transformed()
 
 
-pairwise_distance = _callable("pairwise_distance", reference.pairwise_distance)
-batch_hard = _callable("batch_hard", reference.batch_hard)
-triplet_loss = _callable("triplet_loss", reference.triplet_loss)
-segmentation_loss = _callable("segmentation_loss", reference.segmentation_loss)
+pairwise_distance = _differentiable(
+    "pairwise_distance", reference.pairwise_distance, _pairwise_setup, _pairwise_backward
+)
+batch_hard = _differentiable("batch_hard", reference.batch_hard, _mining_setup, _mining_backward)
+triplet_loss = _differentiable("triplet_loss", reference.triplet_loss, _triplet_setup, _triplet_backward)
+segmentation_loss = _differentiable(
+    "segmentation_loss", reference.segmentation_loss, _segmentation_setup, _segmentation_backward
+)
 
 
 # --- libraries -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The ``fastmine`` command: train on real data, and examine an environment or a data set."""
+"""The ``fastmine`` command: train on real data, examine an environment or a data set, measure the losses."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 from . import __version__, show_config
-from .data import check_labels
-from .recipes import embeddings, folders, segmentation
+from .bench import command as bench
+from .data import check_labels, check_masks
+from .recipes import embeddings, folders, mask_files, segmentation
 from .recipes.errors import CommandError, InterruptionError, UsageError, listed
+from .recipes.screen import Screen
 from .recipes.settings import Option, Settings, flag, options_of, whole
 
 RECIPES: dict[str, tuple[Any, type[Settings]]] = {
@@ -30,6 +32,8 @@ examples:
   fastmine train embeddings --resume              go on with the latest run
   fastmine doctor env                             who computes the losses here: kernels or reference
   fastmine doctor labels photos --batch-size 16   can a shuffled batch of 16 teach anything?
+  fastmine doctor masks scans                     are these masks annotations, and of what values?
+  fastmine bench --quick                          how fast is it here, beside what else there is?
 """
 
 EMBEDDING_EXAMPLES = """\
@@ -63,6 +67,16 @@ Exit code 1 if it is hopeless.
 examples:
   fastmine doctor labels photos --batch-size 16
   fastmine doctor labels train.csv --column label
+"""
+
+MASKS_HELP = """\
+Looks at every mask once: how many samples are annotated, how many masks are empty, their types, shapes and values.
+PATH is a folder of masks (images or .npy); a folder with images/ and masks/, where an image without a mask counts
+as not annotated; a .npy stack; or a .parquet or .csv table. Exit code 1 if nothing can be learned from them.
+
+examples:
+  fastmine doctor masks scans
+  fastmine doctor masks train.parquet --column has_segmentation --mask-column mask
 """
 
 COLUMNS = ("label", "labels", "class", "target")
@@ -115,6 +129,18 @@ def parser() -> Parser:
     labels.add_argument("--batch-size", type=_parsed(size), default=64, metavar=size.metavar, help=size.help)
     labels.add_argument("--column", metavar="NAME", help=f"of a .csv file; else {', '.join(COLUMNS)}, or the only one")
     labels.set_defaults(run=_doctor_labels)
+    masks = _described(checks.add_parser("masks", help="are these masks annotations, of usable values?"), MASKS_HELP)
+    masks.add_argument("path", type=Path, metavar="PATH", help="a folder, a .npy stack, or a .parquet or .csv table")
+    masks.add_argument(
+        "--column", metavar="NAME", help=f"of a table: is it annotated? (default: {mask_files.FLAG_COLUMNS[0]}, ...)"
+    )
+    masks.add_argument(
+        "--mask-column", metavar="NAME", help="of a table: paths, encoded images or numbers (default: mask, ...)"
+    )
+    masks.set_defaults(run=_doctor_masks)
+    bench.add_arguments(
+        _described(commands.add_parser("bench", help="measure the losses here"), bench.DESCRIPTION, bench.EXAMPLES)
+    )
     return top
 
 
@@ -182,6 +208,18 @@ def _doctor_env(_: argparse.Namespace) -> int:
 
 def _doctor_labels(arguments: argparse.Namespace) -> int:
     found = check_labels(_labels(arguments.path, arguments.column), arguments.batch_size)
+    print(found)
+    return 1 if found.verdict == "hopeless" else 0
+
+
+def _doctor_masks(arguments: argparse.Namespace) -> int:
+    source = mask_files.MaskSource(arguments.path, arguments.column, arguments.mask_column)
+    flags = source.flags()
+    if flags is not None:
+        annotated = sum(flags)
+        print(f"{len(source)} samples, {annotated} annotated; --mask-column NAME would look at their masks too")
+        return 1 if annotated == 0 else 0
+    found = check_masks(Screen().track(source, "looking at masks"))
     print(found)
     return 1 if found.verdict == "hopeless" else 0
 

@@ -19,7 +19,7 @@ from ._evidence import MiningEvidence, SegmentationEvidence
 from .reference.batch_hard import MINING_FIELDS, NEGATIVES, POSITIVES
 from .reference.pairwise_distance import METRICS
 from .reference.segmentation_loss import EMPTY_GROUPS, MODES, SEGMENTATION_FIELDS, TERMS
-from .reference.triplet_loss import EMPTY_POLICIES, REDUCTIONS
+from .reference.triplet_loss import EMPTY_POLICIES, REDUCTIONS, TRIPLET_FIELDS
 
 __all__ = [
     "BatchHard",
@@ -152,7 +152,7 @@ def batch_hard(
     positive_index, negative_index, d_p, d_n, has_positive, has_negative, evidence = outputs
     valid = has_positive & has_negative
     mined = BatchHard(positive_index, negative_index, d_p, d_n, valid, has_positive, has_negative)
-    return (mined, MiningEvidence(evidence)) if return_evidence else mined
+    return (mined, MiningEvidence(evidence, MINING_FIELDS)) if return_evidence else mined
 
 
 @overload
@@ -222,8 +222,8 @@ def triplet_loss(
         shape, offset, slope, on_empty if on_empty in EMPTY_POLICIES else "zero", reduction,
     )  # fmt: skip
     if on_empty in ("warn", "raise") and evidence[_VALID] == 0:
-        _report_empty(MiningEvidence(evidence), on_empty)
-    return (loss, MiningEvidence(evidence)) if return_evidence else loss
+        _report_empty(MiningEvidence(evidence, TRIPLET_FIELDS), on_empty)
+    return (loss, MiningEvidence(evidence, TRIPLET_FIELDS)) if return_evidence else loss
 
 
 def triplet_options(
@@ -346,9 +346,9 @@ def segmentation_loss(
         logits, target, valid, mode, weights, smooth, focal_alpha, focal_gamma, tversky_alpha, tversky_beta,
         empty, reduction,
     )  # fmt: skip
-    if _ops.readable(evidence) and evidence[_OUT_OF_RANGE] > 0:
-        _refuse_targets(SegmentationEvidence(evidence), logits, mode)
-    return (loss, SegmentationEvidence(evidence)) if return_evidence else loss
+    if _ops.readable(evidence) and evidence.tolist()[_OUT_OF_RANGE] > 0:
+        _refuse_targets(SegmentationEvidence(evidence, SEGMENTATION_FIELDS), logits, mode)
+    return (loss, SegmentationEvidence(evidence, SEGMENTATION_FIELDS)) if return_evidence else loss
 
 
 def segmentation_options(

@@ -55,7 +55,9 @@ Set make_set(Random& random, std::int64_t n, std::int64_t d, std::int64_t classe
 void poison(Set& s, std::int64_t i) {
   s.values[static_cast<std::size_t>(i * s.d)] = kNan;
   s.singles[static_cast<std::size_t>(i * s.stride)] = std::nanf("");
-  s.doubles[static_cast<std::size_t>(i * s.stride)] = kNan;
+  if (!s.doubles.empty()) {
+    s.doubles[static_cast<std::size_t>(i * s.stride)] = kNan;
+  }
 }
 
 double distance(const double* x, const double* y, std::int64_t d, Metric metric) {
@@ -105,6 +107,7 @@ Choice choose(const Set& x, const Set& y, std::int64_t i, Metric metric, bool fa
 struct Options {
   Metric metric;
   bool self, easiest, semi_hard;
+  Screen screen = Screen::automatic;
 };
 
 struct Mined {
@@ -120,6 +123,7 @@ struct Mined {
   Guarded<double> positive, negative;
   Guarded<bool> has_positive, has_negative;
   Guarded<double> evidence;
+  Screened screened{};
 
   bool intact() const {
     return positive_index.untouched_outside() && negative_index.untouched_outside() && positive.untouched_outside() &&
@@ -145,6 +149,8 @@ Mined mine(const cpu::KernelTable& table, const Set& x, const Set& y, const Opti
   p.metric = o.metric;
   p.easiest_positive = o.easiest;
   p.semi_hard_negative = o.semi_hard;
+  p.screen = o.screen;
+  p.screened = &out.screened;
   p.positive_index = out.positive_index.data();
   p.negative_index = out.negative_index.data();
   p.positive_distance = out.positive.data();
@@ -195,11 +201,14 @@ void check_mining(const cpu::KernelTable& table, const Set& x, const Set& y, con
   check(got.intact(), name + ": wrote outside");
   check(got.same_bits(mine(table, x, y, o, Order::one_by_one_backwards)), name + ": backwards");
   check(got.same_bits(mine(table, x, y, o, Order::threads)), name + ": threads");
+  Options rounded = o;
+  rounded.screen = Screen::rounded_always;
+  check(got.same_bits(mine(table, x, y, rounded, Order::threads)), name + ": screened in bfloat16");
 }
 
 void mining(const cpu::KernelTable& table) {
   Random random(1);
-  const std::int64_t sizes[] = {0, 1, 2, 5, 17, 48, 97, 200};
+  const std::int64_t sizes[] = {0, 1, 2, 5, 17, 48, 49, 97, 200};
   for (const std::int64_t n : sizes) {
     for (const DType dtype : {DType::float32, DType::float64}) {
       for (int k = 0; k < 4; ++k) {
@@ -224,6 +233,111 @@ void mining(const cpu::KernelTable& table) {
   }
 }
 
+/// float32 rows of element(i, k), labels i % classes.
+template <class F>
+Set fill_set(std::int64_t n, std::int64_t d, std::int64_t classes, F element) {
+  Set s{n, d, d, DType::float32, {}, {}, {}, {}, std::make_unique<bool[]>(static_cast<std::size_t>(n))};
+  for (std::int64_t i = 0; i < n; ++i) {
+    for (std::int64_t k = 0; k < d; ++k) {
+      s.singles.push_back(static_cast<float>(element(i, k)));
+      s.values.push_back(static_cast<double>(s.singles.back()));
+    }
+    s.labels.push_back(i % classes);
+    s.valid[static_cast<std::size_t>(i)] = true;
+  }
+  return s;
+}
+
+/// However rows lie, the bfloat16 screen changes no bit of the result, in any order of the tasks.
+void screens_agree(const cpu::KernelTable& table) {
+  Random random(5);
+  const auto normal = [&random] {
+    return std::sqrt(-2 * std::log(1 - random())) * std::cos(6.283185307179586 * random());
+  };
+  std::vector<double> one(70);
+  for (double& v : one) {
+    v = normal();
+  }
+  const auto scaled = [&](double scale) { return [&, scale](std::int64_t, std::int64_t) { return scale * normal(); }; };
+  const auto clusters = [&](double width) {
+    return [&, width](std::int64_t i, std::int64_t k) {
+      return one[static_cast<std::size_t>((k + 7 * (i % 5)) % 70)] + width * normal();
+    };
+  };
+  const std::int64_t n = 203, d = 70, classes = 40;
+  struct Case {
+    const char* name;
+    Set x;
+  };
+  Case cases[] = {
+      {"normal", fill_set(n, d, classes, scaled(1))},
+      {"tiny", fill_set(n, d, classes, scaled(1e-18))},
+      {"subnormal", fill_set(n, d, classes, scaled(1e-39))},
+      {"huge", fill_set(n, d, classes, scaled(1e18))},
+      {"huge and small",
+       fill_set(n, d, classes, [&](std::int64_t i, std::int64_t) { return (i % 9 == 0 ? 1e25 : 1) * normal(); })},
+      {"lognormal", fill_set(n, d, classes, [&](std::int64_t, std::int64_t) { return std::exp(3 * normal()); })},
+      {"cauchy",
+       fill_set(n, d, classes, [&](std::int64_t, std::int64_t) { return std::tan(3.14159 * (random() - 0.5)); })},
+      {"collapsed", fill_set(n, d, classes, [&](std::int64_t, std::int64_t) { return 1 + 1e-6 * normal(); })},
+      {"clusters", fill_set(n, d, classes, clusters(1e-1))},
+      {"tight clusters", fill_set(n, d, classes, clusters(1e-5))},
+      {"ties but for one bit", fill_set(n, d, classes,
+                                        [&](std::int64_t i, std::int64_t k) {
+                                          const auto v = static_cast<float>(one[static_cast<std::size_t>(k)]);
+                                          return static_cast<double>(k == i % 70 && i % 3 != 0
+                                                                         ? std::nextafter(v, i % 2 == 0 ? 9.F : -9.F)
+                                                                         : v);
+                                        })},
+      {"equal",
+       fill_set(n, d, classes, [&](std::int64_t, std::int64_t k) { return one[static_cast<std::size_t>(k)]; })},
+      {"poisoned", fill_set(n, d, classes, scaled(1))},
+  };
+  poison(cases[12].x, 17);
+  const Set refs = fill_set(150, d, classes, clusters(0.3));
+  for (const Case& c : cases) {
+    for (int k = 0; k < 4; ++k) {
+      for (int bits = 0; bits < 4; ++bits) {
+        Options o{kMetrics[k], (bits & 1) == 0, false, (bits & 2) != 0, Screen::full};
+        const Set& y = o.self ? c.x : refs;
+        const Mined want = mine(table, c.x, y, o, Order::serial);
+        bool same = true;
+        for (const Screen screen : {Screen::rounded, Screen::rounded_always}) {
+          o.screen = screen;
+          const Mined got = mine(table, c.x, y, o, Order::one_by_one_backwards);
+          same = same && got.intact() && want.same_bits(got);
+        }
+        check(same, std::string(table.isa) + " in bfloat16: " + c.name + " " + kMetricNames[k] + " options " +
+                        std::to_string(bits));
+      }
+    }
+  }
+  const auto screened = [&](const Set& x, Screen screen) {
+    return mine(table, x, x, {Metric::euclidean, true, false, false, screen}, Order::serial).screened;
+  };
+  const std::string isa = table.isa;
+  check(screened(cases[0].x, Screen::rounded) == Screened::rounded, isa + ": bfloat16 serves ordinary rows");
+  check(screened(cases[9].x, Screen::rounded) == Screened::rounding_gave_up, isa + ": gives up on tight clusters");
+  check(screened(cases[7].x, Screen::rounded) == Screened::rounded, isa + ": a collapse to one point is centred away");
+  check(screened(cases[0].x, Screen::automatic) == Screened::full, isa + ": a small batch is screened in full");
+  const Set large = fill_set(700, 64, 100, scaled(1));
+  check((screened(large, Screen::automatic) == Screened::rounded) == (isa == "amx"), isa + ": a large one in bfloat16");
+}
+
+/// Zero rows are at cosine distance 1 from everything: the lowest index wins, however short the centred rows are.
+void zero_rows_tie(const cpu::KernelTable& table) {
+  Random random(9);
+  const Set x = fill_set(300, 64, 300, [&](std::int64_t i, std::int64_t) { return i == 0 ? random() - 0.5 : 0; });
+  for (const Screen screen : {Screen::full, Screen::rounded_always}) {
+    const Mined got = mine(table, x, x, {Metric::cosine, true, false, false, screen}, Order::serial);
+    bool right = got.negative_index[0] == 1;
+    for (std::size_t i = 1; i < 300; ++i) {
+      right = right && got.negative_index[i] == 0 && got.negative[i] == 1;
+    }
+    check(right, std::string(table.isa) + ": zero rows tie");
+  }
+}
+
 /// Unit vectors within `spread` of one point: what defeats |x|^2 + |y|^2 - 2 x.y in float32.
 void collapsed(const cpu::KernelTable& table) {
   for (const double spread : {1e-1, 1e-3, 1e-5}) {
@@ -238,6 +352,38 @@ void collapsed(const cpu::KernelTable& table) {
     }
     check_mining(table, x, x, {Metric::euclidean, true, false, false},
                  std::string(table.isa) + " spread " + std::to_string(spread));
+  }
+}
+
+/// Both sides of every border between two ways: few pairs and many, labels of few rows and of many, rows of one chunk
+/// and of several, panels of one sliver and of several; and labels from one end of int64 to the other, out of order.
+void borders(const cpu::KernelTable& table) {
+  struct Case {
+    const char* name;
+    std::int64_t n, m, d, per_label;
+  };
+  const Case cases[] = {{"48 rows", 48, 48, 20, 4},        {"49 rows", 49, 47, 20, 4},
+                        {"24 of a label", 120, 96, 5, 24}, {"25 of a label", 125, 100, 5, 25},
+                        {"26 of a label", 104, 78, 5, 26}, {"one label", 60, 60, 5, 60},
+                        {"long rows", 72, 50, 300, 4},     {"a long tail", 60, 60, 263, 4},
+                        {"wide panels", 900, 850, 3, 4},   {"few long rows", 20, 30, 261, 3}};
+  for (const Case& c : cases) {
+    for (const DType dtype : {DType::float32, DType::float64}) {
+      Random random(static_cast<std::uint64_t>(c.n + c.d));
+      Set x = make_set(random, c.n, c.d, 1, dtype, false), y = make_set(random, c.m, c.d, 1, dtype, false);
+      for (Set* s : {&x, &y}) {
+        for (std::int64_t i = 0; i < s->n; ++i) {
+          const std::int64_t label = i * 7 % s->n / c.per_label;  // 7 does not divide any n: every label in full
+          const auto spread = static_cast<std::uint64_t>(label) * 0x9e3779b97f4a7c15U;
+          s->labels[static_cast<std::size_t>(i)] = static_cast<std::int64_t>(spread);
+        }
+      }
+      for (int bits = 0; bits < (c.n > 500 ? 2 : 8); ++bits) {
+        const Options o{Metric::sqeuclidean, (bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0};
+        check_mining(table, x, o.self ? x : y, o,
+                     std::string(table.isa) + " " + c.name + " options " + std::to_string(bits));
+      }
+    }
   }
 }
 
@@ -317,21 +463,9 @@ void formula() {
   const double d_p[] = {1, 2, 3}, d_n[] = {2, 2, 0};
   const bool has_p[] = {true, true, true}, has_n[] = {true, true, false};
   double loss[3], slopes[6], active = kNan, semi_hard = kNan;
-  TripletLoss p{3,
-                d_p,
-                d_n,
-                has_p,
-                has_n,
-                Metric::euclidean,
-                TripletShape::hinge,
-                0.5,
-                0.1,
-                OnEmpty::zero,
-                Reduction::mean,
-                loss,
-                slopes,
-                &active,
-                &semi_hard};
+  TripletLoss p{3,       d_p,       d_n,           has_p,           has_n, Metric::euclidean, TripletShape::hinge,
+                0.5,     0.1,       OnEmpty::zero, Reduction::mean, loss,  DType::float64,    slopes,
+                &active, &semi_hard};
   cpu::triplet_loss(p);
   check(loss[0] == 0.25 && active == 1 && semi_hard == 1, "hinge: mean over the two valid anchors");
   check(slopes[0] == 0 && slopes[1] == 0.5 && slopes[2] == 0 && slopes[4] == -0.5, "hinge: slopes");
@@ -366,6 +500,9 @@ int main() {
   using namespace fastmine::test;
   for (const auto* table : tables()) {
     mining(*table);
+    borders(*table);
+    screens_agree(*table);
+    zero_rows_tie(*table);
     collapsed(*table);
     backward(*table);
   }

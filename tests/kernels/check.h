@@ -98,6 +98,9 @@ enum class Order { serial, one_by_one_backwards, threads };
 
 inline void run_stage(const Stage& stage, void* plan, Order order) {
   const std::int64_t tasks = stage.tasks(plan);
+  if (tasks == 0) {
+    return;
+  }
   if (order == Order::serial) {
     stage.run(plan, 0, tasks);
   } else if (order == Order::one_by_one_backwards) {

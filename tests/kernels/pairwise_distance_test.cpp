@@ -109,6 +109,12 @@ void one(const cpu::KernelTable& table, Random& random, std::int64_t n, std::int
 
 void all(const cpu::KernelTable& table) {
   Random random(3);
+  for (const Metric metric : kMetrics) {  // deeper than what is compared at a time
+    for (const bool self : {true, false}) {
+      one(table, random, 60, 17, 333, metric, self,
+          std::string(table.isa) + " deep, metric " + std::to_string(static_cast<int>(metric)));
+    }
+  }
   for (const std::int64_t n : {0, 1, 3, 48, 101}) {
     for (const std::int64_t m : {0, 1, 50}) {
       for (const Metric metric : kMetrics) {

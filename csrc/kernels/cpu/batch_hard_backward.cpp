@@ -66,12 +66,10 @@ void find_norms(void* plan, std::int64_t begin, std::int64_t end) {
   }
 }
 
+/// The edge of rows i and j, whose key is `key`, for the gradient of their distance.
 template <class W>
-Edge edge_of(const Plan<W>& p, std::int64_t i, std::int64_t j, double grad) {
+Edge edge_of(const Plan<W>& p, std::int64_t i, std::int64_t j, double key, double grad) {
   const Metric metric = p.problem.metric;
-  const double norm_i = metric == Metric::cosine ? p.x.norm[i] : 1;
-  const double norm_j = metric == Metric::cosine ? p.y.norm[j] : 1;
-  const double key = exact_key<W>(p.problem.x, i, norm_i, p.problem.y, j, norm_j, metric);
   if (!(::fabs(key) <= 1.7976931348623157e308)) {
     return {__builtin_nan(""), 0};
   }
@@ -81,7 +79,7 @@ Edge edge_of(const Plan<W>& p, std::int64_t i, std::int64_t j, double grad) {
     case Metric::sqeuclidean:
       return {2 * grad, 0};
     case Metric::cosine:
-      return {norm_i == 0 || norm_j == 0 ? 0 : grad, 0.5 * key};
+      return {p.x.norm[i] == 0 || p.y.norm[j] == 0 ? 0 : grad, 0.5 * key};
     case Metric::dot:
       return {grad, 0};
   }
@@ -103,10 +101,18 @@ void find_edges(void* plan, std::int64_t begin, std::int64_t end) {
   const Plan<W>& p = as_plan<W>(plan);
   const BatchHardBackward& q = p.problem;
   for (std::int64_t i = begin; i < end; ++i) {
-    const double grad_p = grad_at(q, q.grad_positive, q.grad_positive_stride, i);
-    const double grad_n = grad_at(q, q.grad_negative, q.grad_negative_stride, i);
-    p.edges[i] = q.has_positive[i] ? edge_of(p, i, q.positive_index[i], grad_p) : Edge{0, 0};
-    p.edges[q.x.n + i] = q.has_negative[i] ? edge_of(p, i, q.negative_index[i], grad_n) : Edge{0, 0};
+    const double slope_p = q.slopes ? q.slopes[i] : 1, slope_n = q.slopes ? q.slopes[q.x.n + i] : 1;
+    const double grad_p = slope_p * grad_at(q, q.grad_positive, q.grad_positive_stride, i);
+    const double grad_n = slope_n * grad_at(q, q.grad_negative, q.grad_negative_stride, i);
+    if (!q.has_positive[i] && !q.has_negative[i]) {  // there may not be a row for an index to name
+      p.edges[i] = p.edges[q.x.n + i] = {0, 0};
+      continue;
+    }
+    const std::int64_t mined[] = {q.positive_index[i], q.negative_index[i]};
+    double keys[2];
+    exact_keys<W, 2>(q.x, i, p.x.norm, q.y, mined, p.y.norm, q.metric, keys);
+    p.edges[i] = q.has_positive[i] ? edge_of(p, i, mined[0], keys[0], grad_p) : Edge{0, 0};
+    p.edges[q.x.n + i] = q.has_negative[i] ? edge_of(p, i, mined[1], keys[1], grad_n) : Edge{0, 0};
   }
 }
 
@@ -143,29 +149,72 @@ void invert(void* plan, std::int64_t, std::int64_t) {
   }
 }
 
-/// Add the pull of one edge on its end `own` to sum[k] for elements from .. from + count.
+constexpr int kTogether = 4;  // edges of a row whose pulls are added up in one go
+
+/// Edges from one row, whose elements `own` are at hand in float64 (for cosine, those of its unit vector).
 template <class W>
-FASTMINE_INLINE void add_edge(const Edge& edge, Metric metric, const W* own, double own_norm, const Rows& others,
-                              std::int64_t other, double other_norm, std::int64_t from, std::int64_t count,
-                              double* sum) {
-  W buffer[kChunk];
-  const W* b = chunk(others, other, from, count, buffer);
-  const double pull = edge.pull;
-  if (metric == Metric::dot) {
-    for (std::int64_t k = 0; k < count; ++k) {
-      sum[k] += pull * static_cast<double>(b[k]);
+struct Pulls {
+  int count;
+  const W* other[kTogether];  // elements of the other ends
+  double pull[kTogether];
+  double half[kTogether];       // as in Edge
+  double norm[kTogether];       // cosine: of the other end; divided by, since a product would be fused with the
+                                // subtraction, and equal rows would then not cancel
+  W buffer[kTogether][kChunk];  // the other ends where they have to be converted
+};
+
+/// sum[k] += sum over c of f(c, own[k], other[c][k]).
+template <class W, int C, class F>
+FASTMINE_NOINLINE void add_terms(const Pulls<W>& p, const double* own, std::int64_t count, F f, double* sum) {
+  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<double>);
+  std::int64_t k = 0;
+  for (; k + step <= count; k += step) {
+    const Vec<double> a = load(own + k);
+    Vec<double> total = load(sum + k);
+    for (int c = 0; c < C; ++c) {
+      total += f(c, a, load_double(p.other[c] + k));
     }
-  } else if (metric == Metric::cosine) {
-    for (std::int64_t k = 0; k < count; ++k) {
-      const double u = static_cast<double>(own[k]) / own_norm;
-      const double v = static_cast<double>(b[k]) / other_norm;
-      sum[k] += pull / own_norm * ((u - v) - edge.half * u);
-    }
-  } else {
-    for (std::int64_t k = 0; k < count; ++k) {
-      sum[k] += pull * (static_cast<double>(own[k]) - static_cast<double>(b[k]));
+    store(sum + k, total);
+  }
+  for (; k < count; ++k) {
+    for (int c = 0; c < C; ++c) {
+      sum[k] += f(c, own[k], static_cast<double>(p.other[c][k]));
     }
   }
+}
+
+template <class W, int C>
+FASTMINE_INLINE void add_pulls(const Pulls<W>& p, Metric metric, const double* own, std::int64_t count, double* sum) {
+  if (metric == Metric::dot) {
+    add_terms<W, C>(p, own, count, [&p](int c, auto, auto b) { return p.pull[c] * b; }, sum);
+  } else if (metric == Metric::cosine) {
+    const auto term = [&p](int c, auto u, auto b) { return p.pull[c] * ((u - b / p.norm[c]) - p.half[c] * u); };
+    add_terms<W, C>(p, own, count, term, sum);
+  } else {
+    add_terms<W, C>(p, own, count, [&p](int c, auto a, auto b) { return p.pull[c] * (a - b); }, sum);
+  }
+}
+
+/// Add what has been collected, and forget it.
+template <class W>
+void flush(Pulls<W>& p, Metric metric, const double* own, std::int64_t count, double* sum) {
+  switch (p.count) {
+    case 4:
+      add_pulls<W, 4>(p, metric, own, count, sum);
+      break;
+    case 3:
+      add_pulls<W, 3>(p, metric, own, count, sum);
+      break;
+    case 2:
+      add_pulls<W, 2>(p, metric, own, count, sum);
+      break;
+    case 1:
+      add_pulls<W, 1>(p, metric, own, count, sum);
+      break;
+    default:
+      break;
+  }
+  p.count = 0;
 }
 
 /// The gradient of row `row` of `own`: as an anchor, with the pairs it mined, and as a candidate, with the anchors that
@@ -175,29 +224,41 @@ void gather_row(const Plan<W>& p, const RowSet& own, std::int64_t row, bool anch
   const BatchHardBackward& q = p.problem;
   const bool cosine = q.metric == Metric::cosine;
   const double own_norm = cosine ? own.norm[row] : 1;
-  double sum[kChunk];
+  double sum[kChunk], elements[kChunk];
   W buffer[kChunk];
+  Pulls<W> pulls;
   for (std::int64_t from = 0; from < q.x.d; from += kChunk) {
     const std::int64_t count = smaller(kChunk, q.x.d - from);
     const W* a = chunk(own.rows, row, from, count, buffer);
     for (std::int64_t k = 0; k < count; ++k) {
+      elements[k] = static_cast<double>(a[k]);
       sum[k] = 0;
     }
-    if (anchor) {
-      const std::int64_t mined[] = {row, q.x.n + row};
-      for (const std::int64_t e : mined) {
-        if (p.edges[e].pull != 0) {
-          const std::int64_t j = end_of(q, e);
-          add_edge(p.edges[e], q.metric, a, own_norm, q.y, j, cosine ? p.y.norm[j] : 1, from, count, sum);
-        }
+    for (std::int64_t k = 0; cosine && k < count; ++k) {
+      elements[k] /= own_norm;
+    }
+    pulls.count = 0;
+    const auto collect = [&](std::int64_t e, const RowSet& others, std::int64_t other) {
+      const int c = pulls.count;
+      pulls.other[c] = chunk(others.rows, other, from, count, pulls.buffer[c]);
+      pulls.pull[c] = p.edges[e].pull / own_norm;
+      pulls.half[c] = p.edges[e].half;
+      pulls.norm[c] = cosine ? others.norm[other] : 1;
+      if (++pulls.count == kTogether) {
+        flush(pulls, q.metric, elements, count, sum);
+      }
+    };
+    const std::int64_t mined[] = {row, q.x.n + row};
+    for (const std::int64_t e : mined) {
+      if (anchor && p.edges[e].pull != 0) {
+        collect(e, p.y, end_of(q, e));
       }
     }
-    if (candidate) {
-      for (std::int64_t k = p.begin[row]; k < p.begin[row + 1]; ++k) {
-        const std::int64_t e = p.chosen[k], i = e < q.x.n ? e : e - q.x.n;
-        add_edge(p.edges[e], q.metric, a, own_norm, q.x, i, cosine ? p.x.norm[i] : 1, from, count, sum);
-      }
+    for (std::int64_t k = candidate ? p.begin[row] : 0; candidate && k < p.begin[row + 1]; ++k) {
+      const std::int64_t e = p.chosen[k];
+      collect(e, p.x, e < q.x.n ? e : e - q.x.n);
     }
+    flush(pulls, q.metric, elements, count, sum);
     char* bytes = static_cast<char*>(out);
     write(sum, static_cast<std::size_t>(count),
           bytes + (row * q.x.d + from) * static_cast<std::int64_t>(size_of(own.rows.dtype)), own.rows.dtype);

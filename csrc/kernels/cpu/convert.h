@@ -172,9 +172,10 @@ FASTMINE_NOINLINE inline void read_as(const void* source, std::ptrdiff_t stride,
 
 /// n elements of type D, one after the other, from T = float or double.
 template <DType D, class T>
-FASTMINE_NOINLINE inline void write_as(const T* source, std::size_t n, void* destination) {
+FASTMINE_NOINLINE inline void write_as(const T* source, std::size_t n, void* destination, bool past_caches) {
   using S = typename Storage<D>::type;
   constexpr std::size_t kStep = lanes<T>;
+  const bool streamed = past_caches && reinterpret_cast<std::uintptr_t>(destination) % (kStep * sizeof(S)) == 0;
   S* to = static_cast<S*>(destination);
   for (std::size_t i = 0; i < n; i += kStep) {
     const std::size_t count = n - i < kStep ? n - i : kStep;
@@ -192,7 +193,9 @@ FASTMINE_NOINLINE inline void write_as(const T* source, std::size_t n, void* des
     } else {
       narrowed = convert<S>(v);
     }
-    if (count == kStep) {
+    if (count == kStep && streamed) {
+      stream<S, kStep>(to + i, narrowed);
+    } else if (count == kStep) {
       store<S, kStep>(to + i, narrowed);
     } else {
       __builtin_memcpy(to + i, &narrowed, count * sizeof(S));
@@ -228,18 +231,18 @@ inline void read(const void* source, DType type, std::ptrdiff_t stride, std::siz
 }
 
 /// destination[i] = source[i] for i < n, as float32, float64, bfloat16 or float16 (no other type is ever written);
-/// to nearest even, NaN stays NaN. A double bound for a half goes through float.
+/// to nearest even, NaN stays NaN. A double bound for a half goes through float. `past_caches`: see stream() in isa.h.
 template <class T>
-inline void write(const T* source, std::size_t n, void* destination, DType type) {
+inline void write(const T* source, std::size_t n, void* destination, DType type, bool past_caches = false) {
   switch (type) {
     case DType::float32:
-      return write_as<DType::float32>(source, n, destination);
+      return write_as<DType::float32>(source, n, destination, past_caches);
     case DType::float64:
-      return write_as<DType::float64>(source, n, destination);
+      return write_as<DType::float64>(source, n, destination, past_caches);
     case DType::bfloat16:
-      return write_as<DType::bfloat16>(source, n, destination);
+      return write_as<DType::bfloat16>(source, n, destination, past_caches);
     case DType::float16:
-      return write_as<DType::float16>(source, n, destination);
+      return write_as<DType::float16>(source, n, destination, past_caches);
     default:
       return;
   }

@@ -2,6 +2,14 @@
 
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 namespace fastmine::cpu {
 
 namespace baseline {
@@ -14,11 +22,34 @@ extern const KernelTable table;
 namespace avx512 {
 extern const KernelTable table;
 }
+namespace amx {
+extern const KernelTable table;
+}
+
+namespace {
+
+/// Whether there are bfloat16 tiles and this process may use them.
+bool tiles_allowed() noexcept {
+#if defined(__linux__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned bf16 = 1U << 22, tiles = 1U << 24;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & bf16) == 0 || (d & tiles) == 0) {
+    return false;
+  }
+  constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
 #endif
 
 const KernelTable* compiled(std::size_t i) noexcept {
   static constexpr const KernelTable* tables[] = {
 #if defined(__x86_64__)
+      &amx::table,
       &avx512::table,
       &avx2::table,
 #endif
@@ -34,9 +65,13 @@ bool supported(const KernelTable& table) noexcept {
   // ask for it; every CPU with AVX2 has it.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
                     __builtin_cpu_supports("bmi2");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (&table == &amx::table) {
+    return avx512 && tiles_allowed();
+  }
   if (&table == &avx512::table) {
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return avx512;
   }
   if (&table == &avx2::table) {
     return avx2;

@@ -12,7 +12,7 @@
 namespace fastmine::cpu {
 
 struct KernelTable {
-  const char* isa;  // "baseline", "avx2", "avx512"
+  const char* isa;  // "baseline", "avx2", "avx512", "amx"
 
   // Each in two working types: [0] float32, for float32 and narrower inputs, and [1] float64.
   const PairwiseDistanceKernel* pairwise_distance[2];
@@ -26,11 +26,12 @@ struct KernelTable {
 /// The i-th compiled table, best first; nullptr past the last.
 const KernelTable* compiled(std::size_t i) noexcept;
 
-/// Whether this CPU and its operating system can run that table.
+/// Whether this CPU and its operating system can run that table. For "amx" it asks Linux for the use of the tile
+/// registers, which a process must, once; the answer holds for all its threads, and asking again changes nothing.
 bool supported(const KernelTable& table) noexcept;
 
 /// The table to use: the best supported one for nullptr or "", else the one of that name; nullptr if that name is not
-/// compiled or not supported. Pure: reads no environment, keeps no state.
+/// compiled or not supported. Reads no environment, keeps no state.
 const KernelTable* select(const char* requested) noexcept;
 
 }  // namespace fastmine::cpu

@@ -31,11 +31,7 @@ FASTMINE_INLINE const W* chunk(const Rows& rows, std::int64_t i, std::int64_t k,
 }
 
 FASTMINE_INLINE double sum_lanes(Vec<double> v) {
-  double sum = 0;
-  for (std::size_t i = 0; i < lanes<double>; ++i) {
-    sum += v[i];
-  }
-  return sum;
+  return fold(v, [](auto a, auto b) { return a + b; });
 }
 
 template <class W>
@@ -43,49 +39,133 @@ FASTMINE_INLINE Vec<double> load_double(const W* p) {
   return convert<double>(load<W, lanes<double>>(p));
 }
 
-/// sum over k of f(a[k], b[k]) in float64, in a fixed order.
-template <class W, class F>
-FASTMINE_INLINE double sum_pairs(const Rows& x, std::int64_t i, const Rows& y, std::int64_t j, F f) {
-  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<double>);
-  Vec<double> even{}, odd{};
-  double tail = 0;
-  W x_buffer[kChunk], y_buffer[kChunk];
-  for (std::int64_t begin = 0; begin < x.d; begin += kChunk) {
-    const std::int64_t count = x.d - begin < kChunk ? x.d - begin : kChunk;
-    const W* a = chunk(x, i, begin, count, x_buffer);
-    const W* b = chunk(y, j, begin, count, y_buffer);
-    std::int64_t k = 0;
-    for (; k + 2 * step <= count; k += 2 * step) {
-      even += f(load_double(a + k), load_double(b + k));
-      odd += f(load_double(a + k + step), load_double(b + k + step));
-    }
-    for (; k < count; ++k) {
-      tail += f(static_cast<double>(a[k]), static_cast<double>(b[k]));
-    }
+/// The first `count` of a vector of float64, zeros after them.
+template <class W>
+FASTMINE_INLINE Vec<double> load_first(const W* p, std::int64_t count) {
+  double values[lanes<double>] = {};
+  for (std::int64_t k = 0; k < count; ++k) {
+    values[k] = static_cast<double>(p[k]);
   }
-  return sum_lanes(even + odd) + tail;
+  return load(values);
 }
 
-/// The key of row i of x against row j of y. `x_norm` and `y_norm` matter for cosine alone: 0 says a zero row.
-template <class W>
-FASTMINE_NOINLINE double exact_key(const Rows& x, std::int64_t i, double x_norm, const Rows& y, std::int64_t j,
-                                   double y_norm, Metric metric) {
-  if (metric == Metric::dot) {
-    return -2 * sum_pairs<W>(x, i, y, j, [](auto a, auto b) { return a * b; });
+/// totals[c] += the sum over k < count of f(c, a[k], b[c][k]), where f of zeros is 0. Each sum has its own order, the
+/// same for every C: its lanes, also those of the last few elements, never depend on how the compiler sees the loop.
+/// Not inlined, so that the sums stay in registers.
+template <class W, int C, class F>
+FASTMINE_NOINLINE void add_pairs(const W* a, const W* const* b, std::int64_t count, F f, double* totals) {
+  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<double>);
+  Vec<double> even[C] = {}, odd[C] = {};
+  const W* other[C];
+  for (int c = 0; c < C; ++c) {
+    other[c] = b[c];
   }
-  if (metric == Metric::cosine) {
-    if (x_norm == 0 || y_norm == 0) {
-      return 2;
+  std::int64_t k = 0;
+  for (; k + 2 * step <= count; k += 2 * step) {
+    const Vec<double> first = load_double(a + k), second = load_double(a + k + step);
+    for (int c = 0; c < C; ++c) {
+      even[c] += f(c, first, load_double(other[c] + k));
+      odd[c] += f(c, second, load_double(other[c] + k + step));
     }
-    return sum_pairs<W>(x, i, y, j, [=](auto a, auto b) {
-      const auto difference = a / x_norm - b / y_norm;
-      return difference * difference;
-    });
   }
-  return sum_pairs<W>(x, i, y, j, [](auto a, auto b) {
-    const auto difference = a - b;
-    return difference * difference;
-  });
+  if (k + step <= count) {
+    const Vec<double> first = load_double(a + k);
+    for (int c = 0; c < C; ++c) {
+      even[c] += f(c, first, load_double(other[c] + k));
+    }
+    k += step;
+  }
+  if (k < count) {
+    const std::int64_t rest = count - k;
+    const Vec<double> last = load_first(a + k, rest);
+    for (int c = 0; c < C; ++c) {
+      even[c] += f(c, last, load_first(other[c] + k, rest));
+    }
+  }
+  for (int c = 0; c < C; ++c) {
+    totals[c] += sum_lanes(even[c] + odd[c]);
+  }
+}
+
+/// totals[c] = sum over k of f(c, a[k], b[c][k]) in float64, for row i of x as a and C rows of y as b.
+template <class W, int C, class F>
+FASTMINE_INLINE void sum_pairs(const Rows& x, std::int64_t i, const Rows& y, const std::int64_t* rows, F f,
+                               double* totals) {
+  const W* b[C];
+  for (int c = 0; c < C; ++c) {
+    totals[c] = 0;
+    b[c] = static_cast<const W*>(y.data) + rows[c] * y.stride;
+  }
+  if (x.dtype == kDType<W>) {
+    return add_pairs<W, C>(static_cast<const W*>(x.data) + i * x.stride, b, x.d, f, totals);
+  }
+  W x_buffer[kChunk], y_buffer[C][kChunk];
+  for (std::int64_t begin = 0; begin < x.d; begin += kChunk) {
+    const std::int64_t count = x.d - begin < kChunk ? x.d - begin : kChunk;
+    for (int c = 0; c < C; ++c) {
+      b[c] = chunk(y, rows[c], begin, count, y_buffer[c]);
+    }
+    add_pairs<W, C>(chunk(x, i, begin, count, x_buffer), b, count, f, totals);
+  }
+}
+
+/// keys[c] = the key of row i of x against row rows[c] of y. Norms matter for cosine alone: 0 says a zero row.
+template <class W, int C>
+FASTMINE_NOINLINE void exact_keys(const Rows& x, std::int64_t i, const double* x_norm, const Rows& y,
+                                  const std::int64_t* rows, const double* y_norm, Metric metric, double* keys) {
+  if (metric == Metric::dot) {
+    sum_pairs<W, C>(x, i, y, rows, [](int, auto a, auto b) { return a * b; }, keys);
+    for (int c = 0; c < C; ++c) {
+      keys[c] *= -2;
+    }
+  } else if (metric == Metric::cosine) {
+    const auto squared_difference = [=](int c, auto a, auto b) {
+      // Divided, not multiplied by 1 / norm: a product would be fused into the subtraction, which then would not be
+      // symmetric.
+      const auto difference = a / x_norm[i] - b / y_norm[rows[c]];
+      return difference * difference;
+    };
+    sum_pairs<W, C>(x, i, y, rows, squared_difference, keys);
+    for (int c = 0; c < C; ++c) {
+      keys[c] = x_norm[i] == 0 || y_norm[rows[c]] == 0 ? 2 : keys[c];
+    }
+  } else {
+    const auto squared_difference = [](int, auto a, auto b) {
+      const auto difference = a - b;
+      return difference * difference;
+    };
+    sum_pairs<W, C>(x, i, y, rows, squared_difference, keys);
+  }
+}
+
+/// The key of row i of x against row j of y.
+template <class W>
+FASTMINE_INLINE double exact_key(const Rows& x, std::int64_t i, const double* x_norm, const Rows& y, std::int64_t j,
+                                 const double* y_norm, Metric metric) {
+  double key;
+  exact_keys<W, 1>(x, i, x_norm, y, &j, y_norm, metric, &key);
+  return key;
+}
+
+/// keys[k] = the key of row i of x against row rows[k] of y, for k < count; together they share the work on row i.
+template <class W>
+FASTMINE_INLINE void exact_keys(const Rows& x, std::int64_t i, const double* x_norm, const Rows& y,
+                                const std::int64_t* rows, std::int64_t count, const double* y_norm, Metric metric,
+                                double* keys) {
+  std::int64_t k = 0;
+  for (; k + 4 <= count; k += 4) {
+    exact_keys<W, 4>(x, i, x_norm, y, rows + k, y_norm, metric, keys + k);
+  }
+  switch (count - k) {
+    case 3:
+      return exact_keys<W, 3>(x, i, x_norm, y, rows + k, y_norm, metric, keys + k);
+    case 2:
+      return exact_keys<W, 2>(x, i, x_norm, y, rows + k, y_norm, metric, keys + k);
+    case 1:
+      return exact_keys<W, 1>(x, i, x_norm, y, rows + k, y_norm, metric, keys + k);
+    default:
+      return;
+  }
 }
 
 FASTMINE_INLINE double distance_of(double key, Metric metric) {

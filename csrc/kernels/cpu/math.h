@@ -1,24 +1,23 @@
 // exp and log for vectors of float, and libm lane by lane for vectors of double (there to be exact, not to be fast).
 //
 // Only the ranges that losses need: softplus and softmax exponentiate what is <= 0 and take logarithms of what is >= 1.
-// NaN stays NaN. Largest relative errors in float32, measured over the whole range: exp_nonpositive 1.0e-7, log1p_unit
+// NaN stays NaN. Largest relative errors in float32, measured over the whole range: exp_negative 1.0e-7, log1p_unit
 // and log1p_positive 1.5e-7. The polynomials are minimax fits of the relative error.
 #pragma once
 
-#include "kernels/cpu/isa.h"
+#include "kernels/cpu/pair.h"
 
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
-
-/// The type of a vector's lanes, and the integer of the same size.
-template <class V>
-using Lane = std::remove_cvref_t<decltype(V{}[0])>;
-template <class V>
-using Bits = std::conditional_t<sizeof(Lane<V>) == 4, std::int32_t, std::int64_t>;
 
 /// x in every lane of a vector like V.
 template <class V>
 FASTMINE_INLINE V fill(Lane<V> x) {
-  return broadcast<Lane<V>, size<V>>(x);
+  if constexpr (is_pair<V>) {
+    const auto half = fill<decltype(V{}.a)>(x);
+    return {half, half};
+  } else {
+    return broadcast<Lane<V>, size<V>>(x);
+  }
 }
 
 template <class V>
@@ -27,14 +26,22 @@ FASTMINE_INLINE V absolute(V x) {
   return bitcast<Lane<V>>(bitcast<Bits<V>>(x) & kMagnitude);
 }
 
-/// The smaller and the larger; the second where either is NaN.
-template <class V>
-FASTMINE_INLINE V minimum(V a, V b) {
-  return select(a < b, a, b);
+/// The smaller and the larger of every lane of x and a register, both registers of a pair; NaN in x is passed over.
+template <class W, class V>
+FASTMINE_INLINE V fold_minimum(W x, V low) {
+  if constexpr (is_pair<W>) {
+    return minimum(x.b, minimum(x.a, low));
+  } else {
+    return minimum(x, low);
+  }
 }
-template <class V>
-FASTMINE_INLINE V maximum(V a, V b) {
-  return select(a > b, a, b);
+template <class W, class V>
+FASTMINE_INLINE V fold_maximum(W x, V high) {
+  if constexpr (is_pair<W>) {
+    return maximum(x.b, maximum(x.a, high));
+  } else {
+    return maximum(x, high);
+  }
 }
 
 /// f of each lane, for double.
@@ -47,17 +54,17 @@ FASTMINE_INLINE V each_lane(V x, F f) {
   return y;
 }
 
-/// e^y for y <= 0. In float32 what would be below 2^-126 is 0.
+/// e^-y for y >= 0. In float32 what would be below 2^-126 is 0.
 template <class V>
-FASTMINE_INLINE V exp_nonpositive(V y) {
+FASTMINE_INLINE V exp_negative(V y) {
   if constexpr (sizeof(Lane<V>) == 8) {
-    return each_lane(y, [](double v) { return __builtin_exp(v); });
+    return each_lane(y, [](double v) { return __builtin_exp(-v); });
   } else {
-    y = maximum(fill<V>(-88.0F), y);  // there n = -127 below, whose exponent bits make the scale exactly 0
-    // e^y = 2^n e^r. Adding 1.5 * 2^23 + 127 rounds to the integer n and leaves n + 127 in the lowest bits.
-    const V shifted = y * 1.44269504088896341F + 12583039.0F;
+    y = minimum(fill<V>(88.0F), y);  // there n = -127 below, whose exponent bits make the scale exactly 0
+    // e^-y = 2^n e^r. Adding 1.5 * 2^23 + 127 rounds to the integer n and leaves n + 127 in the lowest bits.
+    const V shifted = 12583039.0F - y * 1.44269504088896341F;
     const V n = shifted - 12583039.0F;
-    V r = y - n * 0.693359375F;  // ln 2 in two parts, the first short enough for an exact product
+    V r = -(y + n * 0.693359375F);  // ln 2 in two parts, the first short enough for an exact product
     r = r + n * 2.12194440e-4F;
     V poly = r * 0.00138145995531F + 0.00836871687526F;
     poly = poly * r + 0.041668388031F;

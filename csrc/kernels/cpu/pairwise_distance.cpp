@@ -10,7 +10,8 @@ namespace {
 template <class W>
 constexpr W kClose = static_cast<W>(1.0 / 16);
 
-constexpr std::int64_t kPanelSlivers = 4;  // slivers of columns that stay in cache while rows pass
+constexpr std::int64_t kPanelSlivers = 4;  // slivers of rows and of columns that one task compares, from the cache
+constexpr std::int64_t kFewestPanels = 8;  // of either side, where there are as many slivers: enough tasks for threads
 
 template <class W>
 struct Plan {
@@ -18,7 +19,10 @@ struct Plan {
   RowSet x, y;  // with one set, y is x
   double* centre;
   Packed<W> a, b;
-  std::int64_t panels;
+  std::int64_t panel;  // slivers on either side of a task
+
+  std::int64_t row_panels() const { return divide_up(a.slivers(), panel); }
+  std::int64_t column_panels() const { return divide_up(b.slivers(), panel); }
 };
 
 template <class W>
@@ -35,7 +39,8 @@ Plan<W> lay_out(const PairwiseDistance& problem, Arena& arena) {
     plan.b = lay_out_packed<W>(arena, problem.y.n, problem.y.d);
     plan.b.count = problem.y.n;
   }
-  plan.panels = divide_up(plan.b.slivers(), kPanelSlivers);
+  plan.panel =
+      larger<std::int64_t>(1, smaller(kPanelSlivers, smaller(plan.a.slivers(), plan.b.slivers()) / kFewestPanels));
   return plan;
 }
 
@@ -83,12 +88,31 @@ void pack(void* plan, std::int64_t begin, std::int64_t end) {
 /// The distance of position i to position j by direct difference.
 template <class W>
 FASTMINE_NOINLINE W direct(const Plan<W>& p, std::int64_t i, std::int64_t j) {
-  const double key = exact_key<W>(p.problem.x, i, p.x.norm[i], p.problem.y, j, p.y.norm[j], p.problem.metric);
+  const double key = exact_key<W>(p.problem.x, i, p.x.norm, p.problem.y, j, p.y.norm, p.problem.metric);
   return static_cast<W>(distance_of(key, p.problem.metric));
 }
 
 FASTMINE_INLINE float root(float x) { return __builtin_sqrtf(x); }
 FASTMINE_INLINE double root(double x) { return __builtin_sqrt(x); }
+
+/// Lane by lane; one instruction, which GCC finds in this loop.
+template <class V>
+FASTMINE_INLINE V root(V x) {
+  for (std::size_t lane = 0; lane < size<V>; ++lane) {
+    x[lane] = root(x[lane]);
+  }
+  return x;
+}
+
+/// The first `count` lanes of v, all of them where it has no more.
+template <class W>
+FASTMINE_INLINE void write_part(Vec<W> v, std::int64_t count, W* out) {
+  if (count >= static_cast<std::int64_t>(lanes<W>)) {
+    store(out, v);
+  } else {
+    __builtin_memcpy(out, &v, static_cast<std::size_t>(count) * sizeof(W));
+  }
+}
 
 /// Whether products of rows of these norms may overflow, or fall among the subnormal numbers and lose digits.
 template <class W>
@@ -99,44 +123,73 @@ bool extreme(W a, W b) {
   return !(scale > tiny && scale < huge);
 }
 
-/// Distances of position i to the rows of sliver s, from their dot products.
+/// Distances of position i to the first `width` rows of sliver s, in place of their dot products; up to whole vectors
+/// more are overwritten.
 template <class W>
-FASTMINE_INLINE void distances_of_row(const Plan<W>& p, std::int64_t i, std::int64_t s, const W* dots, W* out) {
+FASTMINE_INLINE void distances_of_row(const Plan<W>& p, std::int64_t i, std::int64_t s, std::int64_t width, W* row) {
+  using V = Vec<W>;
+  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<W>);
   constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
   const Metric metric = p.problem.metric;
   const W own = p.a.c[i];  // a NaN marks a poisoned row, here and in `other`
   const W* other = p.b.c + s * sliver;
-  const std::int64_t width = smaller(sliver, p.b.count - s * sliver);
   if (extreme(p.a.norm[i], p.b.radius[s])) {
     for (std::int64_t c = 0; c < width; ++c) {
       const bool sound = own == own && other[c] == other[c];
-      out[c] = sound ? direct(p, i, s * sliver + c) : static_cast<W>(__builtin_nan(""));
+      row[c] = sound ? direct(p, i, s * sliver + c) : static_cast<W>(__builtin_nan(""));
     }
     return;
   }
   if (metric == Metric::dot) {
-    for (std::int64_t c = 0; c < width; ++c) {
-      out[c] = dots[c] + (own + other[c]);  // 0, or NaN
+    for (std::int64_t c = 0; c < width; c += step) {
+      store(row + c, load(row + c) + (own + load(other + c)));  // plus 0, or NaN
     }
     return;
   }
-  const W factor = metric == Metric::cosine ? static_cast<W>(0.5) : 1;
-  bool close = false;
-  for (std::int64_t c = 0; c < sliver; ++c) {
-    const W sum = own + other[c];
-    const W key = sum - 2 * dots[c];
-    close |= key <= sum * kClose<W>;
-    out[c] = factor * (key < 0 ? 0 : key);
+  auto close = V{} != V{};
+  for (std::int64_t c = 0; c < width; c += step) {
+    const V sum = own + load(other + c);
+    const V key = sum - 2 * load(row + c);
+    close |= key < sum * kClose<W>;  // never where both are 0, or both Inf for padding
+    store(row + c, select(key < 0, V{}, key));
   }
-  if (metric == Metric::euclidean) {
-    for (std::int64_t c = 0; c < sliver; ++c) {
-      out[c] = root(out[c]);
+  std::int64_t again[kSliver<W>];
+  std::int64_t count = 0;
+  for (std::int64_t c = 0; any(close) && c < width; ++c) {
+    again[count] = c;
+    count += row[c] < (own + other[c]) * kClose<W> ? 1 : 0;
+  }
+  if (metric == Metric::cosine) {
+    for (std::int64_t c = 0; c < width; c += step) {
+      store(row + c, load(row + c) * static_cast<W>(0.5));
     }
   }
-  for (std::int64_t c = 0; close && c < width; ++c) {
-    const W sum = own + other[c];
-    if (sum - 2 * dots[c] <= sum * kClose<W>) {
-      out[c] = direct(p, i, s * sliver + c);
+  if (metric == Metric::euclidean) {
+    for (std::int64_t c = 0; c < width; c += step) {
+      store(row + c, root(load(row + c)));
+    }
+  }
+  for (std::int64_t k = 0; k < count; ++k) {
+    row[again[k]] = direct(p, i, s * sliver + again[k]);
+  }
+}
+
+/// out[c][r] = block[r][c], for `height` x `width` elements; rows of out lie `stride` apart.
+template <class W>
+FASTMINE_INLINE void write_transposed(const W* block, std::int64_t height, std::int64_t width, W* out,
+                                      std::int64_t stride) {
+  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<W>);
+  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
+  for (std::int64_t c = 0; c < width; c += step) {
+    for (std::int64_t r = 0; r < height; r += step) {
+      Vec<W> v[lanes<W>];
+      for (std::int64_t k = 0; k < step; ++k) {
+        v[k] = load(block + (r + k) * sliver + c);
+      }
+      transpose(v);
+      for (std::int64_t k = 0; k < smaller(step, width - c); ++k) {
+        write_part(v[k], smaller(step, height - r), out + (c + k) * stride + r);
+      }
     }
   }
 }
@@ -144,18 +197,16 @@ FASTMINE_INLINE void distances_of_row(const Plan<W>& p, std::int64_t i, std::int
 /// Distances of sliver `rows` against sliver s, written out, and once more transposed with one set.
 template <class W>
 void fill_block(const Plan<W>& p, std::int64_t rows, std::int64_t s) {
+  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<W>);
   constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
-  constexpr std::int64_t tile_rows = static_cast<std::int64_t>(kTileRows<W>);
-  alignas(64) W dots[kTileRows<W> * kSliver<W>];
   alignas(64) W block[kSliver<W> * kSliver<W>];
   const std::int64_t d = p.problem.x.d, m = p.problem.y.n;
   const std::int64_t height = smaller(sliver, p.a.count - rows * sliver);
   const std::int64_t width = smaller(sliver, p.b.count - s * sliver);
-  for (std::int64_t first = 0; first < height; first += tile_rows) {
-    dot_tile<W, kTileRows<W>>(p.a.sliver(rows, d) + first, p.b.sliver(s, d), static_cast<std::size_t>(d), dots);
-    for (std::int64_t r = 0; r < smaller(tile_rows, height - first); ++r) {
-      distances_of_row(p, rows * sliver + first + r, s, dots + r * sliver, block + (first + r) * sliver);
-    }
+  dot_block(p.a.sliver(rows, d), p.b.sliver(s, d), static_cast<std::size_t>(d), static_cast<std::size_t>(height),
+            static_cast<std::size_t>(width), block);
+  for (std::int64_t r = 0; r < height; ++r) {
+    distances_of_row(p, rows * sliver + r, s, width, block + r * sliver);
   }
   if (p.problem.self && s == rows && p.problem.metric != Metric::dot) {
     for (std::int64_t r = 0; r < height; ++r) {  // to itself: 0, of a zero vector's cosine too; a NaN stays
@@ -165,34 +216,43 @@ void fill_block(const Plan<W>& p, std::int64_t rows, std::int64_t s) {
   }
   W* out = static_cast<W*>(p.problem.distance);
   for (std::int64_t r = 0; r < height; ++r) {
-    __builtin_memcpy(out + (rows * sliver + r) * m + s * sliver, block + r * sliver,
-                     static_cast<std::size_t>(width) * sizeof(W));
+    W* to = out + (rows * sliver + r) * m + s * sliver;
+    for (std::int64_t c = 0; c < width; c += step) {
+      write_part(load(block + r * sliver + c), smaller(step, width - c), to + c);
+    }
   }
   if (p.problem.self && s != rows) {
-    for (std::int64_t c = 0; c < width; ++c) {
-      for (std::int64_t r = 0; r < height; ++r) {
-        out[(s * sliver + c) * m + rows * sliver + r] = block[r * sliver + c];
-      }
-    }
+    write_transposed(block, height, width, out + s * sliver * m + rows * sliver, m);
   }
 }
 
-/// One task: a sliver of rows against a panel of columns. With one set, only the slivers at and right of the diagonal.
+/// One task: a panel of rows against a panel of columns. With one set, only the panels at and right of the diagonal.
 template <class W>
 std::int64_t fill_tasks(const void* plan) {
   const Plan<W>& p = as_plan<W>(plan);
-  return p.a.slivers() * p.panels;
+  const std::int64_t rows = p.row_panels();
+  return p.problem.self ? rows * (rows + 1) / 2 : rows * p.column_panels();
 }
 
 template <class W>
 void fill(void* plan, std::int64_t begin, std::int64_t end) {
   const Plan<W>& p = as_plan<W>(plan);
+  const std::int64_t panels = p.column_panels(), across = p.problem.self ? panels + 1 : panels;
   for (std::int64_t t = begin; t < end; ++t) {
-    const std::int64_t rows = t / p.panels, panel = t % p.panels;
-    const std::int64_t first = panel * kPanelSlivers;
-    for (std::int64_t s = p.problem.self ? larger(first, rows) : first;
-         s < smaller(p.b.slivers(), first + kPanelSlivers); ++s) {
-      fill_block(p, rows, s);
+    std::int64_t row = t / across, column = t % across;
+    if (p.problem.self) {  // the triangle as a rectangle: row r, of panels - r panels, and after it row panels - 1 - r
+      const std::int64_t length = panels - row;
+      const bool second = column >= length;
+      row = second ? length - 1 : row;
+      column = row + column - (second ? length : 0);
+    }
+    const std::int64_t row_end = smaller(p.a.slivers(), (row + 1) * p.panel);
+    const std::int64_t column_end = smaller(p.b.slivers(), (column + 1) * p.panel);
+    for (std::int64_t r = row * p.panel; r < row_end; ++r) {
+      const std::int64_t first = column * p.panel;
+      for (std::int64_t s = p.problem.self ? larger(first, r) : first; s < column_end; ++s) {
+        fill_block(p, r, s);
+      }
     }
   }
 }
@@ -201,8 +261,10 @@ std::int64_t once(const void*) { return 1; }
 
 template <class W>
 std::int64_t fill_grain(const void* plan) {
-  const std::int64_t work = as_plan<W>(plan).problem.x.d * kPanelSlivers * static_cast<std::int64_t>(kSliver<W>);
-  return larger<std::int64_t>(1, 40000 / work);
+  constexpr std::int64_t worthwhile = 2'000'000;  // multiply-adds
+  const Plan<W>& p = as_plan<W>(plan);
+  const std::int64_t side = p.panel * static_cast<std::int64_t>(kSliver<W>);
+  return divide_up(worthwhile, side * side * p.problem.x.d);
 }
 
 std::int64_t few(const void*) { return 4; }

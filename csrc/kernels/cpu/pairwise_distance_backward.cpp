@@ -5,19 +5,49 @@
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
 namespace {
 
-constexpr std::int64_t kRows = 8;     // rows whose sums one task carries, so that a row of the other side is read once
-constexpr std::int64_t kTerms = 128;  // terms summed in the working type
-constexpr std::int64_t kSumVectors = 2;  // of a row, carried in registers at a time
+constexpr std::int64_t kTerms = 128;     // terms summed in the working type
+constexpr std::int64_t kRowsAhead = 16;  // of grad and distance, asked for before they are read
+
+/// Pairs whose squared distance is below this share of |x|^2 + |y|^2 pull by their difference, not by a difference of
+/// sums.
+template <class W>
+constexpr W kClose = static_cast<W>(1.0 / 16);
+
+/// Rows divided by their norms and centred, in panels of kSliver elements of all rows: element k of row i is at
+/// data[((k / kSliver) n + i) kSliver + k % kSliver].
+template <class W>
+struct Columns {
+  W* data;
+  W* squared;  // [n]: squared norms; Inf for a zero row of cosine, which is thereby close to all
+};
 
 template <class W>
 struct Plan {
   PairwiseDistanceBackward problem;
   RowSet x, y;  // with one set, y is x, here and below
   double* centre;
-  W* a;  // [n, d]: the rows in the working type; for cosine unit vectors, centred so that rounding spares their
-         // differences
-  W* b;
+  Columns<W> a, b;
+  double* sum_x;  // [slivers, panels, kSliver, kSliver]: what the rows of a sliver have gathered of a panel
+  double* sum_y;
 };
+
+template <class W>
+constexpr std::int64_t kWidth = static_cast<std::int64_t>(kSliver<W>);
+
+template <class W>
+std::int64_t slivers_of(std::int64_t n) {
+  return divide_up(n, kWidth<W>);
+}
+
+template <class W>
+Columns<W> lay_out_columns(Arena& arena, const Rows& rows) {
+  return {arena.take<W>(slivers_of<W>(rows.d) * rows.n * kWidth<W>), arena.take<W>(rows.n)};
+}
+
+template <class W>
+double* lay_out_sums(Arena& arena, const Rows& rows) {
+  return arena.take<double>(slivers_of<W>(rows.n) * slivers_of<W>(rows.d) * kWidth<W> * kWidth<W>);
+}
 
 template <class W>
 Plan<W> lay_out(const PairwiseDistanceBackward& problem, Arena& arena) {
@@ -25,9 +55,11 @@ Plan<W> lay_out(const PairwiseDistanceBackward& problem, Arena& arena) {
   p.problem = problem;
   p.centre = arena.take<double>(problem.x.d);
   p.x = lay_out_rows(arena, problem.x, nullptr, problem.metric);
-  p.a = arena.take<W>(problem.x.n * problem.x.d);
+  p.a = lay_out_columns<W>(arena, problem.x);
+  p.sum_x = lay_out_sums<W>(arena, problem.x);
   p.y = problem.self ? p.x : lay_out_rows(arena, problem.y, nullptr, problem.metric);
-  p.b = problem.self ? p.a : arena.take<W>(problem.y.n * problem.y.d);
+  p.b = problem.self ? p.a : lay_out_columns<W>(arena, problem.y);
+  p.sum_y = problem.self ? nullptr : lay_out_sums<W>(arena, problem.y);
   return p;
 }
 
@@ -36,8 +68,7 @@ const Plan<W>& as_plan(const void* plan) {
   return *static_cast<const Plan<W>*>(plan);
 }
 
-// --- step 1: look at the rows, find their centre
-// ----------------------------------------------------------------------
+// --- step 1: look at the rows, find their centre ---------------------------------------------------------------------
 
 template <class W>
 std::int64_t look_tasks(const void* plan) {
@@ -58,12 +89,9 @@ template <class W>
 void centre(void* plan, std::int64_t, std::int64_t) {
   const Plan<W>& p = as_plan<W>(plan);
   find_centre(p.x, p.problem.self ? nullptr : &p.y, p.centre);
-  for (std::int64_t k = 0; p.problem.metric != Metric::cosine && k < p.problem.x.d; ++k) {
-    p.centre[k] = 0;  // rows that are not divided keep all their digits as they are
-  }
 }
 
-// --- step 2: rows in the working type --------------------------------------------------------------------------------
+// --- step 2: centred rows --------------------------------------------------------------------------------------------
 
 template <class W>
 std::int64_t row_tasks(const void* plan) {
@@ -72,221 +100,338 @@ std::int64_t row_tasks(const void* plan) {
 }
 
 template <class W>
-void convert_row(const RowSet& set, const double* centre, std::int64_t i, W* out) {
-  const double scale = scale_of(set, i);
-  W buffer[kChunk];
-  for (std::int64_t begin = 0; begin < set.rows.d; begin += kChunk) {
-    const std::int64_t count = smaller(kChunk, set.rows.d - begin);
-    const W* x = chunk(set.rows, i, begin, count, buffer);
-    for (std::int64_t k = 0; k < count; ++k) {
-      out[i * set.rows.d + begin + k] = static_cast<W>(static_cast<double>(x[k]) * scale - centre[begin + k]);
+void pack_row(const RowSet& set, const double* centre, std::int64_t i, const Columns<W>& columns) {
+  alignas(64) W row[kSliver<W>];
+  double squared = 0;
+  for (std::int64_t from = 0; from < set.rows.d; from += kWidth<W>) {
+    const std::int64_t count = smaller(kWidth<W>, set.rows.d - from);
+    for (std::int64_t k = count; k < kWidth<W>; ++k) {
+      row[k] = 0;
+    }
+    squared += centre_row(set, centre, i, from, count, row);
+    for (std::size_t v = 0; v < kSliverVectors; ++v) {
+      store(columns.data + from * set.rows.n + i * kWidth<W> + v * lanes<W>, load(row + v * lanes<W>));
     }
   }
+  columns.squared[i] = static_cast<W>(set.norm[i] == 0 ? __builtin_inf() : squared);
 }
 
 template <class W>
-void convert_rows(void* plan, std::int64_t begin, std::int64_t end) {
+void pack_rows(void* plan, std::int64_t begin, std::int64_t end) {
   const Plan<W>& p = as_plan<W>(plan);
   for (std::int64_t t = begin; t < end; ++t) {
-    t < p.problem.x.n ? convert_row(p.x, p.centre, t, p.a) : convert_row(p.y, p.centre, t - p.problem.x.n, p.b);
+    t < p.problem.x.n ? pack_row(p.x, p.centre, t, p.a) : pack_row(p.y, p.centre, t - p.problem.x.n, p.b);
   }
 }
 
 // --- step 3: gather --------------------------------------------------------------------------------------------------
-
-/// The derivative by half the squared distance (by the similarity, for dot) of the pair (i, j).
-template <class W>
-FASTMINE_INLINE W weight(const Plan<W>& p, std::int64_t i, std::int64_t j) {
-  const std::int64_t at = i * p.problem.y.n + j;
-  const W grad = static_cast<const W*>(p.problem.grad)[at];
-  switch (p.problem.metric) {
-    case Metric::euclidean: {
-      const W d = static_cast<const W*>(p.problem.distance)[at];
-      return d == 0 ? 0 : grad / d;
-    }
-    case Metric::sqeuclidean:
-      return 2 * grad;
-    case Metric::cosine: {  // a zero vector has no direction to turn; to itself a row stays at distance 0
-      const bool fixed = (p.problem.self && i == j) || p.x.norm[i] == 0 || p.y.norm[j] == 0;
-      return fixed ? 0 : grad;
-    }
-    case Metric::dot:
-      return grad;
-  }
-  return 0;
-}
 
 /// One side of the problem: its rows, those across, and where the gradient goes.
 template <class W>
 struct Side {
   const RowSet& own;
   const RowSet& other;
-  const W* rows;
-  const W* across;
+  const Columns<W>& across;
   bool transposed;  // `own` are the columns of grad
+  double* sums;
   void* out;
+
+  std::int64_t panels() const { return slivers_of<W>(own.rows.d); }
+  double* sums_of(std::int64_t sliver) const { return sums + sliver * panels() * kWidth<W> * kWidth<W>; }
 };
 
+/// Lanes 0 .. count of what is at p, and zeros.
 template <class W>
-struct Terms {
-  W weight[kRows][kTerms];
-  double turn[kRows];  // cosine: the sum of weight x distance, what of the pull is along the row itself
-};
-
-/// The weights of rows first .. first + rows with kTerms rows across, from `begin` on.
-template <class W>
-void weigh(const Plan<W>& p, const Side<W>& side, std::int64_t first, std::int64_t rows, std::int64_t begin,
-           std::int64_t count, Terms<W>& terms) {
-  const W* distance = static_cast<const W*>(p.problem.distance);
-  const bool cosine = p.problem.metric == Metric::cosine;
-  for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t c = 0; c < count; ++c) {
-      const std::int64_t i = side.transposed ? begin + c : first + r, j = side.transposed ? first + r : begin + c;
-      W w = weight(p, i, j);
-      if (p.problem.self) {
-        w += weight(p, j, i);
-      }
-      terms.weight[r][c] = w;
-      if (cosine && w != 0) {
-        terms.turn[r] += static_cast<double>(w) * static_cast<double>(distance[i * p.problem.y.n + j]);
-      }
-    }
+FASTMINE_INLINE Vec<W> load_part(const W* p, std::int64_t count) {
+  if (count >= static_cast<std::int64_t>(lanes<W>)) {
+    return load(p);
   }
+  Vec<W> v{};
+  __builtin_memcpy(&v, p, static_cast<std::size_t>(count) * sizeof(W));
+  return v;
 }
 
-/// sums[r, k] += sum over c of weight[r, c] (own[r, k] - across[c, k]), or of weight[r, c] across[c, k] for dot, over
-/// `Vectors` vectors of k.
-template <class W, bool Difference, std::int64_t Vectors>
-FASTMINE_NOINLINE void add_terms(const W* own, const W* across, std::int64_t d, std::int64_t count,
-                                 const Terms<W>& terms, std::int64_t rows, double* sums) {
+/// The derivatives by half the squared distance (by the similarity, for dot) of row i with columns j .. j + count.
+/// Those of close pairs are left at 0 and named in `close`. What lies `ahead` elements on is asked for: too many rows
+/// are read at once for the processor to foresee the next part of each.
+template <class W>
+struct Weights {
+  Vec<W> weight;
+  Vec<W> close;
+  bool any_close;
+};
+
+template <class W>
+FASTMINE_INLINE Weights<W> weights(const Plan<W>& p, std::int64_t i, std::int64_t j, std::int64_t count,
+                                   std::int64_t ahead) {
   using V = Vec<W>;
-  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<W>);
-  for (std::int64_t r = 0; r < rows; ++r) {
-    V x[Vectors], sum[Vectors] = {};
-    for (std::int64_t v = 0; v < Vectors; ++v) {
-      x[v] = load(own + r * d + v * step);
-    }
-    for (std::int64_t c = 0; c < count; ++c) {
-      const V w = broadcast(terms.weight[r][c]);
-      for (std::int64_t v = 0; v < Vectors; ++v) {
-        const V y = load(across + c * d + v * step);
-        sum[v] += Difference ? w * (x[v] - y) : w * y;
-      }
-    }
-    for (std::int64_t v = 0; v < Vectors; ++v) {
-      for (std::int64_t k = 0; k < step; ++k) {
-        sums[r * kChunk + v * step + k] += static_cast<double>(sum[v][static_cast<std::size_t>(k)]);
-      }
-    }
+  constexpr W tiny = sizeof(W) == 8 ? 0x1p-900 : 0x1p-100;  // squares below have lost digits
+  const std::int64_t at = i * p.problem.y.n + j;
+  __builtin_prefetch(static_cast<const W*>(p.problem.grad) + at + ahead);
+  __builtin_prefetch(static_cast<const W*>(p.problem.distance) + at + ahead);
+  const V grad = load_part(static_cast<const W*>(p.problem.grad) + at, count);
+  const Metric metric = p.problem.metric;
+  if (metric == Metric::dot) {
+    return {grad, V{}, false};
   }
+  const V distance = load_part(static_cast<const W*>(p.problem.distance) + at, count);
+  V weight = grad, key = 2 * distance;
+  if (metric == Metric::euclidean) {
+    weight = select(distance == 0, V{}, grad / distance);
+    key = distance * distance;
+  } else if (metric == Metric::sqeuclidean) {
+    weight = 2 * grad;
+    key = distance;
+  }
+  const V limit = (p.a.squared[i] + load_part(p.b.squared + j, count)) * kClose<W> + tiny;
+  const auto close = key < limit;
+  const V apart = select(close, V{}, weight);
+  return {apart, select(close, weight, V{}), any(close)};
 }
 
-/// The same for the last elements of a row, fewer than a vector.
-template <class W, bool Difference>
-void add_tail(const W* own, const W* across, std::int64_t d, std::int64_t width, std::int64_t count,
-              const Terms<W>& terms, std::int64_t rows, double* sums) {
-  for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t k = 0; k < width; ++k) {
-      W sum = 0;
-      for (std::int64_t c = 0; c < count; ++c) {
-        const W y = across[c * d + k];
-        sum += terms.weight[r][c] * (Difference ? own[r * d + k] - y : y);
-      }
-      sums[r * kChunk + k] += static_cast<double>(sum);
-    }
-  }
-}
-
-template <class W, bool Difference>
-void add_block(const W* own, const W* across, std::int64_t d, std::int64_t width, std::int64_t count,
-               const Terms<W>& terms, std::int64_t rows, double* sums) {
-  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<W>);
-  std::int64_t k = 0;
-  for (; k + kSumVectors * step <= width; k += kSumVectors * step) {
-    add_terms<W, Difference, kSumVectors>(own + k, across + k, d, count, terms, rows, sums + k);
-  }
-  for (; k + step <= width; k += step) {
-    add_terms<W, Difference, 1>(own + k, across + k, d, count, terms, rows, sums + k);
-  }
-  add_tail<W, Difference>(own + k, across + k, d, width - k, count, terms, rows, sums + k);
-}
-
+/// sums += w (x[i] - y[j]), from the rows as they were given.
 template <class W>
-void write_row(const Plan<W>& p, const Side<W>& side, std::int64_t row, std::int64_t from, std::int64_t count,
-               double turn, double* sum) {
-  if (p.problem.metric == Metric::cosine) {
-    const double norm = side.own.norm[row];
-    W buffer[kChunk];
-    const W* x = chunk(side.own.rows, row, from, count, buffer);
+FASTMINE_NOINLINE void pull(const RowSet& own, std::int64_t i, const RowSet& other, std::int64_t j, double w,
+                            double* sums) {
+  const double own_scale = scale_of(own, i), other_scale = scale_of(other, j);
+  W own_buffer[kWidth<W>], other_buffer[kWidth<W>];
+  for (std::int64_t from = 0; from < own.rows.d; from += kWidth<W>, sums += kWidth<W> * kWidth<W>) {
+    const std::int64_t count = smaller(kWidth<W>, own.rows.d - from);
+    const W* x = chunk(own.rows, i, from, count, own_buffer);
+    const W* y = chunk(other.rows, j, from, count, other_buffer);
     for (std::int64_t k = 0; k < count; ++k) {
-      sum[k] = norm == 0 ? 0 : (sum[k] - turn * (static_cast<double>(x[k]) / norm)) / norm;
+      sums[k] += w * (static_cast<double>(x[k]) * own_scale - static_cast<double>(y[k]) * other_scale);
     }
+  }
+}
+
+/// What one task carries: weights[c][r] of row r of its sliver with row c across, and their sums over all rows across.
+template <class W>
+struct Gathering {
+  alignas(64) W weights[kTerms * kWidth<W>];
+  double total[kWidth<W>];
+};
+
+/// The close pairs among row i and columns j .. of grad.
+template <class W>
+void pull_close(const Plan<W>& p, const Side<W>& side, std::int64_t i, std::int64_t j, Vec<W> close, std::int64_t first,
+                double* sums) {
+  for (std::int64_t lane = 0; lane < static_cast<std::int64_t>(lanes<W>); ++lane) {
+    const double w = static_cast<double>(close[static_cast<std::size_t>(lane)]);
+    const std::int64_t own = side.transposed ? j + lane : i, across = side.transposed ? i : j + lane;
+    // Of cosine, a zero vector has no direction to turn, and to itself a row stays at distance 0.
+    const bool fixed = p.problem.metric == Metric::cosine &&
+                       ((p.problem.self && own == across) || side.own.norm[own] == 0 || side.other.norm[across] == 0);
+    if (w != 0 && !fixed) {
+      pull<W>(side.own, own, side.other, across, w, sums + (own - first) * kWidth<W>);
+    }
+  }
+}
+
+/// Weights of rows first .. first + rows with rows begin .. begin + count across, where grad has the latter as columns:
+/// read along its rows and written transposed.
+template <class W>
+void weigh_rows(const Plan<W>& p, const Side<W>& side, std::int64_t first, std::int64_t rows, std::int64_t begin,
+                std::int64_t count, double* sums, W* out) {
+  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<W>);
+  alignas(64) W staged[lanes<W> * kTerms];
+  for (std::int64_t r = 0; r < kWidth<W>; r += step) {
+    for (std::int64_t k = 0; k < step; ++k) {
+      for (std::int64_t c = 0; c < count; c += step) {
+        const std::int64_t i = first + r + k, j = begin + c;
+        const Weights<W> found = r + k < rows ? weights(p, i, j, smaller(step, count - c), kTerms) : Weights<W>{};
+        store(staged + k * kTerms + c, found.weight);
+        if (found.any_close) {
+          pull_close(p, side, i, j, found.close, first, sums);
+        }
+      }
+    }
+    for (std::int64_t c = 0; c < count; c += step) {
+      Vec<W> v[lanes<W>];
+      for (std::int64_t k = 0; k < step; ++k) {
+        v[k] = load(staged + k * kTerms + c);
+      }
+      transpose(v);
+      for (std::int64_t k = 0; k < step; ++k) {
+        store(out + (c + k) * kWidth<W> + r, v[k]);
+      }
+    }
+  }
+}
+
+/// The same where grad has the rows across as rows; added with `Add`.
+template <class W, bool Add>
+void weigh_columns(const Plan<W>& p, const Side<W>& side, std::int64_t first, std::int64_t rows, std::int64_t begin,
+                   std::int64_t count, double* sums, W* out) {
+  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<W>);
+  const Side<W> turned{side.own, side.other, side.across, true, side.sums, side.out};
+  for (std::int64_t c = 0; c < count; ++c) {
+    for (std::int64_t r = 0; r < kWidth<W>; r += step) {
+      W* to = out + c * kWidth<W> + r;
+      const std::int64_t here = smaller(step, rows - r);
+      const Weights<W> found =
+          here > 0 ? weights(p, begin + c, first + r, here, kRowsAhead * p.problem.y.n) : Weights<W>{};
+      if (found.any_close) {
+        pull_close(p, turned, begin + c, first + r, found.close, first, sums);
+      }
+      store(to, Add ? load(to) + found.weight : found.weight);
+    }
+  }
+}
+
+/// total[r] += the weights of row r.
+template <class W>
+void add_weights(const W* weights, std::int64_t count, double* total) {
+  for (std::size_t v = 0; v < kSliverVectors; ++v) {
+    Vec<W> sum{};
+    for (std::int64_t c = 0; c < count; ++c) {
+      sum += load(weights + c * kWidth<W> + v * lanes<W>);
+    }
+    for (std::size_t lane = 0; lane < lanes<W>; ++lane) {
+      total[v * lanes<W> + lane] += static_cast<double>(sum[lane]);
+    }
+  }
+}
+
+/// sums[r, k] += sign times the sum over c of weights[c][r] across[c, k].
+template <class W>
+void add_products(const Plan<W>& p, const Side<W>& side, const W* weights, std::int64_t rows, std::int64_t begin,
+                  std::int64_t count, double* sums) {
+  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<double>);
+  const double sign = p.problem.metric == Metric::dot ? 1 : -1;
+  alignas(64) W block[kSliver<W> * kSliver<W>];
+  for (std::int64_t panel = 0; panel < side.panels(); ++panel, sums += kWidth<W> * kWidth<W>) {
+    const std::int64_t width = smaller(kWidth<W>, side.own.rows.d - panel * kWidth<W>);
+    const W* across = side.across.data + (panel * side.other.rows.n + begin) * kWidth<W>;
+    dot_block(weights, across, static_cast<std::size_t>(count), static_cast<std::size_t>(rows),
+              static_cast<std::size_t>(width), block);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t k = 0; k < width; k += step) {  // up to the end of a vector, which the block fills
+        double* sum = sums + r * kWidth<W> + k;
+        store(sum, load(sum) + sign * load_double(block + r * kWidth<W> + k));
+      }
+    }
+  }
+}
+
+/// sums[k] += total (x[k] - centre[k]), with x divided by its norm.
+template <class W>
+FASTMINE_INLINE void add_own(const W* x, double scale, const double* centre, double total, std::int64_t count,
+                             double* sums) {
+  for (std::int64_t k = 0; k < count; ++k) {
+    sums[k] += total * (static_cast<double>(x[k]) * scale - centre[k]);
+  }
+}
+
+/// The sum over k of sums[k] x[k].
+template <class W>
+FASTMINE_INLINE double project(const W* x, std::int64_t count, const double* sums) {
+  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<double>);
+  Vec<double> along{};
+  double tail = 0;
+  std::int64_t k = 0;
+  for (; k + step <= count; k += step) {
+    along += load_double(x + k) * load(sums + k);
+  }
+  for (; k < count; ++k) {
+    tail += static_cast<double>(x[k]) * sums[k];
+  }
+  return sum_lanes(along) + tail;
+}
+
+/// The gradient of row i from its sums: out of total x[i] - sum of w y, and for cosine the part along the row taken
+/// off.
+template <class W>
+void write_row(const Plan<W>& p, const Side<W>& side, std::int64_t i, double total, double* sums) {
+  const std::int64_t d = side.own.rows.d;
+  const double scale = scale_of(side.own, i);
+  W buffer[kWidth<W>];
+  double along = 0;
+  for (std::int64_t from = 0; p.problem.metric != Metric::dot && from < d; from += kWidth<W>) {
+    const std::int64_t count = smaller(kWidth<W>, d - from);
+    const W* x = chunk(side.own.rows, i, from, count, buffer);
+    add_own(x, scale, p.centre + from, total, count, sums + from * kWidth<W>);
+    along += scale * project(x, count, sums + from * kWidth<W>);
   }
   char* bytes = static_cast<char*>(side.out);
   const DType type = side.own.rows.dtype;
-  write(sum, static_cast<std::size_t>(count),
-        bytes + (row * side.own.rows.d + from) * static_cast<std::int64_t>(size_of(type)), type);
+  for (std::int64_t from = 0; from < d; from += kWidth<W>) {
+    const std::int64_t count = smaller(kWidth<W>, d - from);
+    double* sum = sums + from * kWidth<W>;
+    if (p.problem.metric == Metric::cosine) {
+      const W* x = chunk(side.own.rows, i, from, count, buffer);
+      for (std::int64_t k = 0; k < count; ++k) {
+        sum[k] = (sum[k] - along * (static_cast<double>(x[k]) * scale)) * scale;
+      }
+    }
+    write(sum, static_cast<std::size_t>(count), bytes + (i * d + from) * static_cast<std::int64_t>(size_of(type)),
+          type);
+  }
 }
 
 template <class W>
-void gather_rows(const Plan<W>& p, const Side<W>& side, std::int64_t first) {
-  const std::int64_t d = side.own.rows.d, m = side.other.rows.n;
-  const std::int64_t rows = smaller(kRows, side.own.rows.n - first);
-  Terms<W> terms;
-  double sums[kRows * kChunk];
-  for (std::int64_t from = 0; from < d; from += kChunk) {
-    const std::int64_t width = smaller(kChunk, d - from);
-    for (double& sum : sums) {
-      sum = 0;
-    }
-    for (double& turn : terms.turn) {
-      turn = 0;
-    }
-    for (std::int64_t begin = 0; begin < m; begin += kTerms) {
-      const std::int64_t count = smaller(kTerms, m - begin);
-      weigh(p, side, first, rows, begin, count, terms);
-      const W* own = side.rows + first * d + from;
-      const W* across = side.across + begin * d + from;
-      if (p.problem.metric == Metric::dot) {
-        add_block<W, false>(own, across, d, width, count, terms, rows, sums);
-      } else {
-        add_block<W, true>(own, across, d, width, count, terms, rows, sums);
+void gather_sliver(const Plan<W>& p, const Side<W>& side, std::int64_t sliver) {
+  const std::int64_t first = sliver * kWidth<W>, rows = smaller(kWidth<W>, side.own.rows.n - first);
+  Gathering<W> own;
+  double* sums = side.sums_of(sliver);
+  for (std::int64_t k = 0; k < side.panels() * kWidth<W> * kWidth<W>; ++k) {
+    sums[k] = 0;
+  }
+  for (double& total : own.total) {
+    total = 0;
+  }
+  for (std::int64_t begin = 0; begin < side.other.rows.n; begin += kTerms) {
+    const std::int64_t count = smaller(kTerms, side.other.rows.n - begin);
+    if (side.transposed) {
+      weigh_columns<W, false>(p, side, first, rows, begin, count, sums, own.weights);
+    } else {
+      weigh_rows(p, side, first, rows, begin, count, sums, own.weights);
+      if (p.problem.self) {
+        weigh_columns<W, true>(p, side, first, rows, begin, count, sums, own.weights);
       }
     }
-    for (std::int64_t r = 0; r < rows; ++r) {
-      write_row(p, side, first + r, from, width, terms.turn[r], sums + r * kChunk);
-    }
+    add_weights(own.weights, count, own.total);
+    add_products(p, side, own.weights, rows, begin, count, sums);
+  }
+  for (std::int64_t r = 0; r < rows; ++r) {
+    write_row(p, side, first + r, own.total[r], sums + r * kWidth<W>);
   }
 }
 
 template <class W>
 std::int64_t gather_tasks(const void* plan) {
   const Plan<W>& p = as_plan<W>(plan);
-  return divide_up(p.problem.x.n, kRows) + (p.problem.self ? 0 : divide_up(p.problem.y.n, kRows));
+  return slivers_of<W>(p.problem.x.n) + (p.problem.self ? 0 : slivers_of<W>(p.problem.y.n));
 }
 
 template <class W>
 void gather(void* plan, std::int64_t begin, std::int64_t end) {
   const Plan<W>& p = as_plan<W>(plan);
-  const std::int64_t own = divide_up(p.problem.x.n, kRows);
-  const Side<W> of_x{p.x, p.y, p.a, p.b, false, p.problem.grad_x};
-  const Side<W> of_y{p.y, p.x, p.b, p.a, true, p.problem.grad_y};
+  const std::int64_t own = slivers_of<W>(p.problem.x.n);
+  const Side<W> of_x{p.x, p.y, p.b, false, p.sum_x, p.problem.grad_x};
+  const Side<W> of_y{p.y, p.x, p.a, true, p.sum_y, p.problem.grad_y};
   for (std::int64_t t = begin; t < end; ++t) {
-    t < own ? gather_rows(p, of_x, t * kRows) : gather_rows(p, of_y, (t - own) * kRows);
+    t < own ? gather_sliver(p, of_x, t) : gather_sliver(p, of_y, t - own);
   }
 }
 
 std::int64_t once(const void*) { return 1; }
 std::int64_t few(const void*) { return 4; }
 std::int64_t row_grain(const void*) { return 64; }
-std::int64_t gather_grain(const void*) { return 4; }
+template <class W>
+std::int64_t gather_grain(const void* plan) {
+  constexpr std::int64_t worthwhile = 2'000'000;  // multiply-adds
+  const Plan<W>& p = as_plan<W>(plan);
+  const std::int64_t terms = smaller(p.problem.x.n, p.problem.y.n) * p.problem.x.d;
+  return divide_up(worthwhile, larger<std::int64_t>(1, terms * kWidth<W>));
+}
 
 template <class W>
 constexpr Stage kStages[] = {
     {&look_tasks<W>, &few, &look<W>},
     {&once, &once, &centre<W>},
-    {&row_tasks<W>, &row_grain, &convert_rows<W>},
-    {&gather_tasks<W>, &gather_grain, &gather<W>},
+    {&row_tasks<W>, &row_grain, &pack_rows<W>},
+    {&gather_tasks<W>, &gather_grain<W>, &gather<W>},
 };
 
 template <class W>

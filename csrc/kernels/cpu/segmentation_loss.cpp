@@ -102,6 +102,7 @@ void backward(void* plan, std::int64_t begin, std::int64_t end) {
   for (std::int64_t task = begin; task < end; ++task) {
     (softmax ? softmax_gradient<T> : sigmoid_gradient<T>)(p.problem, run_of(p.tasks, p.problem.in, task));
   }
+  stream_end();
 }
 
 template <class T>

@@ -7,19 +7,20 @@ namespace {
 template <class T>
 inline constexpr T kNeutral = -kLargest<T>;  // probability, entropy and all gradients are exactly 0 where the target is
 
-/// sigmoid(x), sigmoid(-x) and e^-|x|, from which both come without cancellation.
+/// The larger and the smaller of sigmoid(x) and sigmoid(-x), and e^-|x|, from which both come without cancellation.
 template <class V>
 struct Sigmoid {
-  V p, q, e;
+  V larger, smaller, e;
+
+  /// sigmoid(z) for z = x or -x.
+  FASTMINE_INLINE V of(V z) const { return select(z >= 0, larger, smaller); }
 };
 
 template <class V>
 FASTMINE_INLINE Sigmoid<V> sigmoid(V x) {
-  const V e = exp_nonpositive(-absolute(x));
+  const V e = exp_negative(absolute(x));
   const V larger = 1 / (1 + e);
-  const V smaller = e * larger;
-  const auto positive = x >= 0;
-  return {select(positive, larger, smaller), select(positive, smaller, larger), e};
+  return {larger, e * larger, e};
 }
 
 template <Pointwise kKind>
@@ -39,34 +40,37 @@ struct BlockSums {
   Vec<T> low = fill<Vec<T>>(kLargest<T>), high = fill<Vec<T>>(-kLargest<T>);  // NaN is passed over
 };
 
-/// The sums over n elements, full vectors. `kHard`: every target is 0 or 1, which halves the focal term.
+/// The sums over n elements, full steps. `kHard`: every target is 0 or 1, which halves the focal term.
 template <class T, Pointwise kKind, bool kHard>
 FASTMINE_NOINLINE void add_block(const T* logits, const T* targets, std::int64_t n, const FocalConstants<T>& focal,
                                  BlockSums<T>& out) {
-  using V = Vec<T>;
-  const V on_target = fill<V>(focal.on_target), off_target = fill<V>(focal.off_target);
+  using V = Wide<T>;
   BlockSums<T> sums;
-  for (std::int64_t i = 0; i < n; i += static_cast<std::int64_t>(size<V>)) {
-    const V x = load(logits + i), t = load(targets + i);
-    const auto [p, q, e] = sigmoid(x);
-    sums.target += t;
-    sums.prediction += p;
-    sums.overlap += p * t;
-    sums.low = minimum(x, sums.low);
-    sums.high = maximum(x, sums.high);
+  for (std::int64_t i = 0; i < n; i += kStep<T>) {
+    const V x = load_as<V>(logits + i), t = load_as<V>(targets + i);
+    const Sigmoid<V> sides = sigmoid(x);
+    const V p = sides.of(x);
+    sums.target += fold(t);
+    sums.prediction += fold(p);
+    sums.overlap += fold(p * t);
+    sums.low = fold_minimum(x, sums.low);
+    sums.high = fold_maximum(x, sums.high);
     if constexpr (kKind != Pointwise::none) {
-      const V rest = log1p_unit(e);
-      // softplus(x) - t x: a target's x cancels before anything is added to it.
-      const V entropy = (maximum(x, V{}) - t * x) + rest;
-      sums.cross_entropy += entropy;
+      const V rest = log1p_unit(sides.e);
       if constexpr (kIsFocal<kKind> && kHard) {
-        const auto on = t != 0;
-        const V wrong = select(on, q, p), log_wrong = minimum(select(on, -x, x), V{}) - rest;
-        sums.focal += select(on, on_target, off_target) * power<kKind>(wrong, log_wrong, focal.gamma) * entropy;
-      } else if constexpr (kIsFocal<kKind>) {
-        const V log_p = minimum(x, V{}) - rest, log_q = minimum(-x, V{}) - rest;
-        sums.focal -= on_target * t * power<kKind>(q, log_q, focal.gamma) * log_p;
-        sums.focal -= off_target * (1 - t) * power<kKind>(p, log_p, focal.gamma) * log_q;
+        const V z = x * (1 - 2 * t);  // the logit of the wrong side
+        const V wrong = sides.of(z), entropy = maximum(V{}, z) + rest;
+        const V alpha = focal.off_target + (focal.on_target - focal.off_target) * t;
+        sums.cross_entropy += fold(entropy);
+        sums.focal += fold(alpha * power<kKind>(wrong, minimum(V{}, z) - rest, focal.gamma) * entropy);
+      } else {
+        // softplus(x) - t x: a target's x cancels before anything is added to it.
+        sums.cross_entropy += fold((maximum(V{}, x) - t * x) + rest);
+      }
+      if constexpr (kIsFocal<kKind> && !kHard) {
+        const V log_p = minimum(V{}, x) - rest, log_q = minimum(V{}, -x) - rest;
+        sums.focal -= fold(focal.on_target * t * power<kKind>(sides.of(-x), log_q, focal.gamma) * log_p);
+        sums.focal -= fold(focal.off_target * (1 - t) * power<kKind>(p, log_p, focal.gamma) * log_q);
       }
     }
   }
@@ -227,40 +231,40 @@ FASTMINE_INLINE V focal_slope(V wrong, V right, V log_wrong, V entropy, Lane<V> 
   }
 }
 
-/// The gradient of n elements, full vectors.
+/// The gradient of n elements, full steps.
 template <class T, Pointwise kKind, bool kHard>
 FASTMINE_NOINLINE void gradient_block(const T* logits, const T* targets, std::int64_t n, const Slopes<T>& slopes,
-                                      T* gradient) {
-  using V = Vec<T>;
-  const V on_target = fill<V>(slopes.focal_on_target), off_target = fill<V>(slopes.focal_off_target);
-  for (std::int64_t i = 0; i < n; i += static_cast<std::int64_t>(size<V>)) {
-    const V x = load(logits + i), t = load(targets + i);
-    const auto [p, q, e] = sigmoid(x);
-    const V overlap = (slopes.on_target * t + slopes.everywhere) * (p * q);
+                                      T* gradient, bool streamed) {
+  using V = Wide<T>;
+  for (std::int64_t i = 0; i < n; i += kStep<T>) {
+    const V x = load_as<V>(logits + i), t = load_as<V>(targets + i);
+    const Sigmoid<V> sides = sigmoid(x);
+    const V overlap = (slopes.on_target * t + slopes.everywhere) * (sides.larger * sides.smaller);
     V rest{};
     if constexpr (kIsFocal<kKind> && kKind != Pointwise::focal_0) {
-      rest = log1p_unit(e);
+      rest = log1p_unit(sides.e);
     }
     if constexpr (kIsFocal<kKind> && kHard) {
-      const auto on = t != 0;
-      const V z = select(on, -x, x), wrong = select(on, q, p), right = select(on, p, q);
-      const V slope = focal_slope<kKind>(wrong, right, minimum(z, V{}) - rest, maximum(z, V{}) + rest, slopes.gamma);
-      const V pointwise = slopes.cross_entropy * wrong + select(on, on_target, off_target) * slope;
-      store(gradient + i, overlap + select(on, -pointwise, pointwise));
+      const V side = 1 - 2 * t, z = x * side;  // the logit of the wrong side
+      const V wrong = sides.of(z), right = sides.of(-z);
+      const V alpha = slopes.focal_off_target + (slopes.focal_on_target - slopes.focal_off_target) * t;
+      const V slope = focal_slope<kKind>(wrong, right, minimum(V{}, z) - rest, maximum(V{}, z) + rest, slopes.gamma);
+      put(gradient + i, overlap + side * (slopes.cross_entropy * wrong + alpha * slope), streamed);
     } else {
+      const V p = sides.of(x), q = sides.of(-x);
       V g = overlap + slopes.cross_entropy * ((1 - t) * p - t * q);  // p - t keeps no digits where p is close to t
       if constexpr (kIsFocal<kKind>) {
-        const V log_p = minimum(x, V{}) - rest, log_q = minimum(-x, V{}) - rest;
-        g += off_target * (1 - t) * focal_slope<kKind>(p, q, log_p, -log_q, slopes.gamma);
-        g -= on_target * t * focal_slope<kKind>(q, p, log_q, -log_p, slopes.gamma);
+        const V log_p = minimum(V{}, x) - rest, log_q = minimum(V{}, -x) - rest;
+        g += slopes.focal_off_target * (1 - t) * focal_slope<kKind>(p, q, log_p, -log_q, slopes.gamma);
+        g -= slopes.focal_on_target * t * focal_slope<kKind>(q, p, log_q, -log_p, slopes.gamma);
       }
-      store(gradient + i, g);
+      put(gradient + i, g, streamed);
     }
   }
 }
 
 template <class T>
-using GradientBlock = void (*)(const T*, const T*, std::int64_t, const Slopes<T>&, T*);
+using GradientBlock = void (*)(const T*, const T*, std::int64_t, const Slopes<T>&, T*, bool);
 
 template <class T, bool kHardTargets>
 GradientBlock<T> gradient_block_for(Pointwise kind) {
@@ -335,22 +339,18 @@ void sigmoid_gradient(const SegmentationLossBackward& problem, const Run& run) {
   Validity validity;
   for (std::int64_t begin = run.begin; begin < run.end; begin += kBlock) {
     const std::int64_t n = run.end - begin < kBlock ? run.end - begin : kBlock;
-    char* out = gradient_at(problem, run.sample, run.first_class, begin);
+    const GradientRow<T> gradient(problem, run.sample, run.first_class, begin, n);
     validity.look(valid, begin, n);
     if (validity.items == 0) {
-      __builtin_memset(out, 0, static_cast<std::size_t>(n) * size_of(in.logits.dtype));
+      gradient.clear();
       continue;
     }
     const T* x = block_of(logits, begin, n, validity, kNeutral<T>, x_buffer);
     const T* t = block_of(target, begin, n, validity, T{0}, t_buffer);
     const bool hard = target.dtype == DType::bool_ || hard_block == soft_block || all_hard(t, padded<T>(n));
-    const bool direct = in.logits.dtype == kDType<T> && validity.all() && padded<T>(n) == n;
-    T* g = direct ? reinterpret_cast<T*>(out) : g_buffer;
-    (hard ? hard_block : soft_block)(x, t, padded<T>(n), slopes, g);
-    if (!direct) {
-      neutralise(g, n, validity, T{0});  // a poisoned coefficient must not reach what is invalid
-      write(g, static_cast<std::size_t>(n), out, in.logits.dtype);
-    }
+    T* g = gradient.room(validity, g_buffer);
+    (hard ? hard_block : soft_block)(x, t, padded<T>(n), slopes, g, gradient.streamed(g));
+    gradient.finish(validity, g);
   }
 }
 

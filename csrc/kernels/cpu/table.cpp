@@ -5,14 +5,26 @@
 #define FASTMINE_STRING_(x) #x
 #define FASTMINE_STRING(x) FASTMINE_STRING_(x)
 
-namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
+// An instruction set that extends another compiles what gains by it, and shares the rest.
+#ifndef FASTMINE_ISA_EXTENDS
+#define FASTMINE_ISA_EXTENDS FASTMINE_ISA_NAMESPACE
+#endif
+
+namespace fastmine::cpu::FASTMINE_ISA_EXTENDS {
 
 extern const PairwiseDistanceKernel pairwise_distance_float32, pairwise_distance_float64;
 extern const PairwiseDistanceBackwardKernel pairwise_distance_backward_float32, pairwise_distance_backward_float64;
-extern const BatchHardKernel batch_hard_float32, batch_hard_float64;
 extern const BatchHardBackwardKernel batch_hard_backward_float32, batch_hard_backward_float64;
 extern const SegmentationLossKernel segmentation_loss_float32, segmentation_loss_float64;
 extern const SegmentationLossBackwardKernel segmentation_loss_backward_float32, segmentation_loss_backward_float64;
+
+}  // namespace fastmine::cpu::FASTMINE_ISA_EXTENDS
+
+namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
+
+using namespace FASTMINE_ISA_EXTENDS;
+
+extern const BatchHardKernel batch_hard_float32, batch_hard_float64;
 
 extern const KernelTable table;
 const KernelTable table = {

@@ -7,20 +7,23 @@
 namespace fastmine::cpu {
 namespace {
 
-double softplus(double v) { return std::max(v, 0.0) + std::log1p(std::exp(-std::abs(v))); }
-double sigmoid(double v) { return v >= 0 ? 1 / (1 + std::exp(-v)) : std::exp(v) / (1 + std::exp(v)); }
-
 /// The loss of one anchor and its derivative, by how far its pair is from what is asked.
 struct Curve {
   double value, slope;
 };
+
+/// log(1 + e^v) and its derivative 1 / (1 + e^-v), from one exponential that cannot overflow.
+Curve softplus(double v) {
+  const double e = std::exp(-std::abs(v));
+  return {std::max(v, 0.0) + std::log1p(e), (v >= 0 ? 1 : e) / (1 + e)};
+}
 
 Curve curve(const TripletLoss& p, double violation) {
   if (std::isnan(violation)) {
     return {violation, violation};
   }
   if (p.shape == TripletShape::soft) {
-    return {softplus(violation), sigmoid(violation)};
+    return softplus(violation);
   }
   const double below = p.shape == TripletShape::leaky ? p.leak : 0;
   return violation <= 0 ? Curve{below * violation, below} : Curve{violation, 1};
@@ -44,9 +47,18 @@ Term term(const TripletLoss& p, std::int64_t i, bool empty, double sign) {
   }
   if (empty && p.on_empty == OnEmpty::push && p.has_negative[i]) {
     const double closeness = p.margin - d_n;
-    return {std::isnan(closeness) ? closeness : softplus(closeness), 0, -sigmoid(closeness), true};
+    const Curve c = std::isnan(closeness) ? Curve{closeness, closeness} : softplus(closeness);
+    return {c.value, 0, -c.slope, true};
   }
   return {0, 0, 0, false};
+}
+
+void write_loss(const TripletLoss& p, std::int64_t i, double value) {
+  if (p.loss_dtype == DType::float64) {
+    static_cast<double*>(p.loss)[i] = value;
+  } else {
+    static_cast<float*>(p.loss)[i] = static_cast<float>(value);
+  }
 }
 
 }  // namespace
@@ -74,14 +86,14 @@ void triplet_loss(const TripletLoss& p) noexcept {
     counted += t.counted;
     sum += t.value;
     if (p.reduction == Reduction::none) {
-      p.loss[i] = t.value;
+      write_loss(p, i, t.value);
     }
   }
   if (p.reduction == Reduction::none) {
     return;
   }
   const double scale = p.reduction == Reduction::mean ? 1 / static_cast<double>(std::max<std::int64_t>(counted, 1)) : 1;
-  p.loss[0] = sum * scale;
+  write_loss(p, 0, sum * scale);
   for (std::int64_t k = 0; k < 2 * p.n; ++k) {
     p.slopes[k] *= scale;
   }

@@ -1,6 +1,8 @@
 // fastmine::batch_hard, fastmine::triplet_loss and their backward pass on the CPU.
 #include "kernels/batch_hard.h"
 
+#include <optional>
+#include <string>
 #include <tuple>
 
 #include "kernels/triplet_loss.h"
@@ -10,7 +12,6 @@
 namespace fastmine {
 namespace {
 
-using MaybeTensor = std::optional<Tensor>;
 using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 /// The tensors that mining reads, made such that kernels can, and those that it writes.
@@ -19,10 +20,6 @@ struct Mined {
   MaybeTensor valid, ref_valid;
   Tensor positive_index, negative_index, distances, has_positive, has_negative, evidence;
 };
-
-MaybeTensor dense(const MaybeTensor& mask) {
-  return mask ? MaybeTensor(torch::stable::contiguous(*mask)) : std::nullopt;
-}
 
 const bool* flags(const MaybeTensor& mask) { return mask ? static_cast<const bool*>(mask->const_data_ptr()) : nullptr; }
 
@@ -33,10 +30,10 @@ Mined mine(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& va
   const bool self = !ref_embeddings.has_value();
   Mined m;
   m.embeddings = with_dense_rows(embeddings);
-  m.labels = torch::stable::contiguous(labels);
+  m.labels = dense(labels);
   m.valid = dense(valid);
   m.ref_embeddings = self ? m.embeddings : with_dense_rows(*ref_embeddings);
-  m.ref_labels = self ? m.labels : torch::stable::contiguous(ref_labels.value());
+  m.ref_labels = self ? m.labels : dense(ref_labels.value());
   m.ref_valid = self ? m.valid : dense(ref_valid);
   const int64_t n = m.embeddings.size(0);
   FASTMINE_CHECK(m.labels.numel() == n && m.ref_labels.numel() == m.ref_embeddings.size(0), "one label per row");
@@ -72,12 +69,6 @@ Mined mine(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& va
   return m;
 }
 
-/// A float64 tensor in the type that results have.
-Tensor as_result(const Tensor& values, const Tensor& embeddings) {
-  const ScalarType type = result_type(embeddings);
-  return type == ScalarType::Double ? values : torch::stable::to(values, type);
-}
-
 Seven batch_hard(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid,
                  const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels, const MaybeTensor& ref_valid,
                  const std::string& metric, const std::string& positive, const std::string& negative) {
@@ -104,7 +95,8 @@ Seven triplet_loss(const Tensor& embeddings, const Tensor& labels, const MaybeTe
                    const std::string& reduction) {
   const Mined m = mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, positive, negative, 2);
   const int64_t n = m.embeddings.size(0);
-  const Tensor loss = reduction == "none" ? make({n}, ScalarType::Double) : make({}, ScalarType::Double);
+  const ScalarType type = result_type(embeddings);
+  const Tensor loss = reduction == "none" ? make({n}, type) : make({}, type);
   const Tensor slopes = make({2, n}, ScalarType::Double);
   double* extra = data<double>(m.evidence) + static_cast<int>(Mining::count);
 
@@ -120,27 +112,38 @@ Seven triplet_loss(const Tensor& embeddings, const Tensor& labels, const MaybeTe
   problem.leak = leak;
   problem.on_empty = on_empty_of(on_empty);
   problem.reduction = reduction_of(reduction);
-  problem.loss = data<double>(loss);
+  problem.loss = loss.mutable_data_ptr();
+  problem.loss_dtype = dtype_of(type);
   problem.slopes = data<double>(slopes);
   problem.active = extra;
   problem.semi_hard = extra + 1;
   cpu::triplet_loss(problem);
-  return {as_result(loss, embeddings),   m.positive_index, m.negative_index, m.has_positive, m.has_negative,
-          as_result(slopes, embeddings), m.evidence};
+  return {loss, m.positive_index, m.negative_index, m.has_positive, m.has_negative, slopes, m.evidence};
 }
 
-std::tuple<Tensor, Tensor> batch_hard_backward(const Tensor& grad_positive, const Tensor& grad_negative,
-                                               const Tensor& embeddings, const MaybeTensor& ref_embeddings,
-                                               const Tensor& positive_index, const Tensor& negative_index,
-                                               const Tensor& has_positive, const Tensor& has_negative,
-                                               const std::string& metric) {
+/// The gradient of a distance: one number for each anchor, or one for all of them.
+void check_grad(const Tensor& grad, int64_t n) {
+  FASTMINE_CHECK(grad.dim() == 0 || (grad.dim() == 1 && grad.size(0) == n), "one gradient per anchor, or one for all");
+}
+
+int64_t step(const Tensor& grad) { return grad.dim() == 0 ? 0 : grad.stride(0); }
+
+/// `slopes` [2, n], if any, are factors of the gradients.
+std::tuple<Tensor, Tensor> mining_gradient(const Tensor& grad_positive, const Tensor& grad_negative,
+                                           const MaybeTensor& slopes_in, const Tensor& embeddings,
+                                           const MaybeTensor& ref_embeddings, const Tensor& positive_index,
+                                           const Tensor& negative_index, const Tensor& has_positive,
+                                           const Tensor& has_negative, const std::string& metric) {
   const bool self = !ref_embeddings.has_value();
   const Tensor x = with_dense_rows(embeddings), y = self ? x : with_dense_rows(*ref_embeddings);
-  const Tensor p = torch::stable::contiguous(positive_index), n = torch::stable::contiguous(negative_index);
-  const Tensor has_p = torch::stable::contiguous(has_positive), has_n = torch::stable::contiguous(has_negative);
-  FASTMINE_CHECK(grad_positive.dim() == 1 && grad_positive.numel() == x.size(0) && grad_negative.dim() == 1 &&
-                     grad_negative.numel() == x.size(0) && grad_positive.scalar_type() == grad_negative.scalar_type(),
-                 "one gradient per anchor and distance");
+  const Tensor p = dense(positive_index), n = dense(negative_index);
+  const Tensor has_p = dense(has_positive), has_n = dense(has_negative);
+  const MaybeTensor slopes = dense(slopes_in);
+  check_grad(grad_positive, x.size(0));
+  check_grad(grad_negative, x.size(0));
+  FASTMINE_CHECK(grad_positive.scalar_type() == grad_negative.scalar_type(), "gradients of two types");
+  FASTMINE_CHECK(!slopes || (slopes->scalar_type() == ScalarType::Double && slopes->numel() == 2 * x.size(0)),
+                 "the slopes are of another problem");
   const Tensor grad_x = make({x.size(0), x.size(1)}, x.scalar_type());
   const Tensor grad_y = self ? make({0}, x.scalar_type()) : make({y.size(0), y.size(1)}, y.scalar_type());
 
@@ -155,13 +158,31 @@ std::tuple<Tensor, Tensor> batch_hard_backward(const Tensor& grad_positive, cons
   problem.has_negative = static_cast<const bool*>(has_n.const_data_ptr());
   problem.grad_positive = grad_positive.const_data_ptr();
   problem.grad_negative = grad_negative.const_data_ptr();
+  problem.slopes = slopes ? data<double>(*slopes) : nullptr;
   problem.grad_dtype = dtype_of(grad_positive.scalar_type());
-  problem.grad_positive_stride = grad_positive.stride(0);
-  problem.grad_negative_stride = grad_negative.stride(0);
+  problem.grad_positive_stride = step(grad_positive);
+  problem.grad_negative_stride = step(grad_negative);
   problem.grad_x = grad_x.mutable_data_ptr();
   problem.grad_y = grad_y.mutable_data_ptr();
   run(*kernels().batch_hard_backward[result_type(x) == ScalarType::Double], problem);
   return {grad_x, grad_y};
+}
+
+std::tuple<Tensor, Tensor> batch_hard_backward(const Tensor& grad_positive, const Tensor& grad_negative,
+                                               const Tensor& embeddings, const MaybeTensor& ref_embeddings,
+                                               const Tensor& positive_index, const Tensor& negative_index,
+                                               const Tensor& has_positive, const Tensor& has_negative,
+                                               const std::string& metric) {
+  return mining_gradient(grad_positive, grad_negative, std::nullopt, embeddings, ref_embeddings, positive_index,
+                         negative_index, has_positive, has_negative, metric);
+}
+
+std::tuple<Tensor, Tensor> triplet_loss_backward(const Tensor& grad, const Tensor& slopes, const Tensor& embeddings,
+                                                 const MaybeTensor& ref_embeddings, const Tensor& positive_index,
+                                                 const Tensor& negative_index, const Tensor& has_positive,
+                                                 const Tensor& has_negative, const std::string& metric) {
+  return mining_gradient(grad, grad, slopes, embeddings, ref_embeddings, positive_index, negative_index, has_positive,
+                         has_negative, metric);
 }
 
 }  // namespace
@@ -171,4 +192,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastmine, CPU, m) {
   m.impl("batch_hard", TORCH_BOX(&fastmine::batch_hard));
   m.impl("batch_hard_backward", TORCH_BOX(&fastmine::batch_hard_backward));
   m.impl("triplet_loss", TORCH_BOX(&fastmine::triplet_loss));
+  m.impl("triplet_loss_backward", TORCH_BOX(&fastmine::triplet_loss_backward));
 }

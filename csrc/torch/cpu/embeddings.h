@@ -1,8 +1,10 @@
 // What the bindings of the ops on embeddings share: tensors as rows, options by name, and running a staged kernel.
 #pragma once
 
-#include <optional>
+#include <algorithm>
+#include <atomic>
 #include <string>
+#include <vector>
 
 #include "kernels/embeddings.h"
 #include "kernels/stage.h"
@@ -10,15 +12,26 @@
 
 namespace fastmine {
 
-/// A CPU tensor of this shape and type, uninitialised.
-inline Tensor make(std::initializer_list<int64_t> shape, ScalarType type) {
-  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), type);
+/// A dense CPU tensor of this shape and type, uninitialised; straight from the allocator, since the op `empty` takes
+/// three times as long to find as to run.
+inline Tensor make(torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType type) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t next = 1;
+  for (size_t d = shape.size(); d-- > 0; next *= std::max<int64_t>(shape[d], 1)) {
+    strides[d] = next;
+  }
+  const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
+                                                         strides.data(), dtype, aoti_torch_device_type_cpu(), 0,
+                                                         &handle));
+  return Tensor(handle);
 }
 
 /// x with the elements of each row next to each other; most tensors are so already.
 inline Tensor with_dense_rows(const Tensor& x) {
   FASTMINE_CHECK(x.dim() == 2, "expected a matrix, got ", x.dim(), " dimensions");
-  return x.size(1) <= 1 || x.stride(1) == 1 ? x : torch::stable::contiguous(x);
+  return x.size(1) <= 1 || x.stride(1) == 1 ? x : dense(x);
 }
 
 inline Rows rows_of(const Tensor& x) {
@@ -33,6 +46,28 @@ inline Metric metric_of(const std::string& name) {
   return Metric::dot;
 }
 
+/// Run one step of a kernel. Threads take ranges of tasks off a counter, so that one that is held up, or whose tasks
+/// take longer, does not keep the others waiting.
+inline void run_stage(const Stage& stage, void* plan) {
+  constexpr int64_t kRanges = 16;  // per thread: enough to even out, few enough that a range reuses what is in cache
+  const int64_t tasks = stage.tasks(plan);
+  if (tasks == 0) {
+    return;
+  }
+  const int64_t grain = std::max<int64_t>(stage.grain(plan), 1);
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), tasks / grain);
+  if (threads <= 1) {
+    return stage.run(plan, 0, tasks);
+  }
+  const int64_t range = std::max(grain, tasks / (threads * kRanges));
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t begin; (begin = next.fetch_add(range, std::memory_order_relaxed)) < tasks;) {
+      stage.run(plan, begin, std::min(begin + range, tasks));
+    }
+  });
+}
+
 /// Lay out the workspace of a kernel and run its stages, each on as many threads as torch allows.
 template <class P>
 void run(const StagedKernel<P>& kernel, const P& problem) {
@@ -41,13 +76,7 @@ void run(const StagedKernel<P>& kernel, const P& problem) {
   const auto address = reinterpret_cast<uintptr_t>(memory.mutable_data_ptr());
   void* plan = kernel.plan(problem, reinterpret_cast<void*>((address + kLine - 1) / kLine * kLine));
   for (int k = 0; k < kernel.count; ++k) {
-    const Stage& stage = kernel.stages[k];
-    const int64_t tasks = stage.tasks(plan), grain = stage.grain(plan);
-    if (tasks > 0 && tasks <= grain) {
-      stage.run(plan, 0, tasks);
-    } else if (tasks > 0) {
-      torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) { stage.run(plan, begin, end); });
-    }
+    run_stage(kernel.stages[k], plan);
   }
 }
 

@@ -24,7 +24,7 @@ std::tuple<Tensor, Tensor> pairwise_distance_backward(const Tensor& grad_in, con
                                                       const std::string& metric) {
   const bool self = !y_in.has_value();
   const Tensor x = with_dense_rows(x_in), y = self ? x : with_dense_rows(*y_in);
-  const Tensor grad = torch::stable::contiguous(grad_in), distance = torch::stable::contiguous(distance_in);
+  const Tensor grad = dense(grad_in), distance = dense(distance_in);
   FASTMINE_CHECK(grad.numel() == x.size(0) * y.size(0) && distance.numel() == grad.numel() &&
                      grad.scalar_type() == result_type(x) && distance.scalar_type() == result_type(x),
                  "grad and distance must be [N, M], of the type of distances");

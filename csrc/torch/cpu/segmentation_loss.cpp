@@ -41,10 +41,10 @@ Tensor segmentation_loss_backward(const Tensor& grad, const Tensor& logits, cons
                                   const std::optional<Tensor>& valid, const Tensor& coefficients_in,
                                   const std::string& mode, std::optional<double> focal_alpha, double focal_gamma) {
   const Inputs in = inputs_of(logits, target, valid, mode);
-  const Tensor coefficients = torch::stable::contiguous(coefficients_in);
+  const Tensor coefficients = dense(coefficients_in);
   SegmentationLossBackward problem =
       segmentation_backward_problem(in.kernel, grad, coefficients, focal_alpha, focal_gamma);
-  const Tensor grad_logits = torch::stable::empty(logits.sizes(), logits.scalar_type());
+  const Tensor grad_logits = make(logits.sizes(), logits.scalar_type());
   problem.grad_logits = grad_logits.mutable_data_ptr();
   run(*kernels().segmentation_loss_backward[logits.scalar_type() == ScalarType::Double], problem);
   return grad_logits;

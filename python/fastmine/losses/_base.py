@@ -37,7 +37,8 @@ class EvidentLoss(nn.Module, Generic[EvidenceT]):
         return self._last
 
     def _keep(self, result: tuple[Tensor, EvidenceT]) -> Tensor:
-        loss, self._last = result
+        loss, evidence = result
+        object.__setattr__(self, "_last", evidence)  # nothing that Module's own would have to look at
         return loss
 
     def extra_repr(self) -> str:

@@ -11,7 +11,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -82,6 +82,12 @@ def read_pairs(images: Sequence[Path], masks: Sequence[Path | None], size: int, 
     return PairSet(**_cached("pairs", files, size, screen, lambda: _decode_pairs(images, masks, size, screen)))
 
 
+def mask_levels(path: Path | BinaryIO) -> NDArray[Any] | None:
+    """The values in a mask file or its bytes [H, W], as they are; None if it cannot be read."""
+    mask = _open(path)
+    return None if mask is None else _levels(mask)
+
+
 def _decode_images(paths: Sequence[Path], size: int, screen: Screen) -> dict[str, Any]:
     images, kept, unreadable = [], [], []
     for index, path in enumerate(screen.track(paths, "reading images")):
@@ -125,7 +131,7 @@ def _decode_pairs(images: Sequence[Path], masks: Sequence[Path | None], size: in
     }
 
 
-def _open(path: Path) -> Image | None:
+def _open(path: Path | BinaryIO) -> Image | None:
     """The decoded image; None if the file holds none or only part of one."""
     with from_extra("train", "pillow"):
         from PIL import Image, ImageOps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from .errors import from_extra
 
@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Counted(Protocol[T_co]):
+    """Items whose number is known before they are."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[T_co]: ...
 
 
 class Column(NamedTuple):
@@ -82,7 +90,7 @@ class Screen:
             task = self._bar.task_ids[0]
             self._bar.update(task, description=description, completed=done, total=total)
 
-    def track(self, items: Sequence[T], description: str) -> Iterator[T]:
+    def track(self, items: Counted[T], description: str) -> Iterator[T]:
         """Go through items with a bar."""
         with self.bar():
             for done, item in enumerate(items):

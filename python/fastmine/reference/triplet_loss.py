@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .batch_hard import MINING_FIELDS, mine
+from .batch_hard import MINING_FIELDS, batch_hard_backward, mine
 from .pairwise_distance import result_dtype
 
 SHAPES = ("hinge", "soft", "leaky")
@@ -40,7 +40,8 @@ def triplet_loss(
 ) -> TripletLoss:
     """(loss, positive_index, negative_index, has_positive, has_negative, slopes [2, N], evidence).
 
-    ``slopes`` are the derivatives of the loss by the distances of each anchor to its positive and its negative.
+    ``slopes``, float64, are the derivatives of the loss by the distances of each anchor to its positive and its
+    negative.
     """
     mined = mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, positive, negative)
     positive_index, negative_index, d_p, d_n, has_positive, has_negative, evidence = mined
@@ -51,16 +52,34 @@ def triplet_loss(
     gap = _gap(d_p, d_n, metric).detach()
     semi_hard = has_positive & has_negative & (gap <= 0) & (gap + margin > 0)
     evidence = torch.cat([evidence, torch.stack([active.sum(), semi_hard.sum()]).double()])
-    dtype = result_dtype(embeddings)
     return (
-        loss.to(dtype),
+        loss.to(result_dtype(embeddings)),
         positive_index,
         negative_index,
         has_positive,
         has_negative,
-        slopes.detach().to(dtype),
+        slopes.detach(),
         evidence,
     )
+
+
+def triplet_loss_backward(
+    grad: Tensor,
+    slopes: Tensor,
+    embeddings: Tensor,
+    ref_embeddings: Tensor | None,
+    positive_index: Tensor,
+    negative_index: Tensor,
+    has_positive: Tensor,
+    has_negative: Tensor,
+    metric: str,
+) -> tuple[Tensor, Tensor]:
+    """Gradients by the embeddings and the references (an empty tensor without them), from that of the loss."""
+    grad_positive, grad_negative = grad.double() * slopes
+    return batch_hard_backward(
+        grad_positive, grad_negative, embeddings, ref_embeddings, positive_index, negative_index, has_positive,
+        has_negative, metric,
+    )  # fmt: skip
 
 
 def triplet_formula(

@@ -1,0 +1,186 @@
+"""The same works in PyTorch alone: plain, as strong as eager gets, and compiled."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .cases import Case
+from .works import GAMMA, MARGIN, SOFTMAX_WEIGHTS, WEIGHTS, WORKS
+
+Function = Callable[..., Any]
+_ROWS = 512  # of a block; the fastest of 64, 256, 512 and 1024 where it was tried
+_SHORT = 1 << 15  # numbers, up to which what surrounds the kernels matters
+
+
+def _distances(x: Tensor) -> Tensor:
+    """By the expansion of the square, which is one matrix product."""
+    squares = x.square().sum(dim=1)
+    return (squares[:, None] + squares - 2.0 * (x @ x.T)).clamp(min=1e-12).sqrt()
+
+
+def mine(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Hardest pairs from the N x N matrix of distances."""
+    distance, same = _distances(x), labels[:, None] == labels
+    positive = distance.masked_fill(~same, -torch.inf).max(dim=1).indices
+    return positive, distance.masked_fill(same, torch.inf).min(dim=1).indices
+
+
+def triplet(x: Tensor, labels: Tensor) -> Tensor:
+    """The loss by autograd through the N x N matrix."""
+    distance, same = _distances(x), labels[:, None] == labels
+    positive = distance.masked_fill(~same, -torch.inf).amax(dim=1)
+    negative = distance.masked_fill(same, torch.inf).amin(dim=1)
+    return (positive - negative + MARGIN).relu().mean()
+
+
+def triplet_of_pairs(x: Tensor, labels: Tensor) -> Tensor:
+    """Mined without a gradient; only the chosen pairs are differentiated."""
+    with torch.no_grad():
+        positive, negative = mine(x, labels)
+    return loss_of_pairs(x, positive, negative)
+
+
+def loss_of_pairs(x: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """The mean hinge of given pairs."""
+    p, n = (torch.linalg.vector_norm(x - x.index_select(0, index), dim=1) for index in (positive, negative))
+    loss: Tensor = (p - n + MARGIN).relu().mean()
+    return loss
+
+
+class StrongMiner:
+    """Mining without a gradient in row blocks, whose buffers are allocated once and used in place."""
+
+    def __init__(self, case: Case) -> None:
+        N = case.shape[0]
+        self._key, self._positive = (torch.empty(min(_ROWS, N), N, dtype=case.torch_dtype) for _ in range(2))
+        self._same = torch.empty(min(_ROWS, N), N, dtype=torch.bool)
+        self._nothing = torch.tensor(-torch.inf, dtype=case.torch_dtype)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(positive_index, negative_index)."""
+        squares = x.square().sum(dim=1)
+        chosen = []
+        for start in range(0, len(x), _ROWS):
+            rows = x[start : start + _ROWS]
+            key, positive, same = (buffer[: len(rows)] for buffer in (self._key, self._positive, self._same))
+            torch.addmm(squares, rows, x.T, alpha=-2, out=key)  # the anchor's own square orders nothing
+            torch.eq(labels[start : start + _ROWS, None], labels, out=same)
+            torch.where(same, key, self._nothing, out=positive)
+            key.masked_fill_(same, torch.inf)
+            chosen.append((positive.max(dim=1).indices, key.min(dim=1).indices))
+        p, n = zip(*chosen, strict=True)
+        return torch.cat(p), torch.cat(n)
+
+
+def strong_triplet(case: Case) -> Function:
+    """The chosen pairs of :class:`StrongMiner`, recomputed with a gradient."""
+    miner = StrongMiner(case)
+    return lambda x, labels: loss_of_pairs(x, *miner(x, labels))
+
+
+def focal(x: Tensor, t: Tensor) -> Tensor:
+    """Focal loss from the cross entropy, in float32 at least."""
+    x, t = x.float(), t.float()
+    entropy = F.binary_cross_entropy_with_logits(x, t, reduction="none")
+    return ((t - x.sigmoid()).abs().pow(GAMMA) * entropy).mean()
+
+
+def dice_focal_bce(x: Tensor, t: Tensor) -> Tensor:
+    """One sigmoid and one cross entropy for the three terms."""
+    x, t = x.float(), t.float()
+    positions = tuple(range(2, x.dim()))
+    p = x.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(x, t, reduction="none")
+    dice = 1.0 - 2.0 * (p * t).sum(positions) / (p.sum(positions) + t.sum(positions))
+    focal_mean = ((t - p).abs().pow(GAMMA) * entropy).mean()
+    return WEIGHTS["bce"] * entropy.mean() + WEIGHTS["dice"] * dice.mean() + WEIGHTS["focal"] * focal_mean
+
+
+def dice_ce(x: Tensor, t: Tensor) -> Tensor:
+    """One log-softmax for both terms; no one-hot target: the overlap is gathered."""
+    positions = tuple(range(2, x.dim()))
+    log_p = x.float().log_softmax(dim=1)
+    p = log_p.exp()
+    classes = torch.arange(x.shape[1], device=x.device).view(1, -1, *(1 for _ in positions))
+    on = classes == t[:, None]
+    overlap, area, size = torch.where(on, p, 0.0).sum(positions), p.sum(positions), on.sum(positions)
+    dice = 1.0 - 2.0 * overlap / (area + size)
+    entropy = F.nll_loss(log_p, t)
+    return SOFTMAX_WEIGHTS["ce"] * entropy + SOFTMAX_WEIGHTS["dice"] * dice.mean()
+
+
+def dice_ce_one_hot(x: Tensor, t: Tensor) -> Tensor:
+    """The form whose gather a compiler can fuse: everything by one comparison."""
+    positions = tuple(range(2, x.dim()))
+    log_p = x.float().log_softmax(dim=1)
+    p = log_p.exp()
+    classes = torch.arange(x.shape[1], device=x.device).view(1, -1, *(1 for _ in positions))
+    on = (classes == t[:, None]).float()
+    dice = 1.0 - 2.0 * (p * on).sum(positions) / (p + on).sum(positions)
+    entropy = -(log_p * on).sum(dim=1).mean()
+    return SOFTMAX_WEIGHTS["ce"] * entropy + SOFTMAX_WEIGHTS["dice"] * dice.mean()
+
+
+EAGER: Mapping[str, Function] = {
+    "batch_hard": mine,
+    "hardest_pairs": mine,
+    "triplet": triplet,
+    "focal": focal,
+    "dice_focal_bce": dice_focal_bce,
+    "dice_ce": dice_ce,
+}
+
+COMPILED: Mapping[str, Mapping[str, Function]] = {
+    "triplet": {"through N x N": triplet, "recomputed pairs": triplet_of_pairs},
+    "focal": {"one graph": focal},
+    "dice_focal_bce": {"one graph": dice_focal_bce},
+    "dice_ce": {"gather": dice_ce, "one-hot": dice_ce_one_hot},
+}
+
+
+class Fastest:
+    """Whichever of several functions is fastest on the first inputs that come; ``chosen`` says which."""
+
+    def __init__(self, forms: Mapping[str, Function], *, backward: bool) -> None:
+        self._forms, self._backward = forms, backward
+        self.chosen = ""
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """The chosen function's answer."""
+        if not self.chosen:
+            times = {name: self._trial(form, inputs) for name, form in self._forms.items()}
+            self.chosen = min(times, key=times.__getitem__)
+        return self._forms[self.chosen](*inputs)
+
+    def _trial(self, form: Function, inputs: tuple[Tensor, ...]) -> float:
+        """The least of a few times; the first call, which compiles, is not one of them."""
+        times = []
+        for _ in range(5):
+            leaves = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
+            start = time.perf_counter()
+            answer = form(*leaves)
+            if self._backward:
+                answer.backward()
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
+
+
+def compiled(case: Case) -> Function:
+    """The best of the forms that torch.compile is given; with its C++ wrapper too where a call is short."""
+    options: dict[str, Mapping[str, Any] | None] = {"": None}
+    if math.prod(case.shape) <= _SHORT:
+        options[", cpp_wrapper"] = {"cpp_wrapper": True}
+    forms = {
+        name + suffix: torch.compile(form, fullgraph=True, dynamic=False, options=dict(chosen) if chosen else None)
+        for name, form in COMPILED[case.work].items()
+        for suffix, chosen in options.items()
+    }
+    return Fastest(forms, backward=WORKS[case.work].backward)
