@@ -47,10 +47,12 @@ def main() -> int:
     for done, row in enumerate(_run_all(jobs, arguments.jobs), start=1):
         rows.append(row)
         _progress(done, len(jobs), row)
+        if arguments.write:
+            _append(row)
     rows.sort(key=lambda row: (list(CASES).index(row["case"]), row["seed"], row["tool"]))
     print(detail(rows), summary(rows), sep="\n\n")
     if arguments.write:
-        _keep(rows)
+        tidy()
     return int(any(row["error"] or _unproven(row) for row in rows))
 
 
@@ -76,18 +78,19 @@ def _unproven(row: dict[str, Any]) -> bool:
     return row["tool"] in {"none", "fastmine"} and row["at_least"] is not None and not row["metric"] >= row["at_least"]
 
 
-def _keep(rows: list[dict[str, Any]]) -> None:
-    """New rows replace those of the same case, seed and tool; the table is made of all."""
-    kept = {}
-    if ROWS.exists():
-        for line in ROWS.read_text().splitlines():
-            row = json.loads(line)
-            kept[row["case"], row["seed"], row["tool"]] = row
-    kept.update({(row["case"], row["seed"], row["tool"]): row for row in rows})
-    everything = [row for row in kept.values() if row["case"] in CASES]
-    everything.sort(key=lambda row: (list(CASES).index(row["case"]), row["seed"], row["tool"]))
+def _append(row: dict[str, Any]) -> None:
+    """Keep a row at once: a long run may be stopped."""
     ROWS.parent.mkdir(exist_ok=True)
-    ROWS.write_text("".join(json.dumps(row) + "\n" for row in everything))
+    with ROWS.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def tidy() -> None:
+    """The last row of each case, seed and tool, in order; and the tables made of them."""
+    rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
+    kept = {(row["case"], row["seed"], row["tool"]): row for row in rows if row["case"] in CASES}
+    order = sorted(kept.values(), key=lambda row: (list(CASES).index(row["case"]), row["seed"], row["tool"]))
+    ROWS.write_text("".join(json.dumps(row) + "\n" for row in order))
     write_readme()
 
 

@@ -386,7 +386,7 @@ def swallowed_exception(seed: int, Monitor: Any) -> float:
 
 @cases.fault("STARVED_COMPONENT")
 def component_starved(seed: int, Monitor: Any) -> float:
-    """One component is in other units, 10,000 times larger: the other one is in the sum and never heard."""
+    """One component is in other units, 10,000 times larger: the other is in the sum and never heard."""
 
     def signal_in_microvolts(prediction: Tensor, target: Tensor) -> Tensor:
         return 1e4 * signal_nmse(prediction, target)
@@ -397,6 +397,7 @@ def component_starved(seed: int, Monitor: Any) -> float:
     optimizer = SGD(model.parameters(), lr=1e-5)
     monitor = Monitor(model, criterion, optimizer)
     for x, target in data.batches(200):
+        target[:, 2:] += torch.randn(len(x), 8)
         loss = criterion(model(x), target)
         optimizer.zero_grad()
         loss.backward()

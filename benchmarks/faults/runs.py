@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import listed, threads
+from . import listed, threads, unseen
 from .case import Case
 from .tools import Watcher, load
 
-SUITES = {suite.name: suite for suite in (listed.cases, threads.cases)}
+SUITES = {suite.name: suite for suite in (listed.cases, threads.cases, unseen.cases)}
 CASES: dict[str, Case] = {name: case for suite in SUITES.values() for name, case in suite.items()}
 
 POLL = 10  # steps between two questions to a tool, which decides how finely "first right finding" is known
