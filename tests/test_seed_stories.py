@@ -41,7 +41,7 @@ def descend(
     return monitor
 
 
-# --- A: image matching; the triplet loss stuck at 0, then at a constant 0.1, then falling ------------------------------
+# --- A: image matching; the triplet loss stuck at 0, then at a constant 0.1, then falling -----------------------------
 
 
 class TestImageMatching:
@@ -80,7 +80,7 @@ class TestImageMatching:
         assert first(monitor).code == "NO_POSITIVES"
 
 
-# --- B: segmentation; the loss to 0 by predicting all-zero masks -------------------------------------------------------
+# --- B: segmentation; the loss to 0 by predicting all-zero masks ------------------------------------------------------
 
 
 class TestSegmentation:
@@ -105,7 +105,7 @@ class TestSegmentation:
         assert first(monitor).code == "TARGETS_SUSPECT_UNANNOTATED"
 
 
-# --- C: direction of arrival; the train loss exactly 0 -----------------------------------------------------------------
+# --- C: direction of arrival; the train loss exactly 0 ----------------------------------------------------------------
 
 
 def covariance(prediction: Tensor, target: Tensor) -> Tensor:
