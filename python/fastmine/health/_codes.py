@@ -348,6 +348,6 @@ CODES: dict[str, Code] = {
         "Stop here, or raise the margin to learn more. Judge by a task metric on held-out data.",
         "Recall on held-out data is poor: then the batches have become too easy.",
         "valid > 0 and active = 0 (or a loss of 0) in the last steps, after steps with active > 0.",
-        ("UNEXPLAINED_STALL", "LOSS_FLOOR", "SATURATED_GRADIENT"),
+        ("UNEXPLAINED_STALL", "SATURATED_GRADIENT"),
     ),
 }  # fmt: skip

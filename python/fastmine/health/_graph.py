@@ -67,10 +67,28 @@ def constant_factors(loss: Tensor) -> list[tuple[Tensor, Any]]:
     return found
 
 
+_KINKS = ("Relu", "Clamp", "Max", "Min", "Where", "Threshold", "fastmine_")
+
+
+def may_be_flat(loss: Tensor) -> bool:
+    """Whether a loss may rightly be 0 with a gradient of 0 for now: it ends in a hinge, a clamp or a choice."""
+    stack: list[Any] = [loss.grad_fn]
+    for _ in range(256):
+        if not stack:
+            break
+        node = stack.pop()
+        if node is None:
+            continue
+        if any(kink in type(node).__name__ for kink in _KINKS):
+            return True
+        stack += [after for after, _ in node.next_functions]
+    return False
+
+
 def _is_opaque(node: Any) -> bool:
-    """A node written in Python may hide a graph of its own; those that torch generates from it do not."""
+    """A node written in Python may hide a graph of its own; ours and those that torch generates do not."""
     kind = type(node)
-    generated = kind.__name__.startswith(("GeneratedBackwardFor_", "CompiledFunction"))
+    generated = kind.__name__.startswith(("fastmine_", "GeneratedBackwardFor_", "CompiledFunction"))
     return kind.__module__ == "torch.autograd.function" and not generated
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .._evidence import Evidence, MiningEvidence, SegmentationEvidence
 from ..losses import CompositeLoss, EvidentLoss
 from ._clock import Clock
-from ._graph import constant_factors, tensors
+from ._graph import constant_factors, may_be_flat, tensors
 from ._history import Floats, Ints, Table, derived
 from ._look import FOREIGN, MINING, SEGMENTATION, Look
 from ._ring import Ring
@@ -212,6 +212,7 @@ class CompositeWatch(Watch):
             return
         self._connected[name] = float(output.requires_grad)
         if self._clock.gradient:
+            self.facts.setdefault("smooth", {})[name] = not may_be_flat(output)
             inputs = [x for x in tensors([*args, *kwargs.values()]) if x.requires_grad]
             self._measured[name] = self._gradient_of(name, output, inputs)
 

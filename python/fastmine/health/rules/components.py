@@ -61,7 +61,10 @@ def dead_component(history: History, t: Thresholds) -> Iterator[Finding]:
                 yield finding("DEAD_COMPONENT", name, began(rows, cut), evidence, confidence=1.0)
                 continue
             probed = rows.measured(f"{name}.gradient")
-            dead = (probed[f"{name}.gradient"] == 0) & (probed[f"{name}.value"] != 0)
+            smooth = table.facts.get("smooth", {}).get(
+                name, False
+            )  # and then never 0 everywhere, unless it is a constant
+            dead = (probed[f"{name}.gradient"] == 0) & ((probed[f"{name}.value"] != 0) | smooth)
             if len(probed) >= t.probes and dead.all():
                 evidence = {"gradient": 0, "value": mean(value), "measurements": len(probed)}
                 yield finding("DEAD_COMPONENT", name, int(probed.steps[0]), evidence, confidence=1.0)

@@ -148,7 +148,8 @@ def prediction_collapse(table: Table, t: Thresholds) -> Finding | None:
             continue
         # Before it can tell where, a model learns how much: as long as it predicts too much it is on its way there.
         too_much = mean(rows["prediction_share"][-n:]) > 2 * mean(rows["target_share"][-n:])
-        if title == nothing[2] and too_much and mean(absent[-n:]) < 0.5:
+        undecided = mean(present[-n:]) > 0.01 * mean(absent[-n:])
+        if title == nothing[2] and too_much and undecided and mean(absent[-n:]) < 0.5:
             continue
         evidence = {
             "probability on target": mean(rows["probability_on_target"][-n:]),

@@ -12,6 +12,8 @@ from .._history import Floats, History, Table
 from .._thresholds import Thresholds
 from .reading import about_pairs, began, lasting, losses, mean, share
 
+SCALING = 48  # steps in which a gradient scaler may look for its scale
+
 
 def nonfinite(history: History, t: Thresholds) -> Iterator[Finding]:
     """NaN or Inf: where it was seen first."""
@@ -21,6 +23,8 @@ def nonfinite(history: History, t: Thresholds) -> Iterator[Finding]:
     spoiled = ~np.isfinite(loss["value"])
     recent = spoiled[-256:]
     lost = bool(spoiled.any() and (spoiled[-1] or recent.sum() > max(1, t.nonfinite_share * len(recent))))
+    # A scaler that finds its scale skips the first steps: that is no fault before it has gone on for long.
+    accepted = loss["updates"][-1] > loss["updates"][0] + 1 or history.steps >= SCALING
     seen = [(int(loss.steps[spoiled][0]), 3, "the loss", "criterion")] if spoiled.any() else []
     for table in losses(history):
         for column in ("nonfinite_rows", "nonfinite", "prediction_nonfinite"):
@@ -32,7 +36,7 @@ def nonfinite(history: History, t: Thresholds) -> Iterator[Finding]:
         rows = np.isinf(probed["gradient_l1"])
         if rows.any():
             seen.append((began(probed, rows), 4, "the gradient that the loss sends back", table.name))
-            lost = lost or (len(rows) >= 2 and bool(rows[-2:].all()))
+            lost = lost or (accepted and len(rows) >= 2 and bool(rows[-2:].all()))
     for table in history.of_kind("updates"):
         rows = table["weight_nonfinite"] > 0
         if rows.any():

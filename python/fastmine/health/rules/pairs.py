@@ -181,7 +181,7 @@ def embedding_collapse(table: Table, t: Thresholds) -> Finding | None:
         apart = (rows["gap"] / both)[-5 * t.collapse_rows :]
     told = rows["hard_share"][-t.collapse_rows :]
     ahead = mean(rows["gap"][-t.collapse_rows :]) > 0
-    if (ahead and mean(told) < 0.5) or (np.isfinite(apart).all() and significant_gain(apart)):
+    if ahead and (mean(told) < 0.5 or (np.isfinite(apart).all() and significant_gain(apart))):
         return None
     evidence = {
         "spread": now,
