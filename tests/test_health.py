@@ -276,6 +276,7 @@ def test_a_foreign_function_without_positives_is_seen_through() -> None:
     assert alarms(monitor)[0] == "NO_POSITIVES"
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's own, while it traces
 def test_a_compiled_criterion_leaves_its_evidence() -> None:
     model, criterion = Embed(), TripletLoss()
     monitor = train(model, torch.compile(criterion, backend="aot_eager"), lambda s: pk(s, 16, 1), steps=30)
@@ -558,7 +559,7 @@ def test_the_report_as_text_and_json(tmp_path: Path) -> None:
     assert set(report["findings"][0]) == set(Finding.__dataclass_fields__)
     assert report["tables"]["criterion"]["columns"]["has_positive"] == [0.0] * 70
     assert "do " in text
-    with pytest.raises(ValueError, match="report.pdf"):
+    with pytest.raises(ValueError, match=r"report\.pdf"):
         monitor.report(tmp_path / "report.pdf")
 
 

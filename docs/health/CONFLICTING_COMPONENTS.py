@@ -7,7 +7,10 @@ from fastmine.losses import CompositeLoss
 
 torch.manual_seed(0)
 model = nn.Linear(8, 8)
-criterion = CompositeLoss({"main": F.mse_loss, "aligned": lambda y, t: 0.2 * ((y - t) ** 2).sum(1).neg().mean() / 8}, {"main": 1.0, "aligned": 1.0})
+criterion = CompositeLoss(
+    {"main": F.mse_loss, "aligned": lambda y, t: 0.2 * ((y - t) ** 2).sum(1).neg().mean() / 8},
+    {"main": 1.0, "aligned": 1.0},
+)
 optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
 monitor = Monitor(model, criterion, optimizer, speak=False)
 for _ in range(50):

@@ -7,7 +7,9 @@ from fastmine.losses import CompositeLoss
 
 torch.manual_seed(0)
 model = nn.Linear(8, 8)
-criterion = CompositeLoss({"main": F.mse_loss, "size": lambda y, _: y.norm()}, {"main": 0.0, "size": 0.1}, required={"size"})
+criterion = CompositeLoss(
+    {"main": F.mse_loss, "size": lambda y, _: y.norm()}, {"main": 0.0, "size": 0.1}, required={"size"}
+)
 optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
 monitor = Monitor(model, criterion, optimizer, speak=False)
 for _ in range(50):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 
 from fastmine.health import CODES, Thresholds
@@ -59,7 +60,7 @@ def _thresholds() -> list[str]:
     body = tree.body[0].body  # type: ignore[attr-defined]
     reasons = {
         field.target.id: text.value.value
-        for field, text in zip(body, body[1:], strict=False)
+        for field, text in pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     }
     lines = [

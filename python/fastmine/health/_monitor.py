@@ -148,13 +148,13 @@ class Monitor:
 
     def _hook(self, module: nn.Module, watch: Watch, outer: Watch) -> None:
         composite = outer if isinstance(outer, CompositeWatch) and watch is not outer else None
-        light = watch.lightly if isinstance(watch, EvidentWatch) and not self._steps_itself else None
+        light = watch.lightly if isinstance(watch, EvidentWatch) else None
         clock = self._clock
 
         def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if not is_training_call():
                 return
-            if not clock.close and light is not None:
+            if not clock.close and light is not None and not self._steps_itself:
                 light(args, kwargs, output)
                 return
             if composite is not None:
@@ -254,6 +254,8 @@ class Monitor:
         clock = self._clock
         if not clock.close and logged is None and inputs is None and self._plain(loss):
             clock.advance()
+            if clock.close and self.speak:
+                self._maybe_speak()
             return
         if inputs is not None:
             self._given(inputs, loss)

@@ -133,7 +133,8 @@ class EvidentWatch(Watch):
             self.called(args, kwargs, output)
             return
         valid_given = kwargs.get("valid") is not None or (len(args) > 2 and args[2] is not None)
-        self._ring.write(self._clock.step, self.loss.evidence.tensor, (output.grad_fn is not None, valid_given))
+        self._seen = evidence = self.loss.evidence
+        self._ring.write(self._clock.step, evidence.tensor, (output.grad_fn is not None, valid_given))
 
     def poll(self) -> None:
         """Take up the evidence of a call that no hook saw, inside a compiled function."""
