@@ -1,4 +1,4 @@
-"""Writes README.md of this folder from the codes, the thresholds and the scripts: ``python docs/health/generate.py``."""
+"""Writes README.md of this folder from codes, thresholds and scripts: ``python docs/health/generate.py``."""
 
 from __future__ import annotations
 
