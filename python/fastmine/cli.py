@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
+import math
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from . import __version__, show_config
+from . import __version__, config, show_config
 from .bench import command as bench
 from .data import check_labels, check_masks
-from .recipes import embeddings, folders, mask_files, segmentation
+from .recipes import embeddings, folders, loss_check, mask_files, overfit, segmentation
 from .recipes.errors import CommandError, InterruptionError, UsageError, listed
 from .recipes.screen import Screen
 from .recipes.settings import Option, Settings, flag, options_of, whole
@@ -33,6 +36,8 @@ examples:
   fastmine doctor env                             who computes the losses here: kernels or reference
   fastmine doctor labels photos --batch-size 16   can a shuffled batch of 16 teach anything?
   fastmine doctor masks scans                     are these masks annotations, and of what values?
+  fastmine doctor loss my_losses:Hybrid           is this loss able to teach anything?
+  fastmine doctor overfit segmentation            can this system learn 512 samples by heart?
   fastmine bench --quick                          how fast is it here, beside what else there is?
 """
 
@@ -79,6 +84,24 @@ examples:
   fastmine doctor masks train.parquet --column has_segmentation --mask-column mask
 """
 
+LOSS_HELP = """\
+Examines a loss, yours or fastmine's, before anything is trained: is it connected, least at a perfect prediction,
+finite in float32, bfloat16 and float16, does every weight and component count? Exit code 1 if not.
+
+examples:
+  fastmine doctor loss fastmine.losses:TripletLoss
+  fastmine doctor loss my_losses:hybrid --inputs values
+"""
+
+OVERFIT_HELP = """\
+Trains on 512 samples for 30 epochs and judges by the same samples: whatever cannot learn them by heart is broken.
+READY, MARGINAL or FAIL, with the reason; exit code 1 for FAIL.
+
+examples:
+  fastmine doctor overfit
+  fastmine doctor overfit segmentation --json
+"""
+
 COLUMNS = ("label", "labels", "class", "target")
 
 
@@ -123,6 +146,20 @@ def parser() -> Parser:
     )
     environment = checks.add_parser("env", help="versions, instruction set, and who answers each op")
     environment.set_defaults(run=_doctor_env)
+    loss = _described(checks.add_parser("loss", help="is this loss able to teach anything?"), LOSS_HELP)
+    loss.add_argument("name", metavar="MODULE:OBJECT", help="an nn.Module, a class of them, or a function")
+    loss.add_argument("--inputs", choices=tuple(loss_check.INPUTS), help="what it takes (default: what fits)")
+    loss.set_defaults(run=_doctor_loss)
+    overfitting = _described(checks.add_parser("overfit", help="can this system learn a few samples?"), OVERFIT_HELP)
+    overfitting.add_argument("system", nargs="?", choices=tuple(RECIPES), default="embeddings")
+    for title, default, what in (
+        ("samples", overfit.SAMPLES, "samples to learn"),
+        ("epochs", overfit.EPOCHS, "passes over them"),
+        ("batch-size", overfit.BATCH, "samples in a batch"),
+    ):
+        option = Option(f"{what} (default: {default})", whole, "N", at_least=1)
+        overfitting.add_argument(f"--{title}", type=_parsed(option), default=default, metavar="N", help=option.help)
+    overfitting.set_defaults(run=_doctor_overfit)
     labels = _described(checks.add_parser("labels", help="can batches of these labels teach anything?"), LABELS_HELP)
     labels.add_argument("path", type=Path, metavar="PATH", help="a folder of class folders, or a file of labels")
     size = Option("rows in a batch (default: 64)", whole, "N", at_least=1)
@@ -138,6 +175,8 @@ def parser() -> Parser:
         "--mask-column", metavar="NAME", help="of a table: paths, encoded images or numbers (default: mask, ...)"
     )
     masks.set_defaults(run=_doctor_masks)
+    for check in checks.choices.values():
+        check.add_argument("--json", action="store_true", help="print the result as JSON")
     bench.add_arguments(
         _described(commands.add_parser("bench", help="measure the losses here"), bench.DESCRIPTION, bench.EXAMPLES)
     )
@@ -201,14 +240,55 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _doctor_env(_: argparse.Namespace) -> int:
-    show_config()
+def _doctor_env(arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        _print_json(config())
+    else:
+        show_config()
     return 0
+
+
+def _doctor_loss(arguments: argparse.Namespace) -> int:
+    found = loss_check.examine(arguments.name, arguments.inputs)
+    _say(found, arguments.json)
+    return 0 if found.passed else 1
+
+
+def _doctor_overfit(arguments: argparse.Namespace) -> int:
+    recipe, kind = RECIPES[arguments.system]
+    settings = kind(batch_size=arguments.batch_size, epochs=arguments.epochs)
+    found = overfit.overfit(recipe.SYSTEM, settings, Screen(), arguments.samples)
+    _say(found, arguments.json)
+    return 1 if found.verdict == "FAIL" else 0
+
+
+def _say(found: Any, as_json: bool) -> None:
+    """The result of a check, in words or as JSON: its fields and what follows from them."""
+    if not as_json:
+        print(found)
+    elif hasattr(found, "as_dict"):
+        _print_json(found.as_dict())
+    else:
+        derived = [name for name, value in vars(type(found)).items() if isinstance(value, property)]
+        _print_json({**asdict(found), **{name: getattr(found, name) for name in derived}})
+
+
+def _print_json(found: dict[str, Any]) -> None:
+    print(json.dumps(_named_by_text(found), indent=2, default=str))
+
+
+def _named_by_text(found: Any) -> Any:
+    """With text for every name: JSON has no others."""
+    if isinstance(found, dict):
+        return {str(name): _named_by_text(value) for name, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [_named_by_text(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
 def _doctor_labels(arguments: argparse.Namespace) -> int:
     found = check_labels(_labels(arguments.path, arguments.column), arguments.batch_size)
-    print(found)
+    _say(found, arguments.json)
     return 1 if found.verdict == "hopeless" else 0
 
 
@@ -217,10 +297,13 @@ def _doctor_masks(arguments: argparse.Namespace) -> int:
     flags = source.flags()
     if flags is not None:
         annotated = sum(flags)
-        print(f"{len(source)} samples, {annotated} annotated; --mask-column NAME would look at their masks too")
+        if arguments.json:
+            _print_json({"total": len(source), "annotated": annotated})
+        else:
+            print(f"{len(source)} samples, {annotated} annotated; --mask-column NAME would look at their masks too")
         return 1 if annotated == 0 else 0
     found = check_masks(Screen().track(source, "looking at masks"))
-    print(found)
+    _say(found, arguments.json)
     return 1 if found.verdict == "hopeless" else 0
 
 

@@ -99,7 +99,8 @@ class CompositeLoss(EvidentLoss[Evidence]):
             if value.dim() > 0:
                 raise ValueError(f'component {name!r} returned shape {list(value.shape)}; give it reduction="mean"')
         self.parts = {name: value.detach() for name, value in values.items()}
-        rows = [v for name, value in self.parts.items() for v in (value.new_tensor(weights[name]), value)]
+        # A fill: a number brought from the host would wait for the device.
+        rows = [v for name, value in self.parts.items() for v in (torch.full_like(value, weights[name]), value)]
         fields = [field for name in self.parts for field in (f"{name}_weight", f"{name}_value")]
         total = sum((weights[name] * value for name, value in values.items()), start=torch.zeros(()))
         return self._keep((total, Evidence(torch.stack(rows).double(), fields)))

@@ -204,6 +204,7 @@ class Embeddings(training.System[Batch, MiningEvidence]):
 
     name: ClassVar[str] = "embeddings"
     metric: ClassVar[Column] = Column("recall", "recall@1")
+    fit: ClassVar[str] = "anchors whose hardest positive is nearer than any negative"
     ops: ClassVar[tuple[str, ...]] = ("triplet_loss", "batch_hard")
     columns = (
         Column("loss", "loss"),
@@ -295,6 +296,10 @@ class Embeddings(training.System[Batch, MiningEvidence]):
             )
         return found
 
+    def fitted(self, evidence: MiningEvidence) -> float:
+        """The share of anchors that are not hard."""
+        return 1 - evidence.hard / evidence.valid if evidence.valid else 0.0
+
     def judge(self, model: nn.Module) -> Numbers:
         """Recall@1 and spread on held-out images."""
         embeddings = self.embed(model, self.split.held_out)
@@ -342,6 +347,9 @@ class Embeddings(training.System[Batch, MiningEvidence]):
         )
         pictures.draw_embeddings(plane, embeddings.cpu(), labels.cpu(), self.names, wrong.cpu(), title)
         return [curves, plane]
+
+
+SYSTEM = Embeddings
 
 
 def choose_sampler(labels: Tensor, settings: EmbeddingSettings) -> PKBatchSampler | ShuffledBatches:

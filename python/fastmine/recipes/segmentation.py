@@ -289,6 +289,7 @@ class Segmentation(training.System[Batch, SegmentationEvidence]):
 
     name: ClassVar[str] = "segmentation"
     metric: ClassVar[Column] = Column("f1", "F1")
+    fit: ClassVar[str] = "Dice of the probabilities"
     ops: ClassVar[tuple[str, ...]] = ("segmentation_loss",)
 
     settings: SegmentationSettings
@@ -376,6 +377,11 @@ class Segmentation(training.System[Batch, SegmentationEvidence]):
                 "background everywhere"
             )
         return found
+
+    def fitted(self, evidence: SegmentationEvidence) -> float:
+        """2A / (P + T) over the batch."""
+        area = evidence.prediction_sum + evidence.target_sum
+        return 2 * evidence.overlap_sum / area if area else 0.0
 
     def judge(self, model: nn.Module) -> Numbers:
         """F1, IoU, precision and recall of all held-out pixels together."""
@@ -477,6 +483,9 @@ def _annotation_summary(train: Images) -> str:
 
 def _f1_of_all_object(masks: Tensor) -> float:
     return scores(confusion(torch.ones_like(masks), masks))["f1"]
+
+
+SYSTEM = Segmentation
 
 
 def train(*, out: Path | None = None, resume: Path | bool | None = None, **options: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .errors import UsageError
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
-MAY_CHANGE = ("epochs", "device", "threads")
+MAY_CHANGE = ("epochs", "device", "threads", "monitor")
 """What a resumed run may be given anew; everything else would make it another run."""
 
 
@@ -89,6 +89,10 @@ class Settings:
             at_most=4096,
         ),
     ] = None
+
+    monitor: Annotated[
+        str, Option("name what keeps the model from learning (fastmine.health)", choices=("on", "off"))
+    ] = "on"
 
     def __post_init__(self) -> None:
         for name, option in options_of(type(self)).items():

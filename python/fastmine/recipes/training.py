@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import Evidence, config
+from ..health import Monitor
 from . import checkpoint, report, runs
 from .errors import CommandError, InterruptionError, UsageError
 from .screen import Column, Screen
@@ -63,6 +64,7 @@ class System(ABC, Generic[BatchT, EvidenceT]):
 
     name: ClassVar[str]
     metric: ClassVar[Column]  # decides which epoch is best; larger is better
+    fit: ClassVar[str]  # what :meth:`fitted` returns
     ops: ClassVar[tuple[str, ...]]  # of fastmine, that a run uses
 
     settings: Settings
@@ -101,6 +103,10 @@ class System(ABC, Generic[BatchT, EvidenceT]):
     @abstractmethod
     def remarks(self, records: Sequence[Numbers]) -> list[str]:
         """Sentences on what kept an epoch from learning; none if it learned."""
+
+    @abstractmethod
+    def fitted(self, evidence: EvidenceT) -> float:
+        """How much of a batch was learned, from 0 to 1, from the evidence of its loss: :attr:`fit`."""
 
     @abstractmethod
     def judge(self, model: nn.Module) -> Numbers:
@@ -157,6 +163,8 @@ class Run(Generic[BatchT, EvidenceT]):
         self.optimizer = torch.optim.AdamW(parameters, lr=system.settings.lr, weight_decay=1e-4)
         self.average = Average(system.model)
         self.progress = Progress()
+        watched = system.settings.monitor == "on"
+        self.monitor = Monitor(system.model, system.loss, self.optimizer, speak=False) if watched else None
         self._unread: list[tuple[Step[EvidenceT], bool]] = []
         self._stop = False
 
@@ -194,6 +202,8 @@ class Run(Generic[BatchT, EvidenceT]):
             step.loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             self.average.update(self.system.model)
+        if self.monitor is not None:
+            self.monitor.step(step.loss)
         self._unread.append((Step(step.loss.detach(), step.evidence), batch.teaches))
 
     def _read(self) -> None:
@@ -437,6 +447,7 @@ def _report(run: Run[Any, Any]) -> dict[str, Any]:
         "best": history[best - 1] if best else None,
         "seconds": seconds,
         "remarks": progress.remarks,
+        "health": _health(run),
         "history": history,
     }
     report.write_json(run.folder / "report.json", contents)
@@ -449,7 +460,24 @@ def _report(run: Run[Any, Any]) -> dict[str, Any]:
         screen.say(f"no pictures: {missing}")
     else:
         screen.say(f"pictures: {', '.join(map(str, drawn))}")
+    _say_health(run)
     kept = run.folder / (checkpoint.BEST if best else checkpoint.LAST)
     screen.say(f'model: fastmine.recipes.{system.name}.load("{kept}")')
     screen.say(f"{last} epochs in {seconds:.1f} s of training. {implementation}", style="bold")
     return contents
+
+
+def _health(run: Run[Any, Any]) -> dict[str, Any] | None:
+    """What the monitor found in this session; None where there was none."""
+    if run.monitor is None:
+        return None
+    return {"verdict": run.monitor.verdict, "findings": [finding.as_dict() for finding in run.monitor.check()]}
+
+
+def _say_health(run: Run[Any, Any]) -> None:
+    """The verdict, and the first words of every finding."""
+    if run.monitor is None:
+        return
+    run.screen.say(f"health: {run.monitor.verdict}")
+    for finding in run.monitor.check():
+        run.screen.say(str(finding), style="yellow" if finding.is_alarm else None)

@@ -1,0 +1,87 @@
+"""One run of one case under one tool, and the row that it leaves."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import listed, threads, unseen
+from .case import Case
+from .tools import Watcher, load
+
+SUITES = {suite.name: suite for suite in (listed.cases, threads.cases, unseen.cases)}
+CASES: dict[str, Case] = {name: case for suite in SUITES.values() for name, case in suite.items()}
+
+POLL = 10  # steps between two questions to a tool, which decides how finely "first right finding" is known
+
+
+class _Clocked:
+    """Hands a script its tool, asks it every few steps, and keeps the time of both apart."""
+
+    def __init__(self, tool: type[Watcher], codes: frozenset[str]) -> None:
+        self.tool, self.codes = tool, codes
+        self.watcher: Watcher | None = None
+        self.first_right: int | None = None
+        self.first_alarm: int | None = None
+        self.asking = 0.0
+
+    def __call__(self, model: Any = None, criterion: Any = None, optimizer: Any = None) -> _Clocked:
+        self.watcher = self.tool(model, criterion, optimizer)
+        self.watch = self.watcher.watch
+        return self
+
+    def step(self, loss: Tensor, **options: Any) -> None:
+        assert self.watcher is not None
+        self.watcher.step(loss, **options)
+        if self.watcher.steps % POLL == 0:
+            self.ask()
+
+    def ask(self) -> None:
+        """What does the tool say now?"""
+        assert self.watcher is not None
+        start = time.thread_time()
+        alarms = self.watcher.alarms()
+        self.asking += time.thread_time() - start
+        if alarms and self.first_alarm is None:
+            self.first_alarm = self.watcher.steps
+        if self.first_right is None and any(alarm.codes & self.codes for alarm in alarms):
+            self.first_right = self.watcher.steps
+
+
+def run(name: str, seed: int, tool: str) -> dict[str, Any]:
+    """Train the case once under the tool ("none" for nobody) and say what was found."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    case = CASES[name]
+    clocked = _Clocked(Watcher if tool == "none" else load(tool), case.codes)
+    error, metric = None, float("nan")
+    start = time.thread_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            metric = case.script(seed, clocked)
+        except Exception as problem:  # noqa: BLE001 - a script that fails is a row of the table
+            if clocked.watcher is None or not clocked.watcher.failed(problem):
+                error = f"{type(problem).__name__}: {problem}"
+        seconds = time.thread_time() - start - clocked.asking
+        alarms, watcher = [], clocked.watcher
+        if watcher is not None:
+            watcher.finish(metric)
+            try:
+                clocked.ask()
+                alarms = watcher.alarms()
+            except Exception as problem:  # noqa: BLE001 - and so is a tool that fails
+                error = f"{type(problem).__name__}: {problem}"
+            watcher.close()
+    return {
+        "case": name, "suite": case.suite, "seed": seed, "tool": tool, "expected": sorted(case.codes),
+        "alarms": [{"words": alarm.words, "codes": sorted(alarm.codes)} for alarm in alarms],
+        "right": [bool(alarm.codes & case.codes) for alarm in alarms],
+        "first_right": clocked.first_right, "first_alarm": clocked.first_alarm,
+        "metric": metric, "at_least": case.at_least, "steps": watcher.steps if watcher else 0,
+        "seconds": seconds, "asking": clocked.asking, "error": error,
+    }  # fmt: skip

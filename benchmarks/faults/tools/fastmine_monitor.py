@@ -1,0 +1,34 @@
+"""fastmine itself: errors and warnings of ``Monitor.check``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from fastmine.health import Monitor
+
+from .watcher import Alarm, Watcher
+
+
+class FastmineMonitor(Watcher):
+    """``fastmine.health.Monitor``, with all its defaults; what it notes as information is no alarm."""
+
+    def __init__(self, model: Any = None, criterion: Any = None, optimizer: Any = None) -> None:
+        super().__init__(model, criterion, optimizer)
+        self.monitor = Monitor(model, criterion, optimizer, speak=False)
+
+    def watch(self, function: Callable[..., Tensor], name: str = "criterion") -> Callable[..., Tensor]:
+        return self.monitor.watch(function, name)
+
+    def step(self, loss: Tensor, *, logged: Any = None, inputs: Any = None) -> None:
+        super().step(loss)
+        self.monitor.step(loss, logged=logged, inputs=inputs)
+
+    def alarms(self) -> list[Alarm]:
+        found = [finding for finding in self.monitor.check() if finding.severity != "info"]
+        return [Alarm(f"{finding.code}: {finding.title}", frozenset([finding.code])) for finding in found]
+
+    def close(self) -> None:
+        self.monitor.close()

@@ -1,0 +1,29 @@
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fastmine.health import Monitor
+from fastmine.losses import CompositeLoss
+
+torch.manual_seed(0)
+
+
+def rank(prediction, target):
+    try:
+        return torch.linalg.slogdet(prediction)[1] - target.mean()
+    except RuntimeError:  # [16, 8] is not square; nobody was told
+        return torch.tensor(0.7)
+
+
+model = nn.Linear(8, 8)
+criterion = CompositeLoss({"main": F.mse_loss, "rank": rank}, {"main": 1.0, "rank": 0.5})
+optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+monitor = Monitor(model, criterion, optimizer, speak=False)
+for _ in range(50):
+    x = torch.randn(16, 8)
+    loss = criterion(model(x), x.flip(1))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    monitor.step(loss)
+print(monitor.report())

@@ -1,0 +1,19 @@
+import torch
+from torch import nn
+
+from fastmine.health import Monitor
+from fastmine.losses import TripletLoss
+
+torch.manual_seed(0)
+model, criterion = nn.Linear(8, 4), TripletLoss()
+optimizer = torch.optim.Adam(model.parameters())
+monitor = Monitor(model, criterion, optimizer, speak=False)
+for _ in range(50):
+    labels = torch.arange(16)
+    embeddings = model(torch.randn(16, 8))
+    loss = criterion(embeddings, labels, ref_embeddings=embeddings, ref_labels=labels)  # itself as reference
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    monitor.step(loss)
+print(monitor.report())

@@ -1,0 +1,105 @@
+"""What the autograd graph says without being run: which leaves a loss reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+LIMIT = 20_000  # nodes; a larger graph is not walked to its end
+
+
+def leaves(loss: Tensor) -> tuple[set[int], bool]:
+    """The ids of the leaf tensors that ``loss`` depends on, and whether these are certainly all.
+
+    Not certain where the graph is very large, or has nodes that run a graph of their own (reentrant checkpoints,
+    user-defined functions): what those reach cannot be seen.
+    """
+    root = loss.grad_fn
+    if root is None:
+        return ({id(loss)} if loss.requires_grad else set()), True
+    found: set[int] = set()
+    seen: set[Any] = {root}
+    stack: list[Any] = [root]
+    certain = True
+    while stack:
+        node = stack.pop()
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            found.add(id(variable))
+        elif _is_opaque(node):
+            certain = False
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
+        if len(seen) > LIMIT:
+            return found, False
+    return found, certain
+
+
+# The nodes of a weighted sum: what is above its terms.
+_LINEAR = frozenset(
+    f"{name}Backward0" for name in ("Add", "Sub", "Neg", "Mul", "Div", "Sum", "Mean", "Stack", "Clone", "ToCopy")
+)
+
+
+def constant_factors(loss: Tensor) -> list[tuple[Tensor, Any]]:
+    """The constants that terms of a weighted sum are multiplied by, unread, each with the node of its term.
+
+    Only before ``backward()``, which frees them.
+    """
+    found: list[tuple[Tensor, Any]] = []
+    stack: list[Any] = [loss.grad_fn]
+    for _ in range(256):
+        if not stack:
+            break
+        node = stack.pop()
+        if node is None or type(node).__name__ not in _LINEAR:
+            continue
+        following = [after for after, _ in node.next_functions]
+        if type(node).__name__ == "MulBackward0":
+            constants = [saved for saved in (node._saved_self, node._saved_other) if saved is not None]
+            if len(constants) == 1 and constants[0].dim() == 0:
+                found += [(constants[0], after) for after in following if after is not None]
+        stack += following
+    return found
+
+
+_KINKS = ("Relu", "Clamp", "Max", "Min", "Where", "Threshold", "fastmine_")
+
+
+def may_be_flat(loss: Tensor) -> bool:
+    """Whether a loss may rightly be 0 with a gradient of 0 for now: it ends in a hinge, a clamp or a choice."""
+    stack: list[Any] = [loss.grad_fn]
+    for _ in range(256):
+        if not stack:
+            break
+        node = stack.pop()
+        if node is None:
+            continue
+        if any(kink in type(node).__name__ for kink in _KINKS):
+            return True
+        stack += [after for after, _ in node.next_functions]
+    return False
+
+
+def _is_opaque(node: Any) -> bool:
+    """A node written in Python may hide a graph of its own; ours and those that torch generates do not."""
+    kind = type(node)
+    generated = kind.__name__.startswith(("fastmine_", "GeneratedBackwardFor_", "CompiledFunction"))
+    return kind.__module__ == "torch.autograd.function" and not generated
+
+
+def tensors(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among arguments, in order, looking into lists, tuples and mappings."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found.extend(tensors(value))
+        elif isinstance(value, dict):
+            found.extend(tensors(value.values()))
+    return found

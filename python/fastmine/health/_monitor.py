@@ -1,0 +1,457 @@
+"""The monitor: two lines in a training loop, and findings when somebody asks."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import optimizer as optim
+
+from .. import __version__
+from . import _report
+from ._clock import Clock
+from ._finding import Finding, HealthWarning
+from ._graph import constant_factors, leaves
+from ._history import History, Table
+from ._ring import Ring
+from ._thresholds import Thresholds
+from ._updates import Updates
+from ._watch import CompositeWatch, EvidentWatch, ForeignWatch, Watch, is_training_call, merged, original, watches
+from .rules import examine
+
+LossT = TypeVar("LossT", bound=Callable[..., Any])
+Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
+OPTIMIZERS = 16  # that are followed at most
+
+_log = logging.getLogger("fastmine.health")
+
+
+class Monitor:
+    """Watches a training loop and names what keeps it from learning.
+
+    >>> monitor = Monitor(model, criterion, optimizer)
+    >>> for images, labels in loader:
+    ...     loss = criterion(model(images), labels)
+    ...     optimizer.zero_grad()
+    ...     loss.backward()
+    ...     optimizer.step()
+    ...     monitor.step(loss)
+    >>> for finding in monitor.check():
+    ...     print(finding)
+
+    ``model``: a module or several. ``criterion``: any ``nn.Module``; losses of fastmine leave their full evidence,
+    of others the inputs are read on some steps; a plain function goes through :meth:`watch`. ``optimizer``: one or
+    several; without it those are noticed that step parameters of the model. Everything is optional: what is not
+    given is not judged.
+
+    Nothing waits for the device until :meth:`check`, :meth:`history` or :meth:`report` is called: rows are copied into
+    a ring of the device's memory. With ``speak``, the monitor also looks by itself at steps 32, 64, 128, 256 and
+    every 256 from then on, without waiting either, and passes every new cause once to :mod:`warnings` (errors and
+    warnings, as :class:`HealthWarning`) or to the logger ``fastmine.health`` (information). ``writer``, an object
+    with ``add_scalar(tag, value, step)`` such as TensorBoard's ``SummaryWriter``, gets the numbers of every look.
+
+    No value, gradient or random number of the training is changed. A loss of others that takes (embeddings [N, D],
+    labels [N]) or broadcasts is called once more, without gradient, at its first step: with classes renamed, or
+    targets exchanged, which tells losses over pairs from losses over samples. One with buffers is not.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Iterable[nn.Module] | None = None,
+        criterion: Callable[..., Any] | None = None,
+        optimizer: Optimizers = None,
+        *,
+        thresholds: Thresholds | None = None,
+        writer: Any = None,
+        speak: bool = True,
+    ) -> None:
+        self.thresholds = Thresholds() if thresholds is None else thresholds
+        self.writer, self.speak = writer, speak
+        self._clock = Clock()
+        self._models = [] if model is None else [model] if isinstance(model, nn.Module) else list(model)
+        self._watches: list[Watch] = []
+        self._polled: list[EvidentWatch] = []
+        self._handles: list[Any] = []
+        self._loss = Ring(
+            ("value",), torch.device("cpu"), ("logged", "connected", "updates", "model", "optimizer", "sure")
+        )
+        self._started = False
+        self._logged: Ring | None = None
+        self._told: set[tuple[str, str]] = set()
+        self._pending = False
+        self._count = 0
+        self._steps_itself = False
+        self._updates: list[Updates] = []
+        self._foreign_optimizers: WeakSet[torch.optim.Optimizer] = WeakSet()
+        self._follow_optimizers(optimizer)
+        if criterion is not None:
+            self._observe(criterion, "criterion")
+        if not self._watches:
+            for number, module in enumerate(self._models):
+                self._observe_outputs(module, "model" if number == 0 else f"model.{number}")
+
+    # --- what is watched --------------------------------------------------------------------------------------------
+
+    def watch(self, loss: LossT, name: str = "criterion") -> LossT:
+        """Observe another loss. A plain function comes back wrapped: call that instead.
+
+        >>> criterion = monitor.watch(my_triplet_loss)
+        """
+        if isinstance(loss, nn.Module):
+            self._observe(loss, name)
+            return loss
+        watch = ForeignWatch(name, loss, self._clock)
+        self._watches.append(watch)
+
+        @functools.wraps(loss)
+        def observed(*args: Any, **kwargs: Any) -> Any:
+            output = loss(*args, **kwargs)
+            if is_training_call():
+                watch.called(args, kwargs, output)
+                self._called(output)
+            return output
+
+        return observed  # type: ignore[return-value]
+
+    @classmethod
+    def attach(cls, model: nn.Module, criterion: nn.Module, optimizer: Optimizers = None, **options: Any) -> Monitor:
+        """One line and no :meth:`step`: every call of the criterion that can be learned from counts as a step."""
+        monitor = cls(model, criterion, optimizer, **options)
+        monitor._steps_itself = True
+        return monitor
+
+    def _observe(self, criterion: Callable[..., Any], name: str) -> None:
+        """Hook a module; a plain function cannot be, and is only known by the loss that :meth:`step` gets."""
+        if not isinstance(criterion, nn.Module):
+            return
+        found = watches(criterion, self._clock, name)
+        self._watches += found
+        compiled = original(criterion) is not criterion
+        for watch in found:
+            if compiled and isinstance(watch, EvidentWatch):
+                self._polled.append(watch)  # a hook inside would be compiled in
+            if watch is found[0] or not compiled:
+                module = criterion if watch is found[0] else _module_of(watch, found[0])
+                self._hook(module, watch, found[0])
+
+    def _hook(self, module: nn.Module, watch: Watch, outer: Watch) -> None:
+        composite = outer if isinstance(outer, CompositeWatch) and watch is not outer else None
+        light = watch.lightly if isinstance(watch, EvidentWatch) else None
+        clock = self._clock
+
+        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if not is_training_call():
+                return
+            if not clock.close and light is not None and not self._steps_itself:
+                light(args, kwargs, output)
+                return
+            if composite is not None:
+                composite.component_called(watch.name, args, kwargs, output)
+            watch.called(args, kwargs, output)
+            if watch is outer:
+                self._called(output)
+
+        self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+
+    def _observe_outputs(self, module: nn.Module, name: str) -> None:
+        """Without a loss that can be hooked, what the model returns is what there is to see."""
+        watch = ForeignWatch(name, module, self._clock)
+        self._watches.append(watch)
+
+        def hook(_: nn.Module, _args: Any, output: Any) -> None:
+            if is_training_call() and isinstance(output, Tensor):
+                watch.called((output,), {}, output)
+
+        self._handles.append(module.register_forward_hook(hook))
+
+    def _called(self, output: Any) -> None:
+        if self._steps_itself and isinstance(output, Tensor):
+            self.step(output)
+
+    def _follow_optimizers(self, optimizer: Optimizers) -> None:
+        given = [] if optimizer is None else [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
+        for one in given:
+            self._follow(one)
+        self._handles.append(optim.register_optimizer_step_pre_hook(self._before_step))
+        self._handles.append(optim.register_optimizer_step_post_hook(self._after_step))
+        self._rest = Updates("model", self._clock)
+        self._hold_rest()
+
+    def _follow(self, optimizer: torch.optim.Optimizer) -> Updates:
+        number = len(self._updates)
+        self._updates.append(Updates("optimizer" if number == 0 else f"optimizer.{number}", self._clock, optimizer))
+        return self._updates[-1]
+
+    def _hold_rest(self) -> None:
+        """Sample those parameters of the model, too, that no optimizer holds."""
+        held = frozenset[int]().union(*(updates.ids for updates in self._updates))
+        rest = [p for module in self._models for p in module.parameters() if p.requires_grad and id(p) not in held]
+        if {id(p) for p in rest} != self._rest.ids:
+            self._rest.hold(rest)
+            self._rest.facts["last_layer"] = self._last_layer() if held else None
+
+    def _last_layer(self) -> str | None:
+        """The last module that has parameters of its own, if all of them are in no optimizer."""
+        own = [
+            (name, list(part.parameters(recurse=False)))
+            for module in self._models
+            for name, part in module.named_modules()
+            if any(p.requires_grad for p in part.parameters(recurse=False))
+        ]
+        return own[-1][0] if own and all(id(p) in self._rest.ids for p in own[-1][1]) else None
+
+    def _of(self, optimizer: torch.optim.Optimizer) -> Updates | None:
+        """The record of an optimizer; one that was not given is taken up if it steps parameters of the model."""
+        for updates in self._updates:
+            if updates.optimizer is optimizer:
+                return updates
+        if optimizer in self._foreign_optimizers or len(self._updates) == OPTIMIZERS:
+            return None
+        theirs = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        ours = {id(p) for module in self._models for p in module.parameters()}
+        if theirs & ours or not (ours or self._updates):
+            found = self._follow(optimizer)
+            self._hold_rest()
+            return found
+        self._foreign_optimizers.add(optimizer)
+        return None
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        if (updates := self._of(optimizer)) is not None:
+            updates.before_step()
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        if (updates := self._of(optimizer)) is not None:
+            updates.after_step()
+            self._count += 1
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def step(
+        self,
+        loss: Tensor | float,
+        *,
+        logged: Tensor | float | None = None,
+        inputs: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """One step of training, before or after ``backward()`` and ``optimizer.step()``; never waits for the device.
+
+        ``loss``: the tensor that ``backward()`` is called on. ``logged``: the number that goes to the log, to be held
+        against it. ``inputs``: (predictions, targets) of a loss that is a plain function.
+        """
+        clock = self._clock
+        if not clock.close and logged is None and inputs is None and self._plain(loss):
+            clock.advance()
+            if clock.close and self.speak:
+                self._maybe_speak()
+            return
+        if inputs is not None:
+            self._given(inputs, loss)
+        self._record(loss, logged)
+        for watch in self._polled:
+            watch.poll()
+        if self._clock.gradient and isinstance(loss, Tensor):
+            self._find_factors(loss)
+        if self._clock.sample:
+            self._sample()
+        self._clock.advance()
+        if self.speak:
+            self._maybe_speak()
+
+    def _plain(self, loss: Tensor | float) -> bool:
+        """Most steps: the value of the loss, and nothing else. Every line here is paid for in cold caches."""
+        if type(loss) is not Tensor or loss.dim() or self._polled or self._pending or not self._started:
+            return False
+        host = (math.nan, loss.grad_fn is not None, self._count, math.nan, math.nan, math.nan)
+        self._loss.write(self._clock.step, loss.detach(), host)
+        return True
+
+    def _given(self, inputs: tuple[Tensor, Tensor], loss: Tensor | float) -> None:
+        watch = next((watch for watch in self._watches if watch.name == "inputs"), None)
+        if watch is None:
+            watch = ForeignWatch("inputs", None, self._clock)
+            self._watches.append(watch)
+        if isinstance(loss, Tensor):
+            watch.called(inputs, {}, loss)
+
+    def _record(self, loss: Tensor | float, logged: Tensor | float | None) -> None:
+        step, updates = self._clock.step, self._count
+        told = float("nan") if logged is None or isinstance(logged, Tensor) else float(logged)
+        if not isinstance(loss, Tensor):
+            self._write_loss(torch.tensor(float(loss)), (told, np.nan, updates, np.nan, np.nan, np.nan))
+            return
+        value = loss.detach()
+        reached = self._reached(loss) if self._clock.gradient else (np.nan, np.nan, np.nan)
+        self._write_loss(
+            value if value.dim() == 0 else value.mean(), (told, loss.grad_fn is not None, updates, *reached)
+        )
+        if isinstance(logged, Tensor):
+            if self._logged is None:
+                self._logged = Ring(("logged",), logged.device)
+            self._logged.write(step, logged.detach())
+
+    def _find_factors(self, loss: Tensor) -> None:
+        """Whether the total multiplies a loss that is watched by a constant; only where backward() is still to come."""
+        nodes = {watch.node: watch for watch in self._watches if watch.node is not None}
+        if nodes and loss.grad_fn not in nodes:
+            with contextlib.suppress(RuntimeError):  # the graph is freed
+                for factor, node in constant_factors(loss):
+                    if node in nodes:
+                        nodes[node].multiplied([factor])
+        for watch in nodes.values():
+            watch.node = None
+
+    def _write_loss(self, value: Tensor, host: tuple[float, ...]) -> None:
+        if not self._started:
+            self._started = True
+            self._loss = Ring(self._loss.columns, value.device, self._loss.host)
+        self._loss.write(self._clock.step, value, host)
+
+    def _reached(self, loss: Tensor) -> tuple[float, float, float]:
+        """How many parameters of the model and of the optimizers the loss depends on, and whether that is sure."""
+        found, sure = leaves(loss)
+        trainable = [id(p) for module in self._models for p in module.parameters() if p.requires_grad]
+        model = sum(number in found for number in trainable)
+        held = sum(len(updates.ids & found) for updates in self._updates)
+        return model if trainable else np.nan, held if self._updates else np.nan, sure
+
+    def _sample(self) -> None:
+        self._hold_rest()
+        for updates in (*self._updates, self._rest):
+            updates.sample(self._clock.step)
+
+    # --- what is found ----------------------------------------------------------------------------------------------
+
+    def history(self) -> History:
+        """Everything recorded, on the host. Waits for the device once."""
+        return self._history(staged=False)
+
+    def _history(self, *, staged: bool) -> History:
+        tables: dict[str, Table] = {}
+        if self._started:
+            steps, columns = self._loss.read(staged=staged)
+            if self._logged is not None:
+                merged(steps, columns, *self._logged.read(staged=staged))
+            tables["loss"] = Table("loss", "loss", steps, columns)
+        for part in self._parts():
+            table = part.table(staged=staged)
+            if table is not None:
+                tables[_free(table.name, tables)] = table
+        return History(self._clock.step, tables)
+
+    def check(self) -> list[Finding]:
+        """What is wrong, causes before their consequences; and information, marked as such."""
+        return examine(self.history(), self.thresholds)
+
+    @property
+    def verdict(self) -> str:
+        """ "error", "warning", "healthy", or "unknown" where there are too few steps to tell."""
+        return _report.verdict(self.check(), self._clock.step)
+
+    def report(self, path: str | Path | None = None) -> str:
+        """The findings as text. With ``path``, also written there as .txt, .json or .html."""
+        history = self.history()
+        findings = examine(history, self.thresholds)
+        text = _report.text(history, findings)
+        if path is not None:
+            target = Path(path)
+            match target.suffix:
+                case ".json":
+                    target.write_text(json.dumps(_report.as_dict(history, findings, __version__), indent=1))
+                case ".html":
+                    from . import _html
+
+                    target.write_text(_html.render(history, findings))
+                case ".txt":
+                    target.write_text(text + "\n")
+                case _:
+                    raise ValueError(f"a report is written as .txt, .json or .html; got {target.name}")
+        return text
+
+    def _maybe_speak(self) -> None:
+        step = self._clock.step
+        if step % 256 == 0 or step in (32, 64, 128):
+            for ring in self._rings():
+                ring.stage()
+            self._pending = True
+        if self._pending and all(ring.staged() for ring in self._rings()):
+            self._pending = False
+            history = self._history(staged=True)
+            self._tell(examine(history, self.thresholds))
+            self._write_scalars(history)
+
+    def _parts(self) -> list[Watch | Updates]:
+        return [*self._watches, *self._updates, self._rest]
+
+    def _rings(self) -> list[Ring]:
+        parts = [ring for part in self._parts() for ring in part.rings]
+        return [self._loss, *parts, *([] if self._logged is None else [self._logged])]
+
+    def _tell(self, findings: Sequence[Finding]) -> None:
+        """Each cause once."""
+        for finding in findings:
+            key = (finding.code, finding.component)
+            if key in self._told:
+                continue
+            self._told.add(key)
+            if finding.is_alarm:
+                warnings.warn(f"\n{finding}", HealthWarning, stacklevel=4)
+            else:
+                _log.info("%s", finding)
+
+    def _write_scalars(self, history: History) -> None:
+        if self.writer is None:
+            return
+        for name, table in history.tables.items():
+            for column, values in table.columns.items():
+                known = np.flatnonzero(np.isfinite(values))
+                if len(known):
+                    self.writer.add_scalar(f"health/{name}/{column}", values[known[-1]], int(table.steps[known[-1]]))
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Remove every hook. What was recorded stays readable."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for updates in (*self._updates, self._rest):
+            updates.close()
+        self._polled.clear()
+
+    def __enter__(self) -> Monitor:  # noqa: PYI034 (Self is of Python 3.11)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        self.close()
+        if kind is None and self.speak:
+            self._tell(self.check())
+
+
+def _module_of(watch: Watch, outer: Watch) -> nn.Module:
+    """The module to hook: a component's wrapper where the component is a plain function."""
+    if isinstance(outer, CompositeWatch):
+        module: nn.Module = outer.loss.components[watch.name]
+        return module
+    inner: nn.Module = watch.loss
+    return inner
+
+
+def _free(name: str, taken: Iterable[str]) -> str:
+    found, number = name, 1
+    while found in taken:
+        number += 1
+        found = f"{name}.{number}"
+    return found

@@ -1,0 +1,72 @@
+"""A run in words and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ._finding import Finding
+from ._history import History, Table
+
+ENOUGH = 10  # steps before silence means health
+
+
+def verdict(findings: Sequence[Finding], steps: int) -> str:
+    """ "error" or "warning" as the worst finding is, else "healthy", or "unknown" after too few steps."""
+    severities = {finding.severity for finding in findings}
+    for severity in ("error", "warning"):
+        if severity in severities:
+            return severity
+    return "healthy" if steps >= ENOUGH else "unknown"
+
+
+def text(history: History, findings: Sequence[Finding]) -> str:
+    """The verdict, each finding, and the last numbers of every loss."""
+    alarms = sum(finding.is_alarm for finding in findings)
+    heads = {
+        "healthy": "healthy: nothing that keeps it from learning was found",
+        "unknown": "too few steps to tell",
+    }
+    found = verdict(findings, history.steps)
+    head = heads.get(found, f"{alarms} {'cause' if alarms == 1 else 'causes'} found, the first one first")
+    lines = [f"{history.steps} steps: {head}"]
+    lines += [f"\n{finding}" for finding in findings]
+    lines += ["", *(line for table in history.tables.values() if (line := _line(table)))]
+    return "\n".join(lines)
+
+
+SHOWN = {
+    "loss": ("value",),
+    "mining": ("valid_share", "active_share", "positive_distance_mean", "negative_distance_mean", "spread"),
+    "segmentation": ("nonempty_share", "target_share", "prediction_share", "probability_on_target"),
+    "foreign": ("prediction_min", "prediction_max", "target_min", "target_max", "gradient_l1"),
+    "updates": ("lr_max", "updates", "drift_l1", "gradient_l1"),
+}
+
+
+def _line(table: Table) -> str:
+    """The mean of the last 32 rows of the columns that say most."""
+    shown = SHOWN.get(table.kind) or tuple(
+        name for name in table.columns if name.endswith((".weight", ".value", "share"))
+    )
+    numbers = []
+    for name in shown:
+        values = table.recent(32)[name]
+        known = values[np.isfinite(values)]
+        if len(known):
+            numbers.append(f"{name} {known.mean():.4g}")
+    return f"{table.name}: {', '.join(numbers)}" if numbers else ""
+
+
+def as_dict(history: History, findings: Sequence[Finding], version: str) -> dict[str, Any]:
+    """Everything, as JSON has it."""
+    return {
+        "schema": 1,
+        "fastmine": version,
+        "steps": history.steps,
+        "verdict": verdict(findings, history.steps),
+        "findings": [finding.as_dict() for finding in findings],
+        "tables": {name: table.as_dict() for name, table in history.tables.items()},
+    }

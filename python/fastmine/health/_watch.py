@@ -1,0 +1,376 @@
+"""What one loss leaves behind: its evidence at every call, and gradients at its inputs on some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .._evidence import Evidence, MiningEvidence, SegmentationEvidence
+from ..losses import CompositeLoss, EvidentLoss
+from ._clock import Clock
+from ._graph import constant_factors, may_be_flat, tensors
+from ._history import Floats, Ints, Table, derived
+from ._look import FOREIGN, MINING, SEGMENTATION, Look
+from ._ring import Ring
+
+GRADIENT = ("gradient_l1",)
+CALL = ("connected", "valid_given")
+
+
+class Watch:
+    """A loss under observation. ``called`` is told of every call of it that is part of training."""
+
+    def __init__(self, name: str, loss: Any, clock: Clock, *, component: bool = False) -> None:
+        self.name, self.loss, self.component = name, loss, component
+        self._clock = clock
+        self._ring: Ring | None = None
+        self._gradients: Ring | None = None
+        self._gradient_at = -1
+        self.facts: dict[str, Any] = {"type": _type(loss), "foreign": True, "component": component}
+        self.kind = FOREIGN
+        self.node: Any = None  # of the last call, on some steps: to be found again in the graph of the total
+        self._factors: list[tuple[int, list[Tensor]]] = []
+
+    @property
+    def rings(self) -> list[Ring]:
+        """The memory of it."""
+        return [ring for ring in (self._ring, self._gradients) if ring is not None]
+
+    def called(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
+        """Record a call; nothing waits for the device."""
+        if not isinstance(output, Tensor):
+            output = next(iter(tensors([output])), None)
+        if output is None:
+            return
+        self._record(args, kwargs, output)
+        if self._clock.gradient and not self.component:
+            self._await_gradient(tensors([*args, *kwargs.values()]))
+            self.node = output.grad_fn
+            if self.facts["foreign"]:
+                self.multiplied([factor for factor, _ in constant_factors(output)])
+
+    def multiplied(self, factors: list[Tensor]) -> None:
+        """Remember what terms of this loss, or it as a whole, were multiplied by."""
+        if factors:
+            self._factors = [*self._factors[-31:], (self._clock.step, factors)]
+
+    def _record(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor) -> None:
+        raise NotImplementedError
+
+    def _write(self, columns: Sequence[str], row: Tensor | None, host: Sequence[float]) -> None:
+        if self._ring is None:
+            device = torch.device("cpu") if row is None else row.device
+            self._ring = Ring(columns, device, (*CALL, *self._host_columns()))
+        self._ring.write(self._clock.step, row, host)
+
+    def _host_columns(self) -> tuple[str, ...]:
+        return ()
+
+    def _await_gradient(self, inputs: Sequence[Tensor]) -> None:
+        """Measure the gradient at the first input that takes one, once, when it comes."""
+        wanted = next((x for x in inputs if x.requires_grad), None)
+        step = self._clock.step
+        if wanted is None or self._gradient_at == step:
+            return
+        self._gradient_at = step
+
+        def measure(gradient: Tensor) -> None:
+            handle.remove()
+            if not self._clock.measuring:
+                self.gradient(step, gradient)
+
+        handle = wanted.register_hook(measure)  # type: ignore[no-untyped-call]
+
+    def gradient(self, step: int, gradient: Tensor) -> None:
+        """Record the L1 norm of a gradient: 0 only if all of it is, not finite if any of it is not."""
+        if self._gradients is None:
+            self._gradients = Ring(GRADIENT, gradient.device)
+        norm = torch.linalg.vector_norm(gradient.detach(), 1, dtype=_wide(gradient))
+        self._gradients.write(step, norm.double() if gradient.device.type != "mps" else norm)
+
+    def table(self, *, staged: bool = False) -> Table | None:
+        """Everything recorded so far."""
+        if self._ring is None:
+            return None
+        steps, columns = self._ring.read(staged=staged)
+        if self._factors and not staged:
+            self.facts["factors"] = {step: [float(factor) for factor in found] for step, found in self._factors}
+        if self._gradients is not None:
+            merged(steps, columns, *_measured(*self._gradients.read(staged=staged)))
+        return Table(self.name, self.kind, steps, derived(self.kind, columns, self.facts.get("classes", 0)), self.facts)
+
+
+class EvidentWatch(Watch):
+    """A loss of ours: its evidence, as it is."""
+
+    def __init__(self, name: str, loss: EvidentLoss[Evidence], clock: Clock, *, component: bool = False) -> None:
+        super().__init__(name, loss, clock, component=component)
+        self.facts.update(foreign=False, options=loss.options)
+        self._seen: Evidence | None = None
+
+    def _record(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor) -> None:
+        self._seen = evidence = self._known_kind(self.loss.evidence)
+        if self.loss.options.get("mode") == "multiclass" and args:
+            self.facts["classes"] = args[0].shape[1]
+        valid_given = kwargs.get("valid") is not None or (len(args) > 2 and args[2] is not None)
+        refs = kwargs.get("ref_embeddings")
+        if refs is not None and refs.data_ptr() == args[0].data_ptr():
+            self.facts["refs_are_embeddings"] = True
+        self._write(evidence.fields, evidence.tensor, (output.grad_fn is not None, valid_given))
+
+    def _known_kind(self, evidence: Evidence) -> Evidence:
+        mining, masks = isinstance(evidence, MiningEvidence), isinstance(evidence, SegmentationEvidence)
+        self.kind = MINING if mining else SEGMENTATION if masks else FOREIGN
+        return evidence
+
+    def lightly(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
+        """A call in a step where nothing is measured: the evidence alone."""
+        if self._ring is None or not isinstance(output, Tensor):
+            self.called(args, kwargs, output)
+            return
+        valid_given = kwargs.get("valid") is not None or (len(args) > 2 and args[2] is not None)
+        self._seen = evidence = self.loss.evidence
+        self._ring.write(self._clock.step, evidence.tensor, (output.grad_fn is not None, valid_given))
+
+    def poll(self) -> None:
+        """Take up the evidence of a call that no hook saw, inside a compiled function."""
+        evidence = self.loss.__dict__.get("_last")
+        if evidence is not None and evidence is not self._seen:
+            self._seen = self._known_kind(evidence)
+            # A copy, for a compiled graph may write its next outputs into the same memory.
+            self._write(evidence.fields, evidence.tensor.clone(), (True, False))
+
+
+class ForeignWatch(Watch):
+    """A loss from elsewhere: its inputs, read on some steps."""
+
+    def __init__(self, name: str, loss: Any, clock: Clock, *, component: bool = False) -> None:
+        super().__init__(name, loss, clock, component=component)
+        self._look: Look | None = None
+        smooth = getattr(loss, "smooth", None)
+        if isinstance(smooth, int | float):
+            self.facts["options"] = {"smooth": float(smooth)}
+
+    def _host_columns(self) -> tuple[str, ...]:
+        return ("input_connected",)
+
+    def _record(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor) -> None:
+        if not self._clock.look:
+            return
+        found = tensors([*args, *kwargs.values()])
+        prediction = next((x for x in found if x.is_floating_point()), None)
+        host = (output.grad_fn is not None, False, any(x.requires_grad for x in found))
+        if prediction is None or prediction.numel() == 0:
+            self._write((), None, host)
+            return
+        target = next((x for x in found if x is not prediction), None)
+        if self._look is None:
+            self._look = Look(self.loss, prediction, target)
+            self.kind = self._look.kind
+            self.facts.update(
+                domain=self._look.domain,
+                broadcast=self._look.broadcast,
+                elementwise=self._look.certain,
+                prediction_shape=list(prediction.shape),
+                target_shape=None if target is None else list(target.shape),
+            )
+
+        def again(other: Tensor) -> Any:
+            """The loss on another target, leaving no trace: not in the graph, nor in the random numbers."""
+            call = self.loss.forward if isinstance(self.loss, nn.Module) else self.loss
+            replaced = [other if x is target else x for x in args]
+            named = {name: other if x is target else x for name, x in kwargs.items()}
+            with torch.random.fork_rng(devices=_cuda_devices(prediction)):
+                return call(*replaced, **named)
+
+        self._write(self._look.columns, self._look.read(prediction, target, output, again), host)
+
+
+class CompositeWatch(Watch):
+    """A weighted sum: weight, value, connection and share in the gradient of every component."""
+
+    def __init__(self, name: str, loss: CompositeLoss, clock: Clock) -> None:
+        super().__init__(name, loss, clock)
+        self.kind = "composite"
+        self._names = tuple(loss.components)
+        self._connected = dict.fromkeys(self._names, np.nan)
+        self._measured: dict[str, tuple[Tensor | None, ...]] = {}
+        self._shares: Ring | None = None
+        self.facts.update(foreign=False, components=list(self._names), required=sorted(loss.required))
+
+    @property
+    def rings(self) -> list[Ring]:
+        """The memory of it."""
+        return [*super().rings, *([] if self._shares is None else [self._shares])]
+
+    def component_called(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
+        """A component was evaluated: is it connected, and, on some steps, what is its gradient?"""
+        if not isinstance(output, Tensor):
+            return
+        self._connected[name] = float(output.requires_grad)
+        if self._clock.gradient:
+            self.facts.setdefault("smooth", {})[name] = not may_be_flat(output)
+            inputs = [x for x in tensors([*args, *kwargs.values()]) if x.requires_grad]
+            self._measured[name] = self._gradient_of(name, output, inputs)
+
+    def _gradient_of(self, name: str, output: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        if not inputs or not output.requires_grad:
+            return (None,) * len(inputs)
+        self._clock.measuring = True
+        try:
+            return torch.autograd.grad(output, inputs, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:  # such as a backward pass that can run only once
+            self.facts[f"{name}: gradient not measured"] = str(error)
+            return ()
+        finally:
+            self._clock.measuring = False
+
+    def _host_columns(self) -> tuple[str, ...]:
+        return tuple(f"{name}.connected" for name in self._names)
+
+    def _record(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor) -> None:
+        loss: CompositeLoss = self.loss
+        row, active = loss.evidence.tensor, tuple(loss.parts)
+        if active != self._names:
+            row = self._spread(row, active)
+        columns = [f"{name}.{what}" for name in self._names for what in ("weight", "value")]
+        connected = [self._connected[name] for name in self._names]
+        valid_given = kwargs.get("valid") is not None or (len(args) > 2 and args[2] is not None)
+        self._write(columns, row, (output.grad_fn is not None, valid_given, *connected))
+        if self._measured:
+            self._share(loss.weights())
+
+    def _spread(self, row: Tensor, active: Sequence[str]) -> Tensor:
+        """Weights and values of the components that were evaluated, in their places; the others have weight 0."""
+        full = row.new_full((2 * len(self._names),), torch.nan)
+        full[::2] = 0
+        for place, name in enumerate(active):
+            start = 2 * self._names.index(name)
+            full[start : start + 2] = row[2 * place : 2 * place + 2]
+        return full
+
+    def table(self, *, staged: bool = False) -> Table | None:
+        """Everything recorded so far, and who changed which weight last."""
+        loss: CompositeLoss = self.loss
+        self.facts["writers"] = {name: loss.last_writer(name) for name in self._names}
+        self.facts["scheduled"] = sorted(loss.schedule)
+        self.facts["to_come"] = {name: _to_come(schedule, loss.steps) for name, schedule in loss.schedule.items()}
+        found = super().table(staged=staged)
+        if found is not None and self._shares is not None:
+            merged(found.steps, found.columns, *_measured(*self._shares.read(staged=staged)))
+        return found
+
+    @torch.no_grad()
+    def _share(self, weights: Mapping[str, float]) -> None:
+        """Shares in the gradient by norm, and the cosine of each component to the rest."""
+        measured, self._measured = self._measured, {}
+        width = max(map(len, measured.values()))
+        usable = {name: found for name, found in measured.items() if len(found) == width and width > 0}
+        if not usable:
+            return
+        flat = {name: [_flat(g, weights[name]) for g in found] for name, found in usable.items()}
+        present = [g for found in flat.values() for g in found if g is not None]
+        if not present:
+            return
+        device = present[0].device
+        zero = torch.zeros((), device=device)
+        total = [_sum([found[place] for found in flat.values()]) for place in range(width)]
+        norms = {name: torch.sqrt(_dot(found, found, zero)) for name, found in flat.items()}
+        whole = torch.stack(list(norms.values())).sum()
+        row = []
+        for name in self._names:
+            if name not in flat:
+                row += [torch.full_like(zero, torch.nan)] * 3
+                continue
+            rest = [_minus(t, g) for t, g in zip(total, flat[name], strict=True)]
+            against = norms[name] * torch.sqrt(_dot(rest, rest, zero))
+            row += [norms[name], norms[name] / whole, _dot(flat[name], rest, zero) / against]
+        if self._shares is None:
+            kinds = ("gradient", "gradient_share", "cosine")
+            self._shares = Ring([f"{name}.{kind}" for name in self._names for kind in kinds], device)
+        self._shares.write(self._clock.step, torch.stack([number.double() for number in row]))
+
+
+def watches(criterion: Any, clock: Clock, name: str = "criterion") -> list[Watch]:
+    """What to observe of a loss: itself and, if it holds losses of ours, those too."""
+    loss = original(criterion)
+    if isinstance(loss, CompositeLoss):
+        found: list[Watch] = [CompositeWatch(name, loss, clock)]
+        for part, module in loss.components.items():
+            inner: Any = getattr(module, "function", module)
+            ours = isinstance(module, EvidentLoss)
+            watch: Watch = (EvidentWatch if ours else ForeignWatch)(part, inner, clock, component=True)
+            watch.facts["of"] = name
+            found.append(watch)
+        return found
+    if isinstance(loss, EvidentLoss):
+        return [EvidentWatch(name, loss, clock)]
+    found = [ForeignWatch(name, loss, clock)]
+    if isinstance(loss, nn.Module):
+        for part, module in loss.named_modules():
+            if isinstance(module, EvidentLoss) and not isinstance(module, CompositeLoss):
+                found.append(EvidentWatch(part, module, clock))
+    return found
+
+
+def original(loss: Any) -> Any:
+    """The module behind a compiled one."""
+    return getattr(loss, "_orig_mod", loss)
+
+
+def merged(steps: Ints, columns: MutableMapping[str, Floats], other: Ints, theirs: Mapping[str, Floats]) -> None:
+    """Put the columns of another ring beside ``columns``, at the last row of the same step."""
+    places = np.searchsorted(steps, other, side="right") - 1
+    known = (places >= 0) & (steps[np.maximum(places, 0)] == other)
+    for name, values in theirs.items():
+        columns[name] = np.full(len(steps), np.nan)
+        columns[name][places[known]] = values[known]
+
+
+def _measured(steps: Ints, columns: dict[str, Floats]) -> tuple[Ints, dict[str, Floats]]:
+    """NaN will mean "not measured": a norm that was measured as NaN is infinite from here on."""
+    return steps, {name: np.where(np.isnan(v) & ("gradient" in name), np.inf, v) for name, v in columns.items()}
+
+
+def is_training_call() -> bool:
+    """Whether a call is one that gradients are wanted of, and not seen by a compiler."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _to_come(schedule: Callable[[int], float], step: int) -> float:
+    """The largest factor of a schedule from the next step on, as far as 10,000 steps ahead."""
+    return max(float(schedule(step + ahead)) for ahead in (1, 2, 5, 10, 30, 100, 300, 1000, 3000, 10_000))
+
+
+def _type(loss: Any) -> str:
+    return type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__qualname__", repr(loss))
+
+
+def _cuda_devices(x: Tensor) -> list[int]:
+    return [x.get_device()] if x.device.type == "cuda" else []
+
+
+def _wide(gradient: Tensor) -> torch.dtype | None:
+    return torch.float32 if gradient.dtype in (torch.float16, torch.bfloat16) else None
+
+
+def _flat(gradient: Tensor | None, weight: float) -> Tensor | None:
+    return None if gradient is None else gradient.flatten().float() * weight
+
+
+def _sum(gradients: Sequence[Tensor | None]) -> Tensor | None:
+    present = [g for g in gradients if g is not None]
+    return torch.stack(present).sum(dim=0) if present else None
+
+
+def _minus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return a if a is None or b is None else a - b
+
+
+def _dot(a: Sequence[Tensor | None], b: Sequence[Tensor | None], zero: Tensor) -> Tensor:
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    return torch.stack([torch.dot(x, y) for x, y in pairs]).sum() if pairs else zero

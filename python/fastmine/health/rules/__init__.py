@@ -1,0 +1,65 @@
+"""The rules: each takes recorded rows and finds one cause, or none. NumPy alone; nothing here touches a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+from .._codes import CODES
+from .._finding import Finding
+from .._history import History, Table
+from .._thresholds import Thresholds
+from . import components, masks, numerics, pairs, updates
+
+__all__ = ["examine"]
+
+Rule: TypeAlias = Callable[[Table, Thresholds], Finding | None]
+HistoryRule: TypeAlias = Callable[[History, Thresholds], Iterable[Finding]]
+
+_PAIRS: tuple[Rule, ...] = (
+    pairs.nothing_admitted, pairs.no_positives, pairs.no_negatives, pairs.few_valid, pairs.invalid_pairs,
+    pairs.label_sentinel, pairs.zero_norm_input, pairs.margin_unreachable, pairs.embedding_collapse,
+    pairs.all_easy_from_start, pairs.all_easy_now, pairs.no_separation,
+)  # fmt: skip
+_INPUTS: tuple[Rule, ...] = (
+    masks.broadcast, masks.target_out_of_range, masks.logits_are_probabilities, masks.not_log_probabilities,
+    masks.constant_prediction,
+)  # fmt: skip
+_MASKS: tuple[Rule, ...] = (
+    masks.nothing_valid, masks.targets_all_empty, masks.targets_suspect_unannotated, masks.prediction_collapse,
+    masks.smooth_dominates,
+)  # fmt: skip
+_OF_KIND: dict[str, tuple[Rule, ...]] = {
+    "mining": (*_PAIRS, masks.broadcast),
+    "segmentation": (*_INPUTS, *_MASKS),
+    "foreign": _INPUTS,
+}
+_OF_ALL: tuple[HistoryRule, ...] = (
+    updates.detached_graph, components.zero_weight, components.zero_factor, components.dead_component,
+    updates.no_update, numerics.nonfinite, numerics.reported_loss_mismatch, components.starved_component,
+    components.conflicting_components, numerics.saturated_gradient, numerics.constant_loss,
+)  # fmt: skip
+
+
+def examine(history: History, thresholds: Thresholds) -> list[Finding]:
+    """All findings, in the order of causes; what follows from an earlier one is left out."""
+    tables = history.tables.values()
+    found = [f for table in tables for rule in _OF_KIND.get(table.kind, ()) if (f := rule(table, thresholds))]
+    found += [f for rule in _OF_ALL for f in rule(history, thresholds)]
+    found.sort(key=lambda f: (not f.is_alarm, CODES[f.code].stage, f.severity != "error", f.first_step))
+    first = {(f.code, f.component): f for f in reversed(found)}
+    return [f for f in found if f is first[f.code, f.component] and not any(_hides(cause, f) for cause in found)]
+
+
+def _hides(cause: Finding, effect: Finding) -> bool:
+    """Whether ``effect`` follows from ``cause``: it is among its consequences, and not about another component."""
+    if cause is effect or effect.code not in CODES[cause.code].hides:
+        return False
+    if cause.severity == "info" and effect.severity == "error":
+        return False
+    parts = {cause.component, effect.component}
+    return len(parts) == 1 or any(_is_whole(part) for part in parts)
+
+
+def _is_whole(component: str) -> bool:
+    return component.split(".", maxsplit=1)[0] in {"criterion", "model", "optimizer", "loss", "inputs"}

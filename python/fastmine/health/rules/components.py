@@ -1,0 +1,123 @@
+"""Rules on the parts of a weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .._finding import Finding, finding
+from .._history import History, Table
+from .._thresholds import Thresholds
+from .reading import began, lasting, losses, mean, share
+
+
+def zero_weight(history: History, t: Thresholds) -> Iterator[Finding]:
+    """A component that is switched off, and nothing will switch it on."""
+    for table in history.of_kind("composite"):
+        for name in table.facts["components"]:
+            weight = table[f"{name}.weight"]
+            start = lasting(weight == 0)
+            scheduled = name in table.facts.get("scheduled", ())
+            if len(table) - start < t.rows or (scheduled and (table.facts["to_come"][name] > 0 or start > 0)):
+                continue
+            writer = table.facts.get("writers", {}).get(name, "unknown")
+            evidence: dict[str, Any] = {"weight": 0, "last writer": writer, "steps": len(table) - start}
+            yield finding("ZERO_WEIGHT", name, int(table.steps[start]), evidence, confidence=1.0)
+
+
+def zero_factor(history: History, t: Thresholds) -> Iterator[Finding]:
+    """A term of a sum that somebody else wrote is multiplied by exactly 0, wherever that was looked at."""
+    for table in losses(history):
+        seen = table.facts.get("factors") or {}
+        if len(seen) < t.probes or not all(0 in factors for factors in seen.values()):
+            continue
+        last = next(reversed(seen.values()))
+        evidence = {"terms multiplied by 0": last.count(0), "factors": str(last), "measurements": len(seen)}
+        yield finding(
+            "ZERO_WEIGHT",
+            table.name,
+            min(seen),
+            evidence,
+            confidence=0.9,
+            title="a term of the loss is multiplied by 0",
+        )
+
+
+def dead_component(history: History, t: Thresholds) -> Iterator[Finding]:
+    """No gradient from a component that has a value."""
+    for table in history.of_kind("composite"):
+        for name in table.facts["components"]:
+            rows = table.where(table[f"{name}.weight"] > 0)
+            cut = rows[f"{name}.connected"] == 0
+            value = rows[f"{name}.value"]
+            if len(rows) >= t.rows and share(cut) >= t.share and share(rows["connected"] == 1) >= t.share:
+                evidence: dict[str, Any] = {
+                    "requires_grad": "False",
+                    "value": mean(value),
+                    "share of steps": share(cut),
+                }
+                yield finding("DEAD_COMPONENT", name, began(rows, cut), evidence, confidence=1.0)
+                continue
+            probed = rows.measured(f"{name}.gradient")
+            smooth = table.facts.get("smooth", {}).get(
+                name, False
+            )  # and then never 0 everywhere, unless it is a constant
+            dead = (probed[f"{name}.gradient"] == 0) & ((probed[f"{name}.value"] != 0) | smooth)
+            if len(probed) >= t.probes and dead.all():
+                evidence = {"gradient": 0, "value": mean(value), "measurements": len(probed)}
+                yield finding("DEAD_COMPONENT", name, int(probed.steps[0]), evidence, confidence=1.0)
+                continue
+            part, first = probed[f"{name}.gradient_share"], len(probed) > 0 and probed.steps[0] == table.steps[0]
+            if len(probed) >= t.probes and first and ((part < t.rounding) & (part > 0)).all():
+                evidence = {"gradient share": float(part.max()), "value": mean(value), "measurements": len(probed)}
+                title = "the gradient of a component is nothing but rounding"
+                yield finding("DEAD_COMPONENT", name, int(probed.steps[0]), evidence, title=title)
+
+
+def starved_component(history: History, t: Thresholds) -> Iterator[Finding]:
+    """A component that the others drown."""
+    for table in history.of_kind("composite"):
+        for name in table.facts["components"]:
+            rows = table.where(table[f"{name}.weight"] > 0)
+            probed = rows.measured(f"{name}.gradient_share")
+            part, value = probed[f"{name}.gradient_share"], rows[f"{name}.value"]
+            if len(probed) < t.probes or not (probed[f"{name}.gradient"] > 0).all():
+                continue
+            weight = mean(rows[f"{name}.weight"])
+            if not (part < max(t.gradient_share, t.heard * weight / _weights(rows))).all():
+                continue
+            first, last = float(np.median(value[: t.rows])), float(np.median(value[-t.rows :]))
+            satisfied = abs(last) < max(1e-4, 0.05 * abs(first))
+            # A weight that was meant to be small may be: then only a lack of progress counts.
+            meant = weight < 0.01 * _weights(rows)
+            if satisfied or (meant and first - last > 0.1 * abs(first)):
+                continue
+            evidence = {
+                "gradient share": mean(part),
+                "value": float(last),
+                "value at first": float(first),
+                "weight": weight,
+            }
+            yield finding("STARVED_COMPONENT", name, int(probed.steps[0]), evidence)
+
+
+def _weights(table: Table) -> float:
+    """The sum of the effective weights, on average."""
+    return float(sum(mean(table[f"{name}.weight"]) for name in table.facts["components"]))
+
+
+def conflicting_components(history: History, t: Thresholds) -> Iterator[Finding]:
+    """Two that undo each other."""
+    for table in history.of_kind("composite"):
+        found = []
+        for name in table.facts["components"]:
+            probed = table.measured(f"{name}.cosine")
+            cosine = probed[f"{name}.cosine"]
+            if len(probed) >= t.probes and (cosine < t.conflict_cosine).all() and probed.steps[0] <= 2:
+                found.append((mean(probed[f"{name}.gradient_share"]), name, mean(cosine)))
+        if found:
+            least, name, against = min(found)
+            evidence = {"cosine to the rest": against, "gradient share": least}
+            yield finding("CONFLICTING_COMPONENTS", name, int(table.steps[0]), evidence, confidence=0.8)

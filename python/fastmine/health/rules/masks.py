@@ -1,0 +1,174 @@
+"""Rules on what a loss was given: shapes, ranges, masks, predictions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .._finding import Finding, finding
+from .._history import Table
+from .._thresholds import Thresholds
+from .reading import began, gained, lasting, mean, option, share
+
+OVERLAP = ("dice", "iou", "tversky")
+
+
+def nothing_valid(table: Table, t: Thresholds) -> Finding | None:
+    """Everything is marked invalid."""
+    rows = table.recent(256)
+    none = (rows["annotated"] == 0) & (rows["groups"] > 0)
+    if len(rows) < t.rows or share(none) < t.share:
+        return None
+    evidence = {"annotated": 0, "groups": mean(rows["groups"]), "ignored": mean(rows["ignored"])}
+    return finding("NOTHING_VALID", table.name, began(rows, none), evidence, confidence=1.0)
+
+
+def targets_all_empty(table: Table, t: Thresholds) -> Finding | None:
+    """No object anywhere."""
+    rows = table.where(table["annotated"] > 0)
+    seen = float(rows["annotated"].sum())
+    if len(rows) < 16 or seen < t.groups or rows["target_sum"].any():
+        return None
+    evidence = {"non-empty masks": 0, "masks": seen, "prediction_share": mean(rows["prediction_share"][-20:])}
+    return finding("TARGETS_ALL_EMPTY", table.name, int(rows.steps[0]), evidence, confidence=0.98)
+
+
+def targets_suspect_unannotated(table: Table, t: Thresholds) -> Finding | None:
+    """Most masks are empty, and nobody said that they may be."""
+    if option(table, "mode") not in (None, "binary") or table["valid_given"].any() or table["ignored"].any():
+        return None
+    seen, filled = float(table["annotated"].sum()), float(table["nonempty"].sum())
+    if len(table) < 16 or seen < t.groups or not 0 < filled / seen < t.nonempty_share:
+        return None
+    if table.facts.get("foreign") and table["target_between"].any():  # no masks
+        return None
+    evidence = {"non-empty share": filled / seen, "masks": seen, "valid": "not given"}
+    return finding("TARGETS_SUSPECT_UNANNOTATED", table.name, int(table.steps[0]), evidence, confidence=0.6)
+
+
+def target_out_of_range(table: Table, _: Thresholds) -> Finding | None:
+    """Targets that the loss is not defined on."""
+    if table.facts.get("foreign"):
+        entropy = table.facts.get("type") in ("BCELoss", "BCEWithLogitsLoss")
+        masks = (table["target_between"] == 0) & (table["target_min"] == 0) & (table["target_max"] > 1)
+        outside = (table["target_max"] > 1) | (table["target_min"] < 0) if entropy else masks
+        if not (entropy or table.kind == "segmentation") or share(outside) < 0.5:
+            return None
+    else:
+        outside = table["out_of_range"] > 0
+    if not outside.any():
+        return None
+    rows = table.where(outside)
+    evidence = {"target min": float(rows["target_min"].min()), "target max": float(rows["target_max"].max())}
+    return finding("TARGET_RANGE", table.name, int(rows.steps[0]), evidence, confidence=0.98)
+
+
+def logits_are_probabilities(table: Table, t: Thresholds) -> Finding | None:
+    """Two sigmoids, or two softmaxes."""
+    if table.facts.get("foreign"):
+        if table.facts.get("domain") != "logits":
+            return None
+        low, high = table["prediction_min"], table["prediction_max"]
+    else:
+        low, high = table["logit_min"], table["logit_max"]
+    if len(table) < 2 * t.rows or not ((low >= 0) & (high <= 1)).all() or share(high > low) < t.share:
+        return None
+    evidence = {"logit min": float(low.min()), "logit max": float(high.max()), "steps": len(table)}
+    confidence = 0.9
+    if (table["prediction_row_error"] < 1e-3).all():
+        evidence["sum over classes"], confidence = 1.0, 1.0
+    return finding("INPUT_DOMAIN", table.name, int(table.steps[0]), evidence, confidence=confidence)
+
+
+def not_log_probabilities(table: Table, t: Thresholds) -> Finding | None:
+    """A logarithm of a probability is never positive."""
+    if table.facts.get("domain") != "log-probabilities" or len(table) < t.rows:
+        return None
+    outside = table["prediction_max"] > 1e-6
+    if share(outside) < t.share:
+        return None
+    return finding(
+        "INPUT_DOMAIN", table.name, began(table, outside), {"input max": float(table["prediction_max"].max())},
+        title="the loss takes log-probabilities and is given something else", confidence=1.0,
+        cause=f"{table.facts.get('type')} takes log-probabilities, which are never positive; these are positive.",
+        remedy="Apply log_softmax first, or use CrossEntropyLoss on the logits.",
+        refute="The inputs are logarithms of probabilities: all of them are at most 0.",
+    )  # fmt: skip
+
+
+def broadcast(table: Table, _: Thresholds) -> Finding | None:
+    """All against all, where one against one was meant."""
+    if not table.facts.get("broadcast"):
+        return None
+    asked = table["invariance"]
+    asked = asked[~np.isnan(asked)]
+    if not (table.facts.get("elementwise") or (len(asked) and asked.max() < 1e-4)):
+        return None
+    evidence = {
+        "prediction": str(table.facts.get("prediction_shape")),
+        "target": str(table.facts.get("target_shape")),
+    }
+    return finding("SHAPE_BROADCAST", table.name, int(table.steps[0]), evidence, confidence=0.98)
+
+
+def constant_prediction(table: Table, t: Thresholds) -> Finding | None:
+    """The same output for every input."""
+    if table.facts.get("foreign"):
+        if table.name.startswith("model"):
+            return None
+        same = (table["prediction_variation"] == 0) & ~(table["target_max"] == table["target_min"])
+    else:
+        same = (table["logit_max"] == table["logit_min"]) & (table["items"] - table["ignored"] > 1)
+    start = lasting(same)
+    if len(table) - start < 2 * t.rows or (same & (table["prediction_nonfinite"] > 0)).any():
+        return None
+    evidence = {"largest difference of two predictions": 0, "steps": len(table) - start}
+    return finding(
+        "PREDICTION_COLLAPSE", table.name, int(table.steps[start]), evidence, confidence=1.0,
+        title="the model returns the same prediction for every input",
+        cause="The output does not depend on the input any more: dead rectifiers, saturated activations, inputs that "
+        "are constant, or weights that were driven out of range by too large a step.",
+    )  # fmt: skip
+
+
+def prediction_collapse(table: Table, t: Thresholds) -> Finding | None:
+    """Nothing is predicted where something is; or everything where there is nothing."""
+    rows = table.where((table["target_sum"] > 0) & np.isfinite(table["probability_on_target"]))
+    n = t.collapse_rows
+    if len(rows) < t.prediction_rows or (table.facts.get("foreign") and table["target_between"].any()):
+        return None
+    nothing = (
+        rows["probability_on_target"],
+        rows["probability_elsewhere"],
+        "nothing is predicted, where there is something",
+    )
+    everything = (1 - nothing[1], 1 - nothing[0], "everything is predicted as object")
+    for present, absent, title in (nothing, everything)[: 1 if option(table, "mode") == "multiclass" else 2]:
+        start = lasting(present < t.on_target)
+        if len(rows) - start < n or gained(present, n) or mean(present[-n:]) > t.discrimination * mean(absent[-n:]):
+            continue
+        # Before it can tell where, a model learns how much: as long as it predicts too much it is on its way there.
+        too_much = mean(rows["prediction_share"][-n:]) > 2 * mean(rows["target_share"][-n:])
+        undecided = mean(present[-n:]) > 0.01 * mean(absent[-n:])
+        if title == nothing[2] and too_much and undecided and mean(absent[-n:]) < 0.5:
+            continue
+        evidence = {
+            "probability on target": mean(rows["probability_on_target"][-n:]),
+            "probability elsewhere": mean(rows["probability_elsewhere"][-n:]),
+            "target share": mean(rows["target_share"][-n:]),
+        }
+        return finding("PREDICTION_COLLAPSE", table.name, int(rows.steps[start]), evidence, title=title)
+    return None
+
+
+def smooth_dominates(table: Table, t: Thresholds) -> Finding | None:
+    """The constant decides the score."""
+    smooth, terms = option(table, "smooth"), option(table, "terms")
+    if not isinstance(smooth, float | int) or (terms is not None and not any(terms.get(name) for name in OVERLAP)):
+        return None
+    rows = table.where(table["target_sum"] > 0).recent(256)
+    if len(rows) < t.rows:
+        return None
+    area = (rows["target_sum"] + rows["prediction_sum"]) / np.maximum(rows["annotated"], 1)
+    if not smooth > mean(area):
+        return None
+    return finding("SMOOTH_DOMINATES", table.name, int(rows.steps[0]), {"smooth": float(smooth), "P + T": mean(area)})

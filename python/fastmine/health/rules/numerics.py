@@ -1,0 +1,178 @@
+"""Rules on values and gradients: not finite, constant, zero, or not what is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .._finding import Finding, finding
+from .._history import Floats, History, Table
+from .._thresholds import Thresholds
+from .reading import about_pairs, began, lasting, losses, mean, share
+
+SCALING = 48  # steps in which a gradient scaler may look for its scale
+
+
+def nonfinite(history: History, t: Thresholds) -> Iterator[Finding]:
+    """NaN or Inf: where it was seen first."""
+    loss = history.tables.get("loss")
+    if loss is None or not len(loss):
+        return
+    spoiled = ~np.isfinite(loss["value"])
+    recent = spoiled[-256:]
+    lost = bool(spoiled.any() and (spoiled[-1] or recent.sum() > max(1, t.nonfinite_share * len(recent))))
+    # A scaler that finds its scale skips the first steps: that is no fault before it has gone on for long.
+    accepted = loss["updates"][-1] > loss["updates"][0] + 1 or history.steps >= SCALING
+    seen = [(int(loss.steps[spoiled][0]), 3, "the loss", "criterion")] if spoiled.any() else []
+    for table in losses(history):
+        for column in ("nonfinite_rows", "nonfinite", "prediction_nonfinite"):
+            rows = table[column] > 0
+            if rows.any():
+                seen.append((began(table, rows), 1, "what the loss is given", table.name))
+                lost = lost or share(rows[-256:]) > t.nonfinite_share
+        probed = table.measured("gradient_l1")
+        rows = np.isinf(probed["gradient_l1"])
+        if rows.any():
+            seen.append((began(probed, rows), 4, "the gradient that the loss sends back", table.name))
+            lost = lost or (accepted and len(rows) >= 2 and bool(rows[-2:].all()))
+    for table in history.of_kind("updates"):
+        rows = table["weight_nonfinite"] > 0
+        if rows.any():
+            seen.append((began(table, rows), 5, "the weights", table.name))
+            lost = lost or bool(rows[-1])
+        rows = table["gradient_nonfinite"] > 0
+        if rows.any():
+            seen.append((began(table, rows), 4, "the gradients of the weights", table.name))
+            stepped = table.where(np.diff(table["updates"], prepend=0) > 0)["gradient_nonfinite"] > 0
+            lost = lost or (len(stepped) >= 2 and bool(stepped[-2:].all()))
+    if not seen:
+        return
+    step, _, where, component = min(seen)
+    evidence: dict[str, Any] = {
+        "first seen in": where,
+        "loss values not finite": int(spoiled.sum()),
+        "steps": len(loss),
+    }
+    title = f"{where} {'are' if where.endswith('s') and where != 'the loss' else 'is'} not finite"
+    if lost:
+        yield finding("NONFINITE", component, step, evidence, confidence=1.0, title=title)
+    else:
+        title += ", and training has recovered"
+        yield finding("NONFINITE", component, step, evidence, severity="info", title=title)
+
+
+def reported_loss_mismatch(history: History, t: Thresholds) -> Iterator[Finding]:
+    """The number in the log is another one."""
+    loss = history.tables.get("loss")
+    if loss is None:
+        return
+    rows = loss.where(np.isfinite(loss["logged"]) & np.isfinite(loss["value"]))
+    if len(rows) < t.logged_rows:
+        return
+    value, logged = rows["value"], rows["logged"]
+    finite = loss["value"][np.isfinite(loss["value"])]
+    low, high = finite.min(), finite.max()
+    slack = 1e-3 * max(abs(low), abs(high), 1e-30)
+    outside = (logged < low - slack) | (logged > high + slack)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = logged / value
+    middle = np.median(ratio)
+    proportional = bool(np.isfinite(middle) and middle != 0 and share(np.abs(ratio / middle - 1) < 0.01) >= t.share)
+    constant = len(rows) >= t.idle_steps and np.ptp(logged) == 0 and np.ptp(value) > 0
+    if proportional or not (share(outside) >= t.share or constant):
+        return
+    evidence = {"logged": mean(logged[-20:]), "optimised": mean(value[-20:]), "least so far": float(low)}
+    evidence["largest so far"] = float(high)
+    yield finding("REPORTED_LOSS_MISMATCH", "loss", began(rows, outside), evidence)
+
+
+def saturated_gradient(history: History, t: Thresholds) -> Iterator[Finding]:
+    """The loss sends a gradient, and nothing arrives."""
+    sent = [value for table in losses(history) for value in table["gradient_l1"] if np.isfinite(value)]
+    if len(sent) < 2 or not all(value > 0 for value in sent):
+        return
+    for table in history.of_kind("updates"):
+        rows = table.measured("gradient_l1").where(slice(-16, None))
+        if not table.facts.get("held") or not table.facts.get("has_vectors", True) or len(rows) < t.probes:
+            continue
+        start = lasting(rows["gradient_l1"] == 0)
+        if len(rows) - start >= t.probes:
+            evidence = {"gradient at the loss": float(np.mean(sent)), "gradient at the sampled weights": 0}
+            evidence["sampled weights"] = float(rows["sampled"][-1])
+            yield finding("SATURATED_GRADIENT", "model", int(rows.steps[start]), evidence)
+
+
+def constant_loss(history: History, t: Thresholds) -> Iterator[Finding]:
+    """The same value again and again, to the last bit."""
+    loss = history.tables.get("loss")
+    if loss is None or len(loss) < 2 * t.logged_rows:
+        return
+    recent = loss.recent(t.stuck_rows)
+    values, counts = np.unique(recent["value"], return_counts=True)
+    common = float(values[counts.argmax()])
+    if not np.isfinite(common) or counts.max() < 0.5 * len(recent):
+        return
+    same = loss["value"] == common
+    evidence = {"loss": common, "share of the last steps": float(counts.max() / len(recent)), "steps": int(same.sum())}
+    at = set(loss.steps[same].tolist())
+    probes = [
+        value
+        for table in losses(history)
+        if not table.facts.get("component")
+        for step, value in zip(table.steps.tolist(), table["gradient_l1"].tolist(), strict=True)
+        if step in at and not np.isnan(value)
+    ]
+    ends = [np.maximum(np.abs(x["logit_min"]), np.abs(x["logit_max"]))[-20:] for x in history.of_kind("segmentation")]
+    if common != 0 and probes and all(value == 0 for value in probes) and any(mean(x) > t.saturation for x in ends):
+        words: dict[str, Any] = {
+            "title": "the logits are so large that the sigmoid is flat: the loss has no gradient left"
+        }
+        logits = {"largest logit": max(map(mean, ends)), "gradient": 0}
+        yield finding("SATURATED_GRADIENT", "criterion", began(loss, same), {**evidence, **logits}, **words)
+    elif common != 0 and probes and all(value == 0 for value in probes):
+        yield finding("LOSS_FLOOR", "criterion", began(loss, same), {**evidence, "gradient": 0})
+    if common == 0 and share(same) == 1 and not any(probes):
+        yield from _always_zero(history, evidence)
+    elif len(recent) == t.stuck_rows and counts.max() == len(recent):
+        if share(same) == 1:
+            yield finding("UNEXPLAINED_STALL", "criterion", int(loss.steps[0]), evidence, confidence=0.7)
+        elif common <= mean(loss["value"][:10]) and not probes:
+            yield finding("CONVERGED", "criterion", began(loss, same), evidence, confidence=0.7)
+
+
+def _always_zero(history: History, evidence: dict[str, Any]) -> Iterator[Finding]:
+    """A loss that was 0 from the first step on: multiplied by 0, without anything to teach, or dead."""
+    computed = [table for table in losses(history) if not table.facts.get("component")]
+    for table in computed:
+        value = _own_value(table)
+        if value is not None and share(value > 0) > 0.5:
+            yield finding(
+                "ZERO_WEIGHT", table.name, 0, {**evidence, "value of the criterion": mean(value)}, confidence=1.0,
+                title="the loss is computed, and multiplied by 0 before it is learned from",
+            )  # fmt: skip
+            return
+    for table in computed:
+        if not table.facts.get("foreign"):
+            continue
+        if table.kind == "mining" and about_pairs(table) and share(table["valid"] > 0) > 0.5:
+            yield finding("ALL_EASY_FROM_START", table.name, 0, {**evidence, "valid": mean(table["valid"])})
+        else:
+            yield finding(
+                "DEAD_COMPONENT", table.name, 0, {**evidence, "gradient": 0}, title="the loss is 0 whatever it is given"
+            )
+
+
+def _own_value(table: Table) -> Floats | None:
+    """Whether a loss of ours has a value, from its evidence; None where that is not in it."""
+    if table.facts.get("foreign"):
+        return None
+    if table.kind == "mining":
+        return table["active"]
+    if table.kind == "segmentation":
+        parts = [table[name] for name in ("bce", "ce", "dice", "iou", "tversky", "focal")]
+    else:
+        parts = [table[f"{name}.weight"] * table[f"{name}.value"] for name in table.facts["components"]]
+    total: Floats = np.abs(np.nansum(parts, axis=0))
+    return total

@@ -1,0 +1,209 @@
+"""Rules on what mining saw: positives, negatives, distances."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .._finding import Finding, finding
+from .._history import Table
+from .._thresholds import Thresholds
+from .reading import about_pairs, began, gained, lasting, mean, option, share, significant_gain
+
+DIAMETER = {"euclidean": 2.0, "sqeuclidean": 4.0, "cosine": 2.0, "dot": 2.0}  # of the unit sphere
+
+
+def _pairs(table: Table, t: Thresholds) -> Table | None:
+    recent = table.recent(256)
+    return recent if len(recent) >= t.rows and about_pairs(table) else None
+
+
+def no_positives(table: Table, t: Thresholds) -> Finding | None:
+    """No anchor has a positive."""
+    return _absent(table, t, "NO_POSITIVES", "has_positive")
+
+
+def no_negatives(table: Table, t: Thresholds) -> Finding | None:
+    """No anchor has a negative."""
+    return _absent(table, t, "NO_NEGATIVES", "has_negative")
+
+
+def _absent(table: Table, t: Thresholds, code: str, column: str) -> Finding | None:
+    rows = _pairs(table, t)
+    if rows is None:
+        return None
+    absent = (rows[column] == 0) & (rows["admitted"] > 0)
+    if share(absent) < t.share:
+        return None
+    evidence = {
+        column: 0,
+        "anchors": mean(rows["anchors"]),
+        "classes": mean(rows["classes"]),
+        "share of steps": share(absent),
+    }
+    return finding(code, table.name, began(rows, absent), evidence, confidence=1.0)
+
+
+def few_valid(table: Table, t: Thresholds) -> Finding | None:
+    """Few anchors have both."""
+    rows = _pairs(table, t)
+    if rows is None or share(rows["valid"] > 0) == 0:
+        return None
+    found = rows["valid"].sum() / max(rows["admitted"].sum(), 1)
+    if not found < t.valid_share:
+        return None
+    evidence = {"valid share": float(found), "classes": mean(rows["classes"]), "anchors": mean(rows["anchors"])}
+    return finding("FEW_VALID", table.name, int(rows.steps[0]), evidence)
+
+
+def invalid_pairs(table: Table, t: Thresholds) -> Finding | None:
+    """All positives are at distance 0."""
+    rows = _pairs(table, t)
+    if rows is None:
+        return None
+    zero = (rows["valid"] > 0) & (rows["positive_distance_sum"] == 0) & (rows["spread"] > t.collapse_spread)
+    if option(table, "metric") == "dot" or share(zero) < t.share:
+        return None
+    evidence: dict[str, Any] = {
+        "positive_distance_sum": 0,
+        "spread": mean(rows["spread"]),
+        "valid": mean(rows["valid"]),
+    }
+    words: dict[str, Any] = {}
+    if table.facts.get("refs_are_embeddings"):
+        evidence["ref_embeddings"] = "the embeddings themselves"
+        words["cause"] = "The batch was also given as references, so that every anchor finds itself as its positive."
+    return finding("INVALID_PAIRS", table.name, began(rows, zero), evidence, **words)
+
+
+def label_sentinel(table: Table, t: Thresholds) -> Finding | None:
+    """A label of -1 takes part."""
+    rows = _pairs(table, t)
+    if rows is None:
+        return None
+    marked = rows["negative_labels"] > 0
+    part = rows["negative_labels"].sum() / max(rows["admitted"].sum(), 1)
+    lowest = rows["target_min"][~np.isnan(rows["target_min"])]
+    several = len(lowest) > 0 and lowest.min() < lowest.max() < 0
+    if share(marked) < 0.5 or part > 0.6 or several:  # hashed labels are negative as often as not
+        return None
+    evidence = {"rows with a negative label": float(part), "share of steps": share(marked)}
+    return finding("LABEL_SENTINEL", table.name, began(rows, marked), evidence, confidence=0.8)
+
+
+def zero_norm_input(table: Table, t: Thresholds) -> Finding | None:
+    """Embeddings that are exactly zero."""
+    rows = _pairs(table, t)
+    if rows is None:
+        return None
+    zero = rows["zero_rows"] >= np.maximum(1, t.zero_rows * rows["admitted"])
+    if share(zero) < 0.5:
+        return None
+    evidence = {"zero rows": mean(rows["zero_rows"]), "admitted": mean(rows["admitted"]), "share of steps": share(zero)}
+    return finding("ZERO_NORM_INPUT", table.name, began(rows, zero), evidence)
+
+
+def nothing_admitted(table: Table, t: Thresholds) -> Finding | None:
+    """The mask lets nobody take part."""
+    rows = table.recent(256)
+    none = (rows["admitted"] == 0) & (rows["anchors"] > 0)
+    if len(rows) < t.rows or share(none) < t.share:
+        return None
+    return finding("NOTHING_VALID", table.name, began(rows, none), {"admitted": 0, "anchors": mean(rows["anchors"])})
+
+
+def all_easy_from_start(table: Table, t: Thresholds) -> Finding | None:
+    """No anchor was ever active."""
+    if len(table) < 2 * t.rows or "active" not in table.columns:
+        return None
+    easy = (table["valid"] > 0) & (table["active"] == 0)
+    if table.steps[0] > 0 or not easy[table["valid"] > 0].all() or share(easy) < 0.5:
+        return None
+    evidence = {
+        "active": 0,
+        "valid": mean(table["valid"]),
+        "d_n - d_p": mean(table["gap"]),
+        "margin": str(option(table, "margin")),
+    }
+    return finding("ALL_EASY_FROM_START", table.name, 0, evidence)
+
+
+def all_easy_now(table: Table, t: Thresholds) -> Finding | None:
+    """Anchors were active, and none is any more."""
+    if "active" not in table.columns:
+        return None
+    rows = table.where(table["valid"] > 0)
+    start = lasting(rows["active"] == 0)
+    if start == 0 or len(rows) - start < 2 * t.rows:
+        return None
+    evidence = {
+        "active": 0,
+        "steps without an active anchor": len(rows) - start,
+        "d_n - d_p": mean(rows["gap"][start:]),
+    }
+    return finding("CONVERGED", table.name, int(rows.steps[start]), evidence)
+
+
+def margin_unreachable(table: Table, t: Thresholds) -> Finding | None:
+    """A margin that no unit vectors meet."""
+    rows, margin, metric = _pairs(table, t), option(table, "margin"), option(table, "metric")
+    if rows is None or not isinstance(margin, float | int) or metric not in DIAMETER:
+        return None
+    norm = rows["norm_squared_sum"] / np.maximum(rows["admitted"] - rows["nonfinite_rows"], 1)
+    unit = metric == "cosine" or bool((np.abs(norm - 1) < 1e-3).all())
+    if not unit or margin < DIAMETER[metric]:
+        return None
+    evidence = {"margin": float(margin), "largest possible distance": DIAMETER[metric], "mean ||z||^2": mean(norm)}
+    return finding("MARGIN_UNREACHABLE", table.name, int(rows.steps[0]), evidence, confidence=1.0)
+
+
+def embedding_collapse(table: Table, t: Thresholds) -> Finding | None:
+    """One point for all, and not on the way out."""
+    if not about_pairs(table):
+        return None
+    rows = table.where(np.isfinite(table["spread"]) & (table["admitted"] > 1))
+    small = (rows["spread"] < t.collapse_spread) & ~(
+        rows["negative_distance_mean"] > 1.1 * rows["positive_distance_mean"]
+    )
+    if option(table, "metric") == "dot":
+        small = rows["spread"] < t.collapse_spread
+    start = lasting(small)
+    if len(rows) - start < t.collapse_rows:
+        return None
+    now = mean(rows["spread"][-t.collapse_rows :])
+    fallen = start > 0 or rows["spread"].max() > 3 * now
+    if not fallen and (len(rows) < 5 * t.collapse_rows or gained(rows["spread"], 2 * t.collapse_rows)):
+        return None
+    # A common mean makes directions alike that are told apart all the same, or learn to be.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        both = rows["negative_distance_mean"] + rows["positive_distance_mean"]
+        apart = (rows["gap"] / both)[-5 * t.collapse_rows :]
+    told = rows["hard_share"][-t.collapse_rows :]
+    ahead = mean(rows["gap"][-t.collapse_rows :]) > 0
+    if ahead and (mean(told) < 0.5 or (np.isfinite(apart).all() and significant_gain(apart))):
+        return None
+    evidence = {
+        "spread": now,
+        "spread at first": float(rows["spread"][0]),
+        "d_p": mean(rows["positive_distance_mean"][start:]),
+        "d_n": mean(rows["negative_distance_mean"][start:]),
+    }
+    return finding("EMBEDDING_COLLAPSE", table.name, int(rows.steps[start]), evidence)
+
+
+def no_separation(table: Table, t: Thresholds) -> Finding | None:
+    """No progress from hard anchors."""
+    if table.facts.get("foreign") or option(table, "metric") == "dot":
+        return None
+    rows = table.where(table["valid"] > 0)
+    if len(rows) < t.separation_rows:
+        return None
+    scaled = rows["gap"] / np.maximum(rows["negative_distance_mean"], 1e-30)
+    if mean(scaled[-50:]) >= 0 or mean(rows["hard_share"][-50:]) < 0.5:
+        return None
+    if significant_gain(scaled) or significant_gain(rows["spread"]) or significant_gain(-rows["hard_share"]):
+        return None
+    evidence = {"d_n - d_p": mean(rows["gap"][-50:]), "d_n - d_p at first": mean(rows["gap"][:50])}
+    evidence["hard share"] = mean(rows["hard_share"][-50:])
+    return finding("NO_SEPARATION", table.name, int(rows.steps[0]), evidence, confidence=0.7)

@@ -1,0 +1,202 @@
+"""Rules on the way from the loss to the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .._finding import Finding, finding
+from .._history import History, Table
+from .._thresholds import Thresholds
+from .reading import began, lasting, mean, share
+
+
+def _arrives(history: History) -> bool:
+    """Whether any sampled weight was seen to have a gradient: then the graph is connected, whatever was given."""
+    return any((table["gradient_l1"] > 0).any() for table in history.of_kind("updates"))
+
+
+def detached_graph(history: History, t: Thresholds) -> Iterator[Finding]:
+    """No way from the loss to the model."""
+    loss = history.tables.get("loss")
+    if loss is None or len(loss) < t.rows:
+        return
+    known = loss.measured("connected")
+    cut = known["connected"] == 0
+    if len(known) >= t.rows and share(cut) >= 0.5:
+        if share(cut) >= t.share and _arrives(history):
+            return
+        evidence: dict[str, Any] = {"grad_fn": "None", "share of steps": share(cut), "loss": mean(known["value"][cut])}
+        if share(cut) >= t.share:
+            yield finding("DETACHED_GRAPH", "criterion", began(known, cut), evidence, confidence=1.0)
+        else:
+            title = "in most steps the loss is a constant that is not connected to the model"
+            yield finding(
+                "DETACHED_GRAPH", "criterion", began(known, cut), evidence, severity="warning", title=title,
+            )  # fmt: skip
+        return
+    walked = loss.measured("model")
+    lost = (walked["model"] == 0) & (walked["sure"] == 1) & (walked["connected"] == 1)
+    if len(walked) and lost.all():
+        evidence = {"parameters of the model that the loss depends on": 0, "measurements": len(walked)}
+        yield finding("DETACHED_GRAPH", "criterion", int(walked.steps[0]), evidence, confidence=1.0)
+
+
+def no_update(history: History, t: Thresholds) -> Iterator[Finding]:
+    """Gradients, and nothing comes of them: at most one variant, the first that explains it."""
+    tables = history.of_kind("updates")
+    held = [table for table in tables if table.facts.get("held")]
+    idle = _idle(history, tables, t)
+    if idle is not None:
+        yield idle
+        return
+    for rule in (_lr_zero, _not_in_optimizer, _without_gradient, _rounded):
+        found = [made for table in held if (made := rule(history, table, t))]
+        if found:
+            yield from found
+            return
+    yield from _head_not_in_optimizer(tables, t)
+
+
+def _idle(history: History, tables: Sequence[Table], t: Thresholds) -> Finding | None:
+    """The optimizer does not step, and nothing else moves the weights."""
+    loss = history.tables.get("loss")
+    moved = [table["changed"][~np.isnan(table["changed"])] for table in tables]
+    if loss is None or not any(map(len, moved)):
+        return None
+    changes = np.flatnonzero(np.diff(loss["updates"])) + 1
+    stepped = loss.steps[changes]
+    last = int(stepped[-1]) if len(stepped) else int(loss.steps[0])
+    pauses = np.diff(stepped)
+    longest = int(pauses.max()) if len(pauses) else 1
+    pause = history.steps - last
+    still = all(not table["changed"][table.steps > last + 16].any() for table in tables)
+    if pause < max(t.idle_steps, 4 * longest) or not still:
+        return None
+    gradients = [table["gradient_nonfinite"][table.steps >= last] for table in tables]
+    known = np.concatenate([values[~np.isnan(values)] for values in gradients])
+    skipped = share(known > 0) >= t.share
+    evidence = {"variant": "skipped" if skipped else "gated", "steps": pause, "updates": float(loss["updates"][-1])}
+    words: dict[str, Any] = (
+        {
+            "title": "the optimizer never steps: gradients are not finite and the scaler skips every step",
+            "cause": "GradScaler leaves out every step whose gradients hold a NaN or Inf, and they all do.",
+            "remedy": "Find the operation that overflows with torch.autograd.detect_anomaly(); run it in float32.",
+        }
+        if skipped
+        else {
+            "title": "the optimizer never steps",
+            "cause": "optimizer.step() is not reached: a condition around it is never true, or it is never called.",
+            "remedy": "Print the condition that guards optimizer.step(); call it after every backward().",
+        }
+    )
+    return finding("NO_UPDATE", "optimizer", last, evidence, confidence=0.98, **words)
+
+
+def _lr_zero(_: History, table: Table, t: Thresholds) -> Finding | None:
+    rows = table.measured("lr_max")
+    start = lasting(rows["lr_max"] == 0)
+    if start == len(rows):
+        return None
+    before = rows["updates"][start - 1] if start else 0
+    count = rows["updates"][-1] - before
+    if count < t.updates:
+        return None
+    evidence = {"variant": "lr0", "learning rate": 0, "updates": float(count)}
+    return finding(
+        "NO_UPDATE", table.name, int(rows.steps[start]), evidence, confidence=1.0,
+        title="the learning rate is 0 in every group",
+        cause="A warm-up that never advances, a scheduler that has come to its end, or a rate that was set to 0.",
+        remedy="Print optimizer.param_groups[0]['lr'] every step; call scheduler.step() once per step it counts.",
+    )  # fmt: skip
+
+
+def _not_in_optimizer(history: History, table: Table, _: Thresholds) -> Finding | None:
+    loss = history.tables.get("loss")
+    if loss is None:
+        return None
+    walked = loss.measured("optimizer")
+    others = (walked["optimizer"] == 0) & (walked["sure"] == 1) & (walked["connected"] == 1) & ~(walked["model"] == 0)
+    if not len(walked) or not others.all() or (table["gradient_l1"] > 0).any():
+        return None
+    evidence = {"variant": "not_in_optimizer", "parameters that the loss depends on and the optimizer holds": 0}
+    return finding(
+        "NO_UPDATE", table.name, int(walked.steps[0]), evidence, confidence=1.0,
+        title="the optimizer updates other tensors than the loss depends on",
+        cause="The optimizer was built from another model, or before the parameters were replaced (a copy, a new "
+        "last layer, a move to another device that made new tensors).",
+        remedy="Build the optimizer from model.parameters() after the model is complete and on its device.",
+    )  # fmt: skip
+
+
+def _without_gradient(_: History, table: Table, t: Thresholds) -> Finding | None:
+    rows = table.where(table["updates"] > 0)
+    without = (rows["without_gradient"] == rows["tensors"]) | (rows["gradient_l1"] == 0)
+    ran = bool((rows["arrived_l1"] > 0).any())
+    if len(rows) < t.probes or not without.all() or np.nansum(rows["changed"]):
+        return None
+    if not ran and (rows["gradient_l1"] == 0).any():  # there are gradients, of 0: that is no matter of updates
+        return None
+    evidence = {
+        "variant": "cleared" if ran else "no_backward",
+        "parameters without a gradient": float(rows["tensors"][-1]),
+    }
+    words: dict[str, Any] = (
+        {
+            "title": "gradients are computed, and gone when the optimizer steps",
+            "cause": "zero_grad() runs between backward() and step(), or backward() belongs to another model.",
+            "remedy": "zero_grad(), then backward(), then step().",
+        }
+        if ran
+        else {
+            "title": "no parameter of the optimizer ever has a gradient",
+            "cause": "backward() is not called, or not on this loss.",
+            "remedy": "Call loss.backward() before optimizer.step().",
+        }
+    )
+    return finding("NO_UPDATE", table.name, int(rows.steps[0]), evidence, **words)
+
+
+def _rounded(_: History, table: Table, t: Thresholds) -> Finding | None:
+    rows = table.measured("changed")
+    still = (
+        (rows["changed"] == 0)
+        & (rows["gradient_l1"] > 0)
+        & (np.diff(rows["updates"], prepend=0) > 0)
+        & (rows["lr_max"] > 0)
+    )
+    start = lasting(still)
+    if len(rows) - start < t.probes:
+        return None
+    evidence = {"variant": "rounded", "learning rate": float(rows["lr_max"][-1]), "weights that changed": 0}
+    evidence["sampled weights"] = float(rows["sampled"][-1])
+    return finding(
+        "NO_UPDATE", table.name, int(rows.steps[start]), evidence,
+        title="the optimizer steps, and the weights stay the same to the last bit",
+        cause="Each step is smaller than the resolution of the weights (bfloat16 has 3 digits), or somebody writes "
+        "the old weights back.",
+        remedy="Keep the weights in float32 and use autocast for the arithmetic; raise the learning rate.",
+    )  # fmt: skip
+
+
+def _head_not_in_optimizer(tables: Sequence[Table], t: Thresholds) -> Iterator[Finding]:
+    """The last layer gets gradients and no updates. Nobody freezes the last layer and trains what is below it."""
+    for table in tables:
+        rows = table.measured("gradient_l1")
+        if table.facts.get("held") or not table.facts.get("last_layer") or len(rows) < t.probes:
+            continue
+        if (
+            (rows["gradient_l1"] > 0).all()
+            and not np.nansum(table["changed"])
+            and any(x.facts.get("held") for x in tables)
+        ):
+            evidence = {"variant": "not_in_optimizer", "layer": str(table.facts["last_layer"]), "updates": 0}
+            yield finding(
+                "NO_UPDATE", "model", int(rows.steps[0]), evidence, severity="warning", confidence=0.8,
+                title="the last layer has gradients and is in no optimizer",
+                cause="The layer was added or replaced after the optimizer was built.",
+                remedy="Build the optimizer from model.parameters() after the model is complete; freeze layers with "
+                "requires_grad_(False).",
+            )  # fmt: skip

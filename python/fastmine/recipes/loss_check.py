@@ -1,0 +1,67 @@
+"""The pre-flight of a loss that is named on the command line."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..health import LossReport, check_loss
+from .errors import UsageError
+
+# What a loss may take: a random prediction, and a target for it.
+INPUTS: dict[str, Callable[[], tuple[Callable[[], Tensor], Tensor]]] = {
+    "pairs": lambda: (lambda: torch.randn(32, 16), torch.arange(32) // 4),
+    "masks": lambda: (lambda: torch.randn(4, 1, 32, 32), (torch.rand(4, 1, 32, 32) < 0.3).float()),
+    "classes": lambda: (lambda: torch.randn(32, 10), torch.arange(32) % 10),
+    "values": lambda: (lambda: torch.randn(32, 8), torch.randn(32, 8)),
+}
+
+
+def examine(name: str, inputs: str | None) -> LossReport:
+    """``check_loss`` of ``module:object``, on inputs of a kind, or of the first kind that it takes."""
+    loss = load(name)
+    if inputs is not None:
+        return check_loss(loss, *INPUTS[inputs]())
+    refusals = []
+    for kind, make in INPUTS.items():
+        make_prediction, target = make()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about shapes that do not fit: then another kind does
+                loss(make_prediction(), target)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            refusals.append(f"{kind}: {error}")
+        else:
+            return check_loss(loss, make_prediction, target)
+    raise UsageError(
+        f"{name} takes none of the inputs that are known ({'; '.join(refusals)}); call check_loss yourself"
+    )
+
+
+def load(name: str) -> Callable[..., Any]:
+    """The loss behind ``module:object``; a class of losses is built with its defaults."""
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not attribute:
+        raise UsageError(f"name the loss as module:object, such as fastmine.losses:TripletLoss; got {name}")
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
+    try:
+        found: Any = import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"{name} cannot be loaded: {error}") from error
+    finally:
+        sys.path.pop(0)
+    if isinstance(found, type) and issubclass(found, nn.Module):
+        found = found()
+    if not callable(found):
+        raise UsageError(f"{name} is {type(found).__name__} and no loss: it cannot be called")
+    loss: Callable[..., Any] = found
+    return loss

@@ -1,0 +1,634 @@
+"""The monitor: each cause is named by its minimal script, and its look-alikes are quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import runpy
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastmine.health import CODES, Finding, HealthWarning, History, Monitor, Table, Thresholds, check_loss
+from fastmine.health._finding import finding
+from fastmine.health._ring import RECENT, THINNED, Ring
+from fastmine.health.rules import examine
+from fastmine.losses import BCELoss, CombinedSegmentationLoss, CompositeLoss, DiceLoss, TripletLoss
+from support import REPOSITORY
+
+SCRIPTS = REPOSITORY / "docs" / "health"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+    torch.set_num_threads(threads)
+
+
+def alarms(monitor: Monitor) -> list[str]:
+    return [found.code for found in monitor.check() if found.is_alarm]
+
+
+# --- every code, by its minimal script ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_the_minimal_script_gets_its_cause_and_nothing_else(code: str) -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        names = runpy.run_path(str(SCRIPTS / f"{code}.py"))
+    report = names.get("monitor") or names["report"]
+    findings = report.check() if isinstance(report, Monitor) else report.findings
+    if isinstance(report, Monitor):
+        report.close()
+    assert [found.code for found in findings] == [code]
+    assert code in printed.getvalue()
+    (found,) = findings
+    assert found.evidence
+    assert found.remedy in " ".join(str(found).split()) or len(found.remedy) > 60
+    assert 0 < found.confidence <= 1
+
+
+def test_the_page_of_codes_is_in_step() -> None:
+    page = runpy.run_path(str(SCRIPTS / "generate.py"))["page"]()
+    assert (SCRIPTS / "README.md").read_text() == page, "run python docs/health/generate.py"
+    assert {path.stem for path in SCRIPTS.glob("*.py")} == {*CODES, "generate"}
+
+
+# --- look-alikes ------------------------------------------------------------------------------------------------------
+
+CENTRES = torch.randn(100, 16, generator=torch.Generator().manual_seed(5))
+
+
+def pk(step: int, P: int = 8, K: int = 4, noise: float = 0.3) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(step)
+    labels = torch.randperm(100, generator=random)[:P].repeat_interleave(K)
+    return CENTRES[labels] + noise * torch.randn(P * K, 16, generator=random), labels
+
+
+def masks(step: int, share: float = 0.16, empty: float = 0.0) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(step)
+    images = 2 * F.avg_pool2d(torch.randn(4, 1, 16, 16, generator=random), 3, 1, 1)
+    target = (images > images.flatten().quantile(1 - share)).float()
+    target[torch.rand(4, generator=random) < empty] = 0
+    return images, target
+
+
+class Embed(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(super().forward(x))
+
+
+def segmenter() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 3, padding=1))
+
+
+def train(
+    model: nn.Module, criterion: nn.Module, data: Callable[[int], tuple[Tensor, Tensor]], *, steps: int = 120,
+    optimizer: torch.optim.Optimizer | None = None, call: Any = None, every: int = 1, before: bool = False,
+    after: Callable[[int], Any] | None = None, logged: Callable[[int, Tensor], Any] | None = None,
+) -> Monitor:  # fmt: skip
+    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=1e-3)
+    monitor = Monitor(model, criterion, optimizer, speak=False)
+    for step in range(steps):
+        x, target = data(step)
+        loss = criterion(model(x), target) if call is None else call(model(x), target)
+        if before:
+            monitor.step(loss)
+        (loss / every).backward()
+        if (step + 1) % every == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+        if not before:
+            monitor.step(loss, logged=None if logged is None else logged(step, loss))
+        if after is not None:
+            after(step)
+    monitor.close()
+    return monitor
+
+
+def healthy_frozen() -> Monitor:
+    model = Embed()
+    model[0].requires_grad_(requires_grad=False)
+    return train(model, TripletLoss(), pk)
+
+
+def healthy_head_alone() -> Monitor:
+    model = Embed()
+    return train(model, TripletLoss(), pk, optimizer=torch.optim.Adam(model[2].parameters(), lr=1e-3))
+
+
+def healthy_evaluated_between() -> Monitor:
+    model, criterion = Embed(), TripletLoss()
+
+    def evaluate(step: int) -> None:
+        if step % 10 == 0:
+            with torch.no_grad():
+                criterion(model(pk(step)[0]), torch.arange(32))  # no positives, and nobody's business
+
+    return train(model, criterion, pk, after=evaluate)
+
+
+def healthy_twice_a_step() -> Monitor:
+    criterion = TripletLoss()
+    return train(Embed(), criterion, pk, call=lambda z, y: criterion(z, y) + criterion(z.flip(0), y.flip(0)))
+
+
+def healthy_classifier() -> Monitor:
+    class Smoothed(nn.Module):
+        def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+            return F.cross_entropy(logits, labels, label_smoothing=0.1)
+
+    return train(nn.Linear(16, 100), Smoothed(), lambda step: pk(step, 16, 1))
+
+
+def healthy_ramp() -> Monitor:
+    criterion = CompositeLoss(
+        {"main": F.mse_loss, "size": lambda y, _: (y.norm(dim=1) - 1).square().mean()}, {"main": 1.0, "size": 0.1},
+        schedule={"size": lambda step: min(1.0, step / 500)}, required={"main"},
+    )  # fmt: skip
+    return train(
+        nn.Linear(16, 16), criterion, lambda s: (pk(s)[0], pk(s)[0].flip(1)), steps=60, after=lambda _: criterion.step()
+    )
+
+
+def healthy_satisfied() -> Monitor:
+    criterion = CompositeLoss(
+        {"main": F.mse_loss, "size": lambda y, _: F.relu(y.norm(dim=1) - 100).mean()}, {"main": 1.0, "size": 0.1}
+    )
+    return train(nn.Linear(16, 16), criterion, lambda s: (pk(s)[0], pk(s)[0].flip(1)))
+
+
+def healthy_scaler() -> Monitor:
+    model, criterion = Embed(), TripletLoss()
+    optimizer, scaler = torch.optim.Adam(model.parameters()), torch.amp.GradScaler("cpu", init_scale=2.0**126)
+    with Monitor(model, criterion, optimizer, speak=False) as monitor:
+        for step in range(100):
+            x, labels = pk(step)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = criterion(model(x), labels)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            monitor.step(loss)
+    return monitor
+
+
+def healthy_running_mean() -> Monitor:
+    seen: list[float] = []
+
+    def logged(_: int, loss: Tensor) -> float:
+        seen.append(loss.item())
+        return sum(seen) / len(seen)
+
+    return train(Embed(), TripletLoss(), pk, logged=logged)
+
+
+def healthy_checkpointed() -> Monitor:
+    from torch.utils.checkpoint import checkpoint
+
+    model, criterion = Embed(), TripletLoss()
+    optimizer = torch.optim.Adam(model.parameters())
+    with Monitor(model, criterion, optimizer, speak=False) as monitor:
+        for step in range(60):
+            x, labels = pk(step)
+            loss = criterion(checkpoint(model, x.requires_grad_(), use_reentrant=True), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            monitor.step(loss)
+    return monitor
+
+
+HEALTHY: dict[str, Callable[[], Monitor]] = {
+    "triplets": lambda: train(Embed(), TripletLoss(), pk),
+    "soft margin": lambda: train(Embed(), TripletLoss("soft"), pk),
+    "asked before backward": lambda: train(Embed(), TripletLoss(), pk, before=True),
+    "gradient accumulation": lambda: train(Embed(), TripletLoss(), pk, every=32, steps=200),
+    "a third of the masks empty": lambda: train(segmenter(), BCELoss(), lambda s: masks(s, empty=0.34)),
+    "nine tenths empty, and said so": lambda: train(
+        segmenter(), (bce := BCELoss()), lambda s: masks(s, empty=0.9),
+        call=lambda x, y: bce(x, y, valid=torch.ones(4, dtype=torch.bool)),
+    ),
+    "95 % foreground": lambda: train(segmenter(), CombinedSegmentationLoss(), lambda s: masks(s, share=0.95)),
+    "targets of 0 in a regression": lambda: train(
+        nn.Linear(16, 1), nn.MSELoss(), lambda s: (pk(s)[0], torch.zeros(32, 1))
+    ),
+    "targets of 255 in a regression": lambda: train(
+        nn.Linear(16, 1), nn.L1Loss(), lambda s: (pk(s)[0], 255.0 * (pk(s)[0][:, :1] > 0))
+    ),
+    "frozen layers": healthy_frozen,
+    "head alone": healthy_head_alone,
+    "evaluated between the steps": healthy_evaluated_between,
+    "called twice a step": healthy_twice_a_step,
+    "a classifier of singletons": healthy_classifier,
+    "declared ramp": healthy_ramp,
+    "satisfied component": healthy_satisfied,
+    "a scaler that finds its scale": healthy_scaler,
+    "running mean in the log": healthy_running_mean,
+    "reentrant checkpoints": healthy_checkpointed,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_run_raises_no_alarm(name: str) -> None:
+    monitor = HEALTHY[name]()
+    assert alarms(monitor) == []
+    assert monitor.verdict == "healthy"
+
+
+# --- losses of others -------------------------------------------------------------------------------------------------
+
+
+def foreign_triplet(z: Tensor, labels: Tensor) -> Tensor:
+    """Returns a constant where it finds no pair: the fault of system A."""
+    distance, same = torch.cdist(z, z), labels[:, None] == labels[None]
+    positive = same & ~torch.eye(len(labels), dtype=torch.bool)
+    if not positive.any():
+        return torch.tensor(0.1, requires_grad=True)
+    return F.relu((distance * positive).amax(1) - distance.masked_fill(same, 9).amin(1) + 0.2).mean()
+
+
+def test_a_foreign_function_without_positives_is_seen_through() -> None:
+    model = Embed()
+    monitor = Monitor(model, None, torch.optim.Adam(model.parameters()), speak=False)
+    criterion = monitor.watch(foreign_triplet)
+    for step in range(40):
+        x, labels = pk(step, 16, 1)
+        monitor.step(criterion(model(x), labels))
+    monitor.close()
+    assert alarms(monitor)[0] == "NO_POSITIVES"
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's own, while it traces
+def test_a_compiled_criterion_leaves_its_evidence() -> None:
+    model, criterion = Embed(), TripletLoss()
+    monitor = train(model, torch.compile(criterion, backend="aot_eager"), lambda s: pk(s, 16, 1), steps=30)
+    assert alarms(monitor) == ["NO_POSITIVES"]
+
+
+# --- updates ----------------------------------------------------------------------------------------------------------
+
+
+def loop(
+    body: Callable[[torch.optim.Optimizer, Tensor], None], steps: int = 100, make: Any = torch.optim.Adam
+) -> Finding:
+    model, criterion = Embed(), TripletLoss()
+    optimizer = make(model.parameters())
+    with Monitor(model, criterion, optimizer, speak=False) as monitor:
+        for step in range(steps):
+            x, labels = pk(step)
+            loss = criterion(model(x), labels)
+            body(optimizer, loss)
+            monitor.step(loss)
+    (found,) = [found for found in monitor.check() if found.is_alarm]
+    assert found.code == "NO_UPDATE"
+    return found
+
+
+def test_a_gate_that_never_opens() -> None:
+    def gated(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+
+    assert loop(gated).evidence["variant"] == "gated"
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_gradients_that_are_cleared_before_the_step(to_none: bool) -> None:
+    def cleared(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        loss.backward()
+        optimizer.zero_grad(set_to_none=to_none)
+        optimizer.step()
+
+    assert loop(cleared).evidence["variant"] == "cleared"
+
+
+def test_no_backward() -> None:
+    def forgotten(optimizer: torch.optim.Optimizer, _: Tensor) -> None:
+        optimizer.step()
+
+    assert loop(forgotten).evidence["variant"] == "no_backward"
+
+
+def test_an_optimizer_of_another_model() -> None:
+    model, criterion = Embed(), TripletLoss()
+    monitor = train(model, criterion, pk, optimizer=torch.optim.Adam(Embed().parameters()))
+    (found,) = monitor.check()
+    assert found.evidence["variant"] == "not_in_optimizer"
+
+
+def test_an_optimizer_that_was_not_given_is_noticed() -> None:
+    model, criterion = Embed(), TripletLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with Monitor(model, criterion, speak=False) as monitor:
+        for step in range(60):
+            x, labels = pk(step)
+            loss = criterion(model(x), labels)
+            loss.backward()
+            optimizer.step()
+            monitor.step(loss)
+    assert monitor.check()[0].evidence["variant"] == "lr0"
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+
+
+def table(kind: str, name: str = "criterion", n: int = 30, **columns: float) -> Table:
+    return Table(name, kind, np.arange(n), {key: np.full(n, float(value)) for key, value in columns.items()})
+
+
+MINED = {
+    "anchors": 16, "admitted": 16, "classes": 16, "has_positive": 0, "has_negative": 16, "valid": 0, "hard": 0,
+    "nonfinite_rows": 0, "negative_labels": 0, "zero_rows": 0, "active": 0, "spread": 0.01,
+}  # fmt: skip
+
+
+def test_a_rule_reads_rows_alone() -> None:
+    (found,) = examine(History(30, {"criterion": table("mining", **MINED)}), Thresholds())
+    assert found.code == "NO_POSITIVES"
+    assert found.confidence == 1
+
+
+def test_a_threshold_can_be_overridden() -> None:
+    rows = {**MINED, "has_positive": 16, "valid": 8, "active": 8}
+    history = History(30, {"criterion": table("mining", **rows, gap=1.0)})
+    assert examine(history, Thresholds()) == []
+    assert examine(history, Thresholds(valid_share=0.9))[0].code == "FEW_VALID"
+
+
+def test_every_consequence_comes_later_and_is_known() -> None:
+    for name, code in CODES.items():
+        assert name not in code.hides
+        for other in code.hides:
+            assert other in CODES
+            assert CODES[other].stage >= code.stage or name in {"NONFINITE", "CONVERGED"}
+
+
+# --- cost -------------------------------------------------------------------------------------------------------------
+
+SYNCHRONISING = (
+    "item",
+    "tolist",
+    "__bool__",
+    "__float__",
+    "__int__",
+    "__index__",
+    "cpu",
+    "numpy",
+    "nonzero",
+    "__array__",
+)
+
+
+def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    criterion = CompositeLoss(
+        {"triplet": TripletLoss(), "size": lambda z, _: z.square().mean()}, {"triplet": 1.0, "size": 0.1}
+    )
+    model = Embed()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = [pk(step) for step in range(300)]
+    monitor = Monitor(model, criterion, optimizer, speak=True)
+    calls: list[str] = []
+    for name in SYNCHRONISING:
+        before = getattr(Tensor, name)
+
+        def counted(self: Tensor, *args: Any, before: Any = before, name: str = name, **kwargs: Any) -> Any:
+            calls.append(name)
+            return before(self, *args, **kwargs)
+
+        monkeypatch.setattr(Tensor, name, counted)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: calls.append("synchronize"))
+    for x, labels in data:
+        optimizer.zero_grad()
+        loss = criterion(model(x), labels)
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    monkeypatch.undo()
+    monitor.close()
+    assert calls == []
+    assert alarms(monitor) == []
+
+
+def test_a_plain_step_is_two_operations_at_most() -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.number = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.number += 1
+            return func(*args, **(kwargs or {}))
+
+    criterion = TripletLoss()
+    embeddings, labels = torch.randn(32, 8, requires_grad=True), torch.arange(32) // 4
+    monitor = Monitor(None, criterion, speak=False)
+
+    def operations(watched: bool) -> int:
+        loss = criterion(embeddings, labels)
+        loss.backward()
+        with Count() as count:
+            if watched:
+                monitor.step(loss)
+        return count.number
+
+    numbers = [operations(watched=True) for _ in range(256)]
+    monitor.close()
+    assert np.median(numbers) <= 2
+    assert np.mean(numbers[128:]) < 12
+
+
+def test_nothing_of_the_training_changes() -> None:
+    def weights(watched: bool) -> Tensor:
+        torch.manual_seed(0)
+        model, criterion = nn.Sequential(Embed(), nn.Dropout(0.2)), TripletLoss()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        monitor = Monitor(model, criterion, optimizer, speak=False) if watched else None
+        for step in range(40):
+            x, labels = pk(step)
+            loss = criterion(model(x), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if monitor is not None:
+                monitor.step(loss)
+        if monitor is not None:
+            monitor.close()
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    assert weights(watched=True).equal(weights(watched=False))
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_ring_keeps_the_last_rows_and_thins_the_run() -> None:
+    ring = Ring(("a",), torch.device("cpu"), ("b",))
+    for step in range(10_000):
+        ring.write(step, torch.tensor([float(step)]), (2.0 * step,))
+    steps, columns = ring.read()
+    assert steps[0] == 0
+    assert (np.diff(steps) > 0).all()
+    assert len(steps) <= RECENT + THINNED
+    assert (steps[-RECENT:] == np.arange(10_000 - RECENT, 10_000)).all()
+    assert (columns["a"] == steps).all()
+    assert (columns["b"] == 2 * steps).all()
+
+
+def test_a_row_that_is_overwritten_before_it_is_copied_is_left_out() -> None:
+    ring, buffer = Ring(("a",), torch.device("cpu")), torch.zeros(1)
+    for step in range(64):
+        buffer.fill_(step)  # as a CUDA graph does
+        ring.write(step, buffer)
+    steps, columns = ring.read()
+    known = ~np.isnan(columns["a"])
+    assert known[16:].all()
+    assert (columns["a"][16:] == steps[16:]).all()
+
+
+# --- voice ------------------------------------------------------------------------------------------------------------
+
+
+def no_positives(speak: bool = True, writer: Any = None, steps: int = 70) -> Monitor:
+    model, criterion = Embed(), TripletLoss()
+    optimizer = torch.optim.Adam(model.parameters())
+    monitor = Monitor(model, criterion, optimizer, speak=speak, writer=writer)
+    for step in range(steps):
+        x, labels = pk(step, 16, 1)
+        loss = criterion(model(x), labels)
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    monitor.close()
+    return monitor
+
+
+def test_it_speaks_once_per_cause() -> None:
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        no_positives()
+    (warning,) = [one for one in heard if issubclass(one.category, HealthWarning)]
+    assert "NO_POSITIVES" in str(warning.message)
+
+
+def test_information_goes_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    monitor = no_positives(speak=False)
+    with caplog.at_level(logging.INFO, logger="fastmine.health"):
+        monitor._tell([finding("CONVERGED", "criterion", 0, {"active": 0})])
+    assert "CONVERGED" in caplog.text
+
+
+def test_scalars_go_to_a_writer() -> None:
+    seen: dict[str, float] = {}
+
+    class Writer:
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
+            seen[tag] = value
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HealthWarning)
+        no_positives(writer=Writer())
+    assert seen["health/criterion/has_positive"] == 0
+
+
+def test_the_report_as_text_and_json(tmp_path: Path) -> None:
+    monitor = no_positives(speak=False)
+    text = monitor.report(tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["verdict"] == monitor.verdict == "error"
+    assert report["findings"][0]["code"] == "NO_POSITIVES"
+    assert set(report["findings"][0]) == set(Finding.__dataclass_fields__)
+    assert report["tables"]["criterion"]["columns"]["has_positive"] == [0.0] * 70
+    assert "do " in text
+    with pytest.raises(ValueError, match=r"report\.pdf"):
+        monitor.report(tmp_path / "report.pdf")
+
+
+def test_attach_counts_steps_by_itself() -> None:
+    model, criterion = Embed(), TripletLoss()
+    monitor = Monitor.attach(model, criterion, speak=False)
+    for step in range(30):
+        x, labels = pk(step, 16, 1)
+        criterion(model(x), labels).backward()
+    monitor.close()
+    assert alarms(monitor)[0] == "NO_POSITIVES"
+    assert monitor.history().steps == 30
+
+
+def test_close_removes_every_hook() -> None:
+    model, criterion = Embed(), TripletLoss()
+    monitor = Monitor(model, criterion, torch.optim.Adam(model.parameters()))
+    assert criterion._forward_hooks
+    monitor.close()
+    assert not criterion._forward_hooks
+
+
+# --- pre-flight -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [TripletLoss(), TripletLoss("soft"), nn.CrossEntropyLoss()])
+def test_check_loss_passes_losses_of_labels(loss: nn.Module) -> None:
+    assert check_loss(loss, lambda: torch.randn(32, 8), torch.arange(32) // 4).passed
+
+
+@pytest.mark.parametrize("loss", [DiceLoss(), BCELoss(), CombinedSegmentationLoss(), nn.BCEWithLogitsLoss()])
+def test_check_loss_passes_losses_of_masks(loss: nn.Module) -> None:
+    target = (torch.rand(4, 1, 16, 16) < 0.3).float()
+    assert check_loss(loss, lambda: torch.randn(4, 1, 16, 16), target).passed
+
+
+def codes_of(loss: Callable[..., Any]) -> list[str]:
+    report = check_loss(loss, lambda: torch.randn(16, 8), torch.randn(16, 8))
+    assert not report.passed
+    assert json.dumps(report.as_dict())
+    return [found.code for found in report.findings if found.is_alarm]
+
+
+def test_check_loss_on_an_infinite_slope() -> None:
+    assert codes_of(lambda p, t: (p - t).square().sum(1).sqrt().mean()) == ["NONFINITE"]
+
+
+def test_check_loss_on_a_caught_exception() -> None:
+    def caught(p: Tensor, t: Tensor) -> Tensor:
+        try:
+            return F.mse_loss(p, t) + torch.linalg.inv(p).sum()
+        except RuntimeError:
+            return F.mse_loss(p, t)
+
+    assert codes_of(caught) == ["DEAD_COMPONENT"]
+
+
+def test_check_loss_on_a_constant() -> None:
+    assert codes_of(lambda p, t: F.mse_loss(p.detach(), t)) == ["DETACHED_GRAPH"]
+
+
+def test_check_loss_on_an_inverted_component() -> None:
+    parts = {"main": F.mse_loss, "inverted": lambda p, t: -F.l1_loss(p, t)}
+    assert "CONFLICTING_COMPONENTS" in codes_of(CompositeLoss(parts, {"main": 1.0, "inverted": 0.1}))
+
+
+def test_check_loss_lets_exceptions_through() -> None:
+    def broken(p: Tensor, t: Tensor) -> Tensor:
+        raise KeyError("cov")
+
+    with pytest.raises(KeyError, match="cov"):
+        check_loss(broken, lambda: torch.randn(16, 8), torch.randn(16, 8))
