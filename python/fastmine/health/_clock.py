@@ -16,11 +16,12 @@ class Clock:
         self.measuring = False
         self._decide()
 
-    def advance(self) -> None:
-        """The next step begins; most are plain ones, and decided at once."""
+    def advance(self) -> bool:
+        """The next step begins; whether anything is measured in it. Most are plain ones, and decided at once."""
         self.step += 1
         if self.close or self.step % 4 == 0:
             self._decide()
+        return self.close
 
     def _decide(self) -> None:
         step = self.step

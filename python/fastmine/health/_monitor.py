@@ -253,8 +253,7 @@ class Monitor:
         """
         clock = self._clock
         if not clock.close and logged is None and inputs is None and self._plain(loss):
-            clock.advance()
-            if clock.close and self.speak:
+            if clock.advance() and self.speak:
                 self._maybe_speak()
             return
         if inputs is not None:
