@@ -52,7 +52,7 @@ def draw_images(folder: Path, count: int, size: tuple[int, int] = (20, 16), seed
             ["--embedding-dim", "--margin", "default: 0.2", "one sub-folder of images per class"],
         ),
         ("train segmentation --help", ["--annotated", "--missing-masks", "0/1 and 0/255"]),
-        ("doctor --help", ["env", "labels", "masks"]),
+        ("doctor --help", ["env", "labels", "loss", "masks", "overfit"]),
         ("doctor labels --help", ["Exit code 1", "--column"]),
     ],
 )
@@ -65,7 +65,7 @@ def test_help_teaches(argv: str, words: list[str], capsys: pytest.CaptureFixture
 
 
 def test_only_commands_that_exist_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    for argv, listed in (("train", {"embeddings", "segmentation"}), ("doctor", {"env", "labels", "masks"})):
+    for argv, listed in (("train", {"embeddings", "segmentation"}), ("doctor", {"env", "labels", "loss", "masks", "overfit"})):
         line = refused(f"{argv} nothing", capsys)
         assert {name.strip(" '") for name in line.split("choose from ")[1].split(")")[0].split(",")} == listed
 
