@@ -4,7 +4,8 @@ Before training: inputs that are neither standardised nor in [0, 1] or [-1, 1], 
 fits: activations that are infinite, dead, saturated or of a scale outside [0.5, 2]; weights that are nearly all
 negative, dead or diverging; gradients that vanish or explode; updates that are too slow or too fast against the
 weights; a loss that is zero, does not decrease, fluctuates, diverges or is not finite; an output without variance.
-Rules about accuracy and labels have nothing to read here. Thresholds are those of the paper where it gives them.
+Rules about accuracy and labels have nothing to read here. Thresholds are those of the paper where it gives them;
+those of vanishing and exploding gradients and of the size of updates are ours.
 """
 
 from __future__ import annotations
