@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "functional.py": ({"_ops", "_check", "_evidence", "reference"}, {"torch"}),
     "losses": ({"losses", "functional", "_check", "_evidence"}, {"torch"}),
     "numpy.py": ({"_native", "functional", "reference"}, {"numpy"}),
-    "health": ({"", "health", "_evidence", "losses", "functional", "reference"}, {"torch", "numpy"}),
+    "health": ({"", "health", "_evidence", "_version", "losses", "functional", "reference"}, {"torch", "numpy"}),
     "data": ({"data"}, {"torch", "numpy"}),
 }
 PROGRAMS = ("recipes", "bench", "cli.py")
