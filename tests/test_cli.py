@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import sys
 from pathlib import Path
 
@@ -65,7 +66,10 @@ def test_help_teaches(argv: str, words: list[str], capsys: pytest.CaptureFixture
 
 
 def test_only_commands_that_exist_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    for argv, listed in (("train", {"embeddings", "segmentation"}), ("doctor", {"env", "labels", "loss", "masks", "overfit"})):
+    for argv, listed in (
+        ("train", {"embeddings", "segmentation"}),
+        ("doctor", {"env", "labels", "loss", "masks", "overfit"}),
+    ):
         line = refused(f"{argv} nothing", capsys)
         assert {name.strip(" '") for name in line.split("choose from ")[1].split(")")[0].split(",")} == listed
 
@@ -284,3 +288,43 @@ def test_labels_that_cannot_be_read_are_refused(capsys: pytest.CaptureFixture[st
         "y.json": "a .npy, .txt or .csv file; got y.json",
     }.items():
         assert words in refused(f"doctor labels {name}", capsys)
+
+
+@pytest.mark.parametrize(
+    "command", ["env", "loss fastmine.losses:TripletLoss", "loss torch.nn:BCEWithLogitsLoss --inputs masks"]
+)
+def test_doctor_answers_in_json(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", *command.split(), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+
+
+def test_doctor_labels_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(map(str, range(64))))
+    assert main(["doctor", "labels", str(labels), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"] == "hopeless"
+    assert found["classes"] == 64
+
+
+def test_doctor_loss_fails_on_a_constant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_losses.py").write_text("def constant(p, t):\n    return ((p.detach() - t) ** 2).mean()\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["doctor", "loss", "my_losses:constant", "--inputs", "values"]) == 1
+    assert "DETACHED_GRAPH" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["nothing", "fastmine.losses:Nothing", "no_such_module:loss"])
+def test_doctor_loss_says_what_it_cannot_load(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "loss", name]) == 2
+    assert name.split(":", maxsplit=1)[0] in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_doctor_overfit_learns_its_samples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "overfit", "embeddings", "--epochs", "12", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"] == "READY"
+    assert found["findings"] == [] or all(finding["severity"] == "info" for finding in found["findings"])

@@ -70,14 +70,15 @@ def constant_factors(loss: Tensor) -> list[tuple[Tensor, Any]]:
 _KINKS = ("Relu", "Clamp", "Max", "Min", "Where", "Threshold", "fastmine_")
 
 
-def may_be_flat(loss: Tensor) -> bool:
-    """Whether a loss may rightly be 0 with a gradient of 0 for now: it ends in a hinge, a clamp or a choice."""
+def may_be_flat(loss: Tensor, inputs: Iterable[Tensor]) -> bool:
+    """Whether a loss may rightly be 0 with a gradient of 0 for now: between it and its inputs is a hinge or a choice."""
+    outside = {x.grad_fn for x in inputs}
     stack: list[Any] = [loss.grad_fn]
     for _ in range(256):
         if not stack:
             break
         node = stack.pop()
-        if node is None:
+        if node is None or node in outside:
             continue
         if any(kink in type(node).__name__ for kink in _KINKS):
             return True

@@ -253,8 +253,7 @@ class Monitor:
         """
         clock = self._clock
         if not clock.close and logged is None and inputs is None and self._plain(loss):
-            if clock.advance() and self.speak:
-                self._maybe_speak()
+            self._next()
             return
         if inputs is not None:
             self._given(inputs, loss)
@@ -265,13 +264,17 @@ class Monitor:
             self._find_factors(loss)
         if self._clock.sample:
             self._sample()
-        self._clock.advance()
-        if self.speak:
+        self._next()
+
+    def _next(self) -> None:
+        """The next step; a look at the rows is due at the start of a close one only."""
+        close = self._clock.advance()
+        if self.speak and (close or self._pending):
             self._maybe_speak()
 
     def _plain(self, loss: Tensor | float) -> bool:
         """Most steps: the value of the loss, and nothing else. Every line here is paid for in cold caches."""
-        if type(loss) is not Tensor or loss.dim() or self._polled or self._pending or not self._started:
+        if not isinstance(loss, Tensor) or loss.dim() or self._polled or self._pending or not self._started:
             return False
         host = (math.nan, loss.grad_fn is not None, self._count, math.nan, math.nan, math.nan)
         self._loss.write(self._clock.step, loss.detach(), host)

@@ -89,8 +89,7 @@ class Watch:
         """Record the L1 norm of a gradient: 0 only if all of it is, not finite if any of it is not."""
         if self._gradients is None:
             self._gradients = Ring(GRADIENT, gradient.device)
-        norm = torch.linalg.vector_norm(gradient.detach(), 1, dtype=_wide(gradient))
-        self._gradients.write(step, norm.double() if gradient.device.type != "mps" else norm)
+        self._gradients.write(step, torch.linalg.vector_norm(gradient.detach(), 1, dtype=_wide(gradient)))
 
     def table(self, *, staged: bool = False) -> Table | None:
         """Everything recorded so far."""
@@ -213,8 +212,8 @@ class CompositeWatch(Watch):
             return
         self._connected[name] = float(output.requires_grad)
         if self._clock.gradient:
-            self.facts.setdefault("smooth", {})[name] = not may_be_flat(output)
             inputs = [x for x in tensors([*args, *kwargs.values()]) if x.requires_grad]
+            self.facts.setdefault("smooth", {})[name] = not may_be_flat(output, inputs)
             self._measured[name] = self._gradient_of(name, output, inputs)
 
     def _gradient_of(self, name: str, output: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
@@ -354,8 +353,9 @@ def _cuda_devices(x: Tensor) -> list[int]:
     return [x.get_device()] if x.device.type == "cuda" else []
 
 
-def _wide(gradient: Tensor) -> torch.dtype | None:
-    return torch.float32 if gradient.dtype in (torch.float16, torch.bfloat16) else None
+def _wide(gradient: Tensor) -> torch.dtype:
+    """A type in which the sum of a gradient that a scaler made large does not overflow."""
+    return torch.float32 if gradient.device.type == "mps" else torch.float64
 
 
 def _flat(gradient: Tensor | None, weight: float) -> Tensor | None:

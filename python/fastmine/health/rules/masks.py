@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .._finding import Finding, finding
-from .._history import Table
+from .._history import Floats, Table
 from .._thresholds import Thresholds
 from .reading import began, gained, lasting, mean, option, share
 
@@ -144,7 +144,7 @@ def prediction_collapse(table: Table, t: Thresholds) -> Finding | None:
     everything = (1 - nothing[1], 1 - nothing[0], "everything is predicted as object")
     for present, absent, title in (nothing, everything)[: 1 if option(table, "mode") == "multiclass" else 2]:
         start = lasting(present < t.on_target)
-        if len(rows) - start < n or gained(present, n) or mean(present[-n:]) > t.discrimination * mean(absent[-n:]):
+        if len(rows) - start < n or _rising(present, n) or mean(present[-n:]) > t.discrimination * mean(absent[-n:]):
             continue
         # Before it can tell where, a model learns how much: as long as it predicts too much it is on its way there.
         too_much = mean(rows["prediction_share"][-n:]) > 2 * mean(rows["target_share"][-n:])
@@ -158,6 +158,11 @@ def prediction_collapse(table: Table, t: Thresholds) -> Finding | None:
         }
         return finding("PREDICTION_COLLAPSE", table.name, int(rows.steps[start]), evidence, title=title)
     return None
+
+
+def _rising(probability: Floats, n: int) -> bool:
+    """By a tenth, and by what is more than noise at the bottom."""
+    return gained(probability, n) and mean(probability[-n:]) - mean(probability[-2 * n : -n]) > 5e-4
 
 
 def smooth_dominates(table: Table, t: Thresholds) -> Finding | None:
