@@ -71,7 +71,7 @@ _KINKS = ("Relu", "Clamp", "Max", "Min", "Where", "Threshold", "fastmine_")
 
 
 def may_be_flat(loss: Tensor, inputs: Iterable[Tensor]) -> bool:
-    """Whether a loss may rightly be 0 with a gradient of 0 for now: between it and its inputs is a hinge or a choice."""
+    """Whether a loss may rightly be 0 and so its gradient, for now: a hinge or a choice lies before it."""
     outside = {x.grad_fn for x in inputs}
     stack: list[Any] = [loss.grad_fn]
     for _ in range(256):
