@@ -1,0 +1,94 @@
+"""One run: a small U-Net learns two textures from masks of which only a share was drawn."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastmine.recipes.segmentation import UNet, confusion, flip, scores
+from fastmine.recipes.textures import compose
+from fastmine.recipes.training import random_for
+
+from .methods import COMPLETE, LOSSES, VALIDITY, Method
+
+SHARES = (1.0, 0.5, 0.2, 0.1, 0.05)
+OBJECTS = ("brick", "gravel")
+TRAINING, HELD_OUT = 640, 256
+WIDTHS = (8, 16, 32, 64)
+BATCH, STEPS, RATE = 16, 200, 1e-2
+
+
+@dataclass(frozen=True)
+class Run:
+    """What decides a run completely."""
+
+    method: Method
+    share: float
+    seed: int
+
+    def key(self) -> tuple[str, float, int]:
+        """What its row is found by."""
+        return self.method.name, self.share, self.seed
+
+
+@lru_cache(maxsize=2)
+def images(seed: int, *, held_out: bool) -> tuple[Tensor, Tensor]:
+    """Images [N, 1, 64, 64] and masks [N, 2, 64, 64]; held-out ones come from other halves of the pictures."""
+    return compose(HELD_OUT if held_out else TRAINING, seed, held_out=held_out, objects=OBJECTS)
+
+
+def annotated(seed: int, share: float) -> Tensor:
+    """Which masks were drawn [N, 2]: the same number for each class, independently of the other; more share, more of them."""
+    random = np.random.default_rng([seed, 1])
+    rank = np.stack([random.permutation(TRAINING) for _ in OBJECTS], axis=1)
+    return torch.from_numpy(rank < round(share * TRAINING))
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Train, judge the last weights once on the held-out images, and return the row."""
+    pictures, masks = images(run.seed, held_out=False)
+    drawn = annotated(run.seed, run.share)
+    masks = masks & drawn[:, :, None, None]  # what such data hold in practice
+    usable = drawn.all(dim=1).nonzero()[:, 0] if run.method.policy == COMPLETE else torch.arange(TRAINING)
+
+    started = time.process_time()
+    torch.manual_seed(run.seed)
+    model = UNet(1, classes=len(OBJECTS), widths=WIDTHS)
+    loss = LOSSES[run.method.loss]()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=RATE, total_steps=STEPS, pct_start=0.2)
+    random = np.random.default_rng([run.seed, 2])
+    rows = np.resize(np.concatenate([random.permutation(usable.numpy()) for _ in range(_passes(usable))]), STEPS * BATCH)
+    for step, batch in enumerate(torch.from_numpy(rows).split(BATCH)):
+        x, t = flip(pictures[batch], masks[batch], random_for(run.seed, 3, step))
+        value = loss(model(x), t, drawn[batch] if run.method.policy == VALIDITY else None)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        schedule.step()
+    seconds = time.process_time() - started
+    return {
+        "loss": run.method.loss, "policy": run.method.policy, "share": run.share, "seed": run.seed,
+        "images": len(usable), "masks": int(drawn[usable].sum()), **judge(model, run.seed),
+        "last_loss": value.item(), "seconds": round(seconds, 2),
+    }  # fmt: skip
+
+
+def _passes(usable: Tensor) -> int:
+    return -(-STEPS * BATCH // len(usable))
+
+
+@torch.inference_mode()
+def judge(model: UNet, seed: int) -> dict[str, float]:
+    """Dice of each class from all held-out pixels together, and their mean."""
+    pictures, masks = images(seed, held_out=True)
+    model.eval()
+    predicted = torch.cat([model(x) > 0 for x in pictures.split(64)])
+    dice = [scores(confusion(predicted[:, k], masks[:, k]))["f1"] for k in range(len(OBJECTS))]
+    return {"dice": sum(dice) / len(dice), **dict(zip(OBJECTS, dice, strict=True))}

@@ -1,0 +1,164 @@
+"""From what other libraries are given to the sums that every formula here is written in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _ops
+from .. import functional as F
+from .._check import segmentation_mask
+from .._evidence import SegmentationEvidence
+from ..losses._base import EvidentLoss
+from ..reference.segmentation_sums import SUMS
+
+OVERLAP = ("n", "t", "p", "a")
+SQUARED = (*OVERLAP, "pp", "tt")
+HARD = ("t", "tt")  # whether targets are 0 and 1 alone
+FOCAL = ("n", "f1", "f0", *HARD)
+
+
+class Sums:
+    """The sums of one call by their names in :mod:`fastmine.reference.segmentation_sums`: float64 [B, C].
+
+    Over the batch they are [C]. ``evidence`` is that of the call; there is none of probabilities.
+    """
+
+    def __init__(self, table: Tensor, evidence: SegmentationEvidence | None) -> None:
+        self.table = table
+        self.evidence = evidence
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name in SUMS:
+            return self.table[..., SUMS.index(name)]
+        raise AttributeError(name)
+
+    def over_batch(self) -> Sums:
+        """All samples as one."""
+        return Sums(self.table.sum(dim=0), self.evidence)
+
+    def only(self, classes: Any) -> Sums:
+        """Some of the classes."""
+        return Sums(self.table[..., classes, :], self.evidence)
+
+    def ratio(self, numerator: Tensor, denominator: Tensor) -> Tensor:
+        """A quotient, 0 / 1 in groups of which nothing is annotated."""
+        seen = self.n > 0
+        return torch.where(seen, numerator, 0.0) / torch.where(seen, denominator, 1.0)
+
+    def refuse_soft(self, value: Tensor, why: str) -> Tensor:
+        """``value`` if every target is 0 or 1 (t^2 = t): ``ValueError`` on the CPU, else NaN."""
+        return refuse(value, (self.tt.detach() < self.t.detach()).any(), f"targets must be 0 or 1 here: {why}")
+
+
+def of_logits(
+    logits: Tensor, target: Tensor, valid: Tensor | None, *, mode: F.Mode, wanted: Iterable[str], gamma: float = 2.0
+) -> Sums:  # fmt: skip
+    """One pass. Under softmax a class that is not annotated [B, C] is part of the background, class 0."""
+    merged = None
+    if mode == "multiclass" and valid is not None and valid.dim() == 2 and valid.shape[1] == logits.shape[1] > 1:
+        merged, valid = ~valid, valid.any(dim=1)
+    table, evidence = F.segmentation_sums(
+        logits, target, mode=mode, valid=valid, merged=merged, wanted=tuple(dict.fromkeys(wanted)), focal_gamma=gamma,
+        return_evidence=True,
+    )  # fmt: skip
+    return Sums(table, evidence)
+
+
+def of_probabilities(p: Tensor, target: Tensor, valid: Tensor | None) -> Sums:
+    """The sums of overlap terms from probabilities [B, C, ...], in plain PyTorch: several passes, no evidence."""
+    if p.shape != target.shape:
+        raise ValueError(f"target must have the shape of the input, {list(p.shape)}; got {list(target.shape)}")
+    seen = torch.ones_like(p, dtype=torch.bool) if valid is None else segmentation_mask(valid, p, "multilabel")
+    p, t = (torch.where(seen, x, 0.0).double() for x in (p, target))
+    items = {"n": seen.double(), "t": t, "p": p, "a": p * t, "pp": p * p, "tt": t * t}
+    sums = {name: x.flatten(2).sum(dim=2) for name, x in items.items()}
+    nothing = torch.zeros_like(sums["n"])
+    return Sums(torch.stack([sums.get(name, nothing) for name in SUMS], dim=-1), None)
+
+
+def refuse(value: Tensor, wrong: Tensor, message: str) -> Tensor:
+    """``value``, unless ``wrong``: an error where that can be looked at for nothing, else NaN."""
+    if _ops.readable(wrong):
+        if bool(wrong):
+            raise ValueError(message)
+        return value
+    return torch.where(wrong, torch.nan, value)
+
+
+def both(valid: Tensor | None, mask: Tensor | None, logits: Tensor, mode: F.Mode) -> Tensor | None:
+    """What is annotated and not ignored."""
+    if valid is None or mask is None:
+        return mask if valid is None else valid
+    return segmentation_mask(valid, logits, mode) & mask
+
+
+def class_indices(target: Tensor) -> Tensor:
+    """Class indices [B, ...] of labels [B, 1, ...] or one-hot targets [B, C, ...]; what is neither becomes -1.
+
+    -1 is no class, so that the loss refuses it.
+    """
+    if target.shape[1] == 1:
+        labels = target[:, 0]
+        if not labels.is_floating_point():
+            return labels
+        whole = labels.long()
+        return torch.where(whole == labels, whole, -1)
+    top, index = target.max(dim=1) if target.dtype != torch.bool else target.byte().max(dim=1)
+    one_hot = (top == 1) & ((target != 0).sum(dim=1) == 1)
+    return torch.where(one_hot, index, -1)
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Labels [B, 1, ...] as [B, C, ...] in uint8; 2, which the loss refuses, where a label is no class."""
+    index = torch.arange(classes, device=labels.device).reshape(1, -1, *[1] * (labels.dim() - 2))
+    inside = (labels >= 0) & (labels < classes)
+    return torch.where(inside, (labels == index).byte(), 2)
+
+
+def vector(name: str, value: Any, like: Tensor, classes: int) -> Tensor:
+    """A number or a number per class as float64 [C]."""
+    found = torch.as_tensor(value, dtype=torch.float64, device=like.device)
+    if found.numel() not in (1, classes):
+        raise ValueError(f"{name} must hold one value, or one for each of {classes} classes; got {found.numel()}")
+    return found.reshape(-1).expand(classes)
+
+
+def average(values: Tensor, seen: Tensor) -> Tensor:
+    """The mean of ``values`` where ``seen``; a zero connected to the graph where nothing is."""
+    count = seen.sum()
+    return torch.where(seen, values, 0.0).sum() / torch.where(count > 0, count, 1)
+
+
+def share(total: Tensor, count: Tensor) -> Tensor:
+    """``total / count``; a zero connected to the graph where there is nothing."""
+    return total / torch.where(count > 0, count, 1.0)
+
+
+def unsupported(option: str, instead: str) -> ValueError:
+    """The error of an option that is not here."""
+    return ValueError(f"{option} is not supported by fastmine.compat: {instead}")
+
+
+class CompatLoss(EvidentLoss[SegmentationEvidence]):
+    """A loss under another library's name: its options are attributes, tensors among them buffers."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for name, value in options.items():
+            if isinstance(value, Tensor):
+                delattr(self, name)
+                self.register_buffer(name, value)
+
+    def _answer(self, value: Tensor, sums: Sums | Sequence[Sums], like: Tensor) -> Tensor:
+        first = sums if isinstance(sums, Sums) else sums[0]
+        object.__setattr__(self, "_last", first.evidence)
+        return in_result_dtype(value, like)
+
+
+def in_result_dtype(value: Tensor, like: Tensor) -> Tensor:
+    """float64 for float64 inputs, else float32."""
+    return value.to(torch.float64 if like.dtype == torch.float64 else torch.float32)
