@@ -18,7 +18,8 @@ from . import _check, _ops
 from ._evidence import MiningEvidence, SegmentationEvidence
 from .reference.batch_hard import MINING_FIELDS, NEGATIVES, POSITIVES
 from .reference.pairwise_distance import METRICS
-from .reference.segmentation_loss import EMPTY_GROUPS, MODES, SEGMENTATION_FIELDS, TERMS
+from .reference.segmentation_loss import EMPTY_GROUPS, SEGMENTATION_FIELDS, TERMS
+from .reference.segmentation_sums import MODES
 from .reference.triplet_loss import EMPTY_POLICIES, REDUCTIONS, TRIPLET_FIELDS
 
 __all__ = [

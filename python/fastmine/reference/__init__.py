@@ -9,6 +9,7 @@ from __future__ import annotations
 from .batch_hard import batch_hard
 from .pairwise_distance import pairwise_distance
 from .segmentation_loss import segmentation_loss
+from .segmentation_sums import segmentation_sums
 from .triplet_loss import triplet_loss
 
-__all__ = ["batch_hard", "pairwise_distance", "segmentation_loss", "triplet_loss"]
+__all__ = ["batch_hard", "pairwise_distance", "segmentation_loss", "segmentation_sums", "triplet_loss"]
