@@ -64,7 +64,9 @@ def train(run: Run) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=RATE, total_steps=STEPS, pct_start=0.2)
     random = np.random.default_rng([run.seed, 2])
-    rows = np.resize(np.concatenate([random.permutation(usable.numpy()) for _ in range(_passes(usable))]), STEPS * BATCH)
+    rows = np.resize(
+        np.concatenate([random.permutation(usable.numpy()) for _ in range(_passes(usable))]), STEPS * BATCH
+    )
     for step, batch in enumerate(torch.from_numpy(rows).split(BATCH)):
         x, t = flip(pictures[batch], masks[batch], random_for(run.seed, 3, step))
         value = loss(model(x), t, drawn[batch] if run.method.policy == VALIDITY else None)

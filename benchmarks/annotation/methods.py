@@ -93,6 +93,12 @@ LOSSES: dict[str, Callable[[], Loss]] = {
     "smp Dice + BCE": _smp,
     "kornia Dice": _kornia,
 }
+LIBRARIES = {  # which of them need what
+    "MONAI DiceCE": "monai",
+    "MONAI DiceFocal": "monai",
+    "smp Dice + BCE": "segmentation_models_pytorch",
+    "kornia Dice": "kornia",
+}
 METHODS = [
     *(Method(loss, VALIDITY) for loss in LOSSES if loss.startswith("fastmine")),
     Method("MONAI DiceCE", COMPLETE),

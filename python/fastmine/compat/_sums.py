@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from .. import functional as F
 from .._check import segmentation_mask
 from .._evidence import SegmentationEvidence
 from ..losses._base import EvidentLoss
-from ..reference.segmentation_sums import SUMS
 
 OVERLAP = ("n", "t", "p", "a")
 SQUARED = (*OVERLAP, "pp", "tt")
@@ -27,22 +26,28 @@ class Sums:
     Over the batch they are [C]. ``evidence`` is that of the call; there is none of probabilities.
     """
 
-    def __init__(self, table: Tensor, evidence: SegmentationEvidence | None) -> None:
-        self.table = table
+    def __init__(self, fields: Mapping[str, Tensor], evidence: SegmentationEvidence | None) -> None:
+        self.fields = fields
         self.evidence = evidence
 
     def __getattr__(self, name: str) -> Tensor:
-        if name in SUMS:
-            return self.table[..., SUMS.index(name)]
-        raise AttributeError(name)
+        fields: Mapping[str, Tensor] = self.__dict__.get("fields", {})
+        if name in fields:
+            return fields[name]
+        raise AttributeError(f"no sum {name!r} was asked for; there are {', '.join(fields)}")
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return self.n.shape[-1]
 
     def over_batch(self) -> Sums:
         """All samples as one."""
-        return Sums(self.table.sum(dim=0), self.evidence)
+        return Sums({name: x.sum(dim=0) for name, x in self.fields.items()}, self.evidence)
 
-    def only(self, classes: Any) -> Sums:
+    def only(self, classes: Sequence[int] | slice) -> Sums:
         """Some of the classes."""
-        return Sums(self.table[..., classes, :], self.evidence)
+        return Sums({name: x[..., classes] for name, x in self.fields.items()}, self.evidence)
 
     def ratio(self, numerator: Tensor, denominator: Tensor) -> Tensor:
         """A quotient, 0 / 1 in groups of which nothing is annotated."""
@@ -55,17 +60,16 @@ class Sums:
 
 
 def of_logits(
-    logits: Tensor, target: Tensor, valid: Tensor | None, *, mode: F.Mode, wanted: Iterable[str], gamma: float = 2.0
+    logits: Tensor, target: Tensor, valid: Tensor | None, *, mode: F.Mode, wanted: Iterable[str], gamma: float = 2.0,
+    ignore_index: int | None = None,
 ) -> Sums:  # fmt: skip
     """One pass. Under softmax a class that is not annotated [B, C] is part of the background, class 0."""
-    merged = None
-    if mode == "multiclass" and valid is not None and valid.dim() == 2 and valid.shape[1] == logits.shape[1] > 1:
-        merged, valid = ~valid, valid.any(dim=1)
-    table, evidence = F.segmentation_sums(
-        logits, target, mode=mode, valid=valid, merged=merged, wanted=tuple(dict.fromkeys(wanted)), focal_gamma=gamma,
+    names = tuple(dict.fromkeys(wanted))
+    sums, evidence = F.segmentation_sums(
+        logits, target, mode=mode, valid=valid, ignore_index=ignore_index, wanted=names, focal_gamma=gamma,
         return_evidence=True,
     )  # fmt: skip
-    return Sums(table, evidence)
+    return Sums({name: getattr(sums, name) for name in names}, evidence)
 
 
 def of_probabilities(p: Tensor, target: Tensor, valid: Tensor | None) -> Sums:
@@ -75,9 +79,7 @@ def of_probabilities(p: Tensor, target: Tensor, valid: Tensor | None) -> Sums:
     seen = torch.ones_like(p, dtype=torch.bool) if valid is None else segmentation_mask(valid, p, "multilabel")
     p, t = (torch.where(seen, x, 0.0).double() for x in (p, target))
     items = {"n": seen.double(), "t": t, "p": p, "a": p * t, "pp": p * p, "tt": t * t}
-    sums = {name: x.flatten(2).sum(dim=2) for name, x in items.items()}
-    nothing = torch.zeros_like(sums["n"])
-    return Sums(torch.stack([sums.get(name, nothing) for name in SUMS], dim=-1), None)
+    return Sums({name: x.flatten(2).sum(dim=2) for name, x in items.items()}, None)
 
 
 def refuse(value: Tensor, wrong: Tensor, message: str) -> Tensor:
@@ -127,7 +129,7 @@ def vector(name: str, value: Any, like: Tensor, classes: int) -> Tensor:
     return found.reshape(-1).expand(classes)
 
 
-def average(values: Tensor, seen: Tensor) -> Tensor:
+def mean_where(values: Tensor, seen: Tensor) -> Tensor:
     """The mean of ``values`` where ``seen``; a zero connected to the graph where nothing is."""
     count = seen.sum()
     return torch.where(seen, values, 0.0).sum() / torch.where(count > 0, count, 1)
@@ -153,9 +155,8 @@ class CompatLoss(EvidentLoss[SegmentationEvidence]):
                 delattr(self, name)
                 self.register_buffer(name, value)
 
-    def _answer(self, value: Tensor, sums: Sums | Sequence[Sums], like: Tensor) -> Tensor:
-        first = sums if isinstance(sums, Sums) else sums[0]
-        object.__setattr__(self, "_last", first.evidence)
+    def _answer(self, value: Tensor, sums: Sums, like: Tensor) -> Tensor:
+        object.__setattr__(self, "_last", sums.evidence)
         return in_result_dtype(value, like)
 
 

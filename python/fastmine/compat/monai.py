@@ -22,9 +22,9 @@ from ._sums import (
     SQUARED,
     CompatLoss,
     Sums,
-    average,
     both,
     class_indices,
+    mean_where,
     of_logits,
     of_probabilities,
     one_hot,
@@ -94,7 +94,7 @@ class _Loss(CompatLoss):
 
     def _kept(self, sums: Sums) -> Sums:
         """Those of the classes that count."""
-        whole = self.include_background or sums.table.shape[-2] == 1
+        whole = self.include_background or sums.classes == 1
         return sums if whole else sums.only(slice(1, None))
 
     def _annotated(self, target: Tensor, classes: int) -> Tensor | None:
@@ -110,7 +110,7 @@ class _Loss(CompatLoss):
     def _reduce(self, values: Tensor, seen: Tensor) -> Tensor:
         """Groups without anything annotated are 0, and have no place in the mean."""
         if self.reduction == "mean":
-            return average(values, seen)
+            return mean_where(values, seen)
         values = torch.where(seen, values, 0.0)
         return values.sum() if self.reduction == "sum" else values
 
@@ -354,7 +354,7 @@ class FocalLoss(_Loss):
 
     def _value(self, sums: Sums) -> Tensor:
         sums = self._kept(sums)
-        on, off = self._alphas(sums.table, sums.table.shape[-2])
+        on, off = self._alphas(sums.n, sums.classes)
         values = on * sums.f1 + off * sums.f0
         if not self.softmax:
             values = sums.refuse_soft(values, _SOFT)
@@ -492,16 +492,15 @@ class DiceCELoss(_Composite):
 
     def _softmax_entropy(self, s: Sums, channels: int) -> Tensor:
         """torch's: weighted by class, over the weights of the labels, or for one-hot targets over the positions."""
-        classes = s.table.shape[-2]
-        weight = vector("weight", 1.0 if self.weight is None else self.weight, s.table, classes)
+        weight = vector("weight", 1.0 if self.weight is None else self.weight, s.n, s.classes)
         smoothing = self.label_smoothing
-        total = (weight * ((1 - smoothing) * s.e1 + smoothing / classes * s.x)).sum()
+        total = (weight * ((1 - smoothing) * s.e1 + smoothing / s.classes * s.x)).sum()
         if self.reduction == "sum":
             return total
         return share(total, (weight * s.t).sum() if channels == 1 else s.n[:, 0].sum())
 
     def _entropy(self, s: Sums) -> Tensor:
-        weight = vector("weight", 1.0 if self.weight is None else self.weight, s.table, 1)
+        weight = vector("weight", 1.0 if self.weight is None else self.weight, s.n, 1)
         total = (weight * s.e1 + s.e0).sum()
         return total if self.reduction == "sum" else share(total, s.n.sum())
 
@@ -608,7 +607,9 @@ class MaskedLoss(nn.Module):
         super().__init__()
         built = loss(*loss_args, **loss_kwargs) if isinstance(loss, type) else loss
         if not isinstance(built, _Loss):
-            raise TypeError(f"loss must be one of fastmine.compat.monai, which takes validity; got {type(built).__name__}")
+            raise TypeError(
+                f"loss must be one of fastmine.compat.monai, which takes validity; got {type(built).__name__}"
+            )
         self.loss = built
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -701,7 +702,9 @@ def _nearest(x: Tensor, size: Sequence[int]) -> Tensor:
         return x
     for dim, new in enumerate(size, start=2):
         old = x.shape[dim]
-        x = x.index_select(dim, ((torch.arange(new, device=x.device) * 2 + 1) * old).div(2 * new, rounding_mode="floor"))
+        x = x.index_select(
+            dim, ((torch.arange(new, device=x.device) * 2 + 1) * old).div(2 * new, rounding_mode="floor")
+        )
     return x
 
 
