@@ -60,13 +60,8 @@ def runs(seeds: int) -> Iterator[Run]:
     """Every run, one seed after the other; with every mask there the policies are one, and trained once."""
     for seed in range(seeds):
         for share in SHARES:
-            seen = set()
-            for method in METHODS:
-                if share == 1.0:
-                    method = Method(method.loss, VALIDITY)
-                if method not in seen:
-                    seen.add(method)
-                    yield Run(method, share, seed)
+            methods = METHODS if share < 1 else dict.fromkeys(Method(method.loss, VALIDITY) for method in METHODS)
+            yield from (Run(method, share, seed) for method in methods)
 
 
 def results(todo: list[Run], jobs: int) -> Iterator[dict[str, Any]]:

@@ -44,7 +44,7 @@ def images(seed: int, *, held_out: bool) -> tuple[Tensor, Tensor]:
 
 
 def annotated(seed: int, share: float) -> Tensor:
-    """Which masks were drawn [N, 2]: the same number for each class, independently of the other; more share, more of them."""
+    """Which masks were drawn [N, 2]: as many of each class, independently; a larger share has those of a smaller."""
     random = np.random.default_rng([seed, 1])
     rank = np.stack([random.permutation(TRAINING) for _ in OBJECTS], axis=1)
     return torch.from_numpy(rank < round(share * TRAINING))

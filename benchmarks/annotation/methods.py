@@ -43,7 +43,7 @@ class Method:
         return self.loss.startswith("fastmine")
 
 
-def _fastmine(kind: type[BCELoss] | type[DiceLoss] | type[CombinedSegmentationLoss]) -> Callable[[], Loss]:
+def _fastmine(kind: type[BCELoss | DiceLoss | CombinedSegmentationLoss]) -> Callable[[], Loss]:
     return lambda: kind(mode="multilabel")
 
 

@@ -58,7 +58,7 @@ def dice_loss(
     ``"micro"``: one Dice per sample, of the weighted sums over all classes; ``"macro"``: one per class, averaged with
     its weight over the classes present in the sample.
     """
-    return DiceLoss(average, eps, weight, ignore_index)(pred, target, valid)
+    return DiceLoss(average, eps, weight, ignore_index).forward(pred, target, valid)
 
 
 class DiceLoss(CompatLoss):
@@ -106,7 +106,7 @@ def tversky_loss(
 
     The mean over the classes present in a sample, then over samples.
     """
-    return TverskyLoss(alpha, beta, eps, ignore_index)(pred, target, valid)
+    return TverskyLoss(alpha, beta, eps, ignore_index).forward(pred, target, valid)
 
 
 class TverskyLoss(CompatLoss):
@@ -144,7 +144,7 @@ def focal_loss(
     ``alpha`` weighs every class but 0, and 1 - alpha class 0. ``"mean"`` divides by valid positions times classes;
     ``"none"`` has a value per class and position, 0 but at the target.
     """
-    return FocalLoss(alpha, gamma, reduction, weight, ignore_index)(pred, target, valid)
+    return FocalLoss(alpha, gamma, reduction, weight, ignore_index).forward(pred, target, valid)
 
 
 class FocalLoss(CompatLoss):
@@ -207,7 +207,9 @@ def binary_focal_loss_with_logits(
     As ``kornia.losses.binary_focal_loss_with_logits``: input and target [B, C, ...], soft targets too; ``"mean"`` is
     over the valid elements.
     """
-    return BinaryFocalLossWithLogits(alpha, gamma, reduction, pos_weight, weight, ignore_index)(pred, target, valid)
+    return BinaryFocalLossWithLogits(alpha, gamma, reduction, pos_weight, weight, ignore_index).forward(
+        pred, target, valid
+    )
 
 
 class BinaryFocalLossWithLogits(CompatLoss):

@@ -677,8 +677,9 @@ class DeepSupervisionLoss(nn.Module):
             if len(self.weights) < levels:
                 raise ValueError(f"weights must hold one for each of {levels} outputs; got {len(self.weights)}")
             return self.weights[:levels]
-        later = {"same": lambda _: 1.0, "exp": lambda level: max(0.5**level, 0.0625), "two": lambda _: 0.5}
-        return [1.0, *(later[self.weight_mode](level) for level in range(1, levels))]
+        halving = [max(0.5**level, 0.0625) for level in range(levels)]
+        constant = 1.0 if self.weight_mode == "same" else 0.5
+        return halving if self.weight_mode == "exp" else [1.0, *[constant] * (levels - 1)]
 
     def forward(self, input: Tensor | Sequence[Tensor], target: Tensor, valid: Tensor | None = None) -> Tensor:
         """The loss of one output or of several, the largest first."""

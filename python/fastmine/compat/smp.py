@@ -53,6 +53,7 @@ BINARY_MODE, MULTICLASS_MODE, MULTILABEL_MODE = "binary", "multiclass", "multila
 _MODES = (BINARY_MODE, MULTILABEL_MODE, MULTICLASS_MODE)
 _REDUCTIONS = ("mean", "sum", "none")
 _ENTROPY = ("n", "e1", "e0", "x", "tx")
+_IGNORED, _IMPOSSIBLE = 2, 3  # beside 0 and 1
 _SOFT = "smp's intersection with soft targets is another one"
 
 
@@ -251,11 +252,10 @@ class FocalLoss(_Loss):
         on, off = (1.0, 1.0) if self.alpha is None else (self.alpha, 1.0 - self.alpha)
         if self.reduction == "none":
             return self._map(logits, target, valid, on, off)
-        mode, ignore_index = self.mode, self.ignore_index
-        if mode == MULTICLASS_MODE:
-            # One against the rest: bytes that say which, and 2, an ignored value, for labels that are to be ignored.
-            mode, target, ignore_index = MULTILABEL_MODE, _against_the_rest(target, logits.shape[1], ignore_index), 2
-        s = of_logits(logits, target, valid, mode=mode, wanted=FOCAL, gamma=self.gamma, ignore_index=ignore_index)
+        mode, ignored = self.mode, self.ignore_index
+        if mode == "multiclass":
+            mode, target, ignored = "multilabel", _against_the_rest(target, logits.shape[1], ignored), _IGNORED
+        s = of_logits(logits, target, valid, mode=mode, wanted=FOCAL, gamma=self.gamma, ignore_index=ignored)
         total = (on * s.f1 + off * s.f0).sum(dim=0)
         loss = share(total, s.n.sum(dim=0)) if self.reduction == "mean" else total
         loss = s.refuse_soft(loss, "with soft targets smp's focal term is another one")
@@ -427,12 +427,12 @@ def _fitting(y_pred: Tensor, y_true: Tensor, mode: str) -> Tensor:
 
 
 def _against_the_rest(labels: Tensor, classes: int, ignore_index: int | None) -> Tensor:
-    """Labels [B, ...] as [B, C, ...] in uint8: 2 for the ignored ones, 3, which the loss refuses, for no class."""
+    """Labels [B, ...] as [B, C, ...] in uint8: 0, 1, the ignored ones, and what the loss refuses for labels of no class."""
     index = torch.arange(classes, device=labels.device).reshape(1, -1, *[1] * (labels.dim() - 1))
     labels = labels.unsqueeze(1)
     inside = (labels >= 0) & (labels < classes)
-    found = torch.where(inside, (labels == index).byte(), 3)
-    return found if ignore_index is None else torch.where(labels == ignore_index, 2, found)
+    found = torch.where(inside, (labels == index).byte(), _IMPOSSIBLE)
+    return found if ignore_index is None else torch.where(labels == ignore_index, _IGNORED, found)
 
 
 def _per_class(name: str, value: Tensor, like: Tensor) -> Tensor | float:
