@@ -289,9 +289,7 @@ segmentation_loss = _differentiable(
     "segmentation_loss", reference.segmentation_loss, _segmentation_setup, _segmentation_backward
 )
 
-segmentation_sums = _differentiable(
-    "segmentation_sums", reference.segmentation_sums, _sums_setup, _sums_backward
-)
+segmentation_sums = _differentiable("segmentation_sums", reference.segmentation_sums, _sums_setup, _sums_backward)
 
 
 # --- libraries -----------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def segmentation_sums(
     counted = v.expand_as(x)
     if merged is not None:
         counted = counted & ~_absent(merged)
-        x, t = _merge(x, t, merged)
+        x, t = merge(x, t, merged)
     items = _softmax_items(x, t, focal_gamma) if mode == "multiclass" else _sigmoid_items(x, t, focal_gamma)
     # Selected, not multiplied: log p of a merged class is -inf.
     raw = {name: torch.where(counted, item, 0.0).sum(dim=2) for name, item in items.items()}
@@ -115,7 +115,7 @@ def segmentation_sums_backward(
     elif merged is None:
         g = _softmax_gradient(x, t, by, focal_gamma)
     else:
-        x, t = _merge(x, t, merged)
+        x, t = merge(x, t, merged)
         g = _softmax_gradient(x, t, {name: torch.where(_absent(merged), 0.0, s) for name, s in by.items()}, focal_gamma)
         background = _background(merged)
         g = torch.where(background.all(dim=1, keepdim=True), 0.0, g)  # one class is left: its probability is 1
@@ -251,7 +251,7 @@ def _background(merged: Tensor) -> Tensor:
     return (merged | first).unsqueeze(2)
 
 
-def _merge(x: Tensor, t: Tensor, merged: Tensor) -> tuple[Tensor, Tensor]:
+def merge(x: Tensor, t: Tensor, merged: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and one-hot targets in which class 0 stands for its whole background, and no merged class is left."""
     absent, background = _absent(merged), _background(merged)
     logit = torch.where(background, x, -torch.inf).logsumexp(dim=1, keepdim=True)
