@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
+from .. import functional as F
 from .._check import option
 from ._maps import sigmoid_focal, softmax_focal
 from ._sums import (
@@ -434,7 +435,8 @@ class _Composite(_Loss):
     def _check_target(self, input: Tensor, target: Tensor) -> None:
         if input.dim() != target.dim() or target.shape[1] not in (1, input.shape[1]):
             raise ValueError(
-                f"target must have shape [B, 1, ...] or that of the input, {list(input.shape)}; got {list(target.shape)}"
+                f"target must have shape [B, 1, ...] or that of the input, {list(input.shape)}; got "
+                f"{list(target.shape)}"
             )
 
 
@@ -692,21 +694,10 @@ class DeepSupervisionLoss(nn.Module):
     def _level(self, output: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
         size = output.shape[2:]
         if valid is not None and valid.dim() > 2:
-            valid = _nearest(valid, size)
-        arguments = (output, _nearest(target, size)) if valid is None else (output, _nearest(target, size), valid)
+            valid = F.resized_nearest(valid, size)
+        target = F.resized_nearest(target, size)
+        arguments = (output, target) if valid is None else (output, target, valid)
         return cast("Tensor", self.loss(*arguments))
-
-
-def _nearest(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Resampled to a size, in its own type: the pixel under the centre of each new one."""
-    if x.shape[2:] == torch.Size(size):
-        return x
-    for dim, new in enumerate(size, start=2):
-        old = x.shape[dim]
-        x = x.index_select(
-            dim, ((torch.arange(new, device=x.device) * 2 + 1) * old).div(2 * new, rounding_mode="floor")
-        )
-    return x
 
 
 def _like_a_map(values: Tensor, input: Tensor) -> Tensor:

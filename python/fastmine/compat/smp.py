@@ -275,9 +275,9 @@ class FocalLoss(_Loss):
 
 
 class SoftBCEWithLogitsLoss(CompatLoss):
-    """Binary cross entropy with targets t (1 - s) + (1 - t) s for ``smooth_factor`` s, as smp's; the mean over valid elements.
+    """Binary cross entropy with targets t (1 - s) + (1 - t) s for ``smooth_factor`` s, as smp's.
 
-    ``weight`` and ``pos_weight``: one number, or one for each class of [B, C, ...], in a shape that broadcasts so.
+    The mean is over valid elements. ``weight`` and ``pos_weight``: one number, or one for each class of [B, C, ...], in a shape that broadcasts so.
     """
 
     weight: Tensor | None
@@ -369,9 +369,9 @@ class SoftCrossEntropyLoss(CompatLoss):
 
 
 class MCCLoss(CompatLoss):
-    """1 - Matthews' correlation coefficient of *probabilities* over the whole batch, as smp's; ``eps`` goes to each count.
+    """1 - Matthews' correlation coefficient of *probabilities* over the whole batch, as smp's.
 
-    With ``from_logits=True``, which smp does not have, it is computed from logits, in one pass.
+    ``eps`` goes to each of the four counts. With ``from_logits=True``, which smp does not have, it is computed from logits, in one pass.
     """
 
     eps: float
@@ -427,7 +427,7 @@ def _fitting(y_pred: Tensor, y_true: Tensor, mode: str) -> Tensor:
 
 
 def _against_the_rest(labels: Tensor, classes: int, ignore_index: int | None) -> Tensor:
-    """Labels [B, ...] as [B, C, ...] in uint8: 0, 1, the ignored ones, and what the loss refuses for labels of no class."""
+    """Labels [B, ...] as [B, C, ...] in uint8: 0, 1, ignored, and, for labels of no class, what the loss refuses."""
     index = torch.arange(classes, device=labels.device).reshape(1, -1, *[1] * (labels.dim() - 1))
     labels = labels.unsqueeze(1)
     inside = (labels >= 0) & (labels < classes)
