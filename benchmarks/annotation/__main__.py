@@ -57,11 +57,12 @@ def main() -> int:
 
 
 def runs(seeds: int) -> Iterator[Run]:
-    """Every run, one seed after the other; with every mask there the policies are one, and trained once."""
+    """Every run that has an image to learn from, by seed; with every mask there the policies are one, and trained once."""
     for seed in range(seeds):
         for share in SHARES:
             methods = METHODS if share < 1 else dict.fromkeys(Method(method.loss, VALIDITY) for method in METHODS)
-            yield from (Run(method, share, seed) for method in methods)
+            found = (Run(method, share, seed) for method in methods)
+            yield from (run for run in found if len(run.usable()))
 
 
 def results(todo: list[Run], jobs: int) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,13 +16,18 @@ from fastmine.recipes.segmentation import UNet, confusion, flip, scores
 from fastmine.recipes.textures import compose
 from fastmine.recipes.training import random_for
 
-from .methods import COMPLETE, LOSSES, VALIDITY, Method
+from .methods import COMPLETE, LOSSES, VALIDITY, ZEROS, Method
 
 SHARES = (1.0, 0.5, 0.2, 0.1, 0.05)
 OBJECTS = ("brick", "gravel")
 TRAINING, HELD_OUT = 640, 256
 WIDTHS = (8, 16, 32, 64)
 BATCH, STEPS, RATE = 16, 200, 1e-2
+USABLE: dict[str, Callable[[Tensor], Tensor]] = {  # images to learn from, by who was annotated [N, 2]
+    VALIDITY: lambda drawn: drawn.any(dim=1),
+    COMPLETE: lambda drawn: drawn.all(dim=1),
+    ZEROS: lambda drawn: torch.ones_like(drawn[:, 0]),  # nobody knows who was
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,10 @@ class Run:
     def key(self) -> tuple[str, float, int]:
         """What its row is found by."""
         return self.method.name, self.share, self.seed
+
+    def usable(self) -> Tensor:
+        """The images that are learned from."""
+        return USABLE[self.method.policy](annotated(self.seed, self.share)).nonzero()[:, 0]
 
 
 @lru_cache(maxsize=2)
@@ -55,7 +65,7 @@ def train(run: Run) -> dict[str, Any]:
     pictures, masks = images(run.seed, held_out=False)
     drawn = annotated(run.seed, run.share)
     masks = masks & drawn[:, :, None, None]  # what such data hold in practice
-    usable = drawn.all(dim=1).nonzero()[:, 0] if run.method.policy == COMPLETE else torch.arange(TRAINING)
+    usable = run.usable()
 
     started = time.process_time()
     torch.manual_seed(run.seed)

@@ -30,9 +30,10 @@ def dice(rows: Rows, method: Method, share: float) -> list[float]:
 def table(rows: Rows) -> str:
     """Mean and standard deviation over seeds of the held-out Dice, by method and share."""
     head = "| loss | not annotated is | " + " | ".join(f"{share:.0%}" for share in SHARES) + " |"
+    seeds = len({row["seed"] for row in rows})
     lines = [head, "|" + "---|" * (2 + len(SHARES))]
     for method in METHODS:
-        cells = [_cell(dice(rows, method, share)) for share in SHARES]
+        cells = [_cell(dice(rows, method, share), seeds) for share in SHARES]
         name = f"**{method.loss}**" if method.policy == VALIDITY else method.loss
         lines.append(f"| {name} | {_says(method)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -44,10 +45,11 @@ def _says(method: Method) -> str:
     ]
 
 
-def _cell(values: list[float]) -> str:
+def _cell(values: list[float], seeds: int) -> str:
     if not values:
         return ""
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{mean(values):.3f}{spread}" + (f" ({len(values)} seeds)" if len(values) < seeds else "")
 
 
 def write_readme(rows: Rows) -> str:

@@ -72,6 +72,20 @@ def of_logits(
     return Sums({name: getattr(sums, name) for name in names}, evidence)
 
 
+def lovasz(
+    logits: Tensor, target: Tensor, valid: Tensor | None, *, mode: F.Mode, ignore_index: int | None = None,
+    batch: bool = False,
+) -> tuple[Tensor, Sums]:  # fmt: skip
+    """The Lovász loss of each group [B, C], or [1, C] over the batch, empty ones too, and n and t of the groups."""
+    s = of_logits(logits, target, valid, mode=mode, wanted=("n", *HARD), ignore_index=ignore_index)
+    values = F.lovasz_loss(
+        logits, target, mode=mode, valid=valid, ignore_index=ignore_index, empty="smooth", batch=batch,
+        reduction="group",
+    )  # fmt: skip
+    values = s.refuse_soft(values, "a Lovász extension is of a set")
+    return values, Sums({name: x.sum(dim=0, keepdim=True) for name, x in s.fields.items()}, s.evidence) if batch else s
+
+
 def of_probabilities(p: Tensor, target: Tensor, valid: Tensor | None) -> Sums:
     """The sums of overlap terms from probabilities [B, C, ...], in plain PyTorch: several passes, no evidence."""
     if p.shape != target.shape:

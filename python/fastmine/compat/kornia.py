@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import functional as F
 from .._check import option
 from ._maps import sigmoid_focal, softmax_focal
 from ._sums import (
@@ -20,6 +19,7 @@ from ._sums import (
     OVERLAP,
     CompatLoss,
     in_result_dtype,
+    lovasz,
     mean_where,
     of_logits,
     share,
@@ -264,45 +264,45 @@ class BinaryFocalLossWithLogits(CompatLoss):
 
 def lovasz_hinge_loss(pred: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
     """The Lovász hinge of logits [B, 1, H, W] and targets [B, H, W], per image, as kornia's (arXiv:1705.08790)."""
-    if pred.dim() < 2 or pred.shape[1] != 1:
-        raise ValueError(f"pred must have shape [B, 1, ...]; got {list(pred.shape)}")
-    return F.lovasz_loss(pred[:, 0], target, mode="binary", valid=valid, empty="smooth")
+    return LovaszHingeLoss().forward(pred, target, valid)
+
+
+class LovaszHingeLoss(CompatLoss):
+    """:func:`lovasz_hinge_loss`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, pred: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+        """The loss of logits [B, 1, H, W] against targets [B, H, W]."""
+        if pred.dim() < 2 or pred.shape[1] != 1:
+            raise ValueError(f"pred must have shape [B, 1, ...]; got {list(pred.shape)}")
+        values, s = lovasz(pred[:, 0], target, valid, mode="binary")
+        return self._answer(mean_where(values, s.n > 0), s, pred)
 
 
 def lovasz_softmax_loss(
     pred: Tensor, target: Tensor, weight: Tensor | None = None, valid: Tensor | None = None
 ) -> Tensor:
     """The Lovász-Softmax of all classes, per image, as kornia's: the mean of weight x loss over classes and images."""
-    if pred.dim() < 2 or pred.shape[1] < 2:
-        raise ValueError(f"pred must have shape [B, C, ...] with C > 1; got {list(pred.shape)}")
-    values = F.segmentation_loss(
-        pred, target, mode="multiclass", terms={"lovasz": 1.0}, valid=valid, empty="smooth", reduction="group"
-    )
-    if weight is not None:
-        values = values * vector("weight", weight, pred, pred.shape[1]).to(values.dtype)
-    return values.mean()
+    return LovaszSoftmaxLoss(weight).forward(pred, target, valid)
 
 
-class LovaszHingeLoss(torch.nn.Module):
-    """:func:`lovasz_hinge_loss`."""
-
-    def forward(self, pred: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-        """The loss of logits [B, 1, H, W] against targets [B, H, W]."""
-        return lovasz_hinge_loss(pred, target, valid)
-
-
-class LovaszSoftmaxLoss(torch.nn.Module):
+class LovaszSoftmaxLoss(CompatLoss):
     """:func:`lovasz_softmax_loss`."""
 
     weight: Tensor | None
 
     def __init__(self, weight: Tensor | None = None) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight, persistent=False)
+        super().__init__(weight=weight)
 
     def forward(self, pred: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
         """The loss of logits [B, C, H, W] against class indices [B, H, W]."""
-        return lovasz_softmax_loss(pred, target, self.weight, valid)
+        if pred.dim() < 2 or pred.shape[1] < 2:
+            raise ValueError(f"pred must have shape [B, C, ...] with C > 1; got {list(pred.shape)}")
+        values, s = lovasz(pred, target, valid, mode="multiclass")
+        weight = vector("weight", 1.0 if self.weight is None else self.weight, values, s.classes)
+        return self._answer(mean_where(weight * values, s.n > 0), s, pred)
 
 
 def _not_ignored(target: Tensor, ignore_index: int | None) -> Tensor | None:

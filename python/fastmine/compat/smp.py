@@ -25,6 +25,8 @@ from ._sums import (
     Sums,
     both,
     in_result_dtype,
+    lovasz,
+    mean_where,
     of_logits,
     of_probabilities,
     refuse,
@@ -61,7 +63,7 @@ class _Loss(CompatLoss):
     """Modes and class weights."""
 
     mode: F.Mode
-    class_weights: ClassWeights | None = None
+    class_weights: ClassWeights | None
 
     def __init__(self, **options: Any) -> None:
         option("mode", options["mode"], _MODES)
@@ -83,6 +85,11 @@ class _OverlapLoss(_Loss):
     smooth: float
     ignore_index: int | None
     eps: float
+
+    def __init__(self, **options: Any) -> None:
+        if not options["from_logits"] and options["mode"] == MULTICLASS_MODE:
+            raise unsupported("from_logits=False in multiclass mode", "give logits; their softmax is taken here")
+        super().__init__(**options)
 
     def _overlap(self, y_pred: Tensor, y_true: Tensor, valid: Tensor | None, alpha: float, beta: float) -> Tensor:
         sums = self._sums(y_pred, _fitting(y_pred, y_true, self.mode), valid)
@@ -106,8 +113,6 @@ class _OverlapLoss(_Loss):
         wanted = (*OVERLAP, *HARD)
         if self.from_logits:
             return of_logits(y_pred, y_true, valid, mode=self.mode, wanted=wanted, ignore_index=self.ignore_index)
-        if self.mode == MULTICLASS_MODE:
-            raise unsupported("from_logits=False in multiclass mode", "give logits; their softmax is taken here")
         if self.ignore_index is not None:
             valid = both(valid, y_true != self.ignore_index, y_pred, self.mode)
         shape = (y_pred.shape[0], 1, -1) if self.mode == BINARY_MODE else (*y_pred.shape[:2], -1)
@@ -277,7 +282,8 @@ class FocalLoss(_Loss):
 class SoftBCEWithLogitsLoss(CompatLoss):
     """Binary cross entropy with targets t (1 - s) + (1 - t) s for ``smooth_factor`` s, as smp's.
 
-    The mean is over valid elements. ``weight`` and ``pos_weight``: one number, or one for each class of [B, C, ...], in a shape that broadcasts so.
+    The mean is over valid elements. ``weight`` and ``pos_weight``: one number, or one for each class of [B, C, ...], in
+    a shape that broadcasts so.
     """
 
     weight: Tensor | None
@@ -371,7 +377,8 @@ class SoftCrossEntropyLoss(CompatLoss):
 class MCCLoss(CompatLoss):
     """1 - Matthews' correlation coefficient of *probabilities* over the whole batch, as smp's.
 
-    ``eps`` goes to each of the four counts. With ``from_logits=True``, which smp does not have, it is computed from logits, in one pass.
+    ``eps`` goes to each of the four counts. With ``from_logits=True``, which smp does not have, it is computed from
+    logits, in one pass.
     """
 
     eps: float
@@ -411,11 +418,13 @@ class LovaszLoss(_Loss):
 
     def forward(self, y_pred: Tensor, y_true: Tensor, valid: Tensor | None = None) -> Tensor:
         """The loss of logits against targets."""
-        hinge = self.mode != MULTICLASS_MODE
-        return F.lovasz_loss(
-            y_pred, _fitting(y_pred, y_true, self.mode), mode="binary" if hinge else "multiclass", valid=valid,
-            ignore_index=self.ignore_index, empty="smooth" if hinge else "skip", batch=not self.per_image,
+        values, s = lovasz(
+            y_pred, _fitting(y_pred, y_true, self.mode), valid, batch=not self.per_image,
+            mode="multiclass" if self.mode == MULTICLASS_MODE else "binary", ignore_index=self.ignore_index,
         )  # fmt: skip
+        counted = s.t > 0 if self.mode == MULTICLASS_MODE else s.n > 0
+        per_image = share(torch.where(counted, values, 0.0).sum(dim=1), counted.sum(dim=1))
+        return self._answer(mean_where(per_image, counted.any(dim=1)), s, y_pred)
 
 
 def _fitting(y_pred: Tensor, y_true: Tensor, mode: str) -> Tensor:
