@@ -76,7 +76,8 @@ TENSORS = ("pred", "target", "inputs", "targets")
 def inputs(name: str) -> tuple[Tensor, Tensor]:
     """Logits in float64, or probabilities, and a target of the kind that the name says."""
     random = torch.Generator().manual_seed(7)
-    shape = {"one": (3, 1, 8, 7), "volume": (2, 3, 5, 4, 3)}.get(name.split()[0], (3, 3, 8, 7))
+    size, kind, *special = name.split()
+    shape = {"one": (3, 1, 8, 7), "three": (3, 3, 8, 7), "volume": (2, 3, 5, 4, 3)}[size]
     x = 2 * torch.randn(shape, generator=random, dtype=torch.float64)
     several = (torch.rand(shape, generator=random) < 0.4).double()
     several[0, 0] = 0  # annotated, and empty
@@ -90,10 +91,9 @@ def inputs(name: str) -> tuple[Tensor, Tensor]:
         "flat": several[:, 0],
         "soft": torch.rand(shape, generator=random, dtype=torch.float64),
     }
-    target = targets[name.split()[1]]
-    if name.endswith("float32"):
-        return x.float(), target
-    return (x.sigmoid() if name.endswith("probabilities") else x), target
+    if special == ["float32"]:
+        x = x.float()
+    return (x.sigmoid() if special == ["probabilities"] else x), targets[kind]
 
 
 def value_and_gradient(loss: Callable[..., Tensor], x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
@@ -152,7 +152,9 @@ _SMOOTH: tuple[dict[str, Any], ...] = ({"smooth_nr": 0.3}, {"smooth_dr": 0.2}, {
 def _monai() -> Iterator[Case]:
     overlap = (*_REDUCED, *_SMOOTH, {"batch": True, "reduction": "none"}, {"batch": True, "smooth_nr": 1.0})
     special: dict[str, tuple[dict[str, Any], ...]] = {
-        "DiceLoss": ({"squared_pred": True}, {"jaccard": True}, {"squared_pred": True, "jaccard": True}, {"soft_label": True}),
+        "DiceLoss": (
+            {"squared_pred": True}, {"jaccard": True}, {"squared_pred": True, "jaccard": True}, {"soft_label": True},
+        ),
         "GeneralizedDiceLoss": ({"w_type": "simple"}, {"w_type": "uniform"}, {"soft_label": True}),
         "TverskyLoss": ({"alpha": 0.2}, {"beta": 0.9}, {"soft_label": True}),
         "MCCLoss": (),
@@ -453,5 +455,6 @@ ELSEWHERE: dict[tuple[str, str, str], str] = {
             "reduction", "smooth_nr", "smooth_dr", "batch", "weight",
         )
     },
-    **{("monai", "DeepSupervisionLoss", name): "test_monai_deep_supervision_is_equal" for name in ("loss", "weight_mode")},
+    ("monai", "DeepSupervisionLoss", "loss"): "test_monai_deep_supervision_is_equal",
+    ("monai", "DeepSupervisionLoss", "weight_mode"): "test_monai_deep_supervision_is_equal",
 }  # fmt: skip

@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def runs(seeds: int) -> Iterator[Run]:
-    """Every run that has an image to learn from, by seed; with every mask there the policies are one, and trained once."""
+    """Every run that has an image to learn from; with every mask there the policies are one, and trained once."""
     for seed in range(seeds):
         for share in SHARES:
             methods = METHODS if share < 1 else dict.fromkeys(Method(method.loss, VALIDITY) for method in METHODS)
