@@ -24,6 +24,8 @@ ROWS = (
     "triplet_loss-pull-one_class-euclidean",
     "segmentation_loss-binary-valid_element",
     "segmentation_loss-multiclass-all-mean",
+    "segmentation_sums-multilabel-valid_element",
+    "segmentation_sums-multiclass-valid_label_sets",
 )
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("c++")), reason="inductor needs a C++ compiler"
