@@ -407,6 +407,20 @@ def test_every_term_is_finite_where_nothing_is_predicted(mode: str, scale: float
                     assert gradient.isfinite().all(), (value, sign)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_mcc_went_flat_where_every_probability_had_rounded_to_1(sign: float, dtype: torch.dtype) -> None:
+    """At 40, 1 - p is 4e-18: no digit of it is left in N - P, but the slope goes with its square root."""
+    x = torch.full((1, 8), sign * 40.0, dtype=dtype, requires_grad=True)
+    target = torch.arange(8)[None] < 4
+    loss = F.segmentation_loss(x, target, terms={"mcc": 1.0})
+    (gradient,) = torch.autograd.grad(loss, x)
+    # With q = e^-40 everywhere, a n - p t = 0, and d/dx = -(n t_i - t) q / sqrt(t (n - t) n n q) = -+ sqrt(q) / 8.
+    assert loss.item() == pytest.approx(1.0)
+    want = math.exp(-20) / 8 * torch.where(target, -1.0, 1.0)
+    torch.testing.assert_close(gradient.float(), want, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=0.0)
+
+
 def test_focal_tversky_is_flat_and_not_nan_where_nothing_is_left_to_learn() -> None:
     x = torch.tensor([[800.0, -800.0]], dtype=torch.float64, requires_grad=True)
     loss = F.segmentation_loss(x, torch.tensor([[1, 0]]), terms={"focal_tversky": 1.0})
