@@ -47,6 +47,8 @@ def validity(
     logits: Tensor, target: Tensor, valid: Tensor | None, ignore_index: int | None, mode: str
 ) -> tuple[Tensor | None, Tensor | None]:
     """The mask of the op, and which classes of a softmax are part of the background of their sample."""
+    if ignore_index is not None:
+        _check.integer("ignore_index", ignore_index)
     merged = None
     if valid is not None and _check.label_sets(valid, logits, mode):
         annotated = valid.reshape(logits.shape[:2])
@@ -116,7 +118,7 @@ def formula_on_sums(
     sums, base = _sums(inputs, f, [name for name in SUMS if name in wanted])
     found = segmentation_terms(sums, f, lovasz=_lovasz(inputs, f), over_ranks=over_ranks)
     # The sums of a spoiled batch are NaN but for their counts, and no formula reads all of them.
-    poison = torch.where(base[_POISON[0]] + base[_POISON[1]] > 0, torch.nan, 1.0)
+    poison = torch.where(base[_POISON[0]] + base[_POISON[1]] > 0, torch.nan, 1.0).double()
     loss = torch.stack([weight * reduced(found[name], reduction) for name, weight in f.terms.items()]).sum(dim=0)
     values = {name: reduced(term, "mean").detach() * poison for name, term in found.items()}
     nothing = torch.zeros_like(poison)
