@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 
 import fastmine.functional as F
 import oracle
@@ -363,8 +363,30 @@ def test_evidence_of_a_spoiled_batch_says_so() -> None:
     )
     assert loss.isnan()
     assert evidence.nonfinite == 1
+    assert evidence.dice == 0  # not asked for
     assert math.isnan(evidence.mcc)
     assert math.isnan(evidence.mcc_gradient)
+
+
+# --- any order, any transform --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", SHAPES)
+def test_second_derivatives_and_transforms(mode: str) -> None:
+    logits, target = batch(mode)
+    logits, target = logits[:, ..., :4], target[..., :4]
+    terms = {name: 1.0 for name in TERMS[mode] if name != "lovasz"}  # whose order has kinks
+
+    def loss(x: Tensor) -> Tensor:
+        return F.segmentation_loss(x, target, mode=mode, terms=terms, squared=True, batch=True)
+
+    x = logits.clone().requires_grad_()
+    assert gradgradcheck(loss, x)
+    (gradient,) = torch.autograd.grad(loss(x), x)
+    torch.testing.assert_close(torch.func.grad(loss)(logits), gradient)
+    direction = torch.randn_like(logits)
+    _, tangent = torch.func.jvp(loss, (logits,), (direction,))
+    torch.testing.assert_close(tangent, (gradient * direction).sum())
 
 
 # --- numerics ------------------------------------------------------------------------------------------------------
