@@ -22,12 +22,16 @@ ROWS = (
     "segmentation_loss-binary-all-mean",
     "segmentation_loss-multilabel-valid_element",
     "segmentation_loss-multiclass-all-none",
+    "segmentation_sums-binary-all",
+    "segmentation_sums-multilabel-valid_element",
+    "segmentation_sums-multiclass-valid_label_sets_all",
 )
 BACKWARD_ROWS = {
     "pairwise_distance_backward": "pairwise_distance-euclidean-other",
     "batch_hard_backward": "batch_hard-references_masked-cosine-hardest-hardest",
     "triplet_loss_backward": "triplet_loss-references_masked",
     "segmentation_loss_backward": "segmentation_loss-multiclass-valid_position",
+    "segmentation_sums_backward": "segmentation_sums-multiclass-valid_label_sets_all",
 }
 
 

@@ -70,6 +70,7 @@ ClassWeightNorm: TypeAlias = Literal["weights", "count"]
 _VALID = MINING_FIELDS.index("valid")
 _OUT_OF_RANGE = SEGMENTATION_FIELDS.index("out_of_range")
 _FUSED_TERMS = frozenset(TERMS)
+_EXPONENT = 0.75
 _DICE: Mapping[str, float] = MappingProxyType({"dice": 1.0})
 _LEAK = 0.01  # of margin="leaky": the customary slope of a leaky rectifier
 
@@ -317,7 +318,7 @@ def segmentation_loss(
     valid: Tensor | None = None, ignore_index: int | None = None, empty: Empty = "area", smooth: float = 0.0,
     smooth_nr: float | None = None, smooth_dr: float | None = None, squared: bool = False,
     focal_alpha: float | PerClass | None = None, focal_gamma: float = 2.0, tversky_alpha: float = 0.3,
-    tversky_beta: float = 0.7, focal_tversky_exponent: float = 0.75,
+    tversky_beta: float = 0.7, focal_tversky_exponent: float = _EXPONENT,
     generalized_weights: GeneralizedWeights = "square", pos_weight: float | PerClass | None = None,
     label_smoothing: float = 0.0, class_weights: PerClass | None = None,
     class_weight_norm: ClassWeightNorm = "weights", classes: Sequence[int] | None = None,
@@ -330,7 +331,7 @@ def segmentation_loss(
     valid: Tensor | None = None, ignore_index: int | None = None, empty: Empty = "area", smooth: float = 0.0,
     smooth_nr: float | None = None, smooth_dr: float | None = None, squared: bool = False,
     focal_alpha: float | PerClass | None = None, focal_gamma: float = 2.0, tversky_alpha: float = 0.3,
-    tversky_beta: float = 0.7, focal_tversky_exponent: float = 0.75,
+    tversky_beta: float = 0.7, focal_tversky_exponent: float = _EXPONENT,
     generalized_weights: GeneralizedWeights = "square", pos_weight: float | PerClass | None = None,
     label_smoothing: float = 0.0, class_weights: PerClass | None = None,
     class_weight_norm: ClassWeightNorm = "weights", classes: Sequence[int] | None = None,
@@ -356,7 +357,7 @@ def segmentation_loss(
     focal_gamma: float = 2.0,
     tversky_alpha: float = 0.3,
     tversky_beta: float = 0.7,
-    focal_tversky_exponent: float = 0.75,
+    focal_tversky_exponent: float = _EXPONENT,
     generalized_weights: GeneralizedWeights = "square",
     pos_weight: float | PerClass | None = None,
     label_smoothing: float = 0.0,
@@ -437,23 +438,30 @@ def segmentation_loss(
     The terms that :func:`dice_loss` and its neighbours are made of, with numbers for options, are one fused op. All
     others are formulas in float64 on :func:`segmentation_sums`, at the same cost in passes.
     """
-    segmentation_options(
-        mode=mode, terms=terms, ignore_index=ignore_index, empty=empty, smooth=smooth, smooth_nr=smooth_nr,
-        smooth_dr=smooth_dr, squared=squared, focal_alpha=focal_alpha, focal_gamma=focal_gamma,
-        tversky_alpha=tversky_alpha, tversky_beta=tversky_beta, focal_tversky_exponent=focal_tversky_exponent,
-        generalized_weights=generalized_weights, pos_weight=pos_weight, label_smoothing=label_smoothing,
-        class_weights=class_weights, class_weight_norm=class_weight_norm, classes=classes,
-        include_background=include_background, batch=batch, group=group, reduction=reduction,
-        full_evidence=full_evidence,
+    usual = (  # the options of the fused op, and all others as they are by default: checked in a fifth of the time
+        smooth_nr is None and smooth_dr is None and pos_weight is None and class_weights is None and classes is None
+        and include_background is True and squared is False and batch is False and group is None
+        and full_evidence is False and label_smoothing == 0 and reduction != "group"
+        and focal_tversky_exponent == _EXPONENT and generalized_weights == "square" and class_weight_norm == "weights"
     )  # fmt: skip
+    if usual:
+        _usual_options(mode, terms, empty, smooth, focal_alpha, focal_gamma, tversky_alpha, tversky_beta, reduction)
+    else:
+        segmentation_options(
+            mode=mode, terms=terms, empty=empty, smooth=smooth, smooth_nr=smooth_nr, smooth_dr=smooth_dr,
+            squared=squared, focal_alpha=focal_alpha, focal_gamma=focal_gamma, tversky_alpha=tversky_alpha,
+            tversky_beta=tversky_beta, focal_tversky_exponent=focal_tversky_exponent,
+            generalized_weights=generalized_weights, pos_weight=pos_weight, label_smoothing=label_smoothing,
+            class_weights=class_weights, class_weight_norm=class_weight_norm, classes=classes,
+            include_background=include_background, batch=batch, group=group, reduction=reduction,
+            full_evidence=full_evidence,
+        )  # fmt: skip
     _check.segmentation(logits, target, mode)
-    valid, merged = _segmentation.validity(logits, target, valid, ignore_index, mode)
-    common = (
-        merged is None and smooth_nr is None and smooth_dr is None and pos_weight is None and class_weights is None
-        and classes is None and include_background and reduction != "group" and terms.keys() <= _FUSED_TERMS
-        and not (squared or label_smoothing or batch or full_evidence)
-    )  # fmt: skip
-    if common and not isinstance(focal_alpha, (Sequence, Tensor)):
+    merged = None
+    if valid is not None or ignore_index is not None:
+        valid, merged = _segmentation.validity(logits, target, valid, ignore_index, mode)
+    fused = usual and merged is None and terms.keys() <= _FUSED_TERMS
+    if fused and not isinstance(focal_alpha, (Sequence, Tensor)):
         weights = [float(terms.get(name, 0.0)) for name in TERMS]
         loss, _, numbers = _ops.segmentation_loss(
             logits, target, valid, mode, weights, smooth, focal_alpha, focal_gamma, tversky_alpha, tversky_beta,
@@ -479,29 +487,14 @@ def segmentation_options(
     *, mode: str, terms: Mapping[str, float], ignore_index: object = None, empty: object = "area",
     smooth: object = 0.0, smooth_nr: object = None, smooth_dr: object = None, squared: object = False,
     focal_alpha: object = None, focal_gamma: object = 2.0, tversky_alpha: object = 0.3,
-    tversky_beta: object = 0.7, focal_tversky_exponent: object = 0.75, generalized_weights: object = "square",
+    tversky_beta: object = 0.7, focal_tversky_exponent: object = _EXPONENT, generalized_weights: object = "square",
     pos_weight: object = None, label_smoothing: object = 0.0, class_weights: object = None,
     class_weight_norm: object = "weights", classes: object = None, include_background: object = True,
     batch: object = False, group: object = None, reduction: object = "mean", full_evidence: object = False,
 ) -> None:  # fmt: skip
     """Refuse what :func:`segmentation_loss` could not use; losses call it when they are built."""
-    _check.option("mode", mode, MODES)
-    _check.weights("terms", terms, ALL_TERMS)
-    if mode == "multiclass" and "bce" in terms:
-        raise ValueError('the term "bce" is for binary and multilabel; for multiclass use "ce"')
-    if mode != "multiclass" and "ce" in terms:
-        raise ValueError(f'the term "ce" is for multiclass; for {mode} use "bce"')
-    _check.option("empty", empty, EMPTY_GROUPS)
-    _check.option("reduction", reduction, GROUP_REDUCTIONS)
-    if reduction == "group" and mode == "multiclass" and terms.keys() & set(POINTWISE_TERMS):
-        raise ValueError(
-            'reduction="group" has no value for ce and focal of a softmax, whose positions belong to all classes; '
-            'use "none"'
-        )
-    _smooth_options(terms, empty, smooth, smooth_nr, smooth_dr)
-    _focal_options(mode, focal_alpha, focal_gamma)
-    _check.number("tversky_alpha", tversky_alpha, minimum=0.0)
-    _check.number("tversky_beta", tversky_beta, minimum=0.0)
+    _usual_options(mode, terms, empty, smooth, focal_alpha, focal_gamma, tversky_alpha, tversky_beta, reduction,
+                   smooth_nr, smooth_dr)  # fmt: skip
     _check.number("focal_tversky_exponent", focal_tversky_exponent, minimum=0.0)
     _check.option("generalized_weights", generalized_weights, GENERALIZED_WEIGHTS)
     _check.number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
@@ -520,6 +513,30 @@ def segmentation_options(
             raise ValueError("group adds up the sums of a batch over processes, so it needs batch=True")
         if "lovasz" in terms:
             raise ValueError('the term "lovasz" sorts the errors of one process and knows no others; leave out group')
+
+
+def _usual_options(
+    mode: str, terms: Mapping[str, float], empty: object, smooth: object, focal_alpha: object, focal_gamma: object,
+    tversky_alpha: object, tversky_beta: object, reduction: object, smooth_nr: object = None, smooth_dr: object = None,
+) -> None:  # fmt: skip
+    """The same for the options that the fused op has, too."""
+    _check.option("mode", mode, MODES)
+    _check.weights("terms", terms, ALL_TERMS)
+    if mode == "multiclass" and "bce" in terms:
+        raise ValueError('the term "bce" is for binary and multilabel; for multiclass use "ce"')
+    if mode != "multiclass" and "ce" in terms:
+        raise ValueError(f'the term "ce" is for multiclass; for {mode} use "bce"')
+    _check.option("empty", empty, EMPTY_GROUPS)
+    _check.option("reduction", reduction, GROUP_REDUCTIONS)
+    if reduction == "group" and mode == "multiclass" and terms.keys() & set(POINTWISE_TERMS):
+        raise ValueError(
+            'reduction="group" has no value for ce and focal of a softmax, whose positions belong to all classes; '
+            'use "none"'
+        )
+    _smooth_options(terms, empty, smooth, smooth_nr, smooth_dr)
+    _focal_options(mode, focal_alpha, focal_gamma)
+    _check.number("tversky_alpha", tversky_alpha, minimum=0.0)
+    _check.number("tversky_beta", tversky_beta, minimum=0.0)
 
 
 def _focal_options(mode: str, focal_alpha: object, focal_gamma: object) -> None:
@@ -548,15 +565,20 @@ def _weight_options(terms: Mapping[str, float], pos_weight: object, class_weight
 def _smooth_options(
     terms: Mapping[str, float], empty: object, smooth: object, smooth_nr: object, smooth_dr: object
 ) -> None:
-    for name, value in (("smooth", smooth), ("smooth_nr", smooth_nr), ("smooth_dr", smooth_dr)):
-        if value is not None:
-            _check.number(name, value, minimum=0.0)
-    below = smooth if smooth_dr is None else smooth_dr
-    above = smooth if smooth_nr is None else smooth_nr
-    if empty == "smooth" and below == 0 and terms.keys() - {*POINTWISE_TERMS, "lovasz"}:
+    _check.number("smooth", smooth, minimum=0.0)
+    above = below = smooth
+    if smooth_nr is not None:
+        _check.number("smooth_nr", smooth_nr, minimum=0.0)
+        above = smooth_nr
+    if smooth_dr is not None:
+        _check.number("smooth_dr", smooth_dr, minimum=0.0)
+        below = smooth_dr
+    if empty != "smooth":
+        return
+    if below == 0 and terms.keys() - {*POINTWISE_TERMS, "lovasz"}:
         name = "smooth" if smooth_dr is None else "smooth_dr"
         raise ValueError(f'empty="smooth" needs {name} > 0: without it an empty group is 0 / 0')
-    if empty == "smooth" and above == 0 and "log_dice" in terms:
+    if above == 0 and "log_dice" in terms:
         raise ValueError('empty="smooth" needs smooth_nr > 0 for log_dice: without it an empty group is -log 0')
 
 
@@ -722,8 +744,6 @@ def segmentation_sums(
     for name in wanted:
         _check.option("each of wanted", name, SUMS)
     _check.number("focal_gamma", focal_gamma, minimum=0.0)
-    if ignore_index is not None:
-        _check.integer("ignore_index", ignore_index)
     _check.segmentation(logits, target, mode)
     valid, merged = _segmentation.validity(logits, target, valid, ignore_index, mode)
     sums, numbers = _ops.segmentation_sums(logits, target, valid, merged, mode, list(wanted), float(focal_gamma))

@@ -9,13 +9,20 @@ from torch import nn
 
 from ._base import EvidentLoss
 from .composite import CompositeLoss
+from .deep_supervision import DeepSupervisionLoss
 from .metric import TripletLoss
 from .segmentation import (
     BCELoss,
     CombinedSegmentationLoss,
+    CrossEntropyLoss,
     DiceLoss,
     FocalLoss,
+    FocalTverskyLoss,
+    GeneralizedDiceLoss,
     IoULoss,
+    LogDiceLoss,
+    LovaszLoss,
+    MCCLoss,
     SegmentationLoss,
     TverskyLoss,
 )
@@ -24,10 +31,17 @@ __all__ = [
     "BCELoss",
     "CombinedSegmentationLoss",
     "CompositeLoss",
+    "CrossEntropyLoss",
+    "DeepSupervisionLoss",
     "DiceLoss",
     "EvidentLoss",
     "FocalLoss",
+    "FocalTverskyLoss",
+    "GeneralizedDiceLoss",
     "IoULoss",
+    "LogDiceLoss",
+    "LovaszLoss",
+    "MCCLoss",
     "SegmentationLoss",
     "TripletLoss",
     "TverskyLoss",
@@ -36,10 +50,16 @@ __all__ = [
 
 _BY_NAME: dict[str, Callable[..., nn.Module]] = {
     "bce": BCELoss,
+    "ce": CrossEntropyLoss,
     "combined": CombinedSegmentationLoss,
     "dice": DiceLoss,
     "focal": FocalLoss,
+    "focal_tversky": FocalTverskyLoss,
+    "generalized_dice": GeneralizedDiceLoss,
     "iou": IoULoss,
+    "log_dice": LogDiceLoss,
+    "lovasz": LovaszLoss,
+    "mcc": MCCLoss,
     "triplet": TripletLoss,
     "tversky": TverskyLoss,
 }

@@ -63,6 +63,8 @@ def needed_sums(f: Formula) -> list[str]:
         needed |= {"f1", "f0"}
     if any(name not in POINTWISE_TERMS for name in f.terms):
         needed |= {"p", "a"}
+    if "mcc" in f.terms:
+        needed |= {"g1", "g0"}
     if f.squared:
         needed |= {"pp", "tt"}
     return [name for name in SUMS if name in needed]
@@ -263,13 +265,16 @@ def _mcc(s: Mapping[str, Tensor], f: Formula) -> Term:
     A group that is all target is as undefined as one that is empty, and takes the policy seen from the background.
     """
     n, t, p, a = (s[name] for name in ("n", "t", "p", "a"))
+    background = n - p
+    # The sum of q is at least that of p q, which keeps its digits where p has become 1.
+    background = background + (s["g1"] + s["g0"] - background).clamp(min=0).detach()
     top, low = f.smooth_nr, f.smooth_dr
     numerator = (a + top) * (n + 4 * top) - (p + 2 * top) * (t + 2 * top)
-    square = (p + 2 * low) * (t + 2 * low) * (n - t + 2 * low) * (n - p + 2 * low)
+    square = (p + 2 * low) * (t + 2 * low) * (n - t + 2 * low) * (background + 2 * low)
     flat = square <= 0  # no target, no background, or all probabilities underflowed, which leaves no gradient
     score = torch.where(flat, 0.0, numerator / torch.where(flat, 1.0, square).sqrt())
     full = t == n
-    return _by_policy(1 - score, s, f, undefined=full | (t == 0), area=torch.where(full, n - p, p))
+    return _by_policy(1 - score, s, f, undefined=full | (t == 0), area=torch.where(full, background, p))
 
 
 _OVERLAP: Mapping[str, Callable[[Mapping[str, Tensor], Formula], Term]] = {
