@@ -416,6 +416,31 @@ def test_a_class_that_is_not_annotated_changes_nothing() -> None:
     assert monai.DiceFocalLoss(sigmoid=True)(spoiled, t, valid).isfinite()
 
 
+@pytest.mark.parametrize(("data", "loss"), WITH_VALIDITY, ids=[f"{type(w[1]).__name__}-{w[0]}" for w in WITH_VALIDITY])
+def test_a_valid_nan_is_never_hidden_by_an_empty_target(data: str, loss: Callable[..., Tensor]) -> None:
+    x, t = (z.clone() for z in inputs(data))
+    x[1, 0, 0, 0] = torch.nan
+    t[:] = 0
+    assert loss(x, t, None).isnan()
+
+
+def test_an_ignore_index_that_a_uint8_cannot_hold_ignores_nothing() -> None:
+    """Compared in uint8, -100 would be 156."""
+    x, t = inputs("three labels")
+    mask = inputs("three several")[1]
+    assert kornia.focal_loss(x, t.byte(), 0.3, reduction="mean") == kornia.focal_loss(x, t, 0.3, reduction="mean")
+    assert smp.FocalLoss("multiclass", ignore_index=-100)(x, t.byte()) == smp.FocalLoss("multiclass")(x, t)
+    none = smp.SoftBCEWithLogitsLoss(reduction="none")
+    assert torch.equal(none(x, mask.byte()), none(x, mask))
+
+
+def test_label_sets_and_ignore_index_go_together() -> None:
+    x, t = inputs("three channel")
+    valid = torch.ones(3, 3, dtype=torch.bool)
+    loss = monai.DiceLoss(softmax=True, to_onehot_y=True, ignore_index=1)
+    assert close(loss(x, t, valid), loss(x, t), 1e-12)
+
+
 def test_evidence_is_there_after_a_call() -> None:
     x, t = inputs("three several")
     loss = monai.DiceFocalLoss(sigmoid=True)

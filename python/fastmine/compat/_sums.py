@@ -54,6 +54,13 @@ class Sums:
         seen = self.n > 0
         return torch.where(seen, numerator, 0.0) / torch.where(seen, denominator, 1.0)
 
+    def spoil(self, value: Tensor) -> Tensor:
+        """NaN if a valid logit or target was impossible: no formula reads every sum that would have told."""
+        if self.evidence is None:
+            return value
+        read = dict(zip(self.evidence.fields, self.evidence.tensor, strict=True))
+        return value * torch.where(read["nonfinite"] + read["out_of_range"] > 0, torch.nan, 1.0)
+
     def refuse_soft(self, value: Tensor, why: str) -> Tensor:
         """``value`` if every target is 0 or 1 (t^2 = t): ``ValueError`` on the CPU, else NaN."""
         return refuse(value, (self.tt.detach() < self.t.detach()).any(), f"targets must be 0 or 1 here: {why}")
@@ -103,6 +110,17 @@ def refuse(value: Tensor, wrong: Tensor, message: str) -> Tensor:
             raise ValueError(message)
         return value
     return torch.where(wrong, torch.nan, value)
+
+
+def not_ignored(target: Tensor, ignore_index: int | None) -> Tensor | None:
+    """Where the target is another value; None where it cannot be that one: as a uint8, -100 would be 156."""
+    if ignore_index is None or target.dtype == torch.bool:
+        return None
+    if not target.is_floating_point():
+        limits = torch.iinfo(target.dtype)
+        if not limits.min <= ignore_index <= limits.max:
+            return None
+    return target != ignore_index
 
 
 def both(valid: Tensor | None, mask: Tensor | None, logits: Tensor, mode: F.Mode) -> Tensor | None:
@@ -165,13 +183,13 @@ class CompatLoss(EvidentLoss[SegmentationEvidence]):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         for name, value in options.items():
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and not isinstance(value, torch.nn.Parameter):
                 delattr(self, name)
                 self.register_buffer(name, value)
 
     def _answer(self, value: Tensor, sums: Sums, like: Tensor) -> Tensor:
         object.__setattr__(self, "_last", sums.evidence)
-        return in_result_dtype(value, like)
+        return in_result_dtype(sums.spoil(value), like)
 
 
 def in_result_dtype(value: Tensor, like: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from ._sums import (
     in_result_dtype,
     lovasz,
     mean_where,
+    not_ignored,
     of_logits,
     share,
     vector,
@@ -185,7 +186,7 @@ class FocalLoss(CompatLoss):
 
     def _map(self, pred: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
         _no_valid(valid)
-        seen = _not_ignored(target, self.ignore_index)
+        seen = not_ignored(target, self.ignore_index)
         index = target if seen is None else torch.where(seen, target, 0)
         values = softmax_focal(pred, index, self.gamma) * _spread(self._factor(pred, pred.shape[1]), pred)
         return in_result_dtype(values if seen is None else torch.where(seen.unsqueeze(1), values, 0.0), pred)
@@ -241,7 +242,7 @@ class BinaryFocalLossWithLogits(CompatLoss):
         """The loss of logits [B, C, ...] against targets of that shape in [0, 1]."""
         if self.reduction == "none":
             _no_valid(valid)
-            seen = _not_ignored(target, self.ignore_index)
+            seen = not_ignored(target, self.ignore_index)
             on, off = (_spread(x, pred) for x in self._factors(pred, pred.shape[1]))
             target = target if seen is None else torch.where(seen, target, 0)
             values = sigmoid_focal(pred, target, self.gamma, on, off, soft=True)
@@ -303,10 +304,6 @@ class LovaszSoftmaxLoss(CompatLoss):
         values, s = lovasz(pred, target, valid, mode="multiclass")
         weight = vector("weight", 1.0 if self.weight is None else self.weight, values, s.classes)
         return self._answer(mean_where(weight * values, s.n > 0), s, pred)
-
-
-def _not_ignored(target: Tensor, ignore_index: int | None) -> Tensor | None:
-    return None if ignore_index is None else target != ignore_index
 
 
 def _weighted(values: Tensor, weight: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from ._sums import (
     both,
     class_indices,
     mean_where,
+    not_ignored,
     of_logits,
     of_probabilities,
     one_hot,
@@ -85,9 +86,14 @@ class _Loss(CompatLoss):
         """The sums of all classes."""
         classes = input.shape[1]
         _check_channels(self, classes)
-        valid = both(valid, self._annotated(target, classes), input, "multiclass" if self.softmax else "multilabel")
         if self.softmax:
-            return of_logits(input, class_indices(target), valid, mode="multiclass", wanted=wanted, gamma=gamma)
+            labels = target.shape[1] == 1
+            ignored = self.ignore_index if labels else None
+            valid = valid if labels else both(valid, self._annotated(target), input, "multiclass")
+            return of_logits(
+                input, class_indices(target), valid, mode="multiclass", wanted=wanted, gamma=gamma, ignore_index=ignored
+            )
+        valid = both(valid, self._annotated(target), input, "multilabel")
         target = one_hot(target, classes) if self.to_onehot_y and classes > 1 else target
         if self.sigmoid:
             return of_logits(input, target, valid, mode="multilabel", wanted=wanted, gamma=gamma)
@@ -98,13 +104,13 @@ class _Loss(CompatLoss):
         whole = self.include_background or sums.classes == 1
         return sums if whole else sums.only(slice(1, None))
 
-    def _annotated(self, target: Tensor, classes: int) -> Tensor | None:
+    def _annotated(self, target: Tensor) -> Tensor | None:
         """[B, 1, ...]: where the target is not ``ignore_index``; of one-hot targets, not that class or not empty."""
         if self.ignore_index is None:
             return None
         if target.shape[1] == 1:
-            return target != self.ignore_index
-        if 0 <= self.ignore_index < classes:
+            return not_ignored(target, self.ignore_index)
+        if 0 <= self.ignore_index < target.shape[1]:
             return target[:, self.ignore_index, None] == 0
         return (target != 0).any(dim=1, keepdim=True)
 
@@ -390,7 +396,7 @@ class FocalLoss(_Loss):
             raise ValueError('reduction="none" gives a value per element and takes no valid; select them yourself')
         classes = input.shape[1]
         _check_channels(self, classes)
-        seen = self._annotated(target, classes)
+        seen = self._annotated(target)
         if self.softmax:
             index = class_indices(target)
             index = index if seen is None else torch.where(seen[:, 0], index, 0)

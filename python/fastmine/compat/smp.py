@@ -27,6 +27,7 @@ from ._sums import (
     in_result_dtype,
     lovasz,
     mean_where,
+    not_ignored,
     of_logits,
     of_probabilities,
     refuse,
@@ -113,8 +114,7 @@ class _OverlapLoss(_Loss):
         wanted = (*OVERLAP, *HARD)
         if self.from_logits:
             return of_logits(y_pred, y_true, valid, mode=self.mode, wanted=wanted, ignore_index=self.ignore_index)
-        if self.ignore_index is not None:
-            valid = both(valid, y_true != self.ignore_index, y_pred, self.mode)
+        valid = both(valid, not_ignored(y_true, self.ignore_index), y_pred, self.mode)
         shape = (y_pred.shape[0], 1, -1) if self.mode == BINARY_MODE else (*y_pred.shape[:2], -1)
         return of_probabilities(
             y_pred.reshape(shape), y_true.reshape(shape), None if valid is None else valid.reshape(shape)
@@ -273,8 +273,8 @@ class FocalLoss(_Loss):
         if valid is not None:
             raise ValueError('reduction="none" gives a value per element and takes no valid; select them yourself')
         logits, target = logits.reshape(-1), target.reshape(-1)
-        if self.ignore_index is not None:
-            seen = target != self.ignore_index
+        seen = not_ignored(target, self.ignore_index)
+        if seen is not None:
             logits, target = logits[seen], target[seen]
         return sigmoid_focal(logits, target, self.gamma, on, off)
 
@@ -328,15 +328,15 @@ class SoftBCEWithLogitsLoss(CompatLoss):
     def _map(self, y_pred: Tensor, y_true: Tensor, valid: Tensor | None) -> Tensor:
         if valid is not None:
             raise ValueError('reduction="none" gives a value per element and takes no valid; select them yourself')
-        seen = torch.ones_like(y_true, dtype=torch.bool) if self.ignore_index is None else y_true != self.ignore_index
+        seen = not_ignored(y_true, self.ignore_index)
         smooth = self.smooth_factor or 0.0
         x = in_result_dtype(y_pred, y_pred)
-        t = torch.where(seen, y_true, 0).to(x.dtype)
+        t = (y_true if seen is None else torch.where(seen, y_true, 0)).to(x.dtype)
         refuse(x, ~((t >= 0) & (t <= 1)).all(), "targets must lie in [0, 1]")
         value = binary_cross_entropy_with_logits(
             x, t * (1 - smooth) + (1 - t) * smooth, self.weight, pos_weight=self.pos_weight, reduction="none"
         )
-        return torch.where(seen, value, 0.0)
+        return value if seen is None else torch.where(seen, value, 0.0)
 
 
 class SoftCrossEntropyLoss(CompatLoss):
@@ -441,7 +441,8 @@ def _against_the_rest(labels: Tensor, classes: int, ignore_index: int | None) ->
     labels = labels.unsqueeze(1)
     inside = (labels >= 0) & (labels < classes)
     found = torch.where(inside, (labels == index).byte(), _IMPOSSIBLE)
-    return found if ignore_index is None else torch.where(labels == ignore_index, _IGNORED, found)
+    seen = not_ignored(labels, ignore_index)
+    return found if seen is None else torch.where(seen, found, _IGNORED)
 
 
 def _per_class(name: str, value: Tensor, like: Tensor) -> Tensor | float:

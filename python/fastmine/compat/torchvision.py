@@ -35,5 +35,5 @@ def sigmoid_focal_loss(
     flat = (1, -1) if inputs.dim() == 0 else inputs.shape
     sums = of_logits(inputs.reshape(flat), targets.reshape(flat), valid, mode="binary", wanted=FOCAL, gamma=gamma)
     total = (on * sums.f1 + off * sums.f0).sum()
-    value = total if reduction == "sum" else share(total, sums.n.sum())
-    return in_result_dtype(sums.refuse_soft(value, "of soft targets torchvision's is another function"), inputs)
+    value = sums.refuse_soft(total, "of soft targets torchvision's is another function")
+    return in_result_dtype(sums.spoil(value if reduction == "sum" else share(value, sums.n.sum())), inputs)
