@@ -1,8 +1,13 @@
-"""The page docs/compat-segmentation.md from the tests' own lists: ``python tests/compat_table.py`` writes it."""
+"""``python tests/compat_table.py`` writes what follows from the tests' own lists and the installed libraries.
+
+That is docs/compat-segmentation.md, and compat_values.json: value and gradient of every case, as the libraries have
+them, for machines that lack them.
+"""
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Iterator
 from importlib import metadata
@@ -13,6 +18,7 @@ import compat_cases as known
 from compat_cases import CASES, DIFFERS, ELSEWHERE, LOSSES, PEERS, RAISES
 
 PAGE = Path(__file__).parent.parent / "docs" / "compat-segmentation.md"
+RECORD = Path(__file__).with_name("compat_values.json")
 BEGIN, END = "<!-- written by python tests/compat_table.py -->", "<!-- end -->"
 
 
@@ -88,5 +94,18 @@ def _sentence(found: list[str]) -> str:
     return "; ".join(found)
 
 
+def record() -> str:
+    """A line per case."""
+    found = {}
+    for case in CASES:
+        library = known.installed(case.peer)
+        assert library is not None, f"{case.peer} is needed to record its values"
+        numbers = known.fingerprint(*known.value_and_gradient(case.build(library), *known.inputs(case.data)))
+        found[str(case)] = [float(f"{number:.10g}") for number in numbers]
+    lines = (f"{json.dumps(name)}: {json.dumps(numbers)}" for name, numbers in found.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
 if __name__ == "__main__":
     PAGE.write_text(page())
+    RECORD.write_text(record())

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "_segmentation.py": ({"_ops", "_check", "_evidence", "_ranks", "reference"}, {"torch"}),
     "functional.py": ({"_ops", "_check", "_evidence", "_ranks", "_segmentation", "reference"}, {"torch"}),
     "losses": ({"losses", "functional", "_check", "_evidence"}, {"torch"}),
-    "compat": ({"compat", "functional", "losses", "_check", "_evidence", "_ops"}, {"torch"}),
+    "compat": ({"compat", "functional", "losses", "reference", "_check", "_evidence", "_ops"}, {"torch"}),
     "numpy.py": ({"_native", "functional", "reference"}, {"numpy"}),
     "health": ({"", "health", "_evidence", "_version", "losses", "functional", "reference"}, {"torch", "numpy"}),
     "data": ({"data"}, {"torch", "numpy"}),

@@ -13,10 +13,12 @@ from .. import functional as F
 from .._check import segmentation_mask
 from .._evidence import SegmentationEvidence
 from ..losses._base import EvidentLoss
+from ..reference.segmentation_sums import SUMS_FIELDS
 
 OVERLAP = ("n", "t", "p", "a")
 SQUARED = (*OVERLAP, "pp", "tt")
 HARD = ("t", "tt")  # whether targets are 0 and 1 alone
+_IMPOSSIBLE = slice(SUMS_FIELDS.index("nonfinite"), SUMS_FIELDS.index("out_of_range") + 1)
 FOCAL = ("n", "f1", "f0", *HARD)
 
 
@@ -58,8 +60,8 @@ class Sums:
         """NaN if a valid logit or target was impossible: no formula reads every sum that would have told."""
         if self.evidence is None:
             return value
-        read = dict(zip(self.evidence.fields, self.evidence.tensor, strict=True))
-        return value * torch.where(read["nonfinite"] + read["out_of_range"] > 0, torch.nan, 1.0)
+        impossible = self.evidence.tensor[_IMPOSSIBLE].sum() > 0
+        return value * torch.where(impossible, torch.nan, 1.0)
 
     def refuse_soft(self, value: Tensor, why: str) -> Tensor:
         """``value`` if every target is 0 or 1 (t^2 = t): ``ValueError`` on the CPU, else NaN."""
