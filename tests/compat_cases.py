@@ -417,13 +417,9 @@ class Refusal:
     why: str
 
 
-_NO_ACTIVATION = Refusal(
-    {}, "neither sigmoid nor softmax raises: the overlap would be of logits taken for probabilities"
-)
+_NO_ACTIVATION = Refusal({}, "no activation at all: the overlap would be of logits taken for probabilities")
 _OWN_ACTIVATION = Refusal({"other_act": torch.tanh}, "use sigmoid or softmax, which both terms share")
-_MAP = Refusal(
-    {"reduction": "none", "sigmoid": True}, "none raises: the parts have different shapes; use them by themselves"
-)
+_MAP = Refusal({"reduction": "none", "sigmoid": True}, "none: the parts have different shapes; use them by themselves")
 
 RAISES: dict[tuple[str, str, str], Refusal] = {
     **{
@@ -433,23 +429,19 @@ RAISES: dict[tuple[str, str, str], Refusal] = {
     },
     **{
         ("smp", loss, "from_logits"): Refusal(
-            {"mode": "multiclass", "from_logits": False}, "False raises in multiclass mode: the softmax is taken here"
+            {"mode": "multiclass", "from_logits": False}, "False in multiclass mode: the softmax is taken here"
         )
         for loss in ("DiceLoss", "JaccardLoss", "TverskyLoss", "FocalLoss")
     },
     ("smp", "FocalLoss", "normalized"): Refusal(
-        {"mode": "binary", "normalized": True}, "True raises: the factor that it divides by is no sum that is kept"
+        {"mode": "binary", "normalized": True}, "True: the factor that it divides by is no sum that is kept"
     ),
-    ("smp", "FocalLoss", "reduced_threshold"): Refusal(
-        {"mode": "binary", "reduced_threshold": 0.5}, "raises: use gamma alone"
-    ),
+    ("smp", "FocalLoss", "reduced_threshold"): Refusal({"mode": "binary", "reduced_threshold": 0.5}, "use gamma alone"),
     ("smp", "FocalLoss", "reduction"): Refusal(
-        {"mode": "multilabel", "reduction": "none"}, "none raises outside binary mode, where smp averages nevertheless"
+        {"mode": "multilabel", "reduction": "none"}, "none outside binary mode, where smp averages nevertheless"
     ),
-    ("smp", "LovaszLoss", "from_logits"): Refusal(
-        {"mode": "binary", "from_logits": False}, "False raises; smp ignores it"
-    ),
-    ("smp", "SoftCrossEntropyLoss", "dim"): Refusal({"dim": 2}, "anything but 1 raises"),
+    ("smp", "LovaszLoss", "from_logits"): Refusal({"mode": "binary", "from_logits": False}, "False, which smp ignores"),
+    ("smp", "SoftCrossEntropyLoss", "dim"): Refusal({"dim": 2}, "anything but 1"),
 }
 
 # --- what holds for arguments that are exercised otherwise ----------------------------------------------------------
