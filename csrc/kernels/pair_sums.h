@@ -9,6 +9,7 @@
 //
 // and the sums are: how many pairs there are; how many are admitted; of these the sum of v, the log-sum-exp of the
 // curve and, for PairForm::nce, the sum over positives of log(1 + exp(L - curve)), with L the negatives' log-sum-exp.
+// The last rows are what the derivatives of these by the scale are made of.
 //
 // How. A task owns a sliver of anchors and walks the references in panels (row_block.h): distances in the working type
 // (float64 for float64 rows, else float32), the largest curve of the panel, then exponentials of what lies below the
@@ -51,6 +52,9 @@ enum class PairSum : int {
   negative_lse,
   nce,
   nce_slope,
+  positive_curve,
+  negative_curve,
+  nce_curve,
   count,
 };
 

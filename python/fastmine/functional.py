@@ -17,8 +17,8 @@ from torch import Tensor
 
 from . import _check, _ops
 from ._evidence import MiningEvidence, SegmentationEvidence
-from .reference.batch_hard import MINING_FIELDS, NEGATIVES, POSITIVES
 from .reference import pair_losses
+from .reference.batch_hard import MINING_FIELDS, NEGATIVES, POSITIVES
 from .reference.pair_sums import FORMS, PAIR_FIELDS, Sums
 from .reference.pairwise_distance import METRICS, result_dtype
 from .reference.segmentation_loss import EMPTY_GROUPS, MODES, SEGMENTATION_FIELDS, TERMS
@@ -47,8 +47,7 @@ Metric: TypeAlias = Literal["euclidean", "sqeuclidean", "cosine", "dot"]
 Positive: TypeAlias = Literal["hardest", "easiest"]
 Negative: TypeAlias = Literal["hardest", "semi_hard"]
 Margin: TypeAlias = float | Literal["soft", "leaky"]
-OnForm: TypeAlias = Literal["sum", "lse", "nce", "circle"]
-Empty: TypeAlias = Literal["zero", "warn", "raise", "pull", "push"]
+OnEmpty: TypeAlias = Literal["zero", "warn", "raise", "pull", "push"]
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
 Mode: TypeAlias = Literal["binary", "multilabel", "multiclass"]
 Empty: TypeAlias = Literal["area", "skip", "smooth"]
@@ -461,6 +460,7 @@ def bce_loss(
 
 Temperature: TypeAlias = float | Tensor
 Similarity: TypeAlias = Literal["cosine", "dot"]
+Form: TypeAlias = Literal["sum", "lse", "nce", "circle"]
 
 
 def pair_sums(
@@ -502,15 +502,15 @@ def pair_sums(
     for name, curve in (("positive_curve", positive_curve), ("negative_curve", negative_curve)):
         for value in curve:
             _check.number(f"each of {name}", value)
-    bounds = []
     for name, bound in (("positive_bound", positive_bound), ("negative_bound", negative_bound)):
         if bound is not None:
             _check.per_anchor(name, bound, embeddings)
-        bounds.append(None if bound is None else bound.detach().double())
     sums, evidence = _ops.pair_sums(
         embeddings, labels.long(), valid, ref_embeddings,
-        None if ref_labels is None else ref_labels.long(), ref_valid, *bounds, metric, form,
-        [float(value) for value in (*positive_curve, *negative_curve)],
+        None if ref_labels is None else ref_labels.long(), ref_valid,
+        None if positive_bound is None else positive_bound.detach().double(),
+        None if negative_bound is None else negative_bound.detach().double(), metric, form,
+        [float(value) for value in (*positive_curve, *negative_curve)], None,
     )  # fmt: skip
     found = Sums(*sums)
     return (found, MiningEvidence(evidence, PAIR_FIELDS)) if return_evidence else found
@@ -518,15 +518,17 @@ def pair_sums(
 
 def _pair_loss(
     embeddings: Tensor, labels: Tensor, valid: Tensor | None, ref_embeddings: Tensor | None,
-    ref_labels: Tensor | None, ref_valid: Tensor | None, bounds: Sequence[Tensor | None], metric: str, form: str,
-    curve: list[float], formula: pair_losses.Formula, on_empty: str, reduction: str, sample_weight: Tensor | None,
+    ref_labels: Tensor | None, ref_valid: Tensor | None, bounds: tuple[Tensor | None, Tensor | None], metric: str,
+    form: str, curve: list[float], formula: pair_losses.Formula, on_empty: str, reduction: str,
+    sample_weight: Tensor | None, scale: Tensor | None = None,
 ) -> tuple[Tensor, MiningEvidence]:  # fmt: skip
     """One call of the op, and the formula on its sums."""
     if sample_weight is not None:
         _check.per_anchor("sample_weight", sample_weight, embeddings)
     sums, evidence = _ops.pair_sums(
         embeddings, labels.long(), valid, ref_embeddings,
-        None if ref_labels is None else ref_labels.long(), ref_valid, *bounds, metric, form, curve,
+        None if ref_labels is None else ref_labels.long(), ref_valid, bounds[0], bounds[1], metric,
+        form, curve, scale,
     )  # fmt: skip
     seen = MiningEvidence(evidence, PAIR_FIELDS)
     if on_empty in ("warn", "raise") and evidence[_VALID] == 0:
@@ -535,19 +537,11 @@ def _pair_loss(
     return loss.to(result_dtype(embeddings)), seen
 
 
-def _warmed(
-    embeddings: Tensor, refs: Tensor | None, temperature: Temperature, metric: str
-) -> tuple[Tensor, Tensor | None, str, list[float]]:
-    """Embeddings, references, metric and curve such that t is the similarity over the temperature.
-
-    A temperature that is learned moves into the embeddings, t being homogeneous in them: autograd does the rest.
-    """
-    if not isinstance(temperature, Tensor):
-        return embeddings, refs, metric, pair_losses.similarity_curve(metric, 1.0 / temperature)
-    rows = [None if x is None else pair_losses.warmed(x, temperature, metric) for x in (embeddings, refs)]
-    assert rows[0] is not None
-    metric = "dot" if metric == "cosine" else metric
-    return rows[0], rows[1], metric, pair_losses.similarity_curve(metric, 1.0)
+def _coolness(temperature: Temperature) -> tuple[float, Tensor | None]:
+    """One over the temperature: a factor, and one more that has a gradient where the temperature is a tensor."""
+    if isinstance(temperature, Tensor):
+        return 1.0, 1.0 / temperature.reshape(()).double()
+    return 1.0 / temperature, None
 
 
 @overload
@@ -586,9 +580,9 @@ def supcon_loss(
     r"""Supervised contrastive loss (arXiv:2004.11362), its :math:`L_{out}`, averaged over the valid anchors.
 
     With :math:`t_{ij}` the similarity of i and j over the ``temperature``, P the positives of i and A all its pairs:
-    :math:`-\frac{1}{|P|} \sum_{p \in P} \log \frac{e^{t_{ip}}}{\sum_{a \in A} e^{t_{ia}}}`. The similarity is the cosine for
-    ``metric="cosine"`` (the paper's: embeddings on the sphere), the product for ``"dot"``, else minus the distance.
-    A ``temperature`` that is a tensor of one element gets a gradient too.
+    :math:`-\frac{1}{|P|} \sum_{p \in P} \log \frac{e^{t_{ip}}}{\sum_{a \in A} e^{t_{ia}}}`. The similarity is the
+    cosine for ``metric="cosine"`` (the paper's: embeddings on the sphere), the product for ``"dot"``, else minus the
+    distance. A ``temperature`` that is a tensor of one element gets a gradient too.
 
     An anchor is *valid* if it takes part and has a positive and a negative; the mean is over valid anchors, weighted
     by ``sample_weight`` [N] where given. ``valid``, references, errors and what a NaN does are as in
@@ -597,10 +591,11 @@ def supcon_loss(
     """
     _check.mined_batch(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid)
     supcon_options(temperature=temperature, metric=metric, on_empty=on_empty, reduction=reduction)
-    x, refs, by, curve = _warmed(embeddings, ref_embeddings, temperature, metric)
+    steepness, scale = _coolness(temperature)
+    curve = pair_losses.similarity_curve(metric, steepness)
     result = _pair_loss(
-        x, labels, valid, refs, ref_labels, ref_valid, (None, None), by, "lse", curve, pair_losses.supcon(curve),
-        on_empty, reduction, sample_weight,
+        embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, (None, None), metric, "lse", curve,
+        pair_losses.supcon(curve, scale), on_empty, reduction, sample_weight, scale,
     )  # fmt: skip
     return result if return_evidence else result[0]
 
@@ -653,28 +648,31 @@ def ntxent_loss(
     """
     _check.mined_batch(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid)
     ntxent_options(temperature=temperature, metric=metric, on_empty=on_empty, reduction=reduction)
-    x, refs, by, curve = _warmed(embeddings, ref_embeddings, temperature, metric)
+    steepness, scale = _coolness(temperature)
+    curve = pair_losses.similarity_curve(metric, steepness)
     result = _pair_loss(
-        x, labels, valid, refs, ref_labels, ref_valid, (None, None), by, "nce", curve, pair_losses.ntxent,
-        on_empty, reduction, sample_weight,
+        embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, (None, None), metric, "nce", curve,
+        pair_losses.ntxent, on_empty, reduction, sample_weight, scale,
     )  # fmt: skip
     return result if return_evidence else result[0]
 
 
 @overload
 def multi_similarity_loss(
-    embeddings: Tensor, labels: Tensor, *, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5, epsilon: float | None = 0.1, metric: Similarity = "cosine",
-    valid: Tensor | None = None, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None,
-    ref_valid: Tensor | None = None, sample_weight: Tensor | None = None, on_empty: OnEmpty = "zero",
+    embeddings: Tensor, labels: Tensor, *, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5,
+    epsilon: float | None = 0.1, metric: Similarity = "cosine", valid: Tensor | None = None,
+    ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, ref_valid: Tensor | None = None,
+    sample_weight: Tensor | None = None, on_empty: OnEmpty = "zero",
     reduction: Reduction = "mean", return_evidence: Literal[False] = False,
 ) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def multi_similarity_loss(
-    embeddings: Tensor, labels: Tensor, *, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5, epsilon: float | None = 0.1, metric: Similarity = "cosine",
-    valid: Tensor | None = None, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None,
-    ref_valid: Tensor | None = None, sample_weight: Tensor | None = None, on_empty: OnEmpty = "zero",
+    embeddings: Tensor, labels: Tensor, *, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5,
+    epsilon: float | None = 0.1, metric: Similarity = "cosine", valid: Tensor | None = None,
+    ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, ref_valid: Tensor | None = None,
+    sample_weight: Tensor | None = None, on_empty: OnEmpty = "zero",
     reduction: Reduction = "mean", return_evidence: Literal[True],
 ) -> tuple[Tensor, MiningEvidence]: ...  # fmt: skip
 
@@ -763,7 +761,8 @@ def circle_loss(
     r"""Circle loss (arXiv:2002.10857), averaged over the valid anchors.
 
     With :math:`s_{ij}` the similarity and m the ``margin``:
-    :math:`\log(1 + \sum_n e^{\gamma [s_{in} + m]_+ (s_{in} - m)} \sum_p e^{-\gamma [1 + m - s_{ip}]_+ (s_{ip} - 1 + m)})`.
+    :math:`\log(1 + \sum_n e^{\gamma [s_{in} + m]_+ (s_{in} - m)}
+    \sum_p e^{-\gamma [1 + m - s_{ip}]_+ (s_{ip} - 1 + m)})`.
     The factors :math:`[\cdot]_+` are weights: as in the paper they count as constant in the gradient. The defaults
     are the paper's for re-identification with pairs within a batch: gamma 80 and margin 0.25.
 
@@ -784,18 +783,20 @@ def circle_loss(
 
 @overload
 def contrastive_loss(
-    embeddings: Tensor, labels: Tensor, *, positive_margin: float = 0.0, negative_margin: float = 1.0, metric: Metric = "euclidean",
-    valid: Tensor | None = None, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None,
-    ref_valid: Tensor | None = None, sample_weight: Tensor | None = None, on_empty: OnEmpty = "zero",
+    embeddings: Tensor, labels: Tensor, *, positive_margin: float = 0.0, negative_margin: float = 1.0,
+    metric: Metric = "euclidean", valid: Tensor | None = None, ref_embeddings: Tensor | None = None,
+    ref_labels: Tensor | None = None, ref_valid: Tensor | None = None, sample_weight: Tensor | None = None,
+    on_empty: OnEmpty = "zero",
     reduction: Reduction = "mean", return_evidence: Literal[False] = False,
 ) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def contrastive_loss(
-    embeddings: Tensor, labels: Tensor, *, positive_margin: float = 0.0, negative_margin: float = 1.0, metric: Metric = "euclidean",
-    valid: Tensor | None = None, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None,
-    ref_valid: Tensor | None = None, sample_weight: Tensor | None = None, on_empty: OnEmpty = "zero",
+    embeddings: Tensor, labels: Tensor, *, positive_margin: float = 0.0, negative_margin: float = 1.0,
+    metric: Metric = "euclidean", valid: Tensor | None = None, ref_embeddings: Tensor | None = None,
+    ref_labels: Tensor | None = None, ref_valid: Tensor | None = None, sample_weight: Tensor | None = None,
+    on_empty: OnEmpty = "zero",
     reduction: Reduction = "mean", return_evidence: Literal[True],
 ) -> tuple[Tensor, MiningEvidence]: ...  # fmt: skip
 
@@ -837,9 +838,10 @@ def contrastive_loss(
         on_empty=on_empty,
         reduction=reduction,
     )
-    bounds = tuple(
-        embeddings.new_full((embeddings.shape[0],), margin, dtype=torch.float64)
-        for margin in (positive_margin, negative_margin)
+    n = embeddings.shape[0]
+    bounds = (
+        embeddings.new_full((n,), positive_margin, dtype=torch.float64),
+        embeddings.new_full((n,), negative_margin, dtype=torch.float64),
     )
     formula = pair_losses.contrastive(metric, positive_margin, negative_margin)
     result = _pair_loss(

@@ -52,6 +52,7 @@ template <class W>
 struct Total {
   alignas(64) W top[kSliver<W>];  // the largest curve of an admitted pair; -Inf before the first
   double mass[kSliver<W>];        // the sum of exp(curve - top)
+  double curve[kSliver<W>];       // the sum of curve exp(curve - top)
   double distance[kSliver<W>];
   double every_distance[kSliver<W>];  // also of pairs that are not admitted; kept with bounds alone
   double admitted[kSliver<W>];        // likewise
@@ -60,7 +61,7 @@ struct Total {
 /// Of one sign: per lane, over one panel.
 template <class W>
 struct Part {
-  Vec<W> top[kVectors], mass[kVectors], distance[kVectors], every_distance[kVectors];
+  Vec<W> top[kVectors], mass[kVectors], curve[kVectors], distance[kVectors], every_distance[kVectors];
   Vec<Position<W>> admitted[kVectors];
 };
 
@@ -68,7 +69,7 @@ struct Part {
 template <class W>
 struct State {
   Total<W> positive{}, negative{};
-  double nce[kSliver<W>] = {}, nce_slope[kSliver<W>] = {};
+  double nce[kSliver<W>] = {}, nce_slope[kSliver<W>] = {}, nce_curve[kSliver<W>] = {};
   alignas(64) W block[static_cast<std::size_t>(kPanelRows<W>) * kSliver<W>];
 };
 
@@ -130,23 +131,27 @@ FASTMINE_NOINLINE void survey(const Plan<W>& p, const Lanes<W>& own, std::int64_
   out = part;
 }
 
-/// The sums of exp(curve - top).
+/// The sums of exp(curve - top), and of that times the curve.
 template <bool positive, bool mixed, bool bounded, PairForm form, class W>
 FASTMINE_NOINLINE void weigh(const Plan<W>& p, const Lanes<W>& own, std::int64_t row, const W* block, Span span,
                              Part<W>& out) {
   const Curve<W> curve(positive ? p.problem.positive : p.problem.negative);
-  Vec<W> top[kVectors], mass[kVectors];
+  Vec<W> top[kVectors], mass[kVectors], total[kVectors];
   for (std::size_t v = 0; v < kVectors; ++v) {
     top[v] = out.top[v];
     mass[v] = out.mass[v];
+    total[v] = out.curve[v];
   }
   each_pair<positive, mixed, bounded>(
       p, own, row, block, span, [&](std::size_t v, Vec<W> x, Vec<Position<W>>, Vec<Position<W>> admitted) {
-        const Vec<W> below = top[v] - curve_at<form == PairForm::circle>(curve, x);
-        mass[v] += exp_negative(!mixed && !bounded ? below : select(admitted, below, fill<Vec<W>>(kInf<W>)));
+        const Vec<W> t = curve_at<form == PairForm::circle>(curve, x), below = top[v] - t;
+        const Vec<W> e = exp_negative(!mixed && !bounded ? below : select(admitted, below, fill<Vec<W>>(kInf<W>)));
+        mass[v] += e;
+        total[v] += e * t;
       });
   for (std::size_t v = 0; v < kVectors; ++v) {
     out.mass[v] = mass[v];
+    out.curve[v] = total[v];
   }
 }
 
@@ -160,6 +165,7 @@ void add_part(Part<W>& part, Total<W>& total) {
     total.admitted[r] += static_cast<double>(part.admitted[v][lane]);
     if constexpr (form != PairForm::sum) {
       total.mass[r] += static_cast<double>(part.mass[v][lane]);
+      total.curve[r] += static_cast<double>(part.curve[v][lane]);
     }
   }
 }
@@ -176,6 +182,7 @@ void raise_top(Part<W>& part, Total<W>& total) {
     part.top[v] = shift;
     for (std::size_t lane = 0; lane < lanes<W>; ++lane) {
       total.mass[v * lanes<W> + lane] *= static_cast<double>(shrink[lane]);
+      total.curve[v * lanes<W> + lane] *= static_cast<double>(shrink[lane]);
     }
   }
 }
@@ -217,29 +224,37 @@ double log_sum_exp(const Total<W>& total, std::int64_t r) {
                                                        : (top == -__builtin_inf() ? 0 : top) + ::log(total.mass[r]);
 }
 
-/// The sums of log(1 + exp(L - curve)) over admitted positives, and their slopes by L.
+/// The mean of the curve with weights e^curve; 0 where there was nothing to sum.
+template <class W>
+double mean_curve(const Total<W>& total, std::int64_t r) {
+  return total.mass[r] == 0 ? 0 : total.curve[r] / total.mass[r];
+}
+
+/// The sums of log(1 + exp(L - curve)) over admitted positives, their slopes by L, and those times the curve.
 template <bool bounded, class W>
 FASTMINE_NOINLINE void add_nce(const Plan<W>& p, std::int64_t sliver, std::int64_t first, std::int64_t count,
                                const W* block, State<W>& state) {
   const Lanes<W> own(p.rows.x, sliver, p.problem.self);
   const Cut<W> cut = cut_panel(p.rows.x, sliver, first, count);
   const Curve<W> curve(p.problem.positive);
-  Vec<W> level[kVectors], sum[kVectors] = {}, slope[kVectors] = {};
+  Vec<W> level[kVectors], sum[kVectors] = {}, slope[kVectors] = {}, total[kVectors] = {};
   for (std::size_t r = 0; r < kSliver<W>; ++r) {
     level[r / lanes<W>][r % lanes<W>] = static_cast<W>(log_sum_exp(state.negative, static_cast<std::int64_t>(r)));
   }
   each_pair<true, true, bounded>(p, own, p.rows.x.first(sliver), block, Span{first, cut.same_begin, cut.same_end},
                                  [&](std::size_t v, Vec<W> x, Vec<Position<W>>, Vec<Position<W>> admitted) {
-                                   const Vec<W> excess = level[v] - curve_at<false>(curve, x);
+                                   const Vec<W> t = curve_at<false>(curve, x), excess = level[v] - t;
                                    const Vec<W> e = exp_negative(absolute(excess));
                                    const Vec<W> above = select(excess < 0, Vec<W>{}, excess);  // NaN stays NaN
                                    sum[v] += select(admitted, above + log1p_unit(e), Vec<W>{});
-                                   slope[v] +=
-                                       select(admitted, select(excess < 0, e, fill<Vec<W>>(1)) / (1 + e), Vec<W>{});
+                                   const Vec<W> share = select(excess < 0, e, fill<Vec<W>>(1)) / (1 + e);
+                                   slope[v] += select(admitted, share, Vec<W>{});
+                                   total[v] += select(admitted, share * t, Vec<W>{});
                                  });
   for (std::size_t r = 0; r < kSliver<W>; ++r) {
     state.nce[r] += static_cast<double>(sum[r / lanes<W>][r % lanes<W>]);
     state.nce_slope[r] += static_cast<double>(slope[r / lanes<W>][r % lanes<W>]);
+    state.nce_curve[r] += static_cast<double>(total[r / lanes<W>][r % lanes<W>]);
   }
 }
 
@@ -264,6 +279,9 @@ void write_sums(const Plan<W>& p, std::int64_t sliver, const State<W>& state) {
       put(PairSum::negative_lse, log_sum_exp(state.negative, r));
       put(PairSum::nce, state.nce[r]);
       put(PairSum::nce_slope, state.nce_slope[r]);
+      put(PairSum::positive_curve, mean_curve(state.positive, r));
+      put(PairSum::negative_curve, mean_curve(state.negative, r));
+      put(PairSum::nce_curve, state.nce_curve[r]);
     }
     const Total<W>* totals[] = {&state.positive, &state.negative};
     const double counts[] = {n_p, n_n};

@@ -64,7 +64,7 @@ PairForm form_of(const std::string& name) {
 /// What forward and backward have in common.
 template <class P>
 P problem_of(const Pairs& p, bool self, const std::string& metric, const std::string& form,
-             const std::vector<double>& curve) {
+             const std::vector<double>& curve, const MaybeTensor& scale) {
   FASTMINE_CHECK(curve.size() == 6, "a curve is scale, offset and turn of the positives and of the negatives");
   P problem{};
   problem.x = rows_of(p.embeddings);
@@ -78,8 +78,11 @@ P problem_of(const Pairs& p, bool self, const std::string& metric, const std::st
   problem.self = self;
   problem.metric = metric_of(metric);
   problem.form = form_of(form);
-  problem.positive = {curve[0], curve[1], curve[2]};
-  problem.negative = {curve[3], curve[4], curve[5]};
+  FASTMINE_CHECK(!scale || (scale->numel() == 1 && scale->scalar_type() == ScalarType::Double),
+                 "scale must be one float64 number");
+  const double by = scale ? *values<double>(scale) : 1;
+  problem.positive = {curve[0] * by, curve[1], curve[2]};
+  problem.negative = {curve[3] * by, curve[4], curve[5]};
   return problem;
 }
 
@@ -87,12 +90,13 @@ std::tuple<Tensor, Tensor> pair_sums(const Tensor& embeddings, const Tensor& lab
                                      const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels,
                                      const MaybeTensor& ref_valid, const MaybeTensor& positive_bound,
                                      const MaybeTensor& negative_bound, const std::string& metric,
-                                     const std::string& form, const std::vector<double>& curve) {
+                                     const std::string& form, const std::vector<double>& curve,
+                                     const MaybeTensor& scale) {
   const Pairs p =
       pairs_of(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, positive_bound, negative_bound);
   const Tensor sums = make({kSums, embeddings.size(0)}, ScalarType::Double);
   const Tensor evidence = make({kEvidence}, ScalarType::Double);
-  auto problem = problem_of<PairSums>(p, !ref_embeddings.has_value(), metric, form, curve);
+  auto problem = problem_of<PairSums>(p, !ref_embeddings.has_value(), metric, form, curve, scale);
   problem.sums = data<double>(sums);
   problem.evidence = data<double>(evidence);
   run(*kernels().pair_sums[result_type(embeddings) == ScalarType::Double], problem);
@@ -104,7 +108,8 @@ std::tuple<Tensor, Tensor> pair_sums_backward(const Tensor& grad_in, const Tenso
                                               const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels,
                                               const MaybeTensor& ref_valid, const MaybeTensor& positive_bound,
                                               const MaybeTensor& negative_bound, const std::string& metric,
-                                              const std::string& form, const std::vector<double>& curve) {
+                                              const std::string& form, const std::vector<double>& curve,
+                                              const MaybeTensor& scale) {
   const bool self = !ref_embeddings.has_value();
   const Pairs p =
       pairs_of(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, positive_bound, negative_bound);
@@ -116,7 +121,7 @@ std::tuple<Tensor, Tensor> pair_sums_backward(const Tensor& grad_in, const Tenso
   const Tensor &x = p.embeddings, &y = p.ref_embeddings;
   const Tensor grad_x = make({x.size(0), x.size(1)}, x.scalar_type());
   const Tensor grad_y = self ? make({0}, x.scalar_type()) : make({y.size(0), y.size(1)}, y.scalar_type());
-  auto problem = problem_of<PairSumsBackward>(p, self, metric, form, curve);
+  auto problem = problem_of<PairSumsBackward>(p, self, metric, form, curve, scale);
   problem.sums = static_cast<const double*>(sums.const_data_ptr());
   problem.grad = static_cast<const double*>(grad.const_data_ptr());
   problem.grad_x = grad_x.mutable_data_ptr();

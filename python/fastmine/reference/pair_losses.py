@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .pair_sums import Sums
-from .pairwise_distance import unit
 
 Formula = Callable[[Sums], Tensor]
 
@@ -36,12 +35,13 @@ def circle_curve(metric: str, margin: float, gamma: float) -> list[float]:
     return [gamma, margin, -margin, -gamma, 1.0 - margin, 1.0 + margin]
 
 
-def supcon(curve: list[float]) -> Formula:
+def supcon(curve: list[float], scale: Tensor | None) -> Formula:
     """log of the sum over all pairs of e^t, less the mean t of the positives."""
-    scale, offset, _ = curve[:3]
+    steepness, offset, _ = curve[:3]
 
     def formula(s: Sums) -> Tensor:
-        return torch.logaddexp(s.positive_lse, s.negative_lse) - scale * (s.positive_distance / s.positives - offset)
+        mean = steepness * (s.positive_distance / s.positives - offset)
+        return torch.logaddexp(s.positive_lse, s.negative_lse) - (mean if scale is None else scale * mean)
 
     return formula
 
@@ -124,12 +124,3 @@ def mining_bounds(
     positive = torch.where(has_negative, d_n.double() - ease, -everything)
     negative = torch.where(has_positive, d_p.double() + ease, everything)
     return positive, negative
-
-
-def warmed(x: Tensor, temperature: Tensor, metric: str) -> Tensor:
-    """``x`` such that the similarity of two rows is that of before over the temperature; unit rows for cosine."""
-    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    if metric == "cosine":
-        x = unit(x)[0]
-    power = -1.0 if metric == "euclidean" else -0.5
-    return x * temperature.reshape(()).to(x.dtype) ** power

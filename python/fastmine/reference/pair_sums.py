@@ -32,7 +32,12 @@ class Sums(NamedTuple):
     nce: Tensor
     """Sum over admitted positives of log(1 + exp(negative_lse - curve))."""
     nce_slope: Tensor
-    """Its derivative by negative_lse; itself without a gradient."""
+    """Its derivative by negative_lse; itself without a gradient, as all that follow."""
+    positive_curve: Tensor
+    """The mean of the curve over admitted pairs with weights e^curve: the derivative of the lse by log(scale)."""
+    negative_curve: Tensor
+    nce_curve: Tensor
+    """Sum over admitted positives of the curve times the term's derivative by negative_lse."""
 
 
 PAIR_FIELDS = (
@@ -57,18 +62,20 @@ def pair_sums(
     metric: str,
     form: str,
     curve: list[float],
+    scale: Tensor | None = None,
 ) -> PairSums:
-    """(sums, evidence): the rows of :class:`Sums` [10, N] in float64, differentiable from the fifth to the ninth.
+    """(sums, evidence): the rows of :class:`Sums` [13, N] in float64, differentiable from the fifth to the ninth.
 
     ``curve`` holds scale, offset and turn of the positives, then of the negatives. With v the distance of a pair,
     the curve is scale (v - offset); for the form "circle" that times max(0, sign(scale) (v - turn)), a weight
-    that counts as constant. Without a log-sum-exp ("sum") the last four rows are 0, without "nce" the last two.
+    that counts as constant. A ``scale`` [] multiplies both scales. Rows that the form has no use for are 0: all
+    from the seventh on for "sum", those of nce for all others but "nce".
     """
     x, y = _kept(embeddings, valid), None if ref_embeddings is None else _kept(ref_embeddings, ref_valid)
     distance = pairwise_distance(x.double(), None if y is None else y.double(), metric)
     return _sums_of(
         distance, embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, positive_bound, negative_bound,
-        metric, form, curve,
+        metric, form, curve, scale,
     )  # fmt: skip
 
 
@@ -84,12 +91,13 @@ def pair_sums_forward(
     metric: str,
     form: str,
     curve: list[float],
+    scale: Tensor | None = None,
 ) -> PairSums:
     """What answers ``fastmine::pair_sums`` where no kernel does: the same in O(N M) memory, without a gradient."""
     x, y = _kept(embeddings, valid), None if ref_embeddings is None else _kept(ref_embeddings, ref_valid)
     return _sums_of(
         distance_matrix(x, y, metric), embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid,
-        positive_bound, negative_bound, metric, form, curve,
+        positive_bound, negative_bound, metric, form, curve, scale,
     )  # fmt: skip
 
 
@@ -107,6 +115,7 @@ def pair_sums_backward(
     metric: str,
     form: str,
     curve: list[float],
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients by the embeddings and the references (an empty tensor without them), from that of the sums."""
     x, y = _kept(embeddings, valid), None if ref_embeddings is None else _kept(ref_embeddings, ref_valid)
@@ -115,12 +124,12 @@ def pair_sums_backward(
     positive = _admitted(distance, positive, positive_bound, metric, farther=True)
     negative = _admitted(distance, negative, negative_bound, metric, farther=False)
     by_distance_p, by_distance_n, by_lse_p, by_lse_n, by_nce = grad[4:9].double()[:, :, None]
-    _, _, _, _, _, _, lse_p, lse_n, _, nce_slope = sums[:, :, None]
+    _, _, _, _, _, _, lse_p, lse_n, _, nce_slope, *_ = sums[:, :, None]
     # dL/dv of a pair is that by the sum of distances, and that by the curve times the curve's slope.
     slope_p, slope_n = by_distance_p.expand_as(distance), by_distance_n.expand_as(distance)
     if form != "sum":
-        t_p, dt_p = _curve(distance, form, *curve[:3])
-        t_n, dt_n = _curve(distance, form, *curve[3:])
+        t_p, dt_p = _curve(distance, form, curve[:3], scale)
+        t_n, dt_n = _curve(distance, form, curve[3:], scale)
         slope_p = slope_p + by_lse_p * _share(t_p, lse_p) * dt_p
         if form == "nce":
             slope_p = slope_p - by_nce * (lse_n - t_p).sigmoid() * dt_p
@@ -130,6 +139,15 @@ def pair_sums_backward(
     grad_x, grad_y = pairwise_distance_backward(slope, x.double(), None if y is None else y.double(), distance, metric)
     grad_x = _kept(grad_x, valid).to(embeddings.dtype)
     return grad_x, grad_y if ref_embeddings is None else _kept(grad_y, ref_valid).to(ref_embeddings.dtype)
+
+
+def scale_gradient(grad: Tensor, sums: Tensor, form: str, scale: Tensor) -> Tensor:
+    """The gradient by ``scale``, from that of the sums."""
+    by, s = Sums(*grad.double()), Sums(*sums)
+    total = by.positive_lse * s.positive_curve + by.negative_lse * s.negative_curve
+    if form == "nce":
+        total = total + by.nce * (s.nce_slope * s.negative_curve - s.nce_curve)
+    return (total.sum() / scale.double()).reshape(scale.shape).to(scale.dtype)
 
 
 def _kept(x: Tensor, valid: Tensor | None) -> Tensor:
@@ -150,6 +168,7 @@ def _sums_of(
     metric: str,
     form: str,
     curve: list[float],
+    scale: Tensor | None = None,
 ) -> PairSums:
     every_p, every_n = candidate_masks(labels, valid, ref_labels, ref_valid)
     positive = _admitted(distance, every_p, positive_bound, metric, farther=True)
@@ -158,18 +177,21 @@ def _sums_of(
     n_p, n_n, k_p, k_n = counts
     d_p, d_n = (torch.where(mask, distance, 0.0).sum(dim=1) for mask in (positive, negative))
     nothing = torch.zeros_like(d_p)
-    lse_p, lse_n, nce, nce_slope = nothing, nothing, nothing, nothing
+    lse_p, lse_n, nce, nce_slope, curve_p, curve_n, nce_curve = (nothing,) * 7
     if form != "sum":
-        t_p = _curve(distance, form, *curve[:3])[0]
-        t_n = _curve(distance, form, *curve[3:])[0]
+        t_p, _ = _curve(distance, form, curve[:3], scale)
+        t_n, _ = _curve(distance, form, curve[3:], scale)
         lse_p, lse_n = _log_sum_exp(t_p, positive), _log_sum_exp(t_n, negative)
+        curve_p, curve_n = _mean_curve(t_p, lse_p, positive), _mean_curve(t_n, lse_n, negative)
     if form == "nce":
         # Of an anchor without negatives lse_n is -Inf, and its terms are 0 and have no slope.
         some = (k_n > 0)[:, None] & positive
         excess = torch.where(some, torch.where(k_n > 0, lse_n, 0.0)[:, None] - t_p, 0.0)
         nce = torch.where(some, F.softplus(excess, threshold=40.0), 0.0).sum(dim=1)
-        nce_slope = torch.where(some, excess.detach().sigmoid(), 0.0).sum(dim=1)
-    sums = torch.stack([*counts, d_p, d_n, lse_p, lse_n, nce, nce_slope])
+        share = torch.where(some, excess.detach().sigmoid(), 0.0)
+        nce_slope = share.sum(dim=1)
+        nce_curve = torch.where(some, share * t_p.detach(), 0.0).sum(dim=1)
+    sums = torch.stack([*counts, d_p, d_n, lse_p, lse_n, nce, nce_slope, curve_p, curve_n, nce_curve])
 
     valid_anchor = (n_p > 0) & (n_n > 0)
     means = [
@@ -193,12 +215,14 @@ def _admitted(distance: Tensor, exists: Tensor, bound: Tensor | None, metric: st
     return exists & ~(distance <= limit if larger else distance >= limit)
 
 
-def _curve(distance: Tensor, form: str, scale: float, offset: float, turn: float) -> tuple[Tensor, Tensor]:
+def _curve(distance: Tensor, form: str, curve: list[float], scale: Tensor | None) -> tuple[Tensor, Tensor]:
     """The curve of every pair, and its slope."""
-    if form != "circle":
-        return scale * (distance - offset), torch.full_like(distance, scale)
-    weight = ((distance.detach() - turn) * (1.0 if scale > 0 else -1.0)).relu()
-    return scale * (distance - offset) * weight, scale * weight
+    steepness, offset, turn = curve
+    slope = torch.full_like(distance, steepness)
+    if form == "circle":
+        slope = slope * ((distance.detach() - turn) * (1.0 if steepness > 0 else -1.0)).relu()
+    slope = slope if scale is None else slope * scale.double()
+    return slope * (distance - offset), slope
 
 
 def _log_sum_exp(t: Tensor, mask: Tensor) -> Tensor:
@@ -206,6 +230,11 @@ def _log_sum_exp(t: Tensor, mask: Tensor) -> Tensor:
     t = torch.cat([torch.where(mask, t, -torch.inf), t.new_full((t.shape[0], 1), -torch.inf)], dim=1)
     empty = ~mask.any(dim=1)
     return torch.where(empty, -torch.inf, torch.where(empty[:, None], 0.0, t).logsumexp(dim=1))
+
+
+def _mean_curve(t: Tensor, lse: Tensor, mask: Tensor) -> Tensor:
+    t, lse = t.detach(), lse.detach()[:, None]
+    return torch.where(mask, _share(t, lse) * t, 0.0).sum(dim=1)
 
 
 def _share(t: Tensor, lse: Tensor) -> Tensor:
