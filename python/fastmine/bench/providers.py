@@ -17,7 +17,7 @@ from torch.nn import functional as torch_functional
 from .. import __version__, functional, losses, reference
 from . import peers, torch_forms
 from .cases import Case
-from .works import GAMMA, MARGIN, SOFTMAX_WEIGHTS, WEIGHTS
+from .works import GAMMA, MARGIN, SOFTMAX_WEIGHTS, TEMPERATURE, WEIGHTS
 
 Function = Callable[..., Any]
 Kind = Literal["ours", "torch", "yardstick", "library"]
@@ -85,6 +85,18 @@ def _native_mine(_: Case) -> Function:
 
 def _native_triplet(_: Case) -> Function:
     return losses.TripletLoss(margin=MARGIN)
+
+
+def _native_supcon(_: Case) -> Function:
+    return losses.SupConLoss(TEMPERATURE)
+
+
+def _native_ntxent(_: Case) -> Function:
+    return losses.NTXentLoss(TEMPERATURE)
+
+
+def _native_multi_similarity(_: Case) -> Function:
+    return losses.MultiSimilarityLoss()
 
 
 def _native_distance(_: Case) -> Function:
@@ -157,6 +169,7 @@ PROVIDERS: tuple[Provider, ...] = (
         "native", "ours",
         {
             "batch_hard": _native_mine, "hardest_pairs": _native_mine, "triplet": _native_triplet,
+            "supcon": _native_supcon, "ntxent": _native_ntxent, "multi_similarity": _native_multi_similarity,
             "pairwise_distance": _native_distance, "distance_error": _native_distance,
             "dice_focal_bce": _native_triple, "dice_ce": _native_softmax, "focal": _native_focal,
         },
@@ -176,8 +189,12 @@ PROVIDERS: tuple[Provider, ...] = (
     ),
     Provider("compiled", "torch", dict.fromkeys(torch_forms.COMPILED, torch_forms.compiled)),
     Provider(
-        "torch.mm", "yardstick", {"batch_hard": _product, "triplet": _product},
-        notes=dict.fromkeys(("batch_hard", "triplet"), "the bare matrix product, out= a buffer that is reused"),
+        "torch.mm", "yardstick",
+        dict.fromkeys(("batch_hard", "triplet", "supcon", "ntxent", "multi_similarity"), _product),
+        notes=dict.fromkeys(
+            ("batch_hard", "triplet", "supcon", "ntxent", "multi_similarity"),
+            "the bare matrix product, out= a buffer that is reused",
+        ),
     ),
     Provider("torch.cdist", "torch", {"pairwise_distance": _cdist, "distance_error": _cdist}),
     Provider(
@@ -189,6 +206,8 @@ PROVIDERS: tuple[Provider, ...] = (
         "pytorch-metric-learning", "library",
         {
             "batch_hard": peers.pml_mine, "hardest_pairs": peers.pml_mine, "triplet": peers.pml_triplet,
+            "supcon": peers.pml_supcon, "ntxent": peers.pml_ntxent,
+            "multi_similarity": peers.pml_multi_similarity,
             "pairwise_distance": peers.pml_distance, "distance_error": peers.pml_distance,
         },
         "pytorch-metric-learning", ("pytorch_metric_learning.losses", "pytorch_metric_learning.miners"),
