@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastmine.functional as F
 from fastmine import _ops, reference
 from fastmine.reference.batch_hard import NEGATIVES, POSITIVES
-from fastmine.reference.pairwise_distance import METRICS
+from fastmine.reference.pair_sums import FORMS
+from fastmine.reference.pairwise_distance import METRICS, result_dtype
 
 Inputs = dict[str, Tensor]
 Build = Callable[[torch.Generator], Inputs]
@@ -60,6 +61,9 @@ class Case:
             return {"distance": F.pairwise_distance(**inputs, **self.options)}
         function = getattr(F, self.op)
         found, evidence = function(**inputs, **self.options, return_evidence=True)
+        if self.op == "pair_sums":  # float64, but no more exact than the distances
+            dtype = result_dtype(inputs["embeddings"])
+            return {name: x.to(dtype) for name, x in found._asdict().items()} | {"evidence": evidence.tensor}
         named = found._asdict() if self.op == "batch_hard" else {"loss": found}
         return {**named, "evidence": evidence.tensor}
 
@@ -326,6 +330,59 @@ def _triplet() -> Iterator[Case]:
         yield Case("triplet_loss", name, build, {"margin": 1.0})
 
 
+# --- losses over all pairs -------------------------------------------------------------------------------------------
+
+PAIRED: dict[str, Build] = {  # every anchor has a positive and a negative
+    "plain": labelled(11, 3, [0, 0, 1, 1, 1, 2, 2, 0, 3, 3, 2]),
+    "references": labelled(6, 3, [0, 1, 2, 3, 3, 0], 40),
+    "ragged": labelled(131, 37, [k % 13 for k in range(131)]),
+    "ragged_references": labelled(67, 33, [k % 4 for k in range(67)], 513),
+    "one_panel_and_more": labelled(450, 5, [k % 90 for k in range(450)]),
+}
+CURVES: dict[str, Any] = {"positive_curve": (-1.5, 0.7, 2.0), "negative_curve": (1.25, 0.4, -1.0)}
+
+
+def bounded(build: Build, low: float, high: float) -> Build:
+    """The batch with bounds drawn from an interval."""
+
+    def bounded_build(g: torch.Generator) -> Inputs:
+        found = build(g)
+        draw = [low + (high - low) * torch.rand(len(found["labels"]), generator=g, dtype=torch.float64) for _ in "pn"]
+        return {**found, "positive_bound": draw[0], "negative_bound": draw[1]}
+
+    return bounded_build
+
+
+def _pairs() -> Iterator[Case]:
+    for metric in METRICS:
+        for form in FORMS:
+            options = {"metric": metric, "form": form, **CURVES}
+            for name in ("plain", "references"):
+                yield Case("pair_sums", f"{name}-{metric}-{form}", PAIRED[name], options, curved=form != "circle")
+        for name in ("ragged", "ragged_references", "one_panel_and_more"):
+            # float32 products of many features reach curves of tens, whose rounding no tolerance of sums allows.
+            options = {"metric": "cosine" if metric == "dot" else metric, "form": "nce", **CURVES}
+            yield Case("pair_sums", f"{name}-{metric}", PAIRED[name], options)
+    options = {"metric": "cosine", "form": "sum", **CURVES}
+    yield Case("pair_sums", "bounded", bounded(PAIRED["ragged"], 0.6, 0.9), options)
+    losses: dict[str, dict[str, Any]] = {
+        "supcon_loss": {"temperature": 0.5}, "ntxent_loss": {"temperature": 0.5},
+        "multi_similarity_loss": {"beta": 5.0}, "circle_loss": {"gamma": 4.0},
+        "contrastive_loss": {"positive_margin": 0.5},
+    }  # fmt: skip
+    for op, options in losses.items():
+        curved = op != "circle_loss"
+        for name, build in {**BATCHES, **RAGGED}.items():
+            if name != "one_feature":  # parallel vectors: every cosine gradient is exactly 0
+                yield Case(op, name, build, options, curved=curved)
+        for policy in ("pull",) if op == "contrastive_loss" else ("pull", "push"):
+            for name in ("plain", "all_unique", "one_class", "one_row", "no_rows", "no_references"):
+                yield Case(op, f"{policy}-{name}", BATCHES[name], {**options, "on_empty": policy}, curved=curved)
+        for reduction in ("sum", "none"):
+            yield Case(op, f"masked-{reduction}", BATCHES["masked"], {**options, "reduction": reduction}, curved=curved)
+        yield Case(op, "dot", BATCHES["plain"], {**options, "metric": "dot"}, curved=curved)
+
+
 # --- segmentation --------------------------------------------------------------------------------------------------
 
 ALL_TERMS: dict[str, dict[str, float]] = {
@@ -415,7 +472,7 @@ def _segmentation() -> Iterator[Case]:
         yield case(f"{name.rstrip('_')}_unmasked", mode, maps(mode, shape))
 
 
-CASES: tuple[Case, ...] = (*_pairwise(), *_mining(), *_triplet(), *_segmentation())
+CASES: tuple[Case, ...] = (*_pairwise(), *_mining(), *_triplet(), *_pairs(), *_segmentation())
 LAID_OUT: tuple[tuple[Case, str], ...] = tuple(_laid_out())
 SMALL: tuple[Case, ...] = tuple(case for case in CASES if case.size <= 64)
 DIFFERENTIATED: tuple[Case, ...] = tuple(case for case in SMALL if case.curved and case.size)

@@ -116,6 +116,107 @@ def triplet_loss(
     return total / max(len(counted), 1) if reduction == "mean" else total
 
 
+PAIR_LOSSES = ("supcon_loss", "ntxent_loss", "multi_similarity_loss", "circle_loss", "contrastive_loss")
+
+
+def pair_loss(
+    name: str, embeddings: Rows, labels: Sequence[int], valid: Sequence[bool] | None = None,
+    ref_embeddings: Rows | None = None, ref_labels: Sequence[int] | None = None,
+    ref_valid: Sequence[bool] | None = None, *, metric: str | None = None, on_empty: str = "zero",
+    reduction: str = "mean", **options: float,
+) -> float | list[float]:  # fmt: skip
+    """A loss over all pairs, as its paper writes it: in similarities, anchor by anchor."""
+    metric = metric or ("euclidean" if name == "contrastive_loss" else "cosine")
+    others, other_labels, other_valid = embeddings, labels, valid
+    if ref_embeddings is not None:
+        others, other_labels, other_valid = ref_embeddings, ref_labels or [], ref_valid
+    anchors = []
+    for i, anchor in enumerate(embeddings):
+        sides: tuple[list[float], list[float]] = ([], [])
+        for j, other in enumerate(others):
+            alone = (valid is not None and not valid[i]) or (other_valid is not None and not other_valid[j])
+            if not alone and (ref_embeddings is not None or i != j):
+                sides[labels[i] != other_labels[j]].append(distance(anchor, other, metric))
+        anchors.append(sides)
+    empty = not any(p and n for p, n in anchors)
+    terms: list[float | None] = []
+    for p, n in anchors:
+        if p and n:
+            terms.append(_PAIR_FORMULAS[name](p, n, metric, **options))
+        elif empty and p and on_empty == "pull":
+            terms.append(math.fsum(p) / len(p) * (-1 if metric == "dot" else 1))
+        elif empty and n and on_empty == "push":
+            terms.append(_push(name, n, metric, **options))
+        else:
+            terms.append(None)
+    if reduction == "none":
+        return [term or 0.0 for term in terms]
+    counted = [term for term in terms if term is not None]
+    total = math.fsum(counted)
+    return total / max(len(counted), 1) if reduction == "mean" else total
+
+
+def _similarity(v: float, metric: str) -> float:
+    return v if metric == "dot" else 1 - v if metric == "cosine" else -v
+
+
+def _supcon(p: list[float], n: list[float], metric: str, temperature: float = 0.1) -> float:
+    t_p, t_n = ([_similarity(v, metric) / temperature for v in side] for side in (p, n))
+    whole = math.fsum(math.exp(t) for t in t_p + t_n)
+    return -math.fsum(math.log(math.exp(t) / whole) for t in t_p) / len(t_p)
+
+
+def _ntxent(p: list[float], n: list[float], metric: str, temperature: float = 0.1) -> float:
+    t_p, t_n = ([_similarity(v, metric) / temperature for v in side] for side in (p, n))
+    others = math.fsum(math.exp(t) for t in t_n)
+    return -math.fsum(math.log(math.exp(t) / (math.exp(t) + others)) for t in t_p) / len(t_p)
+
+
+def _multi_similarity(
+    p: list[float], n: list[float], metric: str, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5,
+    epsilon: float = 0.1,
+) -> float:  # fmt: skip
+    s_p, s_n = ([_similarity(v, metric) for v in side] for side in (p, n))
+    kept_p = [s for s in s_p if s - epsilon < max(s_n)]
+    kept_n = [s for s in s_n if s + epsilon > min(s_p)]
+    pull = math.log(1 + math.fsum(math.exp(-alpha * (s - base)) for s in kept_p)) / alpha
+    return pull + math.log(1 + math.fsum(math.exp(beta * (s - base)) for s in kept_n)) / beta
+
+
+def _circle(p: list[float], n: list[float], metric: str, margin: float = 0.25, gamma: float = 80.0) -> float:
+    s_p, s_n = ([_similarity(v, metric) for v in side] for side in (p, n))
+    pull = math.fsum(math.exp(-gamma * max(0.0, 1 + margin - s) * (s - (1 - margin))) for s in s_p)
+    return math.log(1 + pull * math.fsum(math.exp(gamma * max(0.0, s + margin) * (s - margin)) for s in s_n))
+
+
+def _contrastive(
+    p: list[float], n: list[float], metric: str, positive_margin: float = 0.0, negative_margin: float = 1.0
+) -> float:
+    sign = -1 if metric == "dot" else 1
+    pull = [e for v in p if (e := sign * (v - positive_margin)) > 0]
+    push = [e for v in n if (e := sign * (negative_margin - v)) > 0]
+    return math.fsum(pull) / max(len(pull), 1) + math.fsum(push) / max(len(push), 1)
+
+
+def _push(name: str, n: list[float], metric: str, **options: float) -> float:
+    """log(1 + the sum over negatives of e^t)."""
+    similarities = [_similarity(v, metric) for v in n]
+    if name == "circle_loss":
+        margin, gamma = options.get("margin", 0.25), options.get("gamma", 80.0)
+        curve = [gamma * max(0.0, s + margin) * (s - margin) for s in similarities]
+    elif name == "multi_similarity_loss":
+        curve = [options.get("beta", 50.0) * (s - options.get("base", 0.5)) for s in similarities]
+    else:
+        curve = [s / options.get("temperature", 0.1) for s in similarities]
+    return math.log(1 + math.fsum(map(math.exp, curve)))
+
+
+_PAIR_FORMULAS = {
+    "supcon_loss": _supcon, "ntxent_loss": _ntxent, "multi_similarity_loss": _multi_similarity,
+    "circle_loss": _circle, "contrastive_loss": _contrastive,
+}  # fmt: skip
+
+
 def segmentation_loss(
     logits: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, *, mode: str,
     terms: Mapping[str, float], empty: str = "area", smooth: float = 0.0, focal_alpha: float | None = None,

@@ -22,6 +22,11 @@ ROWS = (
     "batch_hard-references_masked-euclidean-hardest-semi_hard",
     "triplet_loss-hinge-sum",
     "triplet_loss-pull-one_class-euclidean",
+    "supcon_loss-references_masked",
+    "ntxent_loss-push-all_unique",
+    "multi_similarity_loss-masked-none",
+    "circle_loss-plain",
+    "contrastive_loss-plain",
     "segmentation_loss-binary-valid_element",
     "segmentation_loss-multiclass-all-mean",
 )

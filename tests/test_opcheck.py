@@ -19,6 +19,9 @@ ROWS = (
     "batch_hard-references_masked-dot-easiest-semi_hard",
     "triplet_loss-soft-cosine",
     "triplet_loss-references_masked",
+    "pair_sums-plain-cosine-nce",
+    "pair_sums-references-euclidean-circle",
+    "pair_sums-bounded",
     "segmentation_loss-binary-all-mean",
     "segmentation_loss-multilabel-valid_element",
     "segmentation_loss-multiclass-all-none",
@@ -27,6 +30,7 @@ BACKWARD_ROWS = {
     "pairwise_distance_backward": "pairwise_distance-euclidean-other",
     "batch_hard_backward": "batch_hard-references_masked-cosine-hardest-hardest",
     "triplet_loss_backward": "triplet_loss-references_masked",
+    "pair_sums_backward": "pair_sums-references-cosine-nce",
     "segmentation_loss_backward": "segmentation_loss-multiclass-valid_position",
 }
 

@@ -15,6 +15,7 @@ import pytest
 import fastmine
 from fastmine import _ops, functional, losses, reference
 from fastmine.reference.batch_hard import MINING_FIELDS
+from fastmine.reference.pair_sums import PAIR_FIELDS
 from fastmine.reference.segmentation_loss import SEGMENTATION_FIELDS
 from fastmine.reference.triplet_loss import TRIPLET_FIELDS
 from support import REPOSITORY
@@ -165,11 +166,13 @@ def test_one_noun_in_every_room(name: str) -> None:
 
 FUNCTIONS = (
     "pairwise_distance", "batch_hard", "triplet_loss", "segmentation_loss", "dice_loss", "focal_loss", "bce_loss",
-    "iou_loss", "tversky_loss",
+    "iou_loss", "tversky_loss", "pair_sums", "supcon_loss", "ntxent_loss", "multi_similarity_loss", "circle_loss",
+    "contrastive_loss",
 )  # fmt: skip
 LOSSES = (
     "TripletLoss", "DiceLoss", "FocalLoss", "BCELoss", "IoULoss", "TverskyLoss", "CombinedSegmentationLoss",
-    "CompositeLoss", "get_loss_function",
+    "CompositeLoss", "SupConLoss", "NTXentLoss", "MultiSimilarityLoss", "CircleLoss", "ContrastiveLoss",
+    "get_loss_function",
 )  # fmt: skip
 
 
@@ -189,12 +192,13 @@ def test_every_public_name_is_there_and_described(module: ModuleType) -> None:
         assert name.startswith("__") or found.__doc__, f"{module.__name__}.{name} has no docstring"
 
 
-FIELDS = {"Mining": MINING_FIELDS, "Segmentation": SEGMENTATION_FIELDS}
+FIELDS = {"Mining": MINING_FIELDS, "Segmentation": SEGMENTATION_FIELDS, "PairExtra": PAIR_FIELDS[len(MINING_FIELDS) :]}
 
 
 def test_evidence_fits_and_names_each_place_once() -> None:
     assert TRIPLET_FIELDS[: len(MINING_FIELDS)] == MINING_FIELDS
-    for fields in (*FIELDS.values(), TRIPLET_FIELDS):
+    assert PAIR_FIELDS[: len(MINING_FIELDS)] == MINING_FIELDS
+    for fields in (*FIELDS.values(), TRIPLET_FIELDS, PAIR_FIELDS):
         assert len(set(fields)) == len(fields) <= 32
 
 

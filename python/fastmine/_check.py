@@ -201,6 +201,28 @@ def _aligned(valid: Tensor, shape: list[int], mode: str) -> Tensor:
     return valid
 
 
+def positive(name: str, value: object) -> None:
+    """A finite number above 0."""
+    number(name, value, minimum=0.0)
+    if value == 0:
+        raise ValueError(f"{name} must be above 0; got {value}")
+
+
+def one_number(name: str, value: Tensor) -> None:
+    """A tensor that stands for a number."""
+    if not value.is_floating_point() or value.numel() != 1:
+        raise ValueError(
+            f"{name}, if a tensor, must hold one floating-point number; got {_kind(value)} {_shape(value)}"
+        )
+
+
+def per_anchor(name: str, value: object, rows: Tensor) -> None:
+    """A floating-point number for each row of the embeddings."""
+    found = tensor(name, value, FLOATING)
+    per_row(name, found, "embeddings", rows)
+    same_device("embeddings", rows, name, found)
+
+
 def weights(name: str, value: Mapping[str, float], known: Collection[str]) -> None:
     """Named weights: known names, positive finite numbers, at least one."""
     if not isinstance(value, Mapping):

@@ -22,6 +22,7 @@ from torch.overrides import has_torch_function
 from . import __path__ as _folders
 from . import reference
 from .reference.batch_hard import batch_hard_backward, mined_distance
+from .reference.pair_sums import pair_sums_backward, pair_sums_forward, scale_gradient
 from .reference.pairwise_distance import pairwise_distance_backward, pairwise_distance_forward
 from .reference.segmentation_loss import segmentation_loss_backward
 from .reference.triplet_loss import triplet_formula, triplet_loss_backward
@@ -30,6 +31,9 @@ _LIBRARY: Any = torch.library.Library("fastmine", "DEF")  # type: ignore[no-unty
 
 _MINED = """Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddings, Tensor? ref_labels,
     Tensor? ref_valid, str metric, str positive, str negative"""
+_PAIRS = """Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddings, Tensor? ref_labels,
+    Tensor? ref_valid, Tensor? positive_bound, Tensor? negative_bound, str metric, str form, float[] curve,
+    Tensor? scale"""
 _FOCAL = "float? focal_alpha, float focal_gamma"
 
 _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -60,6 +64,14 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         """(Tensor grad, Tensor slopes, Tensor embeddings, Tensor? ref_embeddings, Tensor positive_index,
         Tensor negative_index, Tensor has_positive, Tensor has_negative, str metric) -> (Tensor, Tensor)""",
         triplet_loss_backward,
+    ),
+    "pair_sums": (
+        f"({_PAIRS}) -> (Tensor, Tensor)",
+        pair_sums_forward,
+    ),
+    "pair_sums_backward": (
+        f"(Tensor grad, Tensor sums, {_PAIRS}) -> (Tensor, Tensor)",
+        pair_sums_backward,
     ),
     "segmentation_loss": (
         f"""(Tensor logits, Tensor target, Tensor? valid, str mode, float[] weights, float smooth, {_FOCAL},
@@ -163,6 +175,38 @@ def _triplet_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...
     return grad_x, None, None, None if refs is None else grad_refs, *[None] * 10
 
 
+def _pairs_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, metric, form, curve, scale = inputs
+    ctx.options = metric, form, curve
+    sums, evidence = output
+    ctx.save_for_backward(sums, scale, *tensors)
+    ctx.mark_non_differentiable(evidence)
+    ctx.set_materialize_grads(False)
+
+
+def _pairs_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 12
+    sums, scale, *tensors = ctx.saved_tensors
+    embeddings, labels, valid, refs, ref_labels, ref_valid, *bounds = tensors
+    metric, form, curve = ctx.options
+    if torch.is_grad_enabled():
+
+        def run(x: Tensor, y: Tensor | None, by: Tensor | None) -> Tensor:
+            return reference.pair_sums(
+                x, labels, valid, y, ref_labels, ref_valid, bounds[0], bounds[1], metric, form, curve, by
+            )[0]
+
+        grad_x, grad_refs, grad_scale = _again(run, [embeddings, refs, scale], grad)
+    else:
+        grad_x, grad_refs = torch.ops.fastmine.pair_sums_backward.default(
+            grad, sums, *tensors, metric, form, curve, scale
+        )
+        wanted = scale is not None and ctx.needs_input_grad[-1]
+        grad_scale = scale_gradient(grad, sums, form, scale) if wanted else None
+    return grad_x, None, None, None if refs is None else grad_refs, *[None] * 7, grad_scale
+
+
 def _segmentation_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, target, valid, *ctx.options = inputs
     _, coefficients, evidence = output
@@ -250,6 +294,7 @@ pairwise_distance = _differentiable(
 )
 batch_hard = _differentiable("batch_hard", reference.batch_hard, _mining_setup, _mining_backward)
 triplet_loss = _differentiable("triplet_loss", reference.triplet_loss, _triplet_setup, _triplet_backward)
+pair_sums = _differentiable("pair_sums", reference.pair_sums, _pairs_setup, _pairs_backward)
 segmentation_loss = _differentiable(
     "segmentation_loss", reference.segmentation_loss, _segmentation_setup, _segmentation_backward
 )

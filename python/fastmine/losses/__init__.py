@@ -10,6 +10,7 @@ from torch import nn
 from ._base import EvidentLoss
 from .composite import CompositeLoss
 from .metric import TripletLoss
+from .pairs import CircleLoss, ContrastiveLoss, MultiSimilarityLoss, NTXentLoss, SupConLoss
 from .segmentation import (
     BCELoss,
     CombinedSegmentationLoss,
@@ -22,13 +23,18 @@ from .segmentation import (
 
 __all__ = [
     "BCELoss",
+    "CircleLoss",
     "CombinedSegmentationLoss",
     "CompositeLoss",
+    "ContrastiveLoss",
     "DiceLoss",
     "EvidentLoss",
     "FocalLoss",
     "IoULoss",
+    "MultiSimilarityLoss",
+    "NTXentLoss",
     "SegmentationLoss",
+    "SupConLoss",
     "TripletLoss",
     "TverskyLoss",
     "get_loss_function",
@@ -36,10 +42,16 @@ __all__ = [
 
 _BY_NAME: dict[str, Callable[..., nn.Module]] = {
     "bce": BCELoss,
+    "circle": CircleLoss,
     "combined": CombinedSegmentationLoss,
+    "contrastive": ContrastiveLoss,
     "dice": DiceLoss,
     "focal": FocalLoss,
+    "infonce": NTXentLoss,
     "iou": IoULoss,
+    "multi_similarity": MultiSimilarityLoss,
+    "ntxent": NTXentLoss,
+    "supcon": SupConLoss,
     "triplet": TripletLoss,
     "tversky": TverskyLoss,
 }
