@@ -47,8 +47,8 @@ def batch_all(
 ) -> BatchAll:
     """(loss, positive_index, negative_index, has_positive, has_negative, slopes [2, N], scale [N], evidence).
 
-    ``scale``, float64, is the derivative of the loss by the sum over each anchor's triplets. Indices, bits and
-    ``slopes`` are those of the hardest pairs; the slopes are zero but in a batch without a valid anchor.
+    ``scale``, float64, is the derivative of the loss by the sum over each anchor's triplets, 0 where that is flat.
+    Indices, bits and ``slopes`` are those of the hardest pairs; the slopes are zero but in a batch without a valid anchor.
     """
     return _evaluate(
         pairwise_distance(*_finite(embeddings, valid, ref_embeddings, ref_valid), metric), embeddings, labels, valid,
@@ -123,11 +123,11 @@ def _evaluate(
     term = (factor * distance).sum(dim=1) + margin * (leak * triplets.double() + (1 - leak) * above)
     term = torch.where(with_both, torch.where(spoiled, torch.nan, term), 0.0)
     counted = triplets if average == "valid" or leak else above
-    scale = with_both.double() / (counted.sum().clamp(min=1) if reduction == "mean" else 1)
+    scale = (with_both if leak else active).double() / (counted.sum().clamp(min=1) if reduction == "mean" else 1)
     scale = torch.where(spoiled, torch.nan, scale)
 
     empty = ~with_both.any()
-    total = term if reduction == "none" else (term * scale).sum() if reduction == "mean" else term.sum()
+    total = term if reduction == "none" else term.sum() / counted.sum().clamp(min=1) if reduction == "mean" else term.sum()
     semi_hard = active & ~(d_p < d_n if metric == "dot" else d_n < d_p)
     counts = [active.sum(), semi_hard.sum(), triplets.sum(), above.sum()]
     return (
@@ -155,8 +155,8 @@ def pair_factors(
     nearer = torch.searchsorted(candidates, threshold)  # negatives below each threshold
     farther = positives - torch.searchsorted(thresholds, closeness, right=True)  # thresholds above each distance
     both = is_positive.any(dim=1, keepdim=True) & is_negative.any(dim=1, keepdim=True)
-    nearer = torch.where(is_positive & both, nearer, 0)
-    farther = torch.where(is_negative & both, farther, 0)
+    nearer = torch.where(is_positive & both, nearer, 0).double()
+    farther = torch.where(is_negative & both, farther, 0).double()
     pull = torch.where(is_positive & both, leak * negatives.double() + (1 - leak) * nearer, 0.0)
     push = torch.where(is_negative & both, leak * positives.double() + (1 - leak) * farther, 0.0)
     return sign * (pull - push), nearer.sum(dim=1)
