@@ -27,6 +27,8 @@ ROWS = (
     "multi_similarity_loss-masked-none",
     "circle_loss-plain",
     "contrastive_loss-plain",
+    "triplet_loss-batch_all-masked-euclidean",
+    "triplet_loss-batch_all-pull-one_class",
     "segmentation_loss-binary-valid_element",
     "segmentation_loss-multiclass-all-mean",
 )
