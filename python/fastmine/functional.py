@@ -415,7 +415,8 @@ def segmentation_loss(
     by the sum of the weights of what counts (``class_weight_norm="weights"``, as torch's cross entropy) or by how
     many count (``"count"``, as torch's binary one). ``pos_weight``, a number or [C], multiplies the target's side of
     ``bce``; ``focal_alpha`` [C] is also for a softmax, and multiplies the loss of positions by the class of their
-    target. ``label_smoothing`` e: t' = (1 - e) t + e / C in ``bce`` (C = 2) and ``ce``. ``classes``, or
+    target. Tensors on the device of the logits are taken as they are; numbers are sent there at every call.
+    ``label_smoothing`` e: t' = (1 - e) t + e / C in ``bce`` (C = 2) and ``ce``. ``classes``, or
     ``include_background=False`` for all but class 0, are those with overlap terms and, under a sigmoid, pointwise
     terms; a softmax has no position without its background.
 
