@@ -27,6 +27,9 @@ ROWS = (
     "segmentation_loss-binary-all-mean",
     "segmentation_loss-multilabel-valid_element",
     "segmentation_loss-multiclass-all-none",
+    "segmentation_sums-binary-all",
+    "segmentation_sums-multilabel-valid_element",
+    "segmentation_sums-multiclass-valid_label_sets_all",
 )
 BACKWARD_ROWS = {
     "pairwise_distance_backward": "pairwise_distance-euclidean-other",
@@ -35,6 +38,7 @@ BACKWARD_ROWS = {
     "pair_sums_backward": "pair_sums-references-cosine-nce",
     "batch_all_backward": "triplet_loss-batch_all-references_masked-cosine",
     "segmentation_loss_backward": "segmentation_loss-multiclass-valid_position",
+    "segmentation_sums_backward": "segmentation_sums-multiclass-valid_label_sets_all",
 }
 
 

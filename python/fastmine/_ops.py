@@ -26,6 +26,7 @@ from .reference.batch_hard import batch_hard_backward, mined_distance
 from .reference.pair_sums import pair_sums_backward, pair_sums_forward, scale_gradient
 from .reference.pairwise_distance import pairwise_distance_backward, pairwise_distance_forward
 from .reference.segmentation_loss import segmentation_loss_backward
+from .reference.segmentation_sums import SUMS_FIELDS, segmentation_sums_backward
 from .reference.triplet_loss import triplet_formula, triplet_loss_backward
 
 _LIBRARY: Any = torch.library.Library("fastmine", "DEF")  # type: ignore[no-untyped-call]
@@ -36,6 +37,8 @@ _PAIRS = """Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddi
     Tensor? ref_valid, Tensor? positive_bound, Tensor? negative_bound, str metric, str form, float[] curve,
     Tensor? scale"""
 _FOCAL = "float? focal_alpha, float focal_gamma"
+_SUMMED = """Tensor logits, Tensor target, Tensor? valid, Tensor? merged, str mode, str[] wanted,
+    float focal_gamma"""
 
 _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
     "pairwise_distance": (
@@ -97,6 +100,14 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         f"""(Tensor grad, Tensor logits, Tensor target, Tensor? valid, Tensor coefficients, str mode, {_FOCAL})
         -> Tensor""",
         segmentation_loss_backward,
+    ),
+    "segmentation_sums": (
+        f"({_SUMMED}) -> (Tensor, Tensor)",
+        reference.segmentation_sums,
+    ),
+    "segmentation_sums_backward": (
+        f"(Tensor grad, {_SUMMED}) -> Tensor",
+        segmentation_sums_backward,
     ),
 }
 
@@ -273,6 +284,30 @@ def _segmentation_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any
     return found, *[None] * 11
 
 
+_POISON = SUMS_FIELDS.index("nonfinite"), SUMS_FIELDS.index("out_of_range")
+
+
+def _sums_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    logits, target, valid, merged, *ctx.options = inputs
+    ctx.save_for_backward(logits, target, valid, merged, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _sums_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 7
+    logits, *others, evidence = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        (found,) = _again(lambda x: reference.segmentation_sums(x, *others, *ctx.options)[0], [logits], grad)
+    else:
+        # Their sums are NaN, but the op recomputes what it needs from the logits, which may look harmless.
+        spoiled = evidence[_POISON[0]] + evidence[_POISON[1]] > 0
+        grad = torch.where(spoiled, torch.nan, grad)
+        found = torch.ops.fastmine.segmentation_sums_backward.default(grad, logits, *others, *ctx.options)
+    return found, *[None] * 6
+
+
 # --- calling -------------------------------------------------------------------------------------------------------
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -341,6 +376,8 @@ batch_all = _differentiable("batch_all", reference.batch_all, _batch_all_setup, 
 segmentation_loss = _differentiable(
     "segmentation_loss", reference.segmentation_loss, _segmentation_setup, _segmentation_backward
 )
+
+segmentation_sums = _differentiable("segmentation_sums", reference.segmentation_sums, _sums_setup, _sums_backward)
 
 
 # --- libraries -----------------------------------------------------------------------------------------------------

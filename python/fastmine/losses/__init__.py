@@ -9,14 +9,21 @@ from torch import nn
 
 from ._base import EvidentLoss
 from .composite import CompositeLoss
+from .deep_supervision import DeepSupervisionLoss
 from .metric import TripletLoss
 from .pairs import CircleLoss, ContrastiveLoss, MultiSimilarityLoss, NTXentLoss, SupConLoss
 from .segmentation import (
     BCELoss,
     CombinedSegmentationLoss,
+    CrossEntropyLoss,
     DiceLoss,
     FocalLoss,
+    FocalTverskyLoss,
+    GeneralizedDiceLoss,
     IoULoss,
+    LogDiceLoss,
+    LovaszLoss,
+    MCCLoss,
     SegmentationLoss,
     TverskyLoss,
 )
@@ -27,10 +34,17 @@ __all__ = [
     "CombinedSegmentationLoss",
     "CompositeLoss",
     "ContrastiveLoss",
+    "CrossEntropyLoss",
+    "DeepSupervisionLoss",
     "DiceLoss",
     "EvidentLoss",
     "FocalLoss",
+    "FocalTverskyLoss",
+    "GeneralizedDiceLoss",
     "IoULoss",
+    "LogDiceLoss",
+    "LovaszLoss",
+    "MCCLoss",
     "MultiSimilarityLoss",
     "NTXentLoss",
     "SegmentationLoss",
@@ -42,13 +56,19 @@ __all__ = [
 
 _BY_NAME: dict[str, Callable[..., nn.Module]] = {
     "bce": BCELoss,
+    "ce": CrossEntropyLoss,
     "circle": CircleLoss,
     "combined": CombinedSegmentationLoss,
     "contrastive": ContrastiveLoss,
     "dice": DiceLoss,
     "focal": FocalLoss,
+    "focal_tversky": FocalTverskyLoss,
+    "generalized_dice": GeneralizedDiceLoss,
     "infonce": NTXentLoss,
     "iou": IoULoss,
+    "log_dice": LogDiceLoss,
+    "lovasz": LovaszLoss,
+    "mcc": MCCLoss,
     "multi_similarity": MultiSimilarityLoss,
     "ntxent": NTXentLoss,
     "supcon": SupConLoss,
