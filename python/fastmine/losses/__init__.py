@@ -8,6 +8,19 @@ from typing import Any
 from torch import nn
 
 from ._base import EvidentLoss
+from .array import (
+    AngleLoss,
+    ArrayPrediction,
+    ArrayTarget,
+    ChamferLoss,
+    CovarianceLoss,
+    EigengapLoss,
+    HybridCovarianceLoss,
+    OrthogonalityLoss,
+    PeakLoss,
+    SourceCountLoss,
+    SubspaceLoss,
+)
 from .composite import CompositeLoss
 from .metric import TripletLoss
 from .segmentation import (
@@ -21,14 +34,25 @@ from .segmentation import (
 )
 
 __all__ = [
+    "AngleLoss",
+    "ArrayPrediction",
+    "ArrayTarget",
     "BCELoss",
+    "ChamferLoss",
     "CombinedSegmentationLoss",
     "CompositeLoss",
+    "CovarianceLoss",
     "DiceLoss",
+    "EigengapLoss",
     "EvidentLoss",
     "FocalLoss",
+    "HybridCovarianceLoss",
     "IoULoss",
+    "OrthogonalityLoss",
+    "PeakLoss",
     "SegmentationLoss",
+    "SourceCountLoss",
+    "SubspaceLoss",
     "TripletLoss",
     "TverskyLoss",
     "get_loss_function",
@@ -39,6 +63,7 @@ _BY_NAME: dict[str, Callable[..., nn.Module]] = {
     "combined": CombinedSegmentationLoss,
     "dice": DiceLoss,
     "focal": FocalLoss,
+    "hybrid_covariance": HybridCovarianceLoss,
     "iou": IoULoss,
     "triplet": TripletLoss,
     "tversky": TverskyLoss,

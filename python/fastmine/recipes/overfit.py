@@ -12,43 +12,64 @@ import torch
 from ..health import Finding, Monitor
 from .screen import Screen
 from .settings import Settings
-from .training import System, mean, reproducible
+from .training import Goal, Numbers, System, mean, reproducible
 
 SAMPLES, BATCH, EPOCHS = 512, 64, 30
-READY, MARGINAL = 0.95, 0.8  # of the metric on what was trained on
+
+
+@dataclass(frozen=True)
+class Score:
+    """A goal, and the number that it is for: in the first and in the last epoch, on what was trained on."""
+
+    goal: Goal
+    at_first: float
+    at_last: float
+
+    @property
+    def verdict(self) -> str:
+        """READY, MARGINAL or FAIL, by this number alone."""
+        if self.goal.met(self.at_last, self.goal.ready):
+            return "READY"
+        return "MARGINAL" if self.goal.met(self.at_last, self.goal.marginal) else "FAIL"
+
+    def __str__(self) -> str:
+        goal = self.goal
+        return (
+            f"{goal.title}: {self.at_first:.4g} to {self.at_last:.4g}; READY takes {goal.ready:g}, MARGINAL "
+            f"{goal.marginal:g}"
+        )
 
 
 @dataclass(frozen=True)
 class Overfit:
-    """Loss and metric on the training samples themselves, before and after."""
+    """Loss and scores on the training samples themselves, before and after, and what the monitor found meanwhile."""
 
     system: str
     samples: int
     epochs: int
-    metric: str
     loss_at_first: float
     loss: float
-    score_at_first: float
-    score: float
+    scores: list[Score]
     findings: list[Finding] = field(default_factory=list)
 
     @property
     def verdict(self) -> str:
-        """READY: it learns what it is shown. MARGINAL: most of it. FAIL: something is broken."""
-        if self.score >= READY:
+        """READY: it learns what it is shown. MARGINAL: most of it. FAIL: something is broken, whatever the scores."""
+        verdicts = {score.verdict for score in self.scores}
+        if "FAIL" in verdicts or any(found.severity == "error" for found in self.findings):
+            return "FAIL"
+        if verdicts == {"READY"}:
             return "READY"
-        return "MARGINAL" if self.score >= MARGINAL and self.loss < self.loss_at_first else "FAIL"
+        return "MARGINAL" if self.loss < self.loss_at_first else "FAIL"
 
     @property
     def reason(self) -> str:
-        """Why that is the verdict."""
+        """Why that is the verdict: the first cause that was found, or else the worst score."""
         alarms = [found for found in self.findings if found.is_alarm]
         if alarms and self.verdict != "READY":
-            return f"{alarms[0].code}: {alarms[0].title}"
-        return (
-            f"{self.metric} {self.score_at_first:.3f} to {self.score:.3f} and loss {self.loss_at_first:.4g} to "
-            f"{self.loss:.4g} on the samples that it was trained on; READY takes {READY}, MARGINAL {MARGINAL}"
-        )
+            return f"{alarms[0].code} in {alarms[0].component}: {alarms[0].title}"
+        worst = min(self.scores, key=lambda score: ("FAIL", "MARGINAL", "READY").index(score.verdict))
+        return f"{worst}, and loss {self.loss_at_first:.4g} to {self.loss:.4g}, on the samples that it was trained on"
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON has it."""
@@ -57,7 +78,8 @@ class Overfit:
 
     def __str__(self) -> str:
         head = f"{self.verdict}: {self.system}, {self.samples} samples, {self.epochs} epochs, train = val"
-        return "\n".join([head, self.reason, *(f"\n{found}" for found in self.findings if found.is_alarm)])
+        scores = [f"  {score.verdict:<9}{score}" for score in self.scores]
+        return "\n".join([head, self.reason, *scores, *(f"\n{found}" for found in self.findings if found.is_alarm)])
 
 
 def overfit(kind: type[System[Any, Any]], settings: Settings, screen: Screen, samples: int = SAMPLES) -> Overfit:
@@ -73,24 +95,23 @@ def overfit(kind: type[System[Any, Any]], settings: Settings, screen: Screen, sa
                 history.append(_epoch(system, batches, optimizer, monitor))
                 screen.progress("overfit", epoch + 1, settings.epochs)
             findings = monitor.check()
-    (loss_at_first, score_at_first), (loss, score) = history[0], history[-1]
-    return Overfit(
-        system.name, len(batches) * settings.batch_size, settings.epochs, system.fit, loss_at_first, loss,
-        score_at_first, score, findings,
-    )  # fmt: skip
+    first, last = history[0], history[-1]
+    scores = [Score(goal, first[goal.key], last[goal.key]) for goal in system.fit]
+    size = len(batches) * settings.batch_size
+    return Overfit(system.name, size, settings.epochs, first["loss"], last["loss"], scores, findings)
 
 
 def _epoch(
     system: System[Any, Any], batches: Sequence[Any], optimizer: torch.optim.Optimizer, monitor: Monitor
-) -> tuple[float, float]:
-    """Loss and metric, the mean over the batches."""
+) -> Numbers:
+    """The loss and what its goals are for, the mean over the batches."""
     system.model.train()
-    numbers = []
+    found = []
     for batch in batches:
         step = system.learn(batch)
         optimizer.zero_grad()
         step.loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         monitor.step(step.loss)
-        numbers.append((float(step.loss.detach()), system.fitted(step.evidence)))
-    return mean(loss for loss, _ in numbers), mean(score for _, score in numbers)
+        found.append({"loss": float(step.loss.detach()), **system.fitted(step.evidence)})
+    return {key: mean(numbers[key] for numbers in found) for key in found[0]}
