@@ -60,13 +60,15 @@ def orthogonality(factors: Tensor, valid: Tensor | None = None) -> Tensor:
     r"""Share of the energy of the Gram matrix :math:`F^H F` that is off its diagonal: [..., M, K] -> [...], in [0, 1).
 
     Of the *raw* factors: behind an orthogonalisation it is 0 by construction, and so is its gradient. Columns of 0
-    count for nothing; factors that are all 0 give NaN.
+    count for nothing, and factors that are all 0 are orthogonal.
     """
     f = as_complex("factors", factors)
     f = _selected(f, valid, _eye(f))
     gram = f.mH @ f
     diagonal = torch.diagonal(gram, dim1=-2, dim2=-1)
-    return _shown(_energy(gram - torch.diag_embed(diagonal)) / _energy(gram), valid)
+    energy = _energy(gram)
+    share = _energy(gram - torch.diag_embed(diagonal)) / torch.where(energy == 0, 1, energy)
+    return _shown(share, valid)
 
 
 def source_count(
@@ -168,7 +170,8 @@ def subspace_leakage(covariance: Tensor, steering: Tensor, present: Tensor) -> T
     r""":math:`\lVert P_A^\perp R \rVert^2 / \lVert R \rVert^2`: [..., M, M], [..., M, K], [..., K] -> [...], in [0, 1].
 
     The share of R that the present steering vectors cannot explain: P_A^\perp projects on what is orthogonal to all of
-    them. 0 where no source is present. Give the *signal* part of a prediction, :math:`F F^H`: noise leaks by nature.
+    them. 0 where no source is present; NaN where one is and R is exactly 0, which has no direction. Give the *signal*
+    part of a prediction, :math:`F F^H`: noise leaks by nature.
     """
     R, A = hermitian("covariance", covariance), as_complex("steering", steering)
     some = present.any(dim=-1)
@@ -197,6 +200,7 @@ def peak_nll(
     R = _selected(R, some, _eye(R))
     A = as_complex("steering", steering)
     A = torch.where(present.unsqueeze(-2), A, 1)
+    grid = as_complex("grid", grid)
     everywhere = torch.cat([grid.to(A.dtype).expand(*A.shape[:-1], grid.shape[-1]), A], dim=-1)
     height = spectrum(R, everywhere, present.sum(dim=-1), method=method).log()
     background, own = height[..., : grid.shape[-1]], height[..., grid.shape[-1] :]

@@ -204,7 +204,8 @@ class PeakLoss(_OnArray):
         _check.option("method", method, SPECTRA)
         super().__init__(positions, method=method)
         every_degree = torch.linspace(-math.pi / 2, math.pi / 2, 181, device=positions.device)
-        self.register_buffer("grid", A.steering(positions, every_degree) if grid is None else grid, persistent=False)
+        vectors = A.steering(positions, every_degree) if grid is None else A.as_complex("grid", grid)
+        self.register_buffer("grid", torch.view_as_real(vectors), persistent=False)  # or .double() would warn
 
     def forward(self, prediction: ArrayPrediction, target: ArrayTarget, valid: Tensor | None = None) -> Tensor:
         """The mean over the sources that are present in valid samples."""

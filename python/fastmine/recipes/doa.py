@@ -91,8 +91,8 @@ class DoaSettings(Settings):
         str, Option("factors on them that --search found, such as cov=0.5,angle=3", weights, "W")
     ] = ""
     ramp: Annotated[
-        int, Option("steps over which all weights but that of cov grow to their full size", whole, "N", at_least=1)
-    ] = 50
+        int, Option("steps over which all weights but that of cov grow to their full size; 1: at once", whole, "N", at_least=1)
+    ] = 1
 
 
 # --- model ------------------------------------------------------------------------------------------------------------

@@ -89,10 +89,13 @@ def overfit(kind: type[System[Any, Any]], settings: Settings, screen: Screen, sa
         batches = list(itertools.islice(itertools.cycle(system.batches(1)), max(1, samples // settings.batch_size)))
         parameters = [*system.model.parameters(), *system.loss.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=settings.lr)
+        # To a standstill, or the last epoch would be judged by the noise of its steps.
+        steps = settings.epochs * len(batches)
+        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1 - step / steps, 1 / steps))
         history = []
         with Monitor(system.model, system.loss, optimizer, speak=False) as monitor:
             for epoch in range(settings.epochs):
-                history.append(_epoch(system, batches, optimizer, monitor))
+                history.append(_epoch(system, batches, optimizer, decay, monitor))
                 screen.progress("overfit", epoch + 1, settings.epochs)
             findings = monitor.check()
     first, last = history[0], history[-1]
@@ -102,7 +105,11 @@ def overfit(kind: type[System[Any, Any]], settings: Settings, screen: Screen, sa
 
 
 def _epoch(
-    system: System[Any, Any], batches: Sequence[Any], optimizer: torch.optim.Optimizer, monitor: Monitor
+    system: System[Any, Any],
+    batches: Sequence[Any],
+    optimizer: torch.optim.Optimizer,
+    decay: torch.optim.lr_scheduler.LRScheduler,
+    monitor: Monitor,
 ) -> Numbers:
     """The loss and what its goals are for, the mean over the batches."""
     system.model.train()
@@ -112,6 +119,7 @@ def _epoch(
         optimizer.zero_grad()
         step.loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        decay.step()
         monitor.step(step.loss)
         found.append({"loss": float(step.loss.detach()), **system.fitted(step.evidence)})
     return {key: mean(numbers[key] for numbers in found) for key in found[0]}
