@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 import fastmine
-from fastmine import _ops, functional, losses, reference
+from fastmine import _ops, array, functional, losses, reference
 from fastmine.reference.batch_hard import MINING_FIELDS
 from fastmine.reference.segmentation_loss import SEGMENTATION_FIELDS
 from fastmine.reference.triplet_loss import TRIPLET_FIELDS
@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "_check.py": (set(), {"torch"}),
     "_evidence.py": ({"reference"}, {"torch"}),
     "functional.py": ({"_ops", "_check", "_evidence", "reference"}, {"torch"}),
-    "losses": ({"losses", "functional", "_check", "_evidence"}, {"torch"}),
+    "losses": ({"losses", "functional", "array", "_check", "_evidence"}, {"torch"}),
+    "array": ({"array", "_check", "_evidence"}, {"torch"}),
     "numpy.py": ({"_native", "functional", "reference"}, {"numpy"}),
     "health": ({"", "health", "_evidence", "_version", "losses", "functional", "reference"}, {"torch", "numpy"}),
     "data": ({"data"}, {"torch", "numpy"}),
@@ -168,7 +169,7 @@ FUNCTIONS = (
 )  # fmt: skip
 LOSSES = (
     "TripletLoss", "DiceLoss", "FocalLoss", "BCELoss", "IoULoss", "TverskyLoss", "CombinedSegmentationLoss",
-    "CompositeLoss", "get_loss_function",
+    "CompositeLoss", "HybridCovarianceLoss", "get_loss_function",
 )  # fmt: skip
 
 
@@ -181,7 +182,7 @@ def test_public_losses_exist() -> None:
     assert set(LOSSES) <= set(losses.__all__)
 
 
-@pytest.mark.parametrize("module", [fastmine, functional, losses, reference])
+@pytest.mark.parametrize("module", [fastmine, array, functional, losses, reference])
 def test_every_public_name_is_there_and_described(module: ModuleType) -> None:
     for name in module.__all__:
         found = getattr(module, name)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from .. import _check
 from .._evidence import Evidence
-from .covariance import as_complex, hermitian
+from .covariance import as_complex, hermitian, widened
 from .spectra import Spectrum, spectrum
 
 Normalize: TypeAlias = Literal["trace", "none", "optimal_scale"]
@@ -66,9 +66,7 @@ def orthogonality(factors: Tensor, valid: Tensor | None = None) -> Tensor:
     f = _selected(f, valid, _eye(f))
     gram = f.mH @ f
     diagonal = torch.diagonal(gram, dim1=-2, dim2=-1)
-    energy = _energy(gram)
-    share = _energy(gram - torch.diag_embed(diagonal)) / torch.where(energy == 0, 1, energy)
-    return _shown(share, valid)
+    return _shown(_share(_energy(gram - torch.diag_embed(diagonal)), _energy(gram)), valid)
 
 
 def source_count(
@@ -170,15 +168,15 @@ def subspace_leakage(covariance: Tensor, steering: Tensor, present: Tensor) -> T
     r""":math:`\lVert P_A^\perp R \rVert^2 / \lVert R \rVert^2`: [..., M, M], [..., M, K], [..., K] -> [...], in [0, 1].
 
     The share of R that the present steering vectors cannot explain: P_A^\perp projects on what is orthogonal to all of
-    them. 0 where no source is present; NaN where one is and R is exactly 0, which has no direction. Give the *signal*
-    part of a prediction, :math:`F F^H`: noise leaks by nature.
+    them. 0 where no source is present, and where R is exactly 0: nothing leaks. Give the *signal* part of a prediction,
+    :math:`F F^H`: noise leaks by nature.
     """
-    R, A = hermitian("covariance", covariance), as_complex("steering", steering)
+    R, A = widened(hermitian("covariance", covariance), as_complex("steering", steering))
     some = present.any(dim=-1)
     R = _selected(R, some, _eye(R))
     A = torch.where(present.unsqueeze(-2), A, 0)
     outside = R - A @ (torch.linalg.pinv(A) @ R)
-    return _shown(_energy(outside) / _energy(R), some)
+    return _shown(_share(_energy(outside), _energy(R)), some)
 
 
 def peak_nll(
@@ -195,15 +193,14 @@ def peak_nll(
     at ``steering`` [..., M, K] and on a grid [M, G]: 0 for an infinitely sharp peak, log(G + 1) for a flat spectrum.
     Its least value depends on the array, and is not 0. Differentiable in covariance and steering.
     """
-    R = hermitian("covariance", covariance)
-    some = present.any(dim=-1)
-    R = _selected(R, some, _eye(R))
-    A = as_complex("steering", steering)
+    R, A = hermitian("covariance", covariance), as_complex("steering", steering)
+    R = _selected(R, present.any(dim=-1), _eye(R))
     A = torch.where(present.unsqueeze(-2), A, 1)
-    grid = as_complex("grid", grid)
-    everywhere = torch.cat([grid.to(A.dtype).expand(*A.shape[:-1], grid.shape[-1]), A], dim=-1)
+    compared, A = widened(as_complex("grid", grid), A)
+    G = compared.shape[-1]
+    everywhere = torch.cat([compared.expand(*A.shape[:-1], G), A], dim=-1)
     height = spectrum(R, everywhere, present.sum(dim=-1), method=method).log()
-    background, own = height[..., : grid.shape[-1]], height[..., grid.shape[-1] :]
+    background, own = height[..., :G], height[..., G:]
     value = F.softplus(torch.logsumexp(background, dim=-1, keepdim=True) - own)
     return torch.where(present, value, 0)
 
@@ -301,6 +298,11 @@ def _selected(x: Tensor, valid: Tensor | None, instead: Tensor, dims: int = 2) -
 
 def _shown(values: Tensor, valid: Tensor | None) -> Tensor:
     return values if valid is None else torch.where(valid, values, 0)
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    """A share of what is 0 in all is 0."""
+    return part / torch.where(whole == 0, 1, whole)
 
 
 def _eye(x: Tensor) -> Tensor:

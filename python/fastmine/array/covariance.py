@@ -32,6 +32,14 @@ def hermitian(name: str, x: object) -> Tensor:
     return found
 
 
+def widened(*tensors: Tensor) -> list[Tensor]:
+    """All in the widest of their types."""
+    widest = tensors[0].dtype
+    for x in tensors[1:]:
+        widest = torch.promote_types(widest, x.dtype)
+    return [x.to(widest) for x in tensors]
+
+
 def sample_covariance(snapshots: Tensor) -> Tensor:
     r""":math:`\frac{1}{N} Y Y^H` of snapshots [..., M, N] -> [..., M, M]."""
     y = as_complex("snapshots", snapshots)

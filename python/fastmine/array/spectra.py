@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _check
-from .covariance import hermitian
+from .covariance import as_complex, hermitian, widened
 
 Spectrum: TypeAlias = Literal["bartlett", "mvdr", "music"]
 SPECTRA = ("bartlett", "mvdr", "music")
@@ -31,7 +31,8 @@ def spectrum(covariance: Tensor, grid: Tensor, sources: Tensor | None = None, *,
 
 def bartlett(covariance: Tensor, grid: Tensor) -> Tensor:
     r"""Conventional beamforming: :math:`a^H R\, a / (a^H a)^2`, the power of a lone source in that direction."""
-    return _form(hermitian("covariance", covariance), grid) / _squared_norm(grid).square()
+    R, a = _both(covariance, grid)
+    return _form(R, a) / _squared_norm(a).square()
 
 
 def mvdr(covariance: Tensor, grid: Tensor) -> Tensor:
@@ -40,9 +41,9 @@ def mvdr(covariance: Tensor, grid: Tensor) -> Tensor:
     Raises ``torch.linalg.LinAlgError`` for a covariance that is singular: fewer snapshots than sensors, or no noise.
     Load its diagonal, or use Bartlett or MUSIC.
     """
-    R = hermitian("covariance", covariance)
-    solved = torch.linalg.solve(R, grid.expand(*R.shape[:-2], *grid.shape[-2:]))
-    power: Tensor = 1 / (grid.conj() * solved).sum(dim=-2).real
+    R, a = _both(covariance, grid)
+    solved = torch.linalg.solve(R, a.expand(*R.shape[:-2], *a.shape[-2:]))
+    power: Tensor = 1 / (a.conj() * solved).sum(dim=-2).real
     return power
 
 
@@ -53,9 +54,9 @@ def music(covariance: Tensor, grid: Tensor, sources: Tensor) -> Tensor:
     covariance. Coherent sources leave a rank-deficient signal part, and MUSIC is blind to them. The gradient is that
     of the projector, so that equal noise eigenvalues do no harm; it can be taken once.
     """
-    R = hermitian("covariance", covariance)
-    outside = grid - signal_projector(R, sources) @ grid  # its norm cannot turn negative by rounding
-    return _squared_norm(grid) / _squared_norm(outside)
+    R, a = _both(covariance, grid)
+    outside = a - signal_projector(R, sources) @ a  # its norm cannot turn negative by rounding
+    return _squared_norm(a) / _squared_norm(outside)
 
 
 def signal_projector(covariance: Tensor, sources: Tensor) -> Tensor:
@@ -110,9 +111,13 @@ def peaks(spectrum: Tensor, grid: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.where(found, grid[place] + shift * step, 0), found
 
 
-def _form(R: Tensor, grid: Tensor) -> Tensor:
+def _both(covariance: Tensor, grid: Tensor) -> list[Tensor]:
+    return widened(hermitian("covariance", covariance), as_complex("grid", grid))
+
+
+def _form(R: Tensor, a: Tensor) -> Tensor:
     """a^H R a, real for a Hermitian R."""
-    power: Tensor = (grid.conj() * (R @ grid)).sum(dim=-2).real
+    power: Tensor = (a.conj() * (R @ a)).sum(dim=-2).real
     return power
 
 

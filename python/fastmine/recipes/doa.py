@@ -15,6 +15,7 @@ Recordings are simulated, new ones in every epoch; see :mod:`~fastmine.recipes.s
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import Evidence, array
+from ..health import LossReport, check_loss
 from ..losses import ArrayPrediction, ArrayTarget, EvidentLoss, HybridCovarianceLoss
 from ..losses.array import HYBRID_WEIGHTS
 from . import searching, training
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from .pictures import Directions
 
 HELD_OUT = 2048  # recordings
+BATCH = 64  # of them, that the loss is examined with
 NEAR = 1.0  # degrees, within which a source is found
 LEVELS = range(-10, 31, 5)  # dB of the picture of errors
 
@@ -65,7 +68,7 @@ class DoaSettings(Settings):
 
     epochs: Annotated[int, Option("times that many new recordings are learned from", whole, "N", at_least=1)] = 24
     batch_size: Annotated[int, Option("recordings in a batch", whole, "N", at_least=1, at_most=65536)] = 64
-    lr: Annotated[float, Option("learning rate of AdamW", real, "X", above=0, at_most=1000)] = 1e-3
+    lr: Annotated[float, Option("learning rate of AdamW", real, "X", above=0, at_most=1000)] = 4e-3
     samples: Annotated[
         int, Option("recordings to simulate for an epoch", whole, "N", at_least=1, at_most=100_000_000)
     ] = 8192
@@ -91,7 +94,10 @@ class DoaSettings(Settings):
         str, Option("factors on them that --search found, such as cov=0.5,angle=3", weights, "W")
     ] = ""
     ramp: Annotated[
-        int, Option("steps over which all weights but that of cov grow to their full size; 1: at once", whole, "N", at_least=1)
+        int,
+        Option(
+            "steps over which all weights but that of cov grow to their full size; 1: at once", whole, "N", at_least=1
+        ),
     ] = 1
 
 
@@ -107,13 +113,12 @@ class DirectionNet(nn.Module):
 
     def __init__(self, sensors: int, sources: int) -> None:
         super().__init__()
-        width, self.sources = 256, sources
-        self.sizes = (2 * sensors * sources, 1, sources, sources + 1)
+        width, self.shape = 256, (sensors, sources)
         self.body = nn.Sequential(
-            nn.Linear(sensors * sensors + sensors, width), nn.SiLU(),
+            nn.Linear(sensors * sensors + sensors, width), nn.SiLU(), nn.LayerNorm(width),
+            nn.Linear(width, width), nn.SiLU(), nn.LayerNorm(width),
             nn.Linear(width, width), nn.SiLU(),
-            nn.Linear(width, width), nn.SiLU(),
-            nn.Linear(width, sum(self.sizes)),
+            nn.Linear(width, sum(sizes(sensors, sources))),
         )  # fmt: skip
         self.blend = nn.Parameter(torch.zeros(()))
 
@@ -121,17 +126,33 @@ class DirectionNet(nn.Module):
         """Covariances, factors, azimuths, and logits of the number of sources."""
         power = torch.diagonal(measured, dim1=-2, dim2=-1).real.mean(dim=-1)[:, None, None]
         seen = measured / power
-        factors, noise, azimuth, count = self.body(features(seen)).split(self.sizes, dim=-1)
-        raw = factors.reshape(len(measured), -1, self.sources, 2)
-        unblended = array.low_rank(raw, F.softplus(noise.squeeze(-1)))
+        found = assembled(self.body(features(seen)), *self.shape)
         share = self.blend.sigmoid()
-        return ArrayPrediction(
-            covariance=torch.view_as_real(share * seen + (1 - share) * unblended),
-            unblended=torch.view_as_real(unblended),
-            factors=raw,
-            azimuth=azimuth.tanh() * (math.pi / 2),
-            count_logits=count,
-        )
+        return found._replace(covariance=share * torch.view_as_real(seen) + (1 - share) * found.covariance)
+
+
+def sizes(sensors: int, sources: int) -> tuple[int, int, int, int]:
+    """How many numbers are for the factors, the noise, the azimuths, and the logits of the count."""
+    return 2 * sensors * sources, 1, sources, sources + 1
+
+
+def assembled(numbers: Tensor, sensors: int, sources: int) -> ArrayPrediction:
+    """A prediction, nothing blended, from as many numbers [B, ...] as :func:`sizes` says."""
+    factors, noise, azimuth, count = torch.split(numbers, list(sizes(sensors, sources)), dim=-1)
+    raw = factors.reshape(-1, sensors, sources, 2)
+    covariance = torch.view_as_real(array.low_rank(raw, F.softplus(noise.squeeze(-1))))
+    directions = 2 * (azimuth / 2).tanh().atan()  # whose sine, that phases are linear in, is tanh
+    return ArrayPrediction(covariance, covariance, raw, directions, count_logits=count)
+
+
+def disassembled(truth: Recording) -> Tensor:
+    """The numbers of which :func:`assembled` makes the truth, for noise of power 1."""
+    M, K = truth.covariance.shape[-1], truth.azimuth.shape[-1]
+    values, vectors = torch.linalg.eigh(truth.covariance - torch.eye(M))
+    factors = vectors[..., -K:] * values[:, None, -K:].clamp(min=0).sqrt()
+    noise = torch.full((len(values), 1), math.log(math.e - 1))
+    count = F.one_hot(truth.present.sum(dim=-1), K + 1)
+    return torch.cat([torch.view_as_real(factors).flatten(1), noise, truth.azimuth.sin().atanh(), 30.0 * count], dim=-1)
 
 
 def features(covariance: Tensor) -> Tensor:
@@ -141,6 +162,19 @@ def features(covariance: Tensor) -> Tensor:
     above = rows != columns
     upper = covariance[:, rows, columns]
     return torch.cat([upper.real, upper.imag[:, above], torch.linalg.eigvalsh(covariance).log()], dim=-1)
+
+
+class OfNumbers(nn.Module):
+    """A loss of what the network says last, before a prediction is made of it, and of the parts of the truth."""
+
+    def __init__(self, loss: nn.Module, sensors: int, sources: int) -> None:
+        super().__init__()
+        self.loss, self.shape = loss, (sensors, sources)
+
+    def forward(self, numbers: Tensor, *truth: Tensor) -> Tensor:
+        """The loss."""
+        value: Tensor = self.loss(assembled(numbers, *self.shape), ArrayTarget(*truth))
+        return value
 
 
 # --- system -----------------------------------------------------------------------------------------------------------
@@ -276,6 +310,16 @@ class Doa(training.System[Batch, Evidence]):
     def fitted(self, evidence: Evidence) -> Numbers:
         """The covariance and the angles."""
         return self.record(evidence)
+
+    def examine(self) -> LossReport:
+        """The loss at random numbers of the network, and at those that make the truth."""
+        heard = record(self.scene, BATCH, random_for(self.settings.seed, 0))
+        perfect = disassembled(heard)
+        examined = copy.deepcopy(self.loss)
+        for name, component in self.loss.components.items():
+            examined.components[name] = OfNumbers(component, self.settings.sensors, self.settings.sources)
+        target = (heard.covariance, heard.azimuth, heard.present)
+        return check_loss(examined.cpu(), lambda: torch.randn_like(perfect), target, oracle=perfect)
 
     @torch.inference_mode()
     def judge(self, model: nn.Module) -> Numbers:

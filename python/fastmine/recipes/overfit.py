@@ -51,12 +51,14 @@ class Overfit:
     loss: float
     scores: list[Score]
     findings: list[Finding] = field(default_factory=list)
+    loss_passed: bool | None = None  # its examination, if there was one
 
     @property
     def verdict(self) -> str:
         """READY: it learns what it is shown. MARGINAL: most of it. FAIL: something is broken, whatever the scores."""
         verdicts = {score.verdict for score in self.scores}
-        if "FAIL" in verdicts or any(found.severity == "error" for found in self.findings):
+        broken = self.loss_passed is False or any(found.severity == "error" for found in self.findings)
+        if broken or "FAIL" in verdicts:
             return "FAIL"
         if verdicts == {"READY"}:
             return "READY"
@@ -83,9 +85,10 @@ class Overfit:
 
 
 def overfit(kind: type[System[Any, Any]], settings: Settings, screen: Screen, samples: int = SAMPLES) -> Overfit:
-    """Train a system on its first batches again and again."""
+    """Examine the loss of a system, and train the system on its first batches again and again."""
     with reproducible(settings):
         system = kind(settings, screen)
+        examined = system.examine()
         batches = list(itertools.islice(itertools.cycle(system.batches(1)), max(1, samples // settings.batch_size)))
         parameters = [*system.model.parameters(), *system.loss.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=settings.lr)
@@ -97,11 +100,11 @@ def overfit(kind: type[System[Any, Any]], settings: Settings, screen: Screen, sa
             for epoch in range(settings.epochs):
                 history.append(_epoch(system, batches, optimizer, decay, monitor))
                 screen.progress("overfit", epoch + 1, settings.epochs)
-            findings = monitor.check()
+            findings = [*(examined.findings if examined else ()), *monitor.check()]
     first, last = history[0], history[-1]
     scores = [Score(goal, first[goal.key], last[goal.key]) for goal in system.fit]
-    size = len(batches) * settings.batch_size
-    return Overfit(system.name, size, settings.epochs, first["loss"], last["loss"], scores, findings)
+    size, passed = len(batches) * settings.batch_size, examined.passed if examined else None
+    return Overfit(system.name, size, settings.epochs, first["loss"], last["loss"], scores, findings, passed)
 
 
 def _epoch(

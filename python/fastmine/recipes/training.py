@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import Evidence, config
-from ..health import Monitor
+from ..health import LossReport, Monitor
 from . import checkpoint, report, runs
 from .errors import CommandError, InterruptionError, UsageError
 from .screen import Column, Screen
@@ -121,6 +121,10 @@ class System(ABC, Generic[BatchT, EvidenceT]):
     @abstractmethod
     def fitted(self, evidence: EvidenceT) -> Numbers:
         """How well a batch was learned, from the evidence of its loss: what :attr:`fit` has goals for."""
+
+    def examine(self) -> LossReport | None:
+        """The loss by itself, before training; None where there is nothing to ask."""
+        return None
 
     @abstractmethod
     def judge(self, model: nn.Module) -> Numbers:
