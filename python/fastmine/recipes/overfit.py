@@ -100,11 +100,16 @@ def overfit(kind: type[System[Any, Any]], settings: Settings, screen: Screen, sa
             for epoch in range(settings.epochs):
                 history.append(_epoch(system, batches, optimizer, decay, monitor))
                 screen.progress("overfit", epoch + 1, settings.epochs)
-            findings = [*(examined.findings if examined else ()), *monitor.check()]
+            findings = _distinct([*monitor.check(), *(examined.findings if examined else ())])
     first, last = history[0], history[-1]
     scores = [Score(goal, first[goal.key], last[goal.key]) for goal in system.fit]
     size, passed = len(batches) * settings.batch_size, examined.passed if examined else None
     return Overfit(system.name, size, settings.epochs, first["loss"], last["loss"], scores, findings, passed)
+
+
+def _distinct(findings: Sequence[Finding]) -> list[Finding]:
+    """Each cause once: what training showed, and then what the examination of the loss adds."""
+    return list({(found.code, found.component): found for found in reversed(findings)}.values())[::-1]
 
 
 def _epoch(
