@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..health import Finding, Monitor
+from . import report
 from .screen import Screen
 from .settings import Settings
 from .training import Goal, Numbers, System, mean, reproducible
@@ -52,6 +53,7 @@ class Overfit:
     scores: list[Score]
     findings: list[Finding] = field(default_factory=list)
     loss_passed: bool | None = None  # its examination, if there was one
+    components: dict[str, dict[str, float]] = field(default_factory=dict)  # weight, value and share in the gradient
 
     @property
     def verdict(self) -> str:
@@ -71,7 +73,8 @@ class Overfit:
         if alarms and self.verdict != "READY":
             return f"{alarms[0].code} in {alarms[0].component}: {alarms[0].title}"
         worst = min(self.scores, key=lambda score: ("FAIL", "MARGINAL", "READY").index(score.verdict))
-        return f"{worst}, and loss {self.loss_at_first:.4g} to {self.loss:.4g}, on the samples that it was trained on"
+        loss = "" if worst.goal.key == "loss" else f", and loss {self.loss_at_first:.4g} to {self.loss:.4g}"
+        return f"{worst}{loss}, on the samples that it was trained on"
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON has it."""
@@ -81,7 +84,13 @@ class Overfit:
     def __str__(self) -> str:
         head = f"{self.verdict}: {self.system}, {self.samples} samples, {self.epochs} epochs, train = val"
         scores = [f"  {score.verdict:<9}{score}" for score in self.scores]
-        return "\n".join([head, self.reason, *scores, *(f"\n{found}" for found in self.findings if found.is_alarm)])
+        parts = [
+            f"  {name:<14}weight {weight:<8}value {value:<10}share of the gradient {share}"
+            for name, weight, value, share in report.component_rows(self.components)
+        ]
+        return "\n".join(
+            [head, self.reason, *scores, *parts, *(f"\n{found}" for found in self.findings if found.is_alarm)]
+        )
 
 
 def overfit(kind: type[System[Any, Any]], settings: Settings, screen: Screen, samples: int = SAMPLES) -> Overfit:
@@ -101,10 +110,11 @@ def overfit(kind: type[System[Any, Any]], settings: Settings, screen: Screen, sa
                 history.append(_epoch(system, batches, optimizer, decay, monitor))
                 screen.progress("overfit", epoch + 1, settings.epochs)
             findings = _distinct([*monitor.check(), *(examined.findings if examined else ())])
+            parts = report.components(monitor)
     first, last = history[0], history[-1]
     scores = [Score(goal, first[goal.key], last[goal.key]) for goal in system.fit]
     size, passed = len(batches) * settings.batch_size, examined.passed if examined else None
-    return Overfit(system.name, size, settings.epochs, first["loss"], last["loss"], scores, findings, passed)
+    return Overfit(system.name, size, settings.epochs, first["loss"], last["loss"], scores, findings, passed, parts)
 
 
 def _distinct(findings: Sequence[Finding]) -> list[Finding]:

@@ -173,7 +173,7 @@ def draw_spectra(path: Path, title: str, grid: Tensor, examples: Sequence[Direct
         for colour, (label, values) in zip(COLOURS, example.spectra.items(), strict=False):
             axes.plot(grid.numpy(), values.numpy(), color=colour, label=label, linewidth=1.3)
         for place in example.true.tolist():
-            axes.axvline(place, color=TRUE, linewidth=3, alpha=0.6)
+            axes.axvline(place, color="0.75", linewidth=5, zorder=0)
         for place in example.predicted.tolist():
             axes.axvline(place, color=PREDICTED, linestyle="dashed", linewidth=1.3)
         axes.set_title(example.caption, fontsize=10)
@@ -186,9 +186,10 @@ def draw_spectra(path: Path, title: str, grid: Tensor, examples: Sequence[Direct
     first.set_ylabel("dB below the highest")
     lines = [
         *first.get_lines()[: len(examples[0].spectra)],
-        Line2D([], [], color=TRUE, linewidth=3, alpha=0.6, label="true"),
-        Line2D([], [], color=PREDICTED, linestyle="dashed", label="network"),
+        Line2D([], [], color="0.75", linewidth=5, label="true"),
     ]
+    if any(example.predicted.numel() for example in examples):
+        lines.append(Line2D([], [], color=PREDICTED, linestyle="dashed", label="network"))
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), fontsize=9, frameon=False)
     figure.suptitle(title, fontsize=11)
     _save(figure, path)

@@ -452,6 +452,7 @@ def _report(run: Run[Any, Any]) -> dict[str, Any]:
     history, best, last = progress.history, progress.best_epoch, progress.epochs
     implementation = report.implementation(system.ops, system.settings.device)
     seconds = sum(row["seconds"] for row in history)
+    parts = report.components(run.monitor) if run.monitor else {}
     contents = {
         "recipe": system.name,
         "settings": plain(system.settings),
@@ -465,11 +466,14 @@ def _report(run: Run[Any, Any]) -> dict[str, Any]:
         "best": history[best - 1] if best else None,
         "seconds": seconds,
         "remarks": progress.remarks,
+        "components": parts,
         "health": _health(run),
         "history": history,
     }
     report.write_json(run.folder / "report.json", contents)
     report.table(screen, f"{system.name}, on held-out data", system.judged, system.baselines, history, best)
+    if parts:
+        screen.table("components of the loss, as last measured", report.COMPONENT_HEADS, report.component_rows(parts))
     if best:
         screen.say(f"The best epoch was chosen by {system.metric.title} on these same held-out images.")
     try:
