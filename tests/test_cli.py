@@ -53,7 +53,7 @@ def draw_images(folder: Path, count: int, size: tuple[int, int] = (20, 16), seed
             ["--embedding-dim", "--margin", "default: 0.2", "one sub-folder of images per class"],
         ),
         ("train segmentation --help", ["--annotated", "--missing-masks", "0/1 and 0/255"]),
-        ("train doa --help", ["--snr-spread", "--correlation", "--search N", "default: 24", "simulated"]),
+        ("train doa --help", ["--snr-spread", "--correlation", "--search N", "simulated"]),
         ("doctor --help", ["env", "labels", "loss", "masks", "overfit"]),
         ("doctor labels --help", ["Exit code 1", "--column"]),
     ],

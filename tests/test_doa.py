@@ -356,7 +356,7 @@ def test_the_logged_loss_of_a_gated_branch_is_named() -> None:
 
 
 def search(*options: Any) -> int:
-    return train("--search-epochs", 1, "--out", "found", *options)
+    return train("--epochs", 1, "--out", "found", *options)
 
 
 @pytest.fixture

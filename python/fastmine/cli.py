@@ -17,7 +17,7 @@ import numpy as np
 from . import __version__, config, show_config
 from .bench import command as bench
 from .data import check_labels, check_masks
-from .recipes import doa, embeddings, folders, loss_check, mask_files, overfit, searching, segmentation
+from .recipes import doa, embeddings, folders, loss_check, mask_files, overfit, segmentation
 from .recipes.errors import CommandError, InterruptionError, UsageError, listed
 from .recipes.screen import Screen
 from .recipes.settings import Option, Settings, flag, options_of, whole
@@ -236,13 +236,10 @@ def _add_system(systems: Any, name: str, summary: str, examples: str) -> Parser:
 
 def _add_search(system: Parser) -> None:
     """``--search N``: runs with other weights instead of one."""
-    for title, option in (
-        ("--search", Option("try other weights in so many runs (optuna)", whole, "N", at_least=1)),
-        ("--search-epochs", Option(f"of each of them (default: {searching.EPOCHS})", whole, "N", at_least=1)),
-    ):
-        system.add_argument(
-            title, type=_parsed(option), default=argparse.SUPPRESS, metavar=option.metavar, help=option.help
-        )
+    option = Option("try other weights in so many runs (optuna), each of --epochs", whole, "N", at_least=1)
+    system.add_argument(
+        "--search", type=_parsed(option), default=argparse.SUPPRESS, metavar=option.metavar, help=option.help
+    )
 
 
 def _parsed(option: Option) -> Any:
@@ -264,8 +261,9 @@ def _parsed(option: Option) -> Any:
 def _train(arguments: argparse.Namespace) -> int:
     recipe, kind = RECIPES[arguments.recipe]
     given = {field: value for field, value in vars(arguments).items() if field in options_of(kind)}
-    searched = {name: value for name, value in vars(arguments).items() if name in {"search", "search_epochs"}}
-    recipe.train(out=arguments.out, resume=arguments.resume, **searched, **given)
+    if "search" in arguments:
+        given["search"] = arguments.search
+    recipe.train(out=arguments.out, resume=arguments.resume, **given)
     return 0
 
 

@@ -478,15 +478,14 @@ def train(
     out: Path | None = None,
     resume: Path | bool | None = None,
     search: int | None = None,
-    search_epochs: int = searching.EPOCHS,
     **options: Any,
 ) -> Mapping[str, Any]:
     """``fastmine train doa``; the options are those of :class:`DoaSettings`.
 
-    With ``search``, so many runs of ``search_epochs`` epochs with other weights instead, see :mod:`.searching`.
+    With ``search``, so many runs with other weights instead, see :mod:`~fastmine.recipes.searching`.
     """
     if search is not None:
-        return searching.search(Doa, DoaSettings, {**options, "epochs": search_epochs}, search, out=out, resume=resume)
+        return searching.search(Doa, DoaSettings, options, search, out=out, resume=resume)
     return training.train(Doa, DoaSettings, options, out=out, resume=resume)
 
 

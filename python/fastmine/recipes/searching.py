@@ -23,7 +23,6 @@ from .settings import Settings
 if TYPE_CHECKING:
     import optuna
 
-EPOCHS = 24
 LOW, HIGH = 0.1, 10.0  # of a factor, drawn evenly in the logarithm
 STUDY = "study.db"
 

@@ -475,7 +475,7 @@ def _report(run: Run[Any, Any]) -> dict[str, Any]:
     if parts:
         screen.table("components of the loss, as last measured", report.COMPONENT_HEADS, report.component_rows(parts))
     if best:
-        screen.say(f"The best epoch was chosen by {system.metric.title} on these same held-out images.")
+        screen.say(f"The best epoch was chosen by {system.metric.title} on this same held-out data.")
     try:
         drawn = system.pictures(run.average.model, history, best, run.folder)
     except UsageError as missing:
