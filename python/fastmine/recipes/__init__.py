@@ -4,7 +4,6 @@
     an embedding model with :class:`~fastmine.losses.TripletLoss`, whose batches always hold triplets
 :mod:`~fastmine.recipes.segmentation`
     a small U-Net whose loss knows an image without annotation from an image without objects
-    (real data, bundled or yours, for these two)
 :mod:`~fastmine.recipes.doa`
     directions of arrival from simulated recordings, with a loss of many parts whose weights can be searched
 
