@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -76,6 +76,14 @@ def assert_same_bits(a: Any, b: Any) -> None:
             assert_same_bits(left, right)
     else:
         assert a == b or (math.isnan(a) and math.isnan(b))
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_as_at_a_terminal() -> Iterator[None]:
+    """A shell that starts the tests in the background has SIGINT ignored, and Python then leaves it so."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
 
 
 def interrupt_at(step: int, system: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,7 @@ def sources(room: str) -> list[Path]:
 
 FORBIDDEN_INCLUDES = {
     "kernels": r"torch/|ATen/|c10/|Python\.h|pybind11/|thread|future|mutex|atomic|iostream|cstdio|fstream",
+    "threads": r"torch/|ATen/|c10/|Python\.h|pybind11/",
     "torch": r"Python\.h|pybind11/|ATen/|c10/|torch/extension|torch/torch\.h|torch/csrc/(?!stable/|inductor/)",
     "pybind": r"torch/|ATen/|c10/",
 }
