@@ -140,6 +140,25 @@ def nan_at(x: Tensor, rows: Tensor) -> Tensor:
     return x
 
 
+def test_a_batch_without_any_source_still_teaches_its_covariance() -> None:
+    prediction, target = scene(near=True)
+    x, nobody = wrong(prediction), target._replace(present=torch.zeros_like(target.present))
+    loss = HybridCovarianceLoss(POSITIONS, EVERY)
+    loss(x, nobody).backward()
+    for name in ("angle", "chamfer", "subspace", "peak", "eigengap"):
+        assert float(loss.parts[name]) == 0
+        evidence = loss.components[name].evidence
+        assert evidence.as_dict()["sources" if name == "angle" else "valid"] == 0
+    for part in (x.covariance, x.factors, x.count_logits):
+        assert part is not None
+        assert part.grad is not None
+        assert part.grad.isfinite().all()
+        assert (part.grad != 0).any()
+    assert x.azimuth is not None
+    assert x.azimuth.grad is not None
+    assert (x.azimuth.grad == 0).all()
+
+
 def test_angle_evidence_is_the_errors_themselves() -> None:
     prediction, target = scene()
     assert prediction.azimuth is not None

@@ -323,6 +323,12 @@ def test_doctor_loss_says_what_it_cannot_load(name: str, capsys: pytest.CaptureF
     assert name.split(":", maxsplit=1)[0] in capsys.readouterr().err
 
 
+def test_doctor_loss_says_that_a_class_needs_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused("doctor loss fastmine.losses:HybridCovarianceLoss", capsys)
+    assert "positions" in line
+    assert "name an instance of it" in line
+
+
 @pytest.mark.slow
 def test_doctor_overfit_learns_its_samples(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "overfit", "embeddings", "--epochs", "12", "--json"]) == 0

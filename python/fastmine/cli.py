@@ -211,7 +211,7 @@ def _add_system(systems: Any, name: str, summary: str, examples: str) -> Parser:
     found = _described(systems.add_parser(name, help=summary), f"Train a model: {summary}.", examples)
     for field, option in options_of(kind).items():
         default = getattr(kind, field)
-        shown = "" if default is None else f" (default: {default})"
+        shown = "" if default in {None, ""} else f" (default: {default})"
         found.add_argument(
             flag(field),
             type=_parsed(option),
