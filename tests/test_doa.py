@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -171,10 +172,11 @@ def test_it_learns_512_samples_by_heart(healthy: Overfit) -> None:
 
 
 @pytest.mark.slow
-def test_one_epoch_is_not_enough() -> None:
+def test_two_epochs_are_not_enough_and_nothing_is_wrong() -> None:
     found = overfitted(epochs=2)
     assert found.verdict == "FAIL"
-    assert "error of an angle" in found.reason
+    assert "READY takes 0.5, MARGINAL 1" in found.reason
+    assert not [finding for finding in found.findings if finding.is_alarm]
 
 
 class MainWeightZero(doa.Doa):
@@ -279,12 +281,12 @@ def gated(optimizer: torch.optim.Optimizer) -> None:
     """Only where the gradient is very small."""
     step = optimizer.step
 
-    def only_if_small() -> None:
+    def only_if_small(_: torch.optim.Optimizer) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if sum(float(g.norm()) for g in gradients) < 1e-6:
             step()
 
-    optimizer.step = only_if_small  # type: ignore[assignment, method-assign]
+    optimizer.step = MethodType(only_if_small, optimizer)  # type: ignore[method-assign]
 
 
 def without_rate(optimizer: torch.optim.Optimizer) -> None:

@@ -348,10 +348,10 @@ class Doa(training.System[Batch, Evidence]):
         with from_extra("plot", "matplotlib"):
             from . import pictures
         curves, errors, spectra = (folder / f"{name}.png" for name in ("curves", "errors", "spectra"))
-        others = [name for name in self.components if name != "cov"]
+        others = [name for name in self.components if name not in {"cov", "peak"}]  # no peak reaches 0
         panels = [
             pictures.Panel("training loss", {"loss": "loss", "cov": "cov"}),
-            pictures.Panel("other components, unweighted", {name: name for name in others[:6]}),
+            pictures.Panel("other components, unweighted", {name: name for name in others}),
             pictures.Panel("error of an angle, held out, degrees", {"median": "median", "mean": "mean"}),
             pictures.Panel(
                 "held out: sources found",

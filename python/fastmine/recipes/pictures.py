@@ -19,7 +19,7 @@ from .checkpoint import write_atomically
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")  # Okabe and Ito
 TRUE, PREDICTED = "#00D084", "#FF3D9A"
 _MANY = 20  # classes, beyond which a legend would be longer than the picture
 

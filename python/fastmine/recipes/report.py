@@ -17,6 +17,8 @@ from .screen import Column, Screen, written
 def implementation(ops: Sequence[str], device: str) -> str:
     """One sentence: the native kernels and their instruction set, or the reference and why."""
     found, place = config(), device.upper()
+    if not ops:
+        return "All of it is plain PyTorch; no kernel of fastmine took part."
     native = [op for op in ops if found["ops"][op][place] == "native"]
     reference = [op for op in ops if op not in native]
     chip = found["cpu"] if place == "CPU" else found["cuda"]

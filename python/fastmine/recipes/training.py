@@ -435,7 +435,8 @@ def _introduce(run: Run[Any, Any]) -> None:
     for line in system.data_summary:
         screen.say(line)
     weights = sum(parameter.numel() for parameter in system.model.parameters())
-    screen.say(f"model: {type(system.model).__name__} with {weights:,} weights; loss: {system.loss}")
+    loss = f"{type(system.loss).__name__}({system.loss.extra_repr()})"
+    screen.say(f"model: {type(system.model).__name__} with {weights:,} weights; loss: {loss}")
     screen.say(report.implementation(system.ops, system.settings.device))
     progress, last = run.progress, system.settings.epochs
     if progress.epochs >= last:
