@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import MethodType
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from fastmine.cli import main
 from fastmine.health import Monitor
 from fastmine.losses import ArrayPrediction, ArrayTarget, CovarianceLoss, HybridCovarianceLoss
 from fastmine.recipes import doa, overfit, searching, training
-from fastmine.recipes.errors import CommandError, UsageError
+from fastmine.recipes.errors import CommandError, InterruptionError, UsageError
 from fastmine.recipes.overfit import Overfit
 from fastmine.recipes.screen import Screen
 from fastmine.recipes.signals import Scene, record
@@ -142,6 +143,8 @@ def test_weights_are_those_of_the_settings_and_the_ramp_advances() -> None:
         system.learn(batch)
     assert system.loss.weights()["angle"] == 1.5
     assert "eigengap" in system.components
+    without = doa.Doa(doa.DoaSettings(**SMALL, weights="peak=0"), Screen())
+    assert "peak" not in without.components
 
 
 # --- the overfit test -------------------------------------------------------------------------------------------------
@@ -389,10 +392,14 @@ def test_a_search_goes_on_where_it_stopped(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.usefixtures("optuna")
-def test_a_search_that_was_cut_off_does_its_trial_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, InterruptionError("go on with this run")])
+def test_a_search_that_was_cut_off_does_its_trial_again(
+    stop: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(training.Run, "fit", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(training.Run, "fit", Mock(side_effect=stop))
         assert search("--search", 1) == 130
+    assert ("--resume found" in capsys.readouterr().err) == (stop is not KeyboardInterrupt)
     assert search("--search", 1, "--resume") == 0
     assert len(json.loads(Path("found/search.json").read_text())["trials"]) == 1
 

@@ -88,7 +88,8 @@ class DoaSettings(Settings):
         float, Option("between two sources; 1: coherent, as echoes are", real, "X", at_least=0, at_most=1)
     ] = 0.0
     weights: Annotated[
-        str, Option("weights of the components, such as cov=1,angle=2; the others keep theirs", weights, "W")
+        str,
+        Option("weights of components, such as angle=3,peak=0; 0 leaves one out, the others keep theirs", weights, "W"),
     ] = ""
     search_weights: Annotated[
         str, Option("factors on them that --search found, such as cov=0.5,angle=3", weights, "W")
@@ -254,9 +255,10 @@ class Doa(training.System[Batch, Evidence]):
         )
 
     def criterion(self) -> HybridCovarianceLoss:
-        """The hybrid loss with the weights of the settings."""
+        """The hybrid loss with the weights of the settings; one of 0 leaves its component out, but for that of cov."""
         try:
-            chosen = {**HYBRID_WEIGHTS, **parsed(self.settings.weights)}
+            given = {**HYBRID_WEIGHTS, **parsed(self.settings.weights)}
+            chosen = {name: weight for name, weight in given.items() if weight != 0 or name == "cov"}
             ramp = Ramp(self.settings.ramp)
             return HybridCovarianceLoss(
                 self.scene.positions,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..losses import CompositeLoss
 from . import checkpoint, report, runs, training
-from .errors import CommandError, UsageError, from_extra
+from .errors import CommandError, InterruptionError, UsageError, from_extra
 from .screen import Column, Screen
 from .settings import Settings
 
@@ -160,9 +160,12 @@ def _trial(
         with training.reproducible(settings):
             run = training.Run(kind(settings, quiet), runs.made(folder / f"trial-{trial.number + 1:02d}"), quiet)
             run.fit()
+    except InterruptionError:
+        raise InterruptionError(
+            f"stopped in trial {trial.number + 1}, which will be done again; the others are saved. Go on with the same "
+            f"command and --resume {folder}"
+        ) from None
     except CommandError as error:
-        if error.exit_code != 1:
-            raise
         trial.set_user_attr("failed", str(error))
         trial.set_user_attr("seconds", 0.0)
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
