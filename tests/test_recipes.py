@@ -20,13 +20,14 @@ import torch
 from PIL import Image
 
 from fastmine.cli import main
-from fastmine.recipes import checkpoint, embeddings, folders, segmentation, training
+from fastmine.recipes import checkpoint, doa, embeddings, folders, segmentation, training
 from fastmine.recipes.errors import CommandError, UsageError
 from fastmine.recipes.screen import Screen
 
 SMALL = {
     "embeddings": ["--samples-per-class", "4", "--batch-size", "40"],
     "segmentation": ["--samples", "32", "--batch-size", "8", "--annotated", "0.5"],
+    "doa": ["--samples", "256", "--batch-size", "32"],
 }
 SYSTEMS = list(SMALL)
 
@@ -43,7 +44,7 @@ Train = Callable[..., int]
 @pytest.fixture
 def train(monkeypatch: pytest.MonkeyPatch) -> Train:
     """``fastmine train NAME`` with small options, and without pictures: they take longer than training does here."""
-    for system in (embeddings.Embeddings, segmentation.Segmentation):
+    for system in (embeddings.Embeddings, segmentation.Segmentation, doa.Doa):
         monkeypatch.setattr(system, "pictures", lambda *_: [])
     return lambda name, *options: main(["train", name, *SMALL[name], *map(str, options)])
 

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 import fastmine
-from fastmine import _ops, functional, losses, reference
+from fastmine import _ops, array, functional, losses, reference
 from fastmine.reference.batch_hard import MINING_FIELDS
 from fastmine.reference.pair_sums import PAIR_FIELDS
 from fastmine.reference.segmentation_loss import SEGMENTATION_FIELDS
@@ -32,7 +32,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "_ranks.py": (set(), {"torch"}),
     "_segmentation.py": ({"_ops", "_check", "_evidence", "_ranks", "reference"}, {"torch"}),
     "functional.py": ({"_ops", "_check", "_evidence", "_ranks", "_segmentation", "reference"}, {"torch"}),
-    "losses": ({"losses", "functional", "_check", "_evidence"}, {"torch"}),
+    "array": ({"array", "_check", "_evidence"}, {"torch"}),
+    "losses": ({"losses", "functional", "array", "_check", "_evidence"}, {"torch"}),
     "numpy.py": ({"_native", "functional", "reference"}, {"numpy"}),
     "health": ({"", "health", "_evidence", "_version", "losses", "functional", "reference"}, {"torch", "numpy"}),
     "data": ({"data"}, {"torch", "numpy"}),
@@ -174,7 +175,7 @@ FUNCTIONS = (
 LOSSES = (
     "TripletLoss", "DiceLoss", "FocalLoss", "BCELoss", "IoULoss", "TverskyLoss", "CombinedSegmentationLoss",
     "CompositeLoss", "SupConLoss", "NTXentLoss", "MultiSimilarityLoss", "CircleLoss", "ContrastiveLoss",
-    "get_loss_function",
+    "HybridCovarianceLoss", "get_loss_function",
 )  # fmt: skip
 
 
@@ -187,7 +188,7 @@ def test_public_losses_exist() -> None:
     assert set(LOSSES) <= set(losses.__all__)
 
 
-@pytest.mark.parametrize("module", [fastmine, functional, losses, reference])
+@pytest.mark.parametrize("module", [fastmine, array, functional, losses, reference])
 def test_every_public_name_is_there_and_described(module: ModuleType) -> None:
     for name in module.__all__:
         found = getattr(module, name)

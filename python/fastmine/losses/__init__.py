@@ -8,6 +8,19 @@ from typing import Any
 from torch import nn
 
 from ._base import EvidentLoss
+from .array import (
+    AngleLoss,
+    ArrayPrediction,
+    ArrayTarget,
+    ChamferLoss,
+    CovarianceLoss,
+    EigengapLoss,
+    HybridCovarianceLoss,
+    OrthogonalityLoss,
+    PeakLoss,
+    SourceCountLoss,
+    SubspaceLoss,
+)
 from .composite import CompositeLoss
 from .deep_supervision import DeepSupervisionLoss
 from .metric import TripletLoss
@@ -29,25 +42,36 @@ from .segmentation import (
 )
 
 __all__ = [
+    "AngleLoss",
+    "ArrayPrediction",
+    "ArrayTarget",
     "BCELoss",
+    "ChamferLoss",
     "CircleLoss",
     "CombinedSegmentationLoss",
     "CompositeLoss",
     "ContrastiveLoss",
+    "CovarianceLoss",
     "CrossEntropyLoss",
     "DeepSupervisionLoss",
     "DiceLoss",
+    "EigengapLoss",
     "EvidentLoss",
     "FocalLoss",
     "FocalTverskyLoss",
     "GeneralizedDiceLoss",
+    "HybridCovarianceLoss",
     "IoULoss",
     "LogDiceLoss",
     "LovaszLoss",
     "MCCLoss",
     "MultiSimilarityLoss",
     "NTXentLoss",
+    "OrthogonalityLoss",
+    "PeakLoss",
     "SegmentationLoss",
+    "SourceCountLoss",
+    "SubspaceLoss",
     "SupConLoss",
     "TripletLoss",
     "TverskyLoss",
@@ -64,6 +88,7 @@ _BY_NAME: dict[str, Callable[..., nn.Module]] = {
     "focal": FocalLoss,
     "focal_tversky": FocalTverskyLoss,
     "generalized_dice": GeneralizedDiceLoss,
+    "hybrid_covariance": HybridCovarianceLoss,
     "infonce": NTXentLoss,
     "iou": IoULoss,
     "log_dice": LogDiceLoss,
