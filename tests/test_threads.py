@@ -69,6 +69,10 @@ WORK: dict[str, Callable[[], tuple[Inputs, Callable[[Inputs], Inputs]]]] = {
     "supcon_loss": lambda: paired("supcon_loss", 611, 0),
     "ntxent_loss to references": lambda: paired("ntxent_loss", 300, 517),
     "multi_similarity_loss": lambda: paired("multi_similarity_loss", 500, 0),
+    "batch_all": lambda: (
+        embeddings(500, 32),
+        lambda given: {"loss": F.triplet_loss(**given, margin=0.2, mining="batch_all")},
+    ),
     "one long sample": lambda: segmented("binary", (1, 1, 310, 413)),
     "many samples": lambda: segmented("multilabel", (9, 3, 60, 70)),
     "many classes": lambda: segmented("multiclass", (3, 11, 90, 50)),

@@ -2,6 +2,7 @@
 
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/distance_row.h"
+#include "kernels/cpu/grain.h"
 
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
 namespace {
@@ -204,19 +205,21 @@ std::int64_t once(const void*) { return 1; }
 
 template <class W>
 std::int64_t fill_grain(const void* plan) {
-  constexpr std::int64_t worthwhile = 2'000'000;  // multiply-adds
   const Plan<W>& p = as_plan<W>(plan);
   const std::int64_t side = p.panel * static_cast<std::int64_t>(kSliver<W>);
-  return divide_up(worthwhile, side * side * p.problem.x.d);
+  return worth_a_thread(side * side * p.problem.x.d);
 }
 
-std::int64_t few(const void*) { return 4; }
+template <class W, std::int64_t Rows>
+std::int64_t row_grain(const void* plan) {
+  return reading_worth_a_thread(as_plan<W>(plan).problem.x.d * Rows);
+}
 
 template <class W>
 constexpr Stage kStages[] = {
-    {&look_tasks<W>, &few, &look<W>},
+    {&look_tasks<W>, &row_grain<W, kRowBlock>, &look<W>},
     {&once, &once, &centre<W>},
-    {&pack_tasks<W>, &few, &pack<W>},
+    {&pack_tasks<W>, &row_grain<W, kSliver<W>>, &pack<W>},
     {&fill_tasks<W>, &fill_grain<W>, &fill<W>},
 };
 

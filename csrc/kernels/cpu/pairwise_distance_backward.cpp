@@ -1,5 +1,6 @@
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/gradient_rows.h"
+#include "kernels/cpu/grain.h"
 #include "kernels/pairwise_distance.h"
 
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
@@ -282,21 +283,24 @@ void gather(void* plan, std::int64_t begin, std::int64_t end) {
 }
 
 std::int64_t once(const void*) { return 1; }
-std::int64_t few(const void*) { return 4; }
-std::int64_t row_grain(const void*) { return 64; }
+
+template <class W, std::int64_t Rows>
+std::int64_t row_grain(const void* plan) {
+  return reading_worth_a_thread(as_plan<W>(plan).problem.x.d * Rows);
+}
+
 template <class W>
 std::int64_t gather_grain(const void* plan) {
-  constexpr std::int64_t worthwhile = 2'000'000;  // multiply-adds
   const Plan<W>& p = as_plan<W>(plan);
   const std::int64_t terms = smaller(p.problem.x.n, p.problem.y.n) * p.problem.x.d;
-  return divide_up(worthwhile, larger<std::int64_t>(1, terms * kWidth<W>));
+  return worth_a_thread(terms * kWidth<W>);
 }
 
 template <class W>
 constexpr Stage kStages[] = {
-    {&look_tasks<W>, &few, &look<W>},
+    {&look_tasks<W>, &row_grain<W, kRowBlock>, &look<W>},
     {&once, &once, &centre<W>},
-    {&row_tasks<W>, &row_grain, &pack_rows<W>},
+    {&row_tasks<W>, &row_grain<W, 1>, &pack_rows<W>},
     {&gather_tasks<W>, &gather_grain<W>, &gather<W>},
 };
 

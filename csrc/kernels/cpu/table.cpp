@@ -17,6 +17,8 @@ extern const PairwiseDistanceBackwardKernel pairwise_distance_backward_float32, 
 extern const BatchHardBackwardKernel batch_hard_backward_float32, batch_hard_backward_float64;
 extern const PairSumsKernel pair_sums_float32, pair_sums_float64;
 extern const PairSumsBackwardKernel pair_sums_backward_float32, pair_sums_backward_float64;
+extern const BatchAllKernel batch_all_float32, batch_all_float64;
+extern const BatchAllBackwardKernel batch_all_backward_float32, batch_all_backward_float64;
 extern const SegmentationLossKernel segmentation_loss_float32, segmentation_loss_float64;
 extern const SegmentationLossBackwardKernel segmentation_loss_backward_float32, segmentation_loss_backward_float64;
 
@@ -37,6 +39,8 @@ const KernelTable table = {
     .batch_hard_backward = {&batch_hard_backward_float32, &batch_hard_backward_float64},
     .pair_sums = {&pair_sums_float32, &pair_sums_float64},
     .pair_sums_backward = {&pair_sums_backward_float32, &pair_sums_backward_float64},
+    .batch_all = {&batch_all_float32, &batch_all_float64},
+    .batch_all_backward = {&batch_all_backward_float32, &batch_all_backward_float64},
     .segmentation_loss = {&segmentation_loss_float32, &segmentation_loss_float64},
     .segmentation_loss_backward = {&segmentation_loss_backward_float32, &segmentation_loss_backward_float64},
 };
