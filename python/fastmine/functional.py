@@ -722,7 +722,26 @@ def bce_loss(
 
 Temperature: TypeAlias = float | Tensor
 Similarity: TypeAlias = Literal["cosine", "dot"]
+Curve: TypeAlias = tuple[float, float, float]
 Form: TypeAlias = Literal["sum", "lse", "nce", "circle"]
+
+
+@overload
+def pair_sums(
+    embeddings: Tensor, labels: Tensor, *, valid: Tensor | None = None, ref_embeddings: Tensor | None = None,
+    ref_labels: Tensor | None = None, ref_valid: Tensor | None = None, positive_bound: Tensor | None = None,
+    negative_bound: Tensor | None = None, metric: Metric = "cosine", form: Form = "lse",
+    positive_curve: Curve = (-1.0, 1.0, 0.0), negative_curve: Curve = (-1.0, 1.0, 0.0),
+    return_evidence: Literal[False] = False,
+) -> Sums: ...  # fmt: skip
+@overload
+def pair_sums(
+    embeddings: Tensor, labels: Tensor, *, valid: Tensor | None = None, ref_embeddings: Tensor | None = None,
+    ref_labels: Tensor | None = None, ref_valid: Tensor | None = None, positive_bound: Tensor | None = None,
+    negative_bound: Tensor | None = None, metric: Metric = "cosine", form: Form = "lse",
+    positive_curve: Curve = (-1.0, 1.0, 0.0), negative_curve: Curve = (-1.0, 1.0, 0.0),
+    return_evidence: Literal[True],
+) -> tuple[Sums, MiningEvidence]: ...  # fmt: skip
 
 
 def pair_sums(
@@ -737,8 +756,8 @@ def pair_sums(
     negative_bound: Tensor | None = None,
     metric: Metric = "cosine",
     form: Form = "lse",
-    positive_curve: tuple[float, float, float] = (-1.0, 1.0, 0.0),
-    negative_curve: tuple[float, float, float] = (-1.0, 1.0, 0.0),
+    positive_curve: Curve = (-1.0, 1.0, 0.0),
+    negative_curve: Curve = (-1.0, 1.0, 0.0),
     return_evidence: bool = False,
 ) -> Sums | tuple[Sums, MiningEvidence]:
     r"""Per anchor, a few sums over its positive and over its negative pairs: what the losses below are made of.
@@ -753,7 +772,8 @@ def pair_sums(
     ``form="nce"``, over positives :math:`\sum \log(1 + e^{L - t})` with L that of the negatives.
     ``form="sum"`` leaves out what needs an exponential.
 
-    Returns :class:`~fastmine.reference.pair_sums.Sums`, float64, every field [N]; differentiable are distances,
+    The curves' default is the cosine, for ``metric="cosine"``. Returns
+    :class:`~fastmine.reference.pair_sums.Sums`, float64, every field [N]; differentiable are distances,
     log-sum-exps and ``nce``. Of no pairs a sum is 0 and a log-sum-exp -Inf. A row with a NaN or an Inf makes the
     sums of all who are paired with it NaN. Cost: O(N M D) time, no N x M memory, backward neither; the same bits
     at any number of threads. Errors are those of :func:`batch_hard`.
