@@ -109,6 +109,7 @@ def mined_batch(
     ref_embeddings: object,
     ref_labels: object,
     ref_valid: object,
+    self_index: object = None,
 ) -> None:
     """A labelled batch, with or without a labelled set of references."""
     x = matrix("embeddings", embeddings)
@@ -120,12 +121,30 @@ def mined_batch(
     if ref_embeddings is None:
         if ref_valid is not None:
             raise ValueError("ref_valid needs ref_embeddings and ref_labels; got it alone")
+        if self_index is not None:
+            raise ValueError("self_index needs ref_embeddings: without references no row is its own positive anyway")
         return
     refs = matrix("ref_embeddings", ref_embeddings)
     alike("embeddings", x, "ref_embeddings", refs)
     labels("ref_labels", ref_labels, "ref_embeddings", refs)
     if ref_valid is not None:
         mask("ref_valid", ref_valid, "ref_embeddings", refs)
+    if self_index is not None:
+        per_anchor("self_index", tensor("self_index", self_index, INTEGERS), x)
+
+
+def per_anchor(name: str, value: Tensor, x: Tensor) -> None:
+    """One entry per row of the embeddings, where they are."""
+    per_row(name, value, "embeddings", x)
+    same_device("embeddings", x, name, value)
+
+
+def anchor_weight(weight: object, x: Tensor) -> None:
+    """A constant weight for each anchor."""
+    found = tensor("weight", weight, FLOATING)
+    per_anchor("weight", found, x)
+    if found.requires_grad:
+        raise ValueError("weight is a constant of the loss; pass weight.detach()")
 
 
 def segmentation(logits_: object, target_: object, mode: str) -> None:
