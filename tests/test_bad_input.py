@@ -99,14 +99,14 @@ def test_triplet_loss_refuses(what: str) -> None:
 @pytest.mark.parametrize(
     ("weight", "error", "words"),
     [
-        (Y, TypeError, "weight must be a tensor of type"),
-        (Z[:2, 0], ValueError, r"weight must have shape \[4\]"),
-        (torch.ones(4, requires_grad=True), ValueError, r"pass weight.detach\(\)"),
+        (Y, TypeError, "sample_weight must be a tensor of type"),
+        (Z[:2, 0], ValueError, r"sample_weight must have shape \[4\]"),
+        (torch.ones(4, requires_grad=True), ValueError, r"pass sample_weight.detach\(\)"),
     ],
 )
 def test_weights_of_anchors_that_are_refused(weight: torch.Tensor, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
-        F.triplet_loss(Z, Y, weight=weight)
+        F.triplet_loss(Z, Y, sample_weight=weight)
 
 
 PAIRWISE: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = {

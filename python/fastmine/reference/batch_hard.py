@@ -106,7 +106,7 @@ def candidate_masks(
     valid: Tensor | None,
     ref_labels: Tensor | None,
     ref_valid: Tensor | None,
-    self_index: Tensor | None,
+    self_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Which (anchor, candidate) pairs are positive and which negative; an anchor is not its own positive.
 
