@@ -10,6 +10,7 @@ from torch import nn
 from ._base import EvidentLoss
 from .composite import CompositeLoss
 from .metric import TripletLoss
+from .proxies import ArcFaceLoss, CosFaceLoss, ProxyAnchorLoss
 from .segmentation import (
     BCELoss,
     CombinedSegmentationLoss,
@@ -21,13 +22,16 @@ from .segmentation import (
 )
 
 __all__ = [
+    "ArcFaceLoss",
     "BCELoss",
     "CombinedSegmentationLoss",
     "CompositeLoss",
+    "CosFaceLoss",
     "DiceLoss",
     "EvidentLoss",
     "FocalLoss",
     "IoULoss",
+    "ProxyAnchorLoss",
     "SegmentationLoss",
     "TripletLoss",
     "TverskyLoss",
@@ -35,11 +39,14 @@ __all__ = [
 ]
 
 _BY_NAME: dict[str, Callable[..., nn.Module]] = {
+    "arcface": ArcFaceLoss,
     "bce": BCELoss,
     "combined": CombinedSegmentationLoss,
+    "cosface": CosFaceLoss,
     "dice": DiceLoss,
     "focal": FocalLoss,
     "iou": IoULoss,
+    "proxy_anchor": ProxyAnchorLoss,
     "triplet": TripletLoss,
     "tversky": TverskyLoss,
 }
