@@ -164,7 +164,7 @@ def test_one_noun_in_every_room(name: str) -> None:
 
 FUNCTIONS = (
     "pairwise_distance", "batch_hard", "triplet_loss", "segmentation_loss", "dice_loss", "focal_loss", "bce_loss",
-    "iou_loss", "tversky_loss", "arcface_loss", "cosface_loss", "proxy_anchor_loss",
+    "iou_loss", "tversky_loss", "arcface_loss", "cosface_loss", "proxy_anchor_loss", "retrieval",
 )  # fmt: skip
 LOSSES = (
     "TripletLoss", "DiceLoss", "FocalLoss", "BCELoss", "IoULoss", "TverskyLoss", "CombinedSegmentationLoss",
