@@ -33,8 +33,9 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "numpy.py": ({"_native", "functional", "reference"}, {"numpy"}),
     "health": ({"", "health", "_evidence", "_version", "losses", "functional", "reference"}, {"torch", "numpy"}),
     "data": ({"data"}, {"torch", "numpy"}),
+    "distributed.py": ({"losses", "_check", "_evidence"}, {"torch"}),
 }
-PROGRAMS = ("recipes", "bench", "cli.py")
+PROGRAMS = ("recipes", "bench", "cli.py", "compat")
 
 
 def modules_of(room: str) -> list[Path]:
@@ -168,7 +169,7 @@ FUNCTIONS = (
 )  # fmt: skip
 LOSSES = (
     "TripletLoss", "DiceLoss", "FocalLoss", "BCELoss", "IoULoss", "TverskyLoss", "CombinedSegmentationLoss",
-    "CompositeLoss", "ArcFaceLoss", "CosFaceLoss", "ProxyAnchorLoss", "get_loss_function",
+    "CompositeLoss", "ArcFaceLoss", "CosFaceLoss", "ProxyAnchorLoss", "CrossBatchMemory", "get_loss_function",
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from ._base import EvidentLoss
 from .composite import CompositeLoss
+from .memory import CrossBatchMemory
 from .metric import TripletLoss
 from .proxies import ArcFaceLoss, CosFaceLoss, ProxyAnchorLoss
 from .segmentation import (
@@ -27,6 +28,7 @@ __all__ = [
     "CombinedSegmentationLoss",
     "CompositeLoss",
     "CosFaceLoss",
+    "CrossBatchMemory",
     "DiceLoss",
     "EvidentLoss",
     "FocalLoss",
