@@ -21,6 +21,7 @@ from torch.overrides import has_torch_function
 
 from . import __path__ as _folders
 from . import reference
+from .reference.batch_all import batch_all_backward, batch_all_forward
 from .reference.batch_hard import batch_hard_backward, mined_distance
 from .reference.pairwise_distance import pairwise_distance_backward, pairwise_distance_forward
 from .reference.segmentation_loss import segmentation_loss_backward
@@ -60,6 +61,18 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         """(Tensor grad, Tensor slopes, Tensor embeddings, Tensor? ref_embeddings, Tensor positive_index,
         Tensor negative_index, Tensor has_positive, Tensor has_negative, str metric) -> (Tensor, Tensor)""",
         triplet_loss_backward,
+    ),
+    "batch_all": (
+        """(Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddings, Tensor? ref_labels,
+        Tensor? ref_valid, str metric, float margin, float leak, str on_empty, str reduction, str average)
+        -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)""",
+        batch_all_forward,
+    ),
+    "batch_all_backward": (
+        """(Tensor grad, Tensor slopes, Tensor scale, Tensor embeddings, Tensor labels, Tensor? valid,
+        Tensor? ref_embeddings, Tensor? ref_labels, Tensor? ref_valid, Tensor positive_index, Tensor negative_index,
+        Tensor has_positive, Tensor has_negative, str metric, float margin, float leak) -> (Tensor, Tensor)""",
+        batch_all_backward,
     ),
     "segmentation_loss": (
         f"""(Tensor logits, Tensor target, Tensor? valid, str mode, float[] weights, float smooth, {_FOCAL},
@@ -163,6 +176,34 @@ def _triplet_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...
     return grad_x, None, None, None if refs is None else grad_refs, *[None] * 10
 
 
+def _batch_all_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *batch, ctx.metric, ctx.margin, ctx.leak, on_empty, reduction, average = inputs
+    ctx.policies = (on_empty, reduction, average)
+    _, *kept, evidence = output
+    ctx.save_for_backward(*batch, *kept)
+    ctx.mark_non_differentiable(*kept, evidence)
+    ctx.set_materialize_grads(False)
+
+
+def _batch_all_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 12
+    *batch, positive_index, negative_index, has_positive, has_negative, slopes, scale = ctx.saved_tensors
+    x, labels, valid, refs, ref_labels, ref_valid = batch
+    curve = (ctx.metric, ctx.margin, ctx.leak)
+    if torch.is_grad_enabled():
+
+        def run(x: Tensor, refs: Tensor | None) -> Tensor:
+            return reference.batch_all(x, labels, valid, refs, ref_labels, ref_valid, *curve, *ctx.policies)[0]
+
+        grad_x, grad_refs = _again(run, [x, refs], grad)
+    else:
+        grad_x, grad_refs = torch.ops.fastmine.batch_all_backward.default(
+            grad, slopes, scale, *batch, positive_index, negative_index, has_positive, has_negative, *curve
+        )
+    return grad_x, None, None, None if refs is None else grad_refs, *[None] * 8
+
+
 def _segmentation_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, target, valid, *ctx.options = inputs
     _, coefficients, evidence = output
@@ -250,6 +291,7 @@ pairwise_distance = _differentiable(
 )
 batch_hard = _differentiable("batch_hard", reference.batch_hard, _mining_setup, _mining_backward)
 triplet_loss = _differentiable("triplet_loss", reference.triplet_loss, _triplet_setup, _triplet_backward)
+batch_all = _differentiable("batch_all", reference.batch_all, _batch_all_setup, _batch_all_backward)
 segmentation_loss = _differentiable(
     "segmentation_loss", reference.segmentation_loss, _segmentation_setup, _segmentation_backward
 )

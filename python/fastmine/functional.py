@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import _check, _ops
 from ._evidence import MiningEvidence, SegmentationEvidence
+from .reference.batch_all import AVERAGES, BATCH_ALL_FIELDS
 from .reference.batch_hard import MINING_FIELDS, NEGATIVES, POSITIVES
 from .reference.margin_softmax import margin_softmax
 from .reference.pairwise_distance import METRICS
@@ -47,6 +48,8 @@ __all__ = [
 Metric: TypeAlias = Literal["euclidean", "sqeuclidean", "cosine", "dot"]
 Positive: TypeAlias = Literal["hardest", "easiest"]
 Negative: TypeAlias = Literal["hardest", "semi_hard"]
+Mining: TypeAlias = Literal["batch_hard", "batch_all"]
+Average: TypeAlias = Literal["active", "valid"]
 Margin: TypeAlias = float | Literal["soft", "leaky"]
 OnEmpty: TypeAlias = Literal["zero", "warn", "raise", "pull", "push"]
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
@@ -168,18 +171,18 @@ def batch_hard(
 @overload
 def triplet_loss(
     embeddings: Tensor, labels: Tensor, *, margin: Margin = 0.2, leak: float | None = None,
-    mining: Literal["batch_hard"] = "batch_hard", positive: Positive = "hardest",
-    negative: Negative = "hardest", valid: Tensor | None = None, ref_embeddings: Tensor | None = None,
-    ref_labels: Tensor | None = None, ref_valid: Tensor | None = None, metric: Metric = "euclidean",
-    on_empty: OnEmpty = "zero", reduction: Reduction = "mean", return_evidence: Literal[False] = False,
+    mining: Mining = "batch_hard", positive: Positive = "hardest", negative: Negative = "hardest",
+    valid: Tensor | None = None, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None,
+    ref_valid: Tensor | None = None, metric: Metric = "euclidean", on_empty: OnEmpty = "zero",
+    reduction: Reduction = "mean", average: Average = "active", return_evidence: Literal[False] = False,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def triplet_loss(
     embeddings: Tensor, labels: Tensor, *, margin: Margin = 0.2, leak: float | None = None,
-    mining: Literal["batch_hard"] = "batch_hard", positive: Positive = "hardest",
-    negative: Negative = "hardest", valid: Tensor | None = None, ref_embeddings: Tensor | None = None,
-    ref_labels: Tensor | None = None, ref_valid: Tensor | None = None, metric: Metric = "euclidean",
-    on_empty: OnEmpty = "zero", reduction: Reduction = "mean", return_evidence: Literal[True],
+    mining: Mining = "batch_hard", positive: Positive = "hardest", negative: Negative = "hardest",
+    valid: Tensor | None = None, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None,
+    ref_valid: Tensor | None = None, metric: Metric = "euclidean", on_empty: OnEmpty = "zero",
+    reduction: Reduction = "mean", average: Average = "active", return_evidence: Literal[True],
 ) -> tuple[Tensor, MiningEvidence]: ...  # fmt: skip
 
 
@@ -189,7 +192,7 @@ def triplet_loss(
     *,
     margin: Margin = 0.2,
     leak: float | None = None,
-    mining: Literal["batch_hard"] = "batch_hard",
+    mining: Mining = "batch_hard",
     positive: Positive = "hardest",
     negative: Negative = "hardest",
     valid: Tensor | None = None,
@@ -199,11 +202,13 @@ def triplet_loss(
     metric: Metric = "euclidean",
     on_empty: OnEmpty = "zero",
     reduction: Reduction = "mean",
+    average: Average = "active",
     return_evidence: bool = False,
 ) -> Tensor | tuple[Tensor, MiningEvidence]:
-    r"""The triplet loss on batch-hard pairs (arXiv:1703.07737), averaged over the valid anchors only.
+    r"""The triplet loss (arXiv:1703.07737), on one triplet of each valid anchor or on all of them.
 
-    With :math:`v_i = d(i, p_i) - d(i, n_i)` for the positive and negative that :func:`batch_hard` finds:
+    ``mining="batch_hard"``: with :math:`v_i = d(i, p_i) - d(i, n_i)` for the positive and negative that
+    :func:`batch_hard` finds, the mean over the valid anchors only:
 
     ================ ====================================================================
     margin           loss of an anchor
@@ -213,32 +218,45 @@ def triplet_loss(
     ``"leaky"``      the numeric form with m = 0 and s = 0.01 (or ``leak``)
     ================ ====================================================================
 
+    ``mining="batch_all"``: the same over every triplet, an anchor with a positive p and a negative n of it, exactly:
+    :math:`\sum_{p, n} \max(0, d(i, p) - d(i, n) + m)`, found by counting, in O(N M (D + log M)) time and without
+    anything of size N x M, let alone N^3. The mean is over the ``average="active"`` triplets, those above the kink
+    (with a leak, all), or over all ``"valid"`` ones. The soft margin cannot be counted, and ``positive`` and ``negative`` choose
+    nothing here.
+
     ``on_empty`` decides what a batch without a single valid anchor is worth: ``"zero"``, connected to the graph
     and with zero gradient; ``"warn"`` and ``"raise"``, the same and said aloud (they read one number from the
     device); ``"pull"``, the mean distance of the mined positives where no anchor has a negative; ``"push"``, the
     mean of softplus(margin - d) over the nearest negatives where no anchor has a positive. A hinge of zero
-    because every margin is met is no such batch: the evidence then has ``valid > 0`` and ``active == 0``.
+    because every margin is met is no such batch: the evidence then has ``valid > 0`` and ``active == 0``. Of all
+    triplets the evidence says for each anchor what batch-hard's does, and counts ``triplets`` and ``active_triplets``.
 
-    ``reduction="none"`` gives the loss of every anchor [N], 0 where not valid. A valid NaN or Inf row makes the
+    ``reduction="none"`` gives the loss of every anchor [N], of all triplets their sum, 0 where not valid. A valid NaN or Inf row makes the
     loss NaN, and the evidence counts it. The other arguments, costs and errors are those of :func:`batch_hard`;
     a negative or NaN margin is a ``ValueError``, and so is an empty batch under ``on_empty="raise"``.
     """
     _check.mined_batch(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid)
-    triplet_options(margin, leak, mining, positive, negative, metric, on_empty, reduction)
+    triplet_options(margin, leak, mining, positive, negative, metric, on_empty, reduction, average)
     shape, offset, slope = _margin(margin, leak)
-    loss, *_, evidence = _ops.triplet_loss(
-        embeddings, labels.long(), valid, ref_embeddings,
-        None if ref_labels is None else ref_labels.long(), ref_valid, metric, positive, negative,
-        shape, offset, slope, on_empty if on_empty in EMPTY_POLICIES else "zero", reduction,
+    batch = (
+        embeddings, labels.long(), valid, ref_embeddings, None if ref_labels is None else ref_labels.long(), ref_valid,
+        metric,
     )  # fmt: skip
-    if on_empty in ("warn", "raise") and evidence[_VALID] == 0:
-        _report_empty(MiningEvidence(evidence, TRIPLET_FIELDS), on_empty)
-    return (loss, MiningEvidence(evidence, TRIPLET_FIELDS)) if return_evidence else loss
+    policy = on_empty if on_empty in EMPTY_POLICIES else "zero"
+    if mining == "batch_all":
+        loss, *_, found = _ops.batch_all(*batch, offset, slope, policy, reduction, average)
+        evidence = MiningEvidence(found, BATCH_ALL_FIELDS)
+    else:
+        loss, *_, found = _ops.triplet_loss(*batch, positive, negative, shape, offset, slope, policy, reduction)
+        evidence = MiningEvidence(found, TRIPLET_FIELDS)
+    if on_empty in ("warn", "raise") and found[_VALID] == 0:
+        _report_empty(evidence, on_empty)
+    return (loss, evidence) if return_evidence else loss
 
 
 def triplet_options(
     margin: object, leak: object, mining: object, positive: object, negative: object,
-    metric: object, on_empty: object, reduction: object,
+    metric: object, on_empty: object, reduction: object, average: object,
 ) -> None:  # fmt: skip
     """Refuse what :func:`triplet_loss` could not use; losses call it when they are built."""
     if isinstance(margin, str):
@@ -249,9 +267,20 @@ def triplet_options(
         if margin == "soft":
             raise ValueError('leak has no meaning for margin="soft", whose loss is never flat; leave it out')
         _check.number("leak", leak, minimum=0.0, maximum=1.0)
-    _check.option("mining", mining, ("batch_hard",))
+    _check.option("mining", mining, ("batch_hard", "batch_all"))
     _check.option("positive", positive, POSITIVES)
     _check.option("negative", negative, NEGATIVES)
+    _check.option("average", average, AVERAGES)
+    if mining == "batch_all":
+        if margin == "soft":
+            raise ValueError(
+                'mining="batch_all" takes a margin that is a number, or "leaky": the soft margin needs each triplet by '
+                'itself; for a loss that is never flat set leak, or use mining="batch_hard"'
+            )
+        if (positive, negative) != ("hardest", "hardest"):
+            raise ValueError('mining="batch_all" takes every positive and negative; leave positive and negative out')
+    elif average != "active":
+        raise ValueError('average is for mining="batch_all"; batch-hard losses are means over the valid anchors')
     _check.option("metric", metric, METRICS)
     _check.option("on_empty", on_empty, ("zero", "warn", "raise", "pull", "push"))
     _check.option("reduction", reduction, REDUCTIONS)
