@@ -127,7 +127,9 @@ def _evaluate(
     scale = torch.where(spoiled, torch.nan, scale)
 
     empty = ~with_both.any()
-    total = term if reduction == "none" else term.sum() / counted.sum().clamp(min=1) if reduction == "mean" else term.sum()
+    total = (
+        term if reduction == "none" else term.sum() / counted.sum().clamp(min=1) if reduction == "mean" else term.sum()
+    )
     semi_hard = active & ~(d_p < d_n if metric == "dot" else d_n < d_p)
     counts = [active.sum(), semi_hard.sum(), triplets.sum(), above.sum()]
     return (
