@@ -64,6 +64,11 @@ class Case:
         return {**named, "evidence": evidence.tensor}
 
     @property
+    def answered_by(self) -> str:
+        """The op that answers, where one function asks several."""
+        return "batch_all" if self.options.get("mining") == "batch_all" else self.op
+
+    @property
     def size(self) -> int:
         """How many numbers a gradient has."""
         return sum(x.numel() for name, x in self.inputs().items() if name in DIFFERENTIABLE)
@@ -326,6 +331,38 @@ def _triplet() -> Iterator[Case]:
         yield Case("triplet_loss", name, build, {"margin": 1.0})
 
 
+def _batch_all() -> Iterator[Case]:
+    def case(name: str, build: Build, **options: Any) -> Case:
+        dtypes = FLOATS if name != "one_feature" else (torch.float64, torch.float32)  # exact ties, as above
+        options = {"mining": "batch_all", "margin": 1.0, **options}
+        smooth = not name.endswith(tuple(KINKED))
+        return Case("triplet_loss", f"batch_all-{name}", build, options, dtypes, curved=smooth)
+
+    for name in ("plain", "masked", "references_masked", *RAGGED):
+        for metric in METRICS:
+            yield case(f"{name}-{metric}", {**BATCHES, **RAGGED}[name], metric=metric)
+    for leak in (0.0, 0.2):
+        for average in ("active", "valid"):
+            for reduction in ("mean", "sum", "none"):
+                options = {"leak": leak, "average": average, "reduction": reduction, "metric": "cosine"}
+                yield case(f"{leak:g}-{average}-{reduction}", BATCHES["masked"], **options)
+    yield case("leaky", BATCHES["references"], margin="leaky", metric="dot")
+    yield case("no_margin", BATCHES["plain"], margin=0.0)
+    for kind in ("hard", "semi_hard"):
+        for name in ("plain", "references_masked", "collapsed", "ragged"):
+            yield case(f"{kind}-{name}", {**BATCHES, **KINKED, **RAGGED}[name], triplets=kind)
+        yield case(f"{kind}-valid", BATCHES["masked"], triplets=kind, average="valid", metric="dot")
+        yield case(f"{kind}-ragged_classes", labelled(130, 5, 2), triplets=kind, reduction="none")
+    for name, build in {**BATCHES, **KINKED}.items():
+        yield case(name, build)
+    for policy in ("pull", "push"):
+        for name in ("all_unique", "one_class", "no_references", "plain"):
+            yield case(f"{policy}-{name}", BATCHES[name], on_empty=policy)
+    # Classes of more than 40, whose thresholds are bisected; more references than one tile.
+    yield case("ragged_classes", labelled(150, 5, 2, masked=True), leak=0.1)
+    yield case("ragged_tiles", labelled(101, 7, 3, 403), metric="sqeuclidean")
+
+
 # --- segmentation --------------------------------------------------------------------------------------------------
 
 ALL_TERMS: dict[str, dict[str, float]] = {
@@ -415,7 +452,7 @@ def _segmentation() -> Iterator[Case]:
         yield case(f"{name.rstrip('_')}_unmasked", mode, maps(mode, shape))
 
 
-CASES: tuple[Case, ...] = (*_pairwise(), *_mining(), *_triplet(), *_segmentation())
+CASES: tuple[Case, ...] = (*_pairwise(), *_mining(), *_triplet(), *_batch_all(), *_segmentation())
 LAID_OUT: tuple[tuple[Case, str], ...] = tuple(_laid_out())
 SMALL: tuple[Case, ...] = tuple(case for case in CASES if case.size <= 64)
 DIFFERENTIATED: tuple[Case, ...] = tuple(case for case in SMALL if case.curved and case.size)

@@ -70,6 +70,45 @@ def batch_hard(
     return found
 
 
+def batch_all(
+    embeddings: Rows, labels: Sequence[int], valid: Sequence[bool] | None = None,
+    ref_embeddings: Rows | None = None, ref_labels: Sequence[int] | None = None,
+    ref_valid: Sequence[bool] | None = None, *, metric: str = "euclidean", margin: float | str = 0.2,
+    leak: float | None = None, on_empty: str = "zero", reduction: str = "mean", triplets: str = "all",
+    average: str = "active",
+) -> float | list[float]:  # fmt: skip
+    """The loss over every triplet, listed one by one; in a batch without any, that of the hardest pairs."""
+    apart = ref_embeddings is not None
+    others, other_labels = (ref_embeddings, ref_labels) if apart else (embeddings, labels)
+    other_valid = ref_valid if apart else valid
+    assert others is not None
+    assert other_labels is not None
+    sign = -1.0 if metric == "dot" else 1.0
+    offset = 0.0 if isinstance(margin, str) else margin
+    slope = 0.01 if margin == "leaky" and leak is None else leak or 0.0
+    seen = [j for j in range(len(others)) if other_valid is None or other_valid[j]]
+    wanted = {
+        "all": lambda v: True, "hard": lambda v: v > offset, "semi_hard": lambda v: 0 < v <= offset,
+    }[triplets]  # fmt: skip
+    sums, number, active = [], 0, 0
+    for i, anchor in enumerate(embeddings):
+        violations = [
+            sign * (distance(anchor, others[p], metric) - distance(anchor, others[n], metric)) + offset
+            for p in seen if other_labels[p] == labels[i] and (apart or p != i)
+            for n in seen if other_labels[n] != labels[i]
+        ] if valid is None or valid[i] else []  # fmt: skip
+        sums.append(math.fsum(v if v > 0 else slope * v for v in violations if wanted(v)))
+        number += len(violations)
+        active += sum(v > 0 and wanted(v) for v in violations)
+    if not number:
+        pairs = batch_hard(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric=metric)
+        return triplet_loss(pairs, margin=margin, leak=leak, metric=metric, on_empty=on_empty, reduction=reduction)
+    if reduction == "none":
+        return sums
+    counted = number if average == "valid" or slope else max(active, 1)
+    return math.fsum(sums) / counted if reduction == "mean" else math.fsum(sums)
+
+
 def _pick(candidates: list[tuple[float, int, float]], *, farthest: bool) -> tuple[float, int, float] | None:
     best = None
     for candidate in candidates:

@@ -22,6 +22,8 @@ ROWS = (
     "batch_hard-references_masked-euclidean-hardest-semi_hard",
     "triplet_loss-hinge-sum",
     "triplet_loss-pull-one_class-euclidean",
+    "triplet_loss-batch_all-masked-euclidean",
+    "triplet_loss-batch_all-pull-one_class",
     "segmentation_loss-binary-valid_element",
     "segmentation_loss-multiclass-all-mean",
 )

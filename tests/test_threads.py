@@ -59,6 +59,10 @@ WORK: dict[str, Callable[[], tuple[Inputs, Callable[[Inputs], Inputs]]]] = {
     "batch_hard to references": lambda: mined(300, 517, "dot"),
     "triplet_loss": lambda: triplet(650, 0.2),
     "triplet_loss soft": lambda: triplet(129, "soft"),
+    "batch_all": lambda: (
+        embeddings(500, 32),
+        lambda given: {"loss": F.triplet_loss(**given, margin=0.2, mining="batch_all")},
+    ),
     "one long sample": lambda: segmented("binary", (1, 1, 310, 413)),
     "many samples": lambda: segmented("multilabel", (9, 3, 60, 70)),
     "many classes": lambda: segmented("multiclass", (3, 11, 90, 50)),

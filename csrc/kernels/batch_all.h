@@ -2,9 +2,13 @@
 //
 // With thresholds t_p = d_p + margin, an anchor's sum of max(0, t_p - d_n) over its pairs of a positive and a negative
 // needs for each negative only how many thresholds are above it, and for each positive how many negatives are below its
-// threshold. A tile of distances is ranked among the anchor's thresholds where it lies in the cache: against all of them
-// where they are few, else by bisection. Of a similarity the negative acts as a distance. With a leak s the sum is of
-// max(s v, v), linear in the counts too.
+// threshold. A tile of distances is ranked among the anchor's thresholds where it lies in the cache: against all of
+// them where they are few, else by bisection. Of a similarity the negative acts as a distance. With a leak s the sum is
+// of max(s v, v), linear in the counts too.
+//
+// Instead of all triplets, only the hard ones may count, whose negative is nearer than their positive, or the semi-hard
+// ones, whose negative is not, but within the margin: then the thresholds are the positives, or the counts a
+// difference.
 //
 // Only the anchors in `use` are looked at: mining tells which have a triplet above the kink at all.
 //
@@ -14,7 +18,7 @@
 // working type, and where those would cancel, differences in float64.
 //
 // Cost: u m d multiply-adds forward, 3 u m d back, for u anchors in use; memory of a packed copy of each side in
-// float64 and one in the working type, and for the backward pass of at most 32 partial gradients of the references, 64
+// float64 and one in the working type, and for the backward pass of at most 16 partial gradients of the references, 64
 // MiB of them or four. Deterministic at any number of threads: what a task adds up is cut by the problem.
 #pragma once
 
@@ -23,6 +27,8 @@
 #include "kernels/stage.h"
 
 namespace fastmine {
+
+enum class Triplets : std::uint8_t { all, hard, semi_hard };
 
 struct BatchAll {
   Rows x;
@@ -33,14 +39,15 @@ struct BatchAll {
   const bool* ref_valid;
   bool self;
   Metric metric;
+  Triplets kind;
   double margin;
-  double leak;
+  double leak;      // 0 unless all triplets count
   const bool* use;  // [x.n]: anchors whose sum is wanted; they and all that they see are finite
 
   // Out, each [x.n].
   double* triplets;  // positives times negatives, of every anchor that takes part
   double* sum;       // over the triplets of the anchor; 0 unless in use
-  double* active;    // of these, above the kink
+  double* active;    // of these, the ones that count and are above the kink
 };
 
 using BatchAllKernel = StagedKernel<BatchAll>;
@@ -70,6 +77,7 @@ struct BatchAllFormula {
   const double* sum;
   const double* active;
   Metric metric;
+  Triplets kind;
   double margin;
   double leak;
   Reduction reduction;

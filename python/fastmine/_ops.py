@@ -64,14 +64,16 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
     ),
     "batch_all": (
         """(Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddings, Tensor? ref_labels,
-        Tensor? ref_valid, str metric, float margin, float leak, str on_empty, str reduction, str average)
+        Tensor? ref_valid, str metric, str triplets, float margin, float leak, str on_empty, str reduction,
+        str average)
         -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)""",
         batch_all_forward,
     ),
     "batch_all_backward": (
         """(Tensor grad, Tensor slopes, Tensor scale, Tensor embeddings, Tensor labels, Tensor? valid,
         Tensor? ref_embeddings, Tensor? ref_labels, Tensor? ref_valid, Tensor positive_index, Tensor negative_index,
-        Tensor has_positive, Tensor has_negative, str metric, float margin, float leak) -> (Tensor, Tensor)""",
+        Tensor has_positive, Tensor has_negative, str metric, str triplets, float margin, float leak)
+        -> (Tensor, Tensor)""",
         batch_all_backward,
     ),
     "segmentation_loss": (
@@ -177,8 +179,8 @@ def _triplet_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...
 
 
 def _batch_all_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *batch, ctx.metric, ctx.margin, ctx.leak, on_empty, reduction, average = inputs
-    ctx.policies = (on_empty, reduction, average)
+    *batch, metric, triplets, margin, leak, on_empty, reduction, average = inputs
+    ctx.curve, ctx.policies = (metric, triplets, margin, leak), (on_empty, reduction, average)
     _, *kept, evidence = output
     ctx.save_for_backward(*batch, *kept)
     ctx.mark_non_differentiable(*kept, evidence)
@@ -187,21 +189,20 @@ def _batch_all_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ..
 
 def _batch_all_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
     if grad is None:
-        return (None,) * 12
+        return (None,) * 13
     *batch, positive_index, negative_index, has_positive, has_negative, slopes, scale = ctx.saved_tensors
     x, labels, valid, refs, ref_labels, ref_valid = batch
-    curve = (ctx.metric, ctx.margin, ctx.leak)
     if torch.is_grad_enabled():
 
         def run(x: Tensor, refs: Tensor | None) -> Tensor:
-            return reference.batch_all(x, labels, valid, refs, ref_labels, ref_valid, *curve, *ctx.policies)[0]
+            return reference.batch_all(x, labels, valid, refs, ref_labels, ref_valid, *ctx.curve, *ctx.policies)[0]
 
         grad_x, grad_refs = _again(run, [x, refs], grad)
     else:
         grad_x, grad_refs = torch.ops.fastmine.batch_all_backward.default(
-            grad, slopes, scale, *batch, positive_index, negative_index, has_positive, has_negative, *curve
+            grad, slopes, scale, *batch, positive_index, negative_index, has_positive, has_negative, *ctx.curve
         )
-    return grad_x, None, None, None if refs is None else grad_refs, *[None] * 8
+    return grad_x, None, None, None if refs is None else grad_refs, *[None] * 9
 
 
 def _segmentation_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

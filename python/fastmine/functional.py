@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import _check, _ops
 from ._evidence import MiningEvidence, SegmentationEvidence
-from .reference.batch_all import AVERAGES, BATCH_ALL_FIELDS
+from .reference.batch_all import AVERAGES, BATCH_ALL_FIELDS, TRIPLETS
 from .reference.batch_hard import MINING_FIELDS, NEGATIVES, POSITIVES
 from .reference.margin_softmax import margin_softmax
 from .reference.pairwise_distance import METRICS
@@ -49,6 +49,7 @@ Metric: TypeAlias = Literal["euclidean", "sqeuclidean", "cosine", "dot"]
 Positive: TypeAlias = Literal["hardest", "easiest"]
 Negative: TypeAlias = Literal["hardest", "semi_hard"]
 Mining: TypeAlias = Literal["batch_hard", "batch_all"]
+Triplets: TypeAlias = Literal["all", "hard", "semi_hard"]
 Average: TypeAlias = Literal["active", "valid"]
 Margin: TypeAlias = float | Literal["soft", "leaky"]
 OnEmpty: TypeAlias = Literal["zero", "warn", "raise", "pull", "push"]
@@ -174,7 +175,8 @@ def triplet_loss(
     mining: Mining = "batch_hard", positive: Positive = "hardest", negative: Negative = "hardest",
     valid: Tensor | None = None, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None,
     ref_valid: Tensor | None = None, metric: Metric = "euclidean", on_empty: OnEmpty = "zero",
-    reduction: Reduction = "mean", average: Average = "active", return_evidence: Literal[False] = False,
+    reduction: Reduction = "mean", triplets: Triplets = "all", average: Average = "active",
+    return_evidence: Literal[False] = False,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def triplet_loss(
@@ -182,7 +184,8 @@ def triplet_loss(
     mining: Mining = "batch_hard", positive: Positive = "hardest", negative: Negative = "hardest",
     valid: Tensor | None = None, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None,
     ref_valid: Tensor | None = None, metric: Metric = "euclidean", on_empty: OnEmpty = "zero",
-    reduction: Reduction = "mean", average: Average = "active", return_evidence: Literal[True],
+    reduction: Reduction = "mean", triplets: Triplets = "all", average: Average = "active",
+    return_evidence: Literal[True],
 ) -> tuple[Tensor, MiningEvidence]: ...  # fmt: skip
 
 
@@ -202,6 +205,7 @@ def triplet_loss(
     metric: Metric = "euclidean",
     on_empty: OnEmpty = "zero",
     reduction: Reduction = "mean",
+    triplets: Triplets = "all",
     average: Average = "active",
     return_evidence: bool = False,
 ) -> Tensor | tuple[Tensor, MiningEvidence]:
@@ -220,9 +224,10 @@ def triplet_loss(
 
     ``mining="batch_all"``: the same over every triplet, an anchor with a positive p and a negative n of it, exactly:
     :math:`\sum_{p, n} \max(0, d(i, p) - d(i, n) + m)`, found by counting, in O(N M (D + log M)) time and without
-    anything of size N x M, let alone N^3. The mean is over the ``average="active"`` triplets, those above the kink
-    (with a leak, all), or over all ``"valid"`` ones. The soft margin cannot be counted, and ``positive`` and ``negative`` choose
-    nothing here.
+    anything of size N x M, let alone N^3. ``triplets="hard"`` counts those alone whose negative is nearer than their
+    positive, ``"semi_hard"`` those with d(i, p) <= d(i, n) < d(i, p) + m. The mean is over the ``average="active"``
+    triplets, which count and are above the kink (with a leak, all), or over all ``"valid"`` ones. The soft margin
+    cannot be counted, and ``positive`` and ``negative`` choose nothing here.
 
     ``on_empty`` decides what a batch without a single valid anchor is worth: ``"zero"``, connected to the graph
     and with zero gradient; ``"warn"`` and ``"raise"``, the same and said aloud (they read one number from the
@@ -231,12 +236,13 @@ def triplet_loss(
     because every margin is met is no such batch: the evidence then has ``valid > 0`` and ``active == 0``. Of all
     triplets the evidence says for each anchor what batch-hard's does, and counts ``triplets`` and ``active_triplets``.
 
-    ``reduction="none"`` gives the loss of every anchor [N], of all triplets their sum, 0 where not valid. A valid NaN or Inf row makes the
-    loss NaN, and the evidence counts it. The other arguments, costs and errors are those of :func:`batch_hard`;
-    a negative or NaN margin is a ``ValueError``, and so is an empty batch under ``on_empty="raise"``.
+    ``reduction="none"`` gives the loss of every anchor [N], of all triplets their sum, 0 where not valid. A valid
+    NaN or Inf row makes the loss NaN, and the evidence counts it. The other arguments, costs and errors are those of
+    :func:`batch_hard`; a negative or NaN margin is a ``ValueError``, and so is an empty batch under
+    ``on_empty="raise"``.
     """
     _check.mined_batch(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid)
-    triplet_options(margin, leak, mining, positive, negative, metric, on_empty, reduction, average)
+    triplet_options(margin, leak, mining, positive, negative, metric, on_empty, reduction, triplets, average)
     shape, offset, slope = _margin(margin, leak)
     batch = (
         embeddings, labels.long(), valid, ref_embeddings, None if ref_labels is None else ref_labels.long(), ref_valid,
@@ -244,7 +250,7 @@ def triplet_loss(
     )  # fmt: skip
     policy = on_empty if on_empty in EMPTY_POLICIES else "zero"
     if mining == "batch_all":
-        loss, *_, found = _ops.batch_all(*batch, offset, slope, policy, reduction, average)
+        loss, *_, found = _ops.batch_all(*batch, triplets, offset, slope, policy, reduction, average)
         evidence = MiningEvidence(found, BATCH_ALL_FIELDS)
     else:
         loss, *_, found = _ops.triplet_loss(*batch, positive, negative, shape, offset, slope, policy, reduction)
@@ -256,7 +262,8 @@ def triplet_loss(
 
 def triplet_options(
     margin: object, leak: object, mining: object, positive: object, negative: object,
-    metric: object, on_empty: object, reduction: object, average: object,
+    metric: object, on_empty: object, reduction: object, triplets: object,
+    average: object,
 ) -> None:  # fmt: skip
     """Refuse what :func:`triplet_loss` could not use; losses call it when they are built."""
     if isinstance(margin, str):
@@ -270,6 +277,7 @@ def triplet_options(
     _check.option("mining", mining, ("batch_hard", "batch_all"))
     _check.option("positive", positive, POSITIVES)
     _check.option("negative", negative, NEGATIVES)
+    _check.option("triplets", triplets, TRIPLETS)
     _check.option("average", average, AVERAGES)
     if mining == "batch_all":
         if margin == "soft":
@@ -279,8 +287,10 @@ def triplet_options(
             )
         if (positive, negative) != ("hardest", "hardest"):
             raise ValueError('mining="batch_all" takes every positive and negative; leave positive and negative out')
-    elif average != "active":
-        raise ValueError('average is for mining="batch_all"; batch-hard losses are means over the valid anchors')
+        if triplets != "all" and (leak or margin == "leaky"):
+            raise ValueError(f'a leak is for triplets="all"; "{triplets}" leaves out those that it would serve')
+    elif (triplets, average) != ("all", "active"):
+        raise ValueError('triplets and average are for mining="batch_all"; batch-hard has one triplet of each anchor')
     _check.option("metric", metric, METRICS)
     _check.option("on_empty", on_empty, ("zero", "warn", "raise", "pull", "push"))
     _check.option("reduction", reduction, REDUCTIONS)

@@ -36,20 +36,21 @@ FASTMINE_INLINE void add_negatives(const double* row, const double* rank, std::i
   pushed.plain += sum_lanes(plain);
 }
 
-/// The sum over the triplets of anchor r, and how many are above the kink. A threshold counts once for each negative
-/// below it, a negative minus once for each threshold above it; with a leak, all of them for all, that much.
+/// The sum over the triplets of anchor r that count, and how many do. A positive plus the margin counts once for each
+/// such triplet, a negative minus once; with a leak, in all other triplets that much.
 template <class W>
 void write_sum(const Plan<W>& p, const Block& block, const Scratch<W>& scratch, std::int64_t r, const Pushed& pushed) {
-  const double* threshold = scratch.threshold + r * p.stride;
-  const double* below = scratch.below + r * p.stride;
+  const double* positive = scratch.ascending + block.offset[r];
+  const double* below = scratch.below + block.offset[r];
   double ranked = 0, plain = 0, active = 0;
   for (std::int64_t k = 0; k < block.positives[r]; ++k) {
-    ranked += threshold[k] * below[k];
-    plain += threshold[k];
+    const double threshold = positive[k] + p.problem.margin;
+    ranked += threshold * below[k];
+    plain += threshold;
     active += below[k];
   }
-  const double all = plain * static_cast<double>(block.negatives[r]) -
-                     pushed.plain * static_cast<double>(block.positives[r]);
+  const double all =
+      plain * static_cast<double>(block.negatives[r]) - pushed.plain * static_cast<double>(block.positives[r]);
   const double leak = p.problem.leak, above = ranked - pushed.ranked;
   const std::int64_t i = p.a.row(block.first + r);
   p.problem.sum[i] = leak == 0 ? above : leak * all + (1 - leak) * above;
@@ -60,14 +61,14 @@ template <class W>
 void sum_block(const Plan<W>& p, std::int64_t number, const Scratch<W>& scratch) {
   double rank[kReferences];
   Pushed pushed[kAnchors] = {};
-  const Block block = find_thresholds(p, number, scratch);
+  const Block block = find_positives(p, number, scratch);
   for_tiles(p, block.first, scratch.tile, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = 0; r < block.height(); ++r) {
       rank_row(p, block, scratch, r, begin, end, rank);
       add_negatives(scratch.tile + r * kReferences, rank, end - begin, pushed[r]);
     }
   });
-  finish_counts(p, block, scratch);
+  finish_counts(block, scratch);
   for (std::int64_t r = 0; r < block.height(); ++r) {
     write_sum(p, block, scratch, r, pushed[r]);
   }

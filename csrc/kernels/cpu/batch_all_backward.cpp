@@ -36,9 +36,9 @@ struct Gradient : Plan<W> {
   Columns<W> anchors, references;
   std::int64_t* x_position;  // per row of x its position in a, -1 without one; per row of y in b
   std::int64_t* y_position;
-  double* x_sums;            // [x.n, wide]: of each anchor in use, by row; with one set of all rows, in the end
-  double* x_total;           // [x.n]: the sum of its row of H
-  double* y_sums;            // [y.n, wide], in the end; null with one set
+  double* x_sums;                  // [x.n, wide]: of each anchor in use, by row; with one set of all rows, in the end
+  double* x_total;                 // [x.n]: the sum of its row of H
+  double* y_sums;                  // [y.n, wide], in the end; null with one set
   Columns<W> partial[kMostParts];  // per part: sums of the references, by position
   double* y_total[kMostParts];
   bool spoiled;  // some anchor sees a NaN: the gradient of all that it sees is NaN
@@ -128,8 +128,7 @@ void pack_columns(void* plan, std::int64_t begin, std::int64_t end) {
   const Gradient<W>& p = as_gradient<W>(plan);
   for (std::int64_t t = begin; t < end; ++t) {
     const std::int64_t k = t - p.a.count;
-    k < 0 ? pack_row(p.x, p.centre, p.a.row(t), t, p.anchors)
-          : pack_row(p.y, p.centre, p.b.row(k), k, p.references);
+    k < 0 ? pack_row(p.x, p.centre, p.a.row(t), t, p.anchors) : pack_row(p.y, p.centre, p.b.row(k), k, p.references);
   }
 }
 
@@ -186,7 +185,9 @@ FASTMINE_INLINE bool weigh(const Walk<W>& walk, std::int64_t i, std::int64_t r, 
       w = by * 2;
     }
     if (metric != Metric::dot) {
-      const V key = metric == Metric::euclidean ? closeness * closeness : metric == Metric::cosine ? closeness * 2 : closeness;
+      const V key = metric == Metric::euclidean ? closeness * closeness
+                    : metric == Metric::cosine  ? closeness * 2
+                                                : closeness;
       const auto is_close = (key < (own + load(p.b.c + begin + c)) * kClose + 0x1p-100) & (w != 0);
       close |= is_close;
       w = select(is_close, V{}, w);
@@ -203,8 +204,11 @@ FASTMINE_INLINE bool weigh(const Walk<W>& walk, std::int64_t i, std::int64_t r, 
   p.x_total[x_row] += sum_lanes(total);
   for (std::int64_t c = 0; any(close) && c < width; ++c) {
     const double closeness = row[c], by = slope[c];
-    const double key = metric == Metric::euclidean ? closeness * closeness : metric == Metric::cosine ? closeness * 2 : closeness;
-    if (by != 0 && key < (own + p.b.c[begin + c]) * kClose + 0x1p-100 && !(metric == Metric::euclidean && closeness == 0)) {
+    const double key = metric == Metric::euclidean ? closeness * closeness
+                       : metric == Metric::cosine  ? closeness * 2
+                                                   : closeness;
+    if (by != 0 && key < (own + p.b.c[begin + c]) * kClose + 0x1p-100 &&
+        !(metric == Metric::euclidean && closeness == 0)) {
       const double w = metric == Metric::euclidean ? by / closeness : metric == Metric::sqeuclidean ? by * 2 : by;
       pull(p, x_row, p.b.row(begin + c), w, p.x_sums + x_row * p.wide(), walk.partial, begin + c);
     }
@@ -236,9 +240,8 @@ void multiply_panel(const Walk<W>& walk, const Block& block, std::int64_t panel,
   const std::int64_t height = block.height(), filled = smaller(width, p.b.count - begin);
   alignas(64) W out[kTileRows<W> * kSliver<W>];
   for (std::int64_t r = 0; r < height; r += rows) {
-    dot_tile<W, kTileRows<W>, Vectors, false, line, 1>(walk.scratch.weight + r * kReferences,
-                                                       p.references.row(panel, begin),
-                                                       static_cast<std::size_t>(filled), out);
+    dot_tile<W, kTileRows<W>, Vectors, false, line, 1>(
+        walk.scratch.weight + r * kReferences, p.references.row(panel, begin), static_cast<std::size_t>(filled), out);
     for (std::int64_t k = r; k < smaller(r + rows, height); ++k) {
       double* sum = p.x_sums + p.a.row(block.first + k) * p.wide() + panel * kWidth<W>;
       for (std::size_t c = 0; c < Vectors * lanes<W>; c += lanes<double>) {
@@ -267,7 +270,8 @@ void multiply(const Walk<W>& walk, const Block& block, std::int64_t begin, std::
 
 // --- gather ----------------------------------------------------------------------------------------------------------
 
-/// The negatives of a tile: each is pushed by every threshold above it, and with a leak by the others that much.
+/// The negatives of a tile: each is pushed by every triplet it is part of that counts, and with a leak by
+/// the others that much.
 template <class W>
 void push_negatives(const Walk<W>& walk, const Block& block, std::int64_t begin, std::int64_t end) {
   const Gradient<W>& p = walk.p;
@@ -291,23 +295,22 @@ void push_negatives(const Walk<W>& walk, const Block& block, std::int64_t begin,
   }
 }
 
-/// The number of negatives below the threshold of this closeness.
+/// The number of triplets that a positive of this closeness is part of.
 template <class W>
-double negatives_below(const Walk<W>& walk, const Block& block, std::int64_t r, double closeness) {
-  const double own = closeness + walk.p.problem.margin;
-  const double* threshold = walk.scratch.threshold + r * walk.p.stride;
-  std::int64_t first = 0;  // the first threshold that is not less: its own, or an equal one
+double triplets_of(const Walk<W>& walk, const Block& block, std::int64_t r, double closeness) {
+  const double* positive = walk.scratch.ascending + block.offset[r];
+  std::int64_t first = 0;  // the first that is not less: it, or an equal one
   for (std::int64_t left = block.positives[r]; left > 0;) {
     const std::int64_t half = left / 2;
-    const bool less = threshold[first + half] < own;
+    const bool less = positive[first + half] < closeness;
     first = less ? first + half + 1 : first;
     left = less ? left - half - 1 : half;
   }
-  return walk.scratch.below[r * walk.p.stride + first];
+  return walk.scratch.below[block.offset[r] + first];
 }
 
-/// The positives of a block at positions begin .. end: each is pulled by every negative below its threshold, and with a
-/// leak by the others that much. `seen` counts each anchor's positives at earlier positions.
+/// The positives of a block at positions begin .. end: each is pulled by every triplet it is part of that counts, and
+/// with a leak by the others that much. `seen` counts each anchor's positives at earlier positions.
 template <class W>
 void pull_positives(const Walk<W>& walk, const Block& block, std::int64_t begin, std::int64_t end, std::int64_t* seen) {
   const Gradient<W>& p = walk.p;
@@ -320,9 +323,9 @@ void pull_positives(const Walk<W>& walk, const Block& block, std::int64_t begin,
     double* row = walk.scratch.tile + r * kReferences;
     double slope[kReferences] = {};
     for_positives(p, i, begin, end, [&](std::int64_t j) {
-      const double closeness = walk.scratch.positive[r * p.stride + seen[r]++];
+      const double closeness = walk.scratch.positive[block.offset[r] + seen[r]++];
       row[j - begin] = closeness;
-      slope[j - begin] = weight * (always + (1 - leak) * negatives_below(walk, block, r, closeness));
+      slope[j - begin] = weight * (always + (1 - leak) * triplets_of(walk, block, r, closeness));
     });
     drop_fixed(p, i, begin, end - begin, slope);
     some |= weigh(walk, i, r, begin, end - begin, slope);
@@ -356,7 +359,7 @@ void gather_part(const Gradient<W>& p, std::int64_t part) {
   __builtin_memset(partial.data, 0, static_cast<std::size_t>(p.wide() * partial.stride) * sizeof(W));
   __builtin_memset(walk.y_total, 0, static_cast<std::size_t>(partial.stride) * sizeof(double));
   for (std::int64_t number = p.first_block(part); number < p.first_block(part + 1); ++number) {
-    const Block block = find_thresholds(p, number, scratch);
+    const Block block = find_positives(p, number, scratch);
     for (std::int64_t i = block.first; i < block.end; ++i) {
       const std::int64_t row = p.a.row(i);
       p.x_total[row] = 0;
@@ -364,7 +367,7 @@ void gather_part(const Gradient<W>& p, std::int64_t part) {
     }
     for_tiles(p, block.first, scratch.tile,
               [&](std::int64_t begin, std::int64_t end) { push_negatives(walk, block, begin, end); });
-    finish_counts(p, block, scratch);
+    finish_counts(block, scratch);
     pull_all_positives(walk, block);
   }
 }
@@ -462,8 +465,8 @@ void finish(void* plan, std::int64_t begin, std::int64_t end) {
     if (of_y) {
       finish_row(p, set, i, false, p.y_position[i], seen, p.y_sums + i * p.wide(), p.outer.grad_y);
     } else {
-      finish_row(p, set, i, p.x_position[i] >= 0, self ? p.y_position[i] : -1,
-                 self ? seen : is_nan(p.outer.weight[i]), p.x_sums + i * p.wide(), p.outer.grad_x);
+      finish_row(p, set, i, p.x_position[i] >= 0, self ? p.y_position[i] : -1, self ? seen : is_nan(p.outer.weight[i]),
+                 p.x_sums + i * p.wide(), p.outer.grad_x);
     }
   }
 }
@@ -472,12 +475,9 @@ std::int64_t some_rows(const void*) { return 64; }
 
 template <class W>
 constexpr Stage kStages[] = {
-    {&look_tasks<Gradient<W>>, &few, &look<Gradient<W>>},
-    {&once, &once, &group_positions<W>},
-    {&pack_tasks<Gradient<W>>, &few, &pack<Gradient<W>>},
-    {&once, &once, &measure<Gradient<W>>},
-    {&column_tasks<W>, &some_rows, &pack_columns<W>},
-    {&gather_tasks<W>, &once, &gather<W>},
+    {&look_tasks<Gradient<W>>, &few, &look<Gradient<W>>}, {&once, &once, &group_positions<W>},
+    {&pack_tasks<Gradient<W>>, &few, &pack<Gradient<W>>}, {&once, &once, &measure<Gradient<W>>},
+    {&column_tasks<W>, &some_rows, &pack_columns<W>},     {&gather_tasks<W>, &once, &gather<W>},
     {&finish_tasks<W>, &some_rows, &finish<W>},
 };
 

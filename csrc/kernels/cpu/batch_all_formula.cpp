@@ -25,9 +25,9 @@ void write_loss(const BatchAllFormula& p, std::int64_t i, double value) {
 }  // namespace
 
 void use_of_anchors(const BatchAllFormula& p) noexcept {
-  const double sign = p.metric == Metric::dot ? -1 : 1;
+  const double sign = p.metric == Metric::dot ? -1 : 1, margin = p.kind == Triplets::hard ? 0 : p.margin;
   for (std::int64_t i = 0; i < p.n; ++i) {
-    const bool above = sign * p.positive_distance[i] + p.margin > sign * p.negative_distance[i];
+    const bool above = sign * p.positive_distance[i] + margin > sign * p.negative_distance[i];
     p.use[i] = has_both(p, i) && !spoiled(p, i) && (p.leak > 0 || above);
   }
 }
@@ -67,8 +67,9 @@ bool weigh_anchors(const void* grad, DType grad_dtype, std::int64_t stride, cons
                    double* weight, bool* use) noexcept {
   bool any = false;
   for (std::int64_t i = 0; i < n; ++i) {
-    const double upstream = grad_dtype == DType::float64 ? static_cast<const double*>(grad)[i * stride]
-                                                         : static_cast<double>(static_cast<const float*>(grad)[i * stride]);
+    const double upstream = grad_dtype == DType::float64
+                                ? static_cast<const double*>(grad)[i * stride]
+                                : static_cast<double>(static_cast<const float*>(grad)[i * stride]);
     weight[i] = scale[i] == 0 ? 0 : upstream * scale[i];
     use[i] = weight[i] != 0 && !std::isnan(weight[i]);
     any = any || weight[i] != 0;

@@ -12,11 +12,13 @@ namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE::batch_all {
 
 inline constexpr std::int64_t kAnchors = 48;      // compared at a time: whole slivers of every type and vector width
 inline constexpr std::int64_t kReferences = 192;  // with so many: a tile, in the second cache
-inline constexpr std::int64_t kMostParts = 32;
+inline constexpr std::int64_t kMostParts = 16;
 inline constexpr std::int64_t kFewestParts = 4;
-inline constexpr std::int64_t kPartBytes = std::int64_t{64} << 20;  // of all parts, where that leaves kFewestParts
+inline constexpr std::int64_t kBlocksOfPart = 4;  // at least, where that leaves kFewestParts; so is the next
+inline constexpr std::int64_t kPartBytes = std::int64_t{64} << 20;  // of all parts at most
 inline constexpr std::int64_t kFewThresholds = 40;  // up to here a distance is compared with all, else by bisection
-inline constexpr double kFar = 1.7976931348623157e308;  // what is no negative: above every threshold, and times 0 it is 0
+inline constexpr double kFar =
+    1.7976931348623157e308;  // what is no negative: above every threshold, and times 0 it is 0
 
 /// Keys below this share of |x|^2 + |y|^2 are taken by direct difference.
 template <class W>
@@ -25,9 +27,9 @@ inline constexpr double kNear = sizeof(W) == 8 ? 1.0 / 16 : 1.0 / 1024;
 /// What one part, a run of blocks of kAnchors anchors, works in.
 template <class W>
 struct Scratch {
-  double* positive;   // [kAnchors, stride]: closeness of each anchor to its positives, in their order
-  double* threshold;  // [kAnchors, stride]: the same plus the margin, ascending
-  double* below;      // [kAnchors, stride]: negatives below each threshold
+  double* positive;   // closeness of each anchor to its positives, in their order, from its Block::offset on
+  double* ascending;  // the same, sorted
+  double* below;      // per positive of those, the triplets it is part of
   double* tile;       // [kAnchors, kReferences]: closeness
   W* weight;          // [kAnchors, kReferences]: of the gradient; null without
 };
@@ -47,7 +49,6 @@ struct Plan {
   Packed<double> a, b;
   double widest;  // the largest norm in b
   std::int64_t most_parts;
-  std::int64_t stride;  // of thresholds, from one anchor to the next
   Scratch<W> scratch[kMostParts];
 
   std::int64_t blocks() const { return divide_up(a.count, kAnchors); }
@@ -55,14 +56,15 @@ struct Plan {
   std::int64_t first_block(std::int64_t part) const { return blocks() * part / parts(); }
 };
 
-/// From one anchor's thresholds to the next's: not a power of two, which would crowd few cache sets.
-inline std::int64_t threshold_stride(std::int64_t references) { return divide_up(references, 8) * 8 + 8; }
+/// Room for the thresholds of a block, and for one number more for each anchor: only what is used is ever touched.
+inline std::int64_t threshold_room(const BatchAll& problem) { return kAnchors * (problem.y.n + 1); }
 
 /// The parts of a problem, each of which takes `bytes` besides its thresholds.
 inline std::int64_t parts_of(const BatchAll& problem, std::int64_t bytes) {
-  const std::int64_t thresholds = 3 * kAnchors * threshold_stride(problem.y.n) * static_cast<std::int64_t>(sizeof(double));
-  const std::int64_t wanted = kPartBytes / (thresholds + bytes);
-  return smaller(divide_up(problem.x.n, kAnchors), larger(kFewestParts, smaller(kMostParts, wanted)));
+  const std::int64_t blocks = divide_up(problem.x.n, kAnchors);
+  const std::int64_t room = 3 * threshold_room(problem) * static_cast<std::int64_t>(sizeof(double)) + bytes;
+  const std::int64_t wanted = smaller(divide_up(blocks, kBlocksOfPart), kPartBytes / room);
+  return smaller(blocks, larger(kFewestParts, smaller(kMostParts, wanted)));
 }
 
 template <class W>
@@ -81,9 +83,9 @@ Plan<W> lay_out_plan(const BatchAll& problem, Arena& arena, std::int64_t most_pa
   p.a = lay_out_packed<double>(arena, n, problem.x.d);
   p.b = lay_out_packed<double>(arena, m, problem.x.d);
   p.most_parts = most_parts;
-  p.stride = threshold_stride(m);
+  const std::int64_t room = threshold_room(problem);
   for (std::int64_t part = 0; part < most_parts; ++part) {
-    p.scratch[part] = {arena.take<double>(kAnchors * p.stride), arena.take<double>(kAnchors * p.stride), arena.take<double>(kAnchors * p.stride),
+    p.scratch[part] = {arena.take<double>(room), arena.take<double>(room), arena.take<double>(room),
                        arena.take<double>(kAnchors * kReferences),
                        weights ? arena.take<W>(kAnchors * kReferences) : nullptr};
   }
@@ -142,8 +144,8 @@ void group_rows(Plan<W>& p) {
     for (; k < anchors && q.labels[p.x_order[k]] == label; ++k) {
       const std::int64_t row = p.x_order[k];
       if (q.triplets != nullptr) {
-        q.triplets[row] = static_cast<double>(end - begin - (q.self ? 1 : 0)) *
-                          static_cast<double>(references - (end - begin));
+        q.triplets[row] =
+            static_cast<double>(end - begin - (q.self ? 1 : 0)) * static_cast<double>(references - (end - begin));
       }
       if (q.use[row]) {
         p.x_order[used] = row;
@@ -282,11 +284,12 @@ void for_tiles(const Plan<W>& p, std::int64_t first, double* tile, F f) {
   }
 }
 
-// --- thresholds and ranks --------------------------------------------------------------------------------------------
+// --- positives and ranks --------------------------------------------------------------------------------------------
 
 /// A block of anchors, at positions first .. end, and how many candidates each has.
 struct Block {
   std::int64_t first, end;
+  std::int64_t offset[kAnchors];  // of its thresholds
   std::int64_t positives[kAnchors];
   std::int64_t negatives[kAnchors];
 
@@ -320,25 +323,28 @@ std::int64_t measure_positives(const Plan<W>& p, std::int64_t i, double* out) {
   return found;
 }
 
-/// The thresholds of each anchor of a block, and no negative counted yet.
+/// The positives of each anchor of a block, and no triplet counted yet.
 template <class W>
-Block find_thresholds(const Plan<W>& p, std::int64_t number, const Scratch<W>& scratch) {
+Block find_positives(const Plan<W>& p, std::int64_t number, const Scratch<W>& scratch) {
   Block block{};
   block.first = number * kAnchors;
   block.end = smaller(block.first + kAnchors, p.a.count);
+  std::int64_t offset = 0;
   for (std::int64_t r = 0; r < block.height(); ++r) {
     const std::int64_t i = block.first + r;
-    const double* positive = scratch.positive + r * p.stride;
-    double* threshold = scratch.threshold + r * p.stride;
-    block.positives[r] = measure_positives(p, i, scratch.positive + r * p.stride);
+    double* positive = scratch.positive + offset;
+    const std::int64_t count = measure_positives(p, i, positive);
+    for (std::int64_t k = 0; k < count; ++k) {
+      scratch.ascending[offset + k] = positive[k];
+    }
+    sort_values(scratch.ascending + offset, count);
+    for (std::int64_t k = 0; k <= count; ++k) {
+      scratch.below[offset + k] = 0;
+    }
+    block.offset[r] = offset;
+    block.positives[r] = count;
     block.negatives[r] = p.b.count - (p.same_end[i] - p.same_begin[i]);
-    for (std::int64_t k = 0; k < block.positives[r]; ++k) {
-      threshold[k] = positive[k] + p.problem.margin;
-    }
-    sort_values(threshold, block.positives[r]);
-    for (std::int64_t k = 0; k <= block.positives[r]; ++k) {
-      scratch.below[r * p.stride + k] = 0;
-    }
+    offset += count + 1;
   }
   return block;
 }
@@ -371,20 +377,28 @@ FASTMINE_INLINE Slack slack_of(const Plan<W>& p, std::int64_t i) {
                                          : Slack{roundings * 0x1p-42, 0};
 }
 
-/// rank[c] = how many of the thresholds are above row[c]; below[k] += `by` for each of the row below threshold k.
+/// What negatives are compared with: `margin` beyond each positive, ascending.
+struct Thresholds {
+  const double* positive;
+  std::int64_t count;
+  double margin;
+  Slack slack;
+
+  FASTMINE_INLINE double at(std::int64_t k) const { return positive[k] + margin; }
+  FASTMINE_INLINE bool is_near(double value, std::int64_t k) const { return ::fabs(value - at(k)) <= slack.at(at(k)); }
+};
+
+/// rank[c] += `by` for each of the thresholds above row[c], below[k] += `by` for each of the row below threshold k.
 /// Returns whether any is so near a threshold that it might be on the other side.
-FASTMINE_NOINLINE inline bool rank_among_few(const double* row, std::int64_t width, const double* threshold,
-                                             std::int64_t count, Slack slack, double by, double* rank, double* below) {
+FASTMINE_NOINLINE inline bool rank_among_few(const double* row, std::int64_t width, const Thresholds& thresholds,
+                                             double by, double* rank, double* below) {
   using V = Vec<double>;
   constexpr std::int64_t step = static_cast<std::int64_t>(lanes<double>);
-  const V one = broadcast(1.0);
+  const V one = broadcast(by);
   auto near = V{} != V{};
-  for (std::int64_t c = 0; c < width; c += step) {
-    store(rank + c, V{});
-  }
-  for (std::int64_t k = 0; k < count; ++k) {
-    const double room = slack.at(threshold[k]);
-    const V t = broadcast(threshold[k]), low = broadcast(threshold[k] - room), high = broadcast(threshold[k] + room);
+  for (std::int64_t k = 0; k < thresholds.count; ++k) {
+    const double threshold = thresholds.at(k), room = thresholds.slack.at(threshold);
+    const V t = broadcast(threshold), low = broadcast(threshold - room), high = broadcast(threshold + room);
     V found{};
     for (std::int64_t c = 0; c < width; c += step) {
       const V value = load(row + c);
@@ -393,39 +407,39 @@ FASTMINE_NOINLINE inline bool rank_among_few(const double* row, std::int64_t wid
       store(rank + c, load(rank + c) + is_below);
       found += is_below;
     }
-    below[k] += by * sum_lanes(found);
+    below[k] += sum_lanes(found);
   }
   return any(near);
 }
 
 /// The same by bisection, but that below[k] counts those of the row with exactly k thresholds not above them.
-FASTMINE_NOINLINE inline bool rank_among_many(const double* row, std::int64_t width, const double* threshold,
-                                              std::int64_t count, Slack slack, double by, double* rank, double* below) {
+FASTMINE_NOINLINE inline bool rank_among_many(const double* row, std::int64_t width, const Thresholds& thresholds,
+                                              double by, double* rank, double* below) {
+  const std::int64_t count = thresholds.count;
   bool near = false;
   for (std::int64_t c = 0; c < width; ++c) {
     const double value = row[c];
-    const double* at = threshold;
+    std::int64_t met = 0;
     for (std::int64_t left = count; left > 1; left -= left / 2) {
-      at = at[left / 2 - 1] <= value ? at + left / 2 : at;
+      met = thresholds.at(met + left / 2 - 1) <= value ? met + left / 2 : met;
     }
-    const std::int64_t met = at - threshold + (*at <= value ? 1 : 0);
-    const double under = threshold[larger<std::int64_t>(met - 1, 0)], over = threshold[smaller(met, count - 1)];
-    near |= ::fabs(value - under) <= slack.at(under) || ::fabs(over - value) <= slack.at(over);
-    rank[c] = static_cast<double>(count - met);
+    met += thresholds.at(met) <= value ? 1 : 0;
+    near |= thresholds.is_near(value, larger<std::int64_t>(met - 1, 0)) ||
+            thresholds.is_near(value, smaller(met, count - 1));
+    rank[c] += by * static_cast<double>(count - met);
     below[met] += by;
   }
   return near;
 }
 
-/// Take every negative of a row by direct difference that is near a threshold; the thresholds are such already.
+/// Take every negative of a row by direct difference that is near a threshold; the positives are such already.
 template <class W>
 FASTMINE_NOINLINE void settle_ties(const Plan<W>& p, std::int64_t i, std::int64_t begin, std::int64_t width,
-                                   const double* threshold, std::int64_t count, double* row) {
-  const Slack slack = slack_of(p, i);
+                                   const Thresholds& thresholds, double* row) {
   for (std::int64_t c = 0; c < width; ++c) {
     bool near = false;
-    for (std::int64_t k = 0; k < count && row[c] != kFar; ++k) {
-      near = near || ::fabs(row[c] - threshold[k]) <= slack.at(threshold[k]);
+    for (std::int64_t k = 0; k < thresholds.count && row[c] != kFar; ++k) {
+      near = near || thresholds.is_near(row[c], k);
     }
     if (near) {
       take_directly(p, i, begin, &c, 1, row);
@@ -433,30 +447,39 @@ FASTMINE_NOINLINE void settle_ties(const Plan<W>& p, std::int64_t i, std::int64_
   }
 }
 
-/// rank[c] = how many thresholds of anchor r of the block are above its negative at column c of the tile. What is no
-/// negative gets 0.
+/// rank[c] = how many triplets of anchor r of the block have the negative at column c of the tile, 0 for what is none:
+/// the thresholds above it for all triplets, the positives themselves for hard ones, the difference for semi-hard ones.
 template <class W>
 FASTMINE_INLINE void rank_row(const Plan<W>& p, const Block& block, const Scratch<W>& scratch, std::int64_t r,
                               std::int64_t begin, std::int64_t end, double* rank) {
-  const std::int64_t i = block.first + r, count = block.positives[r], width = end - begin;
+  const std::int64_t i = block.first + r, width = end - begin;
   double* row = scratch.tile + r * kReferences;
-  const double* threshold = scratch.threshold + r * p.stride;
-  double* below = scratch.below + r * p.stride;
-  const Slack slack = slack_of(p, i);
   keep_negatives(p, block, r, begin, end, row);
-  const auto ranked = count <= kFewThresholds ? &rank_among_few : &rank_among_many;
-  if (ranked(row, width, threshold, count, slack, 1, rank, below)) {
-    ranked(row, width, threshold, count, slack, -1, rank, below);
-    settle_ties(p, i, begin, width, threshold, count, row);
-    ranked(row, width, threshold, count, slack, 1, rank, below);
+  const Thresholds hard{scratch.ascending + block.offset[r], block.positives[r], 0, slack_of(p, i)};
+  const Thresholds all{hard.positive, hard.count, p.problem.margin, hard.slack};
+  const Triplets kind = p.problem.kind;
+  const auto count = [&](double by) {
+    const auto ranked = hard.count <= kFewThresholds ? &rank_among_few : &rank_among_many;
+    double* below = scratch.below + block.offset[r];
+    const bool near = ranked(row, width, kind == Triplets::hard ? hard : all, by, rank, below);
+    return kind == Triplets::semi_hard ? ranked(row, width, hard, -by, rank, below) || near : near;
+  };
+  for (std::int64_t c = 0; c < width; ++c) {
+    rank[c] = 0;
+  }
+  if (count(1)) {
+    count(-1);
+    settle_ties(p, i, begin, width, hard, row);
+    settle_ties(p, i, begin, width, all, row);
+    count(1);
   }
 }
 
-/// After all tiles: below[k] = the negatives below threshold k, however they were ranked.
+/// After all tiles: below[k] = the triplets of positive k, however they were counted.
 template <class W>
-void finish_counts(const Plan<W>& p, const Block& block, const Scratch<W>& scratch) {
+void finish_counts(const Block& block, const Scratch<W>& scratch) {
   for (std::int64_t r = 0; r < block.height(); ++r) {
-    double* below = scratch.below + r * p.stride;
+    double* below = scratch.below + block.offset[r];
     for (std::int64_t k = 1; block.positives[r] > kFewThresholds && k < block.positives[r]; ++k) {
       below[k] += below[k - 1];
     }

@@ -13,8 +13,9 @@ class TripletLoss(EvidentLoss[MiningEvidence]):
     """Triplet loss (arXiv:1703.07737), batch-hard or batch-all: :func:`fastmine.functional.triplet_loss`.
 
     ``margin``: a number for the hinge max(0, d_p - d_n + margin), ``"soft"`` for log(1 + exp(d_p - d_n)), or
-    ``"leaky"``. ``mining``: ``"batch_hard"``, one triplet of each valid anchor, or ``"batch_all"``, all of them, the
-    mean of those above the kink (``average="valid"``: of all). Embeddings are used as they come; normalise them yourself, or use ``metric="cosine"``.
+    ``"leaky"``. ``mining``: ``"batch_hard"``, one triplet of each valid anchor, or ``"batch_all"``, all of them, or
+    all ``triplets="semi_hard"`` or ``"hard"``, and the mean of those above the kink. Embeddings
+    are used as they come; normalise them yourself, or use ``metric="cosine"``.
 
     >>> loss = TripletLoss(margin=0.2)
     >>> value = loss(embeddings, labels)            # [N, D], [N]
@@ -32,12 +33,13 @@ class TripletLoss(EvidentLoss[MiningEvidence]):
         metric: F.Metric = "euclidean",
         on_empty: F.OnEmpty = "zero",
         reduction: F.Reduction = "mean",
+        triplets: F.Triplets = "all",
         average: F.Average = "active",
     ) -> None:
-        F.triplet_options(margin, leak, mining, positive, negative, metric, on_empty, reduction, average)
+        F.triplet_options(margin, leak, mining, positive, negative, metric, on_empty, reduction, triplets, average)
         super().__init__(
             margin=margin, leak=leak, mining=mining, positive=positive, negative=negative, metric=metric,
-            on_empty=on_empty, reduction=reduction, average=average,
+            on_empty=on_empty, reduction=reduction, triplets=triplets, average=average,
         )  # fmt: skip
 
     def forward(

@@ -20,12 +20,13 @@ from .pairwise_distance import (
 )
 from .triplet_loss import TRIPLET_FIELDS, triplet_formula
 
+TRIPLETS = ("all", "hard", "semi_hard")
 AVERAGES = ("active", "valid")
 
 BATCH_ALL_FIELDS = (
     *TRIPLET_FIELDS,  # of the hardest pair of each anchor, which is active iff any of its triplets is
     "triplets",  # of a valid anchor, a positive and a negative of it
-    "active_triplets",  # of these, the ones above the kink
+    "active_triplets",  # of these, the ones that count and are above the kink
 )
 
 BatchAll = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -39,6 +40,7 @@ def batch_all(
     ref_labels: Tensor | None = None,
     ref_valid: Tensor | None = None,
     metric: str = "euclidean",
+    triplets: str = "all",
     margin: float = 0.2,
     leak: float = 0.0,
     on_empty: str = "zero",
@@ -48,11 +50,12 @@ def batch_all(
     """(loss, positive_index, negative_index, has_positive, has_negative, slopes [2, N], scale [N], evidence).
 
     ``scale``, float64, is the derivative of the loss by the sum over each anchor's triplets, 0 where that is flat.
-    Indices, bits and ``slopes`` are those of the hardest pairs; the slopes are zero but in a batch without a valid anchor.
+    Indices, bits and ``slopes`` are those of the hardest pairs; the slopes are zero but in a batch without a valid
+    anchor.
     """
     return _evaluate(
         pairwise_distance(*_finite(embeddings, valid, ref_embeddings, ref_valid), metric), embeddings, labels, valid,
-        ref_embeddings, ref_labels, ref_valid, metric, margin, leak, on_empty, reduction, average,
+        ref_embeddings, ref_labels, ref_valid, metric, triplets, margin, leak, on_empty, reduction, average,
     )  # fmt: skip
 
 
@@ -64,6 +67,7 @@ def batch_all_forward(
     ref_labels: Tensor | None,
     ref_valid: Tensor | None,
     metric: str,
+    triplets: str,
     margin: float,
     leak: float,
     on_empty: str,
@@ -73,7 +77,7 @@ def batch_all_forward(
     """What answers ``fastmine::batch_all`` where no kernel does: the same values in O(N M) memory."""
     return _evaluate(
         distance_matrix(*_finite(embeddings, valid, ref_embeddings, ref_valid), metric), embeddings, labels, valid,
-        ref_embeddings, ref_labels, ref_valid, metric, margin, leak, on_empty, reduction, average,
+        ref_embeddings, ref_labels, ref_valid, metric, triplets, margin, leak, on_empty, reduction, average,
     )  # fmt: skip
 
 
@@ -101,6 +105,7 @@ def _evaluate(
     ref_labels: Tensor | None,
     ref_valid: Tensor | None,
     metric: str,
+    triplets: str,
     margin: float,
     leak: float,
     on_empty: str,
@@ -115,23 +120,22 @@ def _evaluate(
     )
     is_positive, is_negative = candidate_masks(labels, valid, ref_labels, ref_valid)
     with_both = has_positive & has_negative
-    factor, above = pair_factors(distance.detach(), is_positive, is_negative, metric, margin, leak)
-    triplets = torch.where(with_both, is_positive.sum(dim=1) * is_negative.sum(dim=1), 0)
+    factor, above = pair_factors(distance.detach(), is_positive, is_negative, metric, triplets, margin, leak)
+    number = torch.where(with_both, is_positive.sum(dim=1) * is_negative.sum(dim=1), 0)
     spoiled = with_both & (d_p.detach() + d_n.detach()).isnan()
 
     # Each pair's share of the margin is where its positive counts.
-    term = (factor * distance).sum(dim=1) + margin * (leak * triplets.double() + (1 - leak) * above)
+    term = (factor * distance).sum(dim=1) + margin * (leak * number.double() + (1 - leak) * above)
     term = torch.where(with_both, torch.where(spoiled, torch.nan, term), 0.0)
-    counted = triplets if average == "valid" or leak else above
-    scale = (with_both if leak else active).double() / (counted.sum().clamp(min=1) if reduction == "mean" else 1)
+    counted = number if average == "valid" or leak else above
+    count = counted.sum().clamp(min=1) if reduction == "mean" else 1
+    scale = (with_both if leak else above > 0).double() / count
     scale = torch.where(spoiled, torch.nan, scale)
 
     empty = ~with_both.any()
-    total = (
-        term if reduction == "none" else term.sum() / counted.sum().clamp(min=1) if reduction == "mean" else term.sum()
-    )
+    total = term if reduction == "none" else term.sum() / count
     semi_hard = active & ~(d_p < d_n if metric == "dot" else d_n < d_p)
-    counts = [active.sum(), semi_hard.sum(), triplets.sum(), above.sum()]
+    counts = [active.sum(), semi_hard.sum(), number.sum(), above.sum()]
     return (
         torch.where(empty, hardest, total).to(result_dtype(embeddings)),
         positive_index,
@@ -145,23 +149,34 @@ def _evaluate(
 
 
 def pair_factors(
-    distance: Tensor, is_positive: Tensor, is_negative: Tensor, metric: str, margin: float, leak: float
+    distance: Tensor, is_positive: Tensor, is_negative: Tensor, metric: str, triplets: str, margin: float, leak: float
 ) -> tuple[Tensor, Tensor]:
-    """The derivative of each anchor's sum by each of its distances, and its number of triplets above the kink."""
+    """The derivative of each anchor's sum by each of its distances, and its number of triplets that count.
+
+    Hard ones have their negative nearer than their positive, semi-hard ones not, but within the margin.
+    """
     sign = -1.0 if metric == "dot" else 1.0  # near is a large similarity
-    closeness = sign * distance
-    threshold = closeness + margin
+    both = is_positive.any(dim=1, keepdim=True) & is_negative.any(dim=1, keepdim=True)
+    is_positive, is_negative = is_positive & both, is_negative & both
+    nearer, farther = count_triplets(sign * distance, is_positive, is_negative, 0.0 if triplets == "hard" else margin)
+    if triplets == "semi_hard":
+        hard = count_triplets(sign * distance, is_positive, is_negative, 0.0)
+        nearer, farther = nearer - hard[0], farther - hard[1]
     positives, negatives = is_positive.sum(dim=1, keepdim=True), is_negative.sum(dim=1, keepdim=True)
+    pull = torch.where(is_positive, leak * negatives.double() + (1 - leak) * nearer, 0.0)
+    push = torch.where(is_negative, leak * positives.double() + (1 - leak) * farther, 0.0)
+    return sign * (pull - push), nearer.sum(dim=1)
+
+
+def count_triplets(closeness: Tensor, is_positive: Tensor, is_negative: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """For each positive its negatives nearer than it plus the margin; for each negative the positives of which that
+    is true."""
+    threshold = closeness + margin
     thresholds = threshold.masked_fill(~is_positive, torch.inf).sort(dim=1).values
     candidates = closeness.masked_fill(~is_negative, torch.inf).sort(dim=1).values
-    nearer = torch.searchsorted(candidates, threshold)  # negatives below each threshold
-    farther = positives - torch.searchsorted(thresholds, closeness, right=True)  # thresholds above each distance
-    both = is_positive.any(dim=1, keepdim=True) & is_negative.any(dim=1, keepdim=True)
-    nearer = torch.where(is_positive & both, nearer, 0).double()
-    farther = torch.where(is_negative & both, farther, 0).double()
-    pull = torch.where(is_positive & both, leak * negatives.double() + (1 - leak) * nearer, 0.0)
-    push = torch.where(is_negative & both, leak * positives.double() + (1 - leak) * farther, 0.0)
-    return sign * (pull - push), nearer.sum(dim=1)
+    nearer = torch.searchsorted(candidates, threshold)
+    farther = is_positive.sum(dim=1, keepdim=True) - torch.searchsorted(thresholds, closeness, right=True)
+    return torch.where(is_positive, nearer, 0).double(), torch.where(is_negative, farther, 0).double()
 
 
 def batch_all_backward(
@@ -179,6 +194,7 @@ def batch_all_backward(
     has_positive: Tensor,
     has_negative: Tensor,
     metric: str,
+    triplets: str,
     margin: float,
     leak: float,
 ) -> tuple[Tensor, Tensor]:
@@ -186,7 +202,7 @@ def batch_all_backward(
     x, y = _finite(embeddings, valid, ref_embeddings, ref_valid)
     distance = distance_matrix(x, y, metric)
     is_positive, is_negative = candidate_masks(labels, valid, ref_labels, ref_valid)
-    factor, _ = pair_factors(distance, is_positive, is_negative, metric, margin, leak)
+    factor, _ = pair_factors(distance, is_positive, is_negative, metric, triplets, margin, leak)
     by_pair = torch.where(is_positive | is_negative, (grad.double() * scale)[:, None] * factor, 0.0)
     found = pairwise_distance_backward(by_pair, x, y, distance, metric)
     grad_positive, grad_negative = grad.double() * slopes
