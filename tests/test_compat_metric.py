@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import compat_metric_table
 from fastmine.bench.peers import import_torchvision
 from fastmine.compat import oml as our_oml
 from fastmine.compat import pml as our_pml
@@ -496,3 +497,20 @@ def test_oml_a_class_of_one_row_is_no_error() -> None:
 def test_oml_options(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         our_oml.TripletLoss(**({"margin": 1.0} | options))
+
+
+# --- the page ------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_says_what_the_installed_libraries_offer() -> None:
+    for module in ("oml.losses.triplet", "sentence_transformers", "pytorch_metric_learning"):
+        peer(module)
+    installed, documented = compat_metric_table.versions(), compat_metric_table.documented_versions()
+    if installed != documented:
+        pytest.skip(f"the page is of {documented}, installed are {installed}")
+    assert compat_metric_table.PAGE.read_text() == compat_metric_table.page(), "run tests/compat_metric_table.py"
+
+
+def test_every_difference_and_every_option_named_is_of_a_class_that_is_here() -> None:
+    for name, kind in [*compat_metric_table.DIFFERS, *((key[0], key[1]) for key in compat_metric_table.OVERRIDDEN)]:
+        assert kind in compat_metric_table.ours(name).__all__
