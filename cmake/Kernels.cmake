@@ -7,6 +7,8 @@ set(FASTMINE_CPU_KERNELS
     csrc/kernels/cpu/pairwise_distance_backward.cpp
     csrc/kernels/cpu/batch_hard.cpp
     csrc/kernels/cpu/batch_hard_backward.cpp
+    csrc/kernels/cpu/pair_sums.cpp
+    csrc/kernels/cpu/pair_sums_backward.cpp
     csrc/kernels/cpu/batch_all.cpp
     csrc/kernels/cpu/batch_all_backward.cpp
     csrc/kernels/cpu/segmentation_loss.cpp

@@ -1,174 +1,137 @@
-"""Several processes together are one process on the whole batch: values, gradients and evidence, by gloo."""
+"""Losses over a process group: N processes with their own parts of a batch learn what one with all of it would."""
 
 from __future__ import annotations
 
-from datetime import timedelta
+import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, multiprocessing, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
 
-from fastmine.distributed import DistributedLoss
-from fastmine.losses import ArcFaceLoss, CrossBatchMemory, EvidentLoss, TripletLoss
+import fastmine.functional as F
+from fastmine import losses
+from support import python
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch without gloo")
+pytestmark = pytest.mark.skipif(
+    not dist.is_available() or not dist.is_gloo_available(), reason="torch.distributed with gloo is not available"
+)
 
-D, CLASSES = 4, 3
-SIZES = {2: (7, 4), 4: (7, 0, 1, 5)}
-Result = dict[str, Any]
-
-
-def model() -> nn.Module:
-    torch.manual_seed(5)
-    return nn.Sequential(nn.Linear(D, 6), nn.Tanh(), nn.Linear(6, 5)).double()
-
-
-def arcface() -> ArcFaceLoss:
-    torch.manual_seed(6)
-    return ArcFaceLoss(CLASSES, 5, dtype=torch.float64)
-
-
-def data(seed: int, n: int) -> dict[str, Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    return {
-        "x": torch.randn(n, D, generator=g, dtype=torch.float64),
-        "labels": torch.randint(CLASSES, (n,), generator=g),
-        "valid": torch.rand(n, generator=g) < 0.8,
-        "weights": torch.rand(n, generator=g, dtype=torch.float64),
-    }
-
-
-LOSSES = {
-    "triplet": lambda: TripletLoss(1.0),
-    "soft": lambda: TripletLoss("soft", metric="cosine"),
-    "arcface": arcface,
-    "memory": lambda: CrossBatchMemory(TripletLoss(1.0), 16, 5, dtype=torch.float64),
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "binary": ("binary", {"terms": {"bce": 1.0, "dice": 1.0, "focal": 0.5, "mcc": 0.3, "log_dice": 0.2}}),
+    "multilabel": (
+        "multilabel",
+        {
+            "terms": {"bce": 1.0, "iou": 1.0, "generalized_dice": 0.5, "focal_tversky": 0.3},
+            "class_weights": [1, 2, 0.5],
+        },
+    ),
+    "multiclass": ("multiclass", {"terms": {"ce": 1.0, "dice": 1.0, "tversky": 0.4}, "label_smoothing": 0.1}),
 }
+SPLITS = {2: ((3, 4), (1, 6), (0, 7)), 3: ((2, 4, 1), (0, 7, 0))}
 
 
-def train(net: nn.Module, loss: EvidentLoss[Any], inner: EvidentLoss[Any], part: slice, total: int) -> Result:
-    """Three steps, each on other rows; this process has some of them."""
-    found: Result = {"values": [], "evidence": []}
-    for step in range(3):
-        rows = {name: value[part] for name, value in data(step, total).items()}
-        weights = {"sample_weight": rows["weights"]} if isinstance(inner, ArcFaceLoss) else {}
-        value = loss(net(rows["x"]), rows["labels"], rows["valid"], **weights)
-        value.backward()
-        found["values"].append(value.item())
-        found["evidence"].append(loss.evidence.as_dict())
-    found["gradients"] = [p.grad for p in net.parameters()]
-    found["loss_gradients"] = [p.grad for p in inner.parameters()]
-    return found
+def whole_batch(mode: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Seven samples; half of them annotated for some classes alone, and the last class empty everywhere."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(7, 2, 5, 4, generator=generator, dtype=torch.float64)
+    classes = 1 if mode == "binary" else 3
+    if mode == "multiclass":
+        target = torch.randint(2, (7, 5, 4), generator=generator)
+    else:
+        target = torch.rand(7, classes, 5, 4, generator=generator) < 0.4
+        target[:, -1] &= classes == 1
+    valid = torch.rand(7, classes, generator=generator) < 0.7
+    return images, target, valid
 
 
-def alone(name: str, total: int) -> Result:
-    loss = LOSSES[name]()
-    return train(model(), loss, loss, slice(None), total)
+def network(mode: str) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Conv2d(2, 1 if mode == "binary" else 3, 3, padding=1, dtype=torch.float64)
 
 
-def work(rank: int, world: int, folder: str) -> None:
+def parts(sizes: tuple[int, ...], rank: int, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    start = sum(sizes[:rank])
+    return [x[start : start + sizes[rank]] for x in tensors]
+
+
+def worker(rank: int, ranks: int, rendezvous: str) -> None:
+    """One of the processes: after DistributedDataParallel's mean, the gradient of the whole batch."""
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=timedelta(seconds=120)
-    )
-    sizes = SIZES[world]
-    own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
-    found: dict[str, Any] = {}
-    for name, build in LOSSES.items():
-        for most in (None, 9):
-            inner = build()
-            net = DistributedDataParallel(model())
-            found[f"{name}-{most}"] = train(net, DistributedLoss(inner, max_rows=most), inner, own, sum(sizes))
-    x = torch.ones(2, D + rank)
-    try:
-        DistributedLoss(TripletLoss())(x, torch.tensor([0, 1]))
-    except ValueError as error:
-        found["features"] = str(error)
-    half = DistributedLoss(TripletLoss(1.0))(
-        data(0, sum(sizes))["x"][own].bfloat16(), data(0, sum(sizes))["labels"][own]
-    )
-    found["bfloat16"] = half.item()
-    torch.save(found, f"{folder}/{rank}.pt")
+    dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=ranks)
+    for name, (mode, options) in CASES.items():
+        loss = losses.SegmentationLoss(mode=mode, batch=True, **options)
+        together = losses.SegmentationLoss(mode=mode, batch=True, group="world", full_evidence=True, **options)
+        whole = whole_batch(mode)
+        alone = network(mode)
+        want = loss(alone(whole[0]), *whole[1:])
+        want.backward()
+        for sizes in SPLITS[ranks]:
+            images, target, valid = parts(sizes, rank, whole)
+            model = nn.parallel.DistributedDataParallel(copy.deepcopy(network(mode)))
+            got = together(model(images), target, valid)
+            got.backward()
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=0.0, msg=f"{name} {sizes} value")
+            for mine, theirs in zip(model.parameters(), alone.parameters(), strict=True):
+                torch.testing.assert_close(
+                    mine.grad, theirs.grad, rtol=1e-9, atol=1e-14, msg=f"{name} {sizes} gradient"
+                )
+    spoiled(rank)
+    dist.barrier()
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of the processes found."""
-    world: int = request.param
-    folder = tmp_path_factory.mktemp(f"world{world}")
-    multiprocessing.spawn(work, (world, str(folder)), nprocs=world)
-    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
+def spoiled(rank: int) -> None:
+    """A NaN on one process makes the loss of all of them NaN, and none waits for another for ever."""
+    logits = torch.full((2, 3), torch.nan if rank == 1 else 0.5)
+    assert F.segmentation_loss(logits, torch.ones(2, 3), batch=True, group="world").isnan()
+    try:
+        F.segmentation_loss(torch.zeros(2, 3), torch.full((2, 3), 255 if rank == 1 else 1), batch=True, group="world")
+    except ValueError:
+        assert rank == 1
+    else:
+        assert rank != 1
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_values_and_evidence_are_those_of_one_process(ranks: list[dict[str, Any]], name: str) -> None:
-    """The loss is not scaled. A model rounds a part of a batch otherwise than the whole, hence the tolerance."""
-    want = alone(name, sum(SIZES[len(ranks)]))
-    for found in (rank[f"{name}-None"] for rank in ranks):
-        assert found["values"] == pytest.approx(want["values"], rel=1e-12)
-        for got, expected in zip(found["evidence"], want["evidence"], strict=True):
-            assert got == pytest.approx(expected, rel=1e-9)
-        for same in ("values", "evidence"):
-            assert found[same] == ranks[0][f"{name}-None"][same], "to the last bit"
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_processes_learn_what_one_with_the_whole_batch_would(ranks: int, tmp_path: Path) -> None:
+    code = """
+        import sys, torch.multiprocessing as mp, test_distributed
+        mp.spawn(test_distributed.worker, (int(sys.argv[1]), sys.argv[2]), nprocs=int(sys.argv[1]))
+    """
+    done = python(code, str(ranks), str(tmp_path / "rendezvous"), OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("most", [None, 9])
-@pytest.mark.parametrize("name", LOSSES)
-def test_the_gradient_after_ddp_is_that_of_one_process(
-    ranks: list[dict[str, Any]], name: str, most: int | None
-) -> None:
-    want = alone(name, sum(SIZES[len(ranks)]))
-    for found in ranks:
-        for got, expected in zip(found[f"{name}-{most}"]["gradients"], want["gradients"], strict=True):
-            assert torch.allclose(got, expected, rtol=1e-12, atol=1e-15)
-        for got, expected in zip(found[f"{name}-{most}"]["loss_gradients"], want["loss_gradients"], strict=True):
-            assert torch.allclose(got, expected, rtol=1e-12, atol=1e-15)
+@pytest.fixture
+def _one_process(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_padding_is_not_admitted(ranks: list[dict[str, Any]], name: str) -> None:
-    want = alone(name, sum(SIZES[len(ranks)]))
-    for found in ranks:
-        assert found[f"{name}-9"]["values"] == pytest.approx(want["values"], rel=1e-12)
-        for got, expected in zip(found[f"{name}-9"]["evidence"], want["evidence"], strict=True):
-            assert got["anchors"] == 9 * len(ranks)
-            assert {**got, "anchors": 0} == pytest.approx({**expected, "anchors": 0}, rel=1e-9)
+@pytest.mark.usefixtures("_one_process")
+def test_a_group_of_one_changes_nothing() -> None:
+    logits = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
+    target = torch.rand(3, 7) < 0.4
+    terms = {"dice": 1.0, "bce": 1.0}
+    for group in ("world", dist.group.WORLD):
+        got = F.segmentation_loss(logits, target, terms=terms, batch=True, group=group)
+        want = F.segmentation_loss(logits, target, terms=terms, batch=True)
+        assert torch.equal(got, want)
+        assert torch.equal(*(torch.autograd.grad(x, logits)[0] for x in (got, want)))
 
 
-def test_a_mistake_of_one_process_is_an_error_in_all(ranks: list[dict[str, Any]]) -> None:
-    """Otherwise the others would wait for it until they time out."""
-    for found in ranks:
-        assert "the same number of features; by rank they have (4, 5" in found["features"]
-
-
-def test_bfloat16_is_transferred(ranks: list[dict[str, Any]]) -> None:
-    total = sum(SIZES[len(ranks)])
-    want = TripletLoss(1.0)(data(0, total)["x"].bfloat16(), data(0, total)["labels"])
-    assert all(found["bfloat16"] == want.item() for found in ranks)
-
-
-def test_without_processes_it_is_the_loss_itself() -> None:
-    rows = data(0, 9)
-    loss = DistributedLoss(TripletLoss(1.0))
-    assert torch.equal(loss(rows["x"], rows["labels"], rows["valid"]), TripletLoss(1.0)(*list(rows.values())[:3]))
-    assert loss.evidence.anchors == 9
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({"ref_embeddings": torch.ones(2, D)}, "the references are the rows of all processes"),
-        ({"sample_weight": torch.ones(2)}, r"sample_weight must have one entry for each of 9 rows; got \[2\]"),
-    ],
-)
-def test_arguments_that_do_not_fit(given: dict[str, Tensor], words: str) -> None:
-    rows = data(0, 9)
-    with pytest.raises(ValueError, match=words):
-        DistributedLoss(TripletLoss())(rows["x"], rows["labels"], **given)
-    with pytest.raises(ValueError, match="max_rows must be at least 1"):
-        DistributedLoss(TripletLoss(), max_rows=0)
+def test_a_group_needs_processes_a_batch_and_no_sort() -> None:
+    logits, target = torch.zeros(2, 3), torch.ones(2, 3)
+    with pytest.raises(RuntimeError, match="init_process_group"):
+        F.segmentation_loss(logits, target, batch=True, group="world")
+    with pytest.raises(ValueError, match="batch=True"):
+        losses.DiceLoss(group="world")
+    with pytest.raises(ValueError, match="lovasz"):
+        losses.LovaszLoss(group="world", batch=True)
+    with pytest.raises(TypeError, match="process group"):
+        losses.DiceLoss(group=3, batch=True)

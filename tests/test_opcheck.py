@@ -19,18 +19,26 @@ ROWS = (
     "batch_hard-references_masked-dot-easiest-semi_hard",
     "triplet_loss-soft-cosine",
     "triplet_loss-references_masked",
+    "pair_sums-plain-cosine-nce",
+    "pair_sums-references-euclidean-circle",
+    "pair_sums-bounded",
     "triplet_loss-batch_all-references_masked-cosine",
     "triplet_loss-batch_all-0.2-active-none",
     "segmentation_loss-binary-all-mean",
     "segmentation_loss-multilabel-valid_element",
     "segmentation_loss-multiclass-all-none",
+    "segmentation_sums-binary-all",
+    "segmentation_sums-multilabel-valid_element",
+    "segmentation_sums-multiclass-valid_label_sets_all",
 )
 BACKWARD_ROWS = {
     "pairwise_distance_backward": "pairwise_distance-euclidean-other",
     "batch_hard_backward": "batch_hard-references_masked-cosine-hardest-hardest",
     "triplet_loss_backward": "triplet_loss-references_masked",
+    "pair_sums_backward": "pair_sums-references-cosine-nce",
     "batch_all_backward": "triplet_loss-batch_all-references_masked-cosine",
     "segmentation_loss_backward": "segmentation_loss-multiclass-valid_position",
+    "segmentation_sums_backward": "segmentation_sums-multiclass-valid_label_sets_all",
 }
 
 
