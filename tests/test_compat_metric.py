@@ -126,6 +126,72 @@ def test_pml_miners(distance: str) -> None:
                 assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
+PAIR_LOSSES: dict[str, tuple[tuple[str, ...], tuple[str | None, ...]]] = {
+    "SupConLoss": (("default", "cosine", "plain", "squared", "dot"), (None, *REDUCERS)),
+    "NTXentLoss": (("default", "cosine", "plain", "dot"), (None, "MeanReducer", "SumReducer")),
+    "MultiSimilarityLoss": (("default", "cosine", "dot"), (None, *REDUCERS)),
+    "CircleLoss": (("default", "cosine"), (None, *REDUCERS)),
+    "ContrastiveLoss": (("default", "cosine", "plain", "squared", "dot"), (None, *REDUCERS)),
+}
+PAIR_ROWS = [
+    (name, distance, reducer)
+    for name, (measures, reducers) in PAIR_LOSSES.items()
+    for distance in measures
+    for reducer in (reducers if distance == "default" else (None,))
+]
+
+
+def pair_losses(name: str, distance: str, reducer: str | None) -> tuple[Any, Any]:
+    """Ours and the library's."""
+    from pytorch_metric_learning import distances, losses, reducers
+
+    options: dict[str, Any] = {
+        "distance": DISTANCES[distance](distances), "reducer": reducer and getattr(reducers, reducer)()
+    }  # fmt: skip
+    if name in ("SupConLoss", "NTXentLoss"):
+        options["temperature"] = 0.5
+    if name == "MultiSimilarityLoss":
+        options["beta"] = 5
+    if name == "CircleLoss":
+        options["gamma"] = 8
+    if name == "ContrastiveLoss" and distance in ("cosine", "dot"):
+        options |= {"pos_margin": 0.9, "neg_margin": 0.1}
+    return getattr(our_pml, name)(**options), getattr(losses, name)(**options)
+
+
+@pytest.mark.parametrize(("name", "distance", "reducer"), PAIR_ROWS)
+def test_pml_all_pairs(name: str, distance: str, reducer: str | None) -> None:
+    peer("pytorch_metric_learning")
+    ours, theirs = pair_losses(name, distance, reducer)
+    x, labels = batch()
+    labels[labels == 5] = 4  # classes of different sizes
+    assert_same(lambda x: ours(x, labels), lambda x: theirs(x, labels), x)
+    refs, ref_labels = batch(30)
+    ref_labels[:3] = 4
+    assert_same(
+        lambda x, r: ours(x, labels, ref_emb=r, ref_labels=ref_labels),
+        lambda x, r: theirs(x, labels, ref_emb=r, ref_labels=ref_labels), x, refs,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "distance", "reducer"), PAIR_ROWS)
+def test_pml_pairs_of_a_miner(name: str, distance: str, reducer: str | None) -> None:
+    peer("pytorch_metric_learning")
+    from pytorch_metric_learning import miners
+
+    ours, theirs = pair_losses(name, distance, reducer)
+    x, labels = batch()
+    refs, ref_labels = batch(30)
+    for miner in (miners.MultiSimilarityMiner(epsilon=0.1), miners.TripletMarginMiner(margin=0.2)):
+        mined = miner(x, labels)
+        assert_same(lambda x, m=mined: ours(x, labels, m), lambda x, m=mined: theirs(x, labels, m), x)
+        mined = miner(x, labels, refs, ref_labels)
+        assert_same(
+            lambda x, r, m=mined: ours(x, labels, m, r, ref_labels),
+            lambda x, r, m=mined: theirs(x, labels, m, r, ref_labels), x, refs,
+        )  # fmt: skip
+
+
 CLASS_LOSSES: dict[str, dict[str, Any]] = {
     "ArcFaceLoss": {}, "CosFaceLoss": {}, "SubCenterArcFaceLoss": {"sub_centers": 2}, "ProxyAnchorLoss": {}
 }  # fmt: skip

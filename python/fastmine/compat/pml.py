@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import Evidence
 from .. import functional as F
+from ..reference.pair_sums import Sums
 from ..reference.proxies import unit
 
 try:
@@ -33,9 +34,14 @@ __all__ = [
     "ArcFaceLoss",
     "BatchEasyHardMiner",
     "BatchHardMiner",
+    "CircleLoss",
+    "ContrastiveLoss",
     "CosFaceLoss",
+    "MultiSimilarityLoss",
+    "NTXentLoss",
     "ProxyAnchorLoss",
     "SubCenterArcFaceLoss",
+    "SupConLoss",
     "TripletMarginLoss",
 ]
 
@@ -181,6 +187,241 @@ def _triplets(indices: Indices) -> Indices:
     first, positive, second, negative = indices
     left, right = torch.where(first[:, None] == second)
     return first[left], positive[left], negative[right]
+
+
+# --- all pairs ------------------------------------------------------------------------------------------------------
+
+
+class _References(NamedTuple):
+    embeddings: Tensor | None
+    labels: Tensor | None
+
+
+class _PairLoss(_Loss):
+    """A loss of all positive and negative pairs: streamed, or, of the pairs that a miner lists, on one matrix."""
+
+    _default_metric: F.Metric = "cosine"
+    _metrics: tuple[str, ...] = ("cosine", "dot", "euclidean", "sqeuclidean")
+    _default_reducer = "AvgNonZeroReducer"
+    _reducers: tuple[str, ...] = ("MeanReducer", "SumReducer", "AvgNonZeroReducer")
+
+    def __init__(self, distance: Any, reducer: Any, options: dict[str, Any]) -> None:
+        super().__init__(distance, reducer, options)
+        self._measure = _Measure(distance)
+        if distance is None and self._default_metric == "cosine":
+            self._measure.metric, self._measure.normalize = "cosine", False
+        if self._measure.metric not in self._metrics:
+            raise ValueError(f"distance of {type(self).__name__} must be a similarity; got {type(distance).__name__}")
+        self._reducer = _reduction(reducer, self._default_reducer)
+        if self._reducer not in self._reducers:
+            raise ValueError(f"reducer of {type(self).__name__} must be one of {', '.join(self._reducers)}")
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor | None = None, indices_tuple: Indices | None = None,
+        ref_emb: Tensor | None = None, ref_labels: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The loss; with ``ref_emb`` pairs are of a row and one of it, and nothing is left out as itself."""
+        rows = self._measure.rows(embeddings)
+        refs = None if ref_emb is None else self._measure.rows(ref_emb)
+        if indices_tuple is not None:
+            return self._keep(self._listed(rows, refs, indices_tuple))
+        if labels is None:
+            raise ValueError("give labels or indices_tuple; got neither")
+        references = _References(refs, None if ref_labels is None else ref_labels.to(rows.device))
+        return self._keep(self._streamed(rows, labels.to(rows.device), references))
+
+    def _streamed(self, rows: Tensor, labels: Tensor, references: _References) -> tuple[Tensor, Evidence]:
+        """Of all pairs, without a matrix."""
+        values, evidence = self._anchors(rows, labels, references)
+        return _reduced(values, self._reducer), evidence
+
+    def _anchors(self, rows: Tensor, labels: Tensor, references: _References) -> tuple[Tensor, Evidence]:
+        """The loss of each anchor [N]."""
+        raise NotImplementedError
+
+    def _listed(self, rows: Tensor, refs: Tensor | None, indices: Indices) -> tuple[Tensor, Evidence]:
+        """Of these pairs; a pair that is listed twice counts twice where the library does so."""
+        first, positive, second, negative = (
+            (indices[0], indices[1], indices[0], indices[2]) if len(indices) == 3 else indices
+        )
+        matrix = F.pairwise_distance(rows, refs, metric=self._measure.metric)
+        counts = [
+            torch.zeros_like(matrix).index_put((a, b), matrix.new_ones(()), accumulate=True)
+            for a, b in ((first, positive), (second, negative))
+        ]
+        value = self._of_matrix(matrix, *counts)
+        numbers = torch.stack([count.sum() for count in counts]).double()
+        return value, Evidence(numbers.detach(), ("positive_pairs", "negative_pairs"))
+
+    def _of_matrix(self, matrix: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _similarity(self, matrix: Tensor) -> Tensor:
+        """What grows with closeness: the cosine, the product, or minus the distance."""
+        return {"dot": matrix, "cosine": 1.0 - matrix}.get(self._measure.metric, -matrix)
+
+
+def _log_sum_exp(values: Tensor, counts: Tensor) -> Tensor:
+    """Of the counted values of each row; -Inf, without a gradient, where there is none."""
+    nothing = (counts == 0).all(dim=1)
+    kept = torch.where(counts > 0, values + counts.clamp(min=1).log(), -torch.inf)
+    return torch.where(nothing, -torch.inf, torch.where(nothing[:, None], 0.0, kept).logsumexp(dim=1))
+
+
+class SupConLoss(_PairLoss):
+    """:func:`fastmine.functional.supcon_loss`."""
+
+    def __init__(self, temperature: float = 0.1, *, distance: Any = None, reducer: Any = None, **options: Any) -> None:
+        super().__init__(distance, reducer, options)
+        self.temperature = temperature
+
+    def _anchors(self, rows: Tensor, labels: Tensor, references: _References) -> tuple[Tensor, Evidence]:
+        return F.supcon_loss(
+            rows, labels, temperature=self.temperature, metric=self._measure.metric, reduction="none",
+            return_evidence=True, ref_embeddings=references.embeddings, ref_labels=references.labels,
+        )  # fmt: skip
+
+    def _of_matrix(self, matrix: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+        t, positives, negatives = self._similarity(matrix) / self.temperature, positives.sign(), negatives.sign()
+        number = positives.sum(dim=1)
+        values = _log_sum_exp(t, positives + negatives) - (t * positives).sum(dim=1) / number.clamp(min=1)
+        return _reduced(torch.where(number > 0, values, 0.0), self._reducer)
+
+
+class NTXentLoss(_PairLoss):
+    """:func:`fastmine.functional.ntxent_loss`, as the mean over positive pairs, whoever's they are."""
+
+    _default_reducer = "MeanReducer"
+    _reducers = ("MeanReducer", "SumReducer")
+
+    def __init__(self, temperature: float = 0.07, *, distance: Any = None, reducer: Any = None, **options: Any) -> None:
+        super().__init__(distance, reducer, options)
+        self.temperature = temperature
+
+    def _streamed(self, rows: Tensor, labels: Tensor, references: _References) -> tuple[Tensor, Evidence]:
+        others = (labels if references.labels is None else references.labels).sort().values
+        pairs = torch.searchsorted(others, labels, right=True) - torch.searchsorted(others, labels)
+        if references.labels is None:
+            pairs = pairs - 1  # not with itself
+        return F.ntxent_loss(
+            rows, labels, temperature=self.temperature, metric=self._measure.metric,
+            ref_embeddings=references.embeddings, ref_labels=references.labels, sample_weight=pairs.to(rows.dtype),
+            reduction="mean" if self._reducer == "MeanReducer" else "sum", return_evidence=True,
+        )  # fmt: skip
+
+    def _of_matrix(self, matrix: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+        t = self._similarity(matrix) / self.temperature
+        against = _log_sum_exp(t, negatives)
+        nothing = against == -torch.inf
+        violation = torch.where(nothing, 0.0, against)[:, None] - t
+        values = nn.functional.softplus(violation, threshold=40.0).masked_fill(nothing[:, None], 0.0) * positives
+        return values.sum() / positives.sum().clamp(min=1) if self._reducer == "MeanReducer" else values.sum()
+
+
+class MultiSimilarityLoss(_PairLoss):
+    """:func:`fastmine.functional.multi_similarity_loss` without its mining, which here is a miner's."""
+
+    _default_reducer = "MeanReducer"
+    _metrics = ("cosine", "dot")
+
+    def __init__(
+        self, alpha: float = 2, beta: float = 50, base: float = 0.5, *, distance: Any = None, reducer: Any = None,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(distance, reducer, options)
+        self.alpha, self.beta, self.base = alpha, beta, base
+
+    def _anchors(self, rows: Tensor, labels: Tensor, references: _References) -> tuple[Tensor, Evidence]:
+        metric: F.Similarity = "dot" if self._measure.metric == "dot" else "cosine"
+        return F.multi_similarity_loss(
+            rows, labels, alpha=float(self.alpha), beta=float(self.beta), base=float(self.base), epsilon=None,
+            metric=metric, reduction="none", ref_embeddings=references.embeddings, ref_labels=references.labels,
+            return_evidence=True,
+        )  # fmt: skip
+
+    def _of_matrix(self, matrix: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+        s = self._similarity(matrix) - self.base
+        pull = nn.functional.softplus(_log_sum_exp(-self.alpha * s, positives.sign()), threshold=40.0)
+        push = nn.functional.softplus(_log_sum_exp(self.beta * s, negatives.sign()), threshold=40.0)
+        return _reduced(pull / self.alpha + push / self.beta, self._reducer)
+
+
+class CircleLoss(_PairLoss):
+    """:func:`fastmine.functional.circle_loss`."""
+
+    _metrics = ("cosine",)
+
+    def __init__(
+        self, m: float = 0.4, gamma: float = 80, *, distance: Any = None, reducer: Any = None, **options: Any
+    ) -> None:
+        super().__init__(distance, reducer, options)
+        self.m, self.gamma = m, gamma
+
+    def _anchors(self, rows: Tensor, labels: Tensor, references: _References) -> tuple[Tensor, Evidence]:
+        return F.circle_loss(
+            rows, labels, margin=float(self.m), gamma=float(self.gamma), reduction="none", return_evidence=True,
+            ref_embeddings=references.embeddings, ref_labels=references.labels,
+        )  # fmt: skip
+
+    def _of_matrix(self, matrix: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+        s = 1.0 - matrix
+        pull = -self.gamma * (1 + self.m - s.detach()).relu() * (s - (1 - self.m))
+        push = self.gamma * (s.detach() + self.m).relu() * (s - self.m)
+        total = _log_sum_exp(pull, positives.sign()) + _log_sum_exp(push, negatives.sign())
+        return _reduced(nn.functional.softplus(total, threshold=40.0), self._reducer)
+
+
+class ContrastiveLoss(_PairLoss):
+    """The mean excess of the positive pairs over ``pos_margin``, plus that of the negative pairs below ``neg_margin``.
+
+    Of :func:`fastmine.functional.pair_sums`; a similarity is to exceed ``pos_margin`` and to stay below ``neg_margin``.
+    """
+
+    _default_metric = "euclidean"
+
+    def __init__(
+        self, pos_margin: float = 0, neg_margin: float = 1, *, distance: Any = None, reducer: Any = None,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(distance, reducer, options)
+        self.pos_margin, self.neg_margin = pos_margin, neg_margin
+
+    def _margins(self) -> tuple[float, float]:
+        """As distances of our metric."""
+        if self._measure.metric == "cosine":
+            return 1.0 - self.pos_margin, 1.0 - self.neg_margin
+        return float(self.pos_margin), float(self.neg_margin)
+
+    def _streamed(self, rows: Tensor, labels: Tensor, references: _References) -> tuple[Tensor, Evidence]:
+        margins = self._margins()
+        pull, push = (rows.new_full((len(rows),), margin, dtype=torch.float64) for margin in margins)
+        found = F.pair_sums(
+            rows, labels, ref_embeddings=references.embeddings, ref_labels=references.labels,
+            metric=self._measure.metric, form="sum", positive_bound=pull, negative_bound=push, return_evidence=True,
+        )  # fmt: skip
+        sums, evidence = cast("tuple[Sums, Evidence]", found)
+        sign = -1.0 if self._measure.metric == "dot" else 1.0
+        parts = (
+            (sums.positive_distance - margins[0] * sums.admitted_positives, sums.admitted_positives, sums.positives),
+            (margins[1] * sums.admitted_negatives - sums.negative_distance, sums.admitted_negatives, sums.negatives),
+        )
+        pulled, pushed = (self._average(sign * total.sum(), some.sum(), every.sum()) for total, some, every in parts)
+        return (pulled + pushed).to(torch.promote_types(rows.dtype, torch.float32)), evidence
+
+    def _average(self, total: Tensor, admitted: Tensor, every: Tensor) -> Tensor:
+        if self._reducer == "SumReducer":
+            return total
+        return total / (admitted if self._reducer == "AvgNonZeroReducer" else every).clamp(min=1)
+
+    def _of_matrix(self, matrix: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+        sign = -1.0 if self._measure.metric == "dot" else 1.0
+        margins = self._margins()
+        pull, push = (sign * (matrix - margins[0])).relu(), (sign * (margins[1] - matrix)).relu()
+        parts = [
+            self._average((excess * counts).sum(), (counts * (excess > 0)).sum(), counts.sum())
+            for excess, counts in ((pull, positives), (push, negatives))
+        ]
+        return parts[0] + parts[1]
 
 
 # --- class vectors --------------------------------------------------------------------------------------------------
