@@ -41,6 +41,12 @@ DIFFERS: dict[tuple[str, str], str] = {
     ("pml", "ArcFaceLoss"): f"{_ARC}; a label of no class says so",
     ("pml", "SubCenterArcFaceLoss"): "as ArcFaceLoss; get_outliers is not here",
     ("pml", "CosFaceLoss"): "a label of no class says so",
+    ("pml", "SupConLoss"): f"{_NAN}; anchors without a negative do not count",
+    ("pml", "NTXentLoss"): "no floor under the probability; anchors without a negative do not count",
+    ("pml", "MultiSimilarityLoss"): "anchors without a positive or a negative have no loss",
+    ("pml", "CircleLoss"): _NAN,
+    ("pml", "ContrastiveLoss"): _NAN,
+    ("pml", "MultiSimilarityMiner"): "pairs in the order of rows, not of distance",
     ("pml", "BatchHardMiner"): "exact float64 choices, ties to the lowest index",
     ("pml", "BatchEasyHardMiner"): "exact float64 choices, ties to the lowest index",
     ("sentence_transformers", "BatchHardTripletLoss"): _EMPTY,
@@ -72,6 +78,9 @@ PARTLY: dict[tuple[str, str], str] = {
     ("oml", "label2category"): "raises",
 }
 OVERRIDDEN: dict[tuple[str, str, str], str] = {
+    ("pml", "NTXentLoss", "reducer"): "equal for MeanReducer and SumReducer; others raise",
+    ("pml", "CircleLoss", "distance"): "equal for CosineSimilarity; others raise",
+    ("pml", "MultiSimilarityLoss", "distance"): "equal for CosineSimilarity and DotProductSimilarity; others raise",
     ("pml", "ArcFaceLoss", "distance"): "equal for CosineSimilarity; others raise",
     ("pml", "CosFaceLoss", "distance"): "equal for CosineSimilarity; others raise",
     ("pml", "SubCenterArcFaceLoss", "distance"): "equal for CosineSimilarity; others raise",

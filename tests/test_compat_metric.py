@@ -192,6 +192,22 @@ def test_pml_pairs_of_a_miner(name: str, distance: str, reducer: str | None) -> 
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_pml_multi_similarity_miner(distance: str) -> None:
+    """The same pairs; theirs come in the order of distance."""
+    peer("pytorch_metric_learning")
+    from pytorch_metric_learning import distances, miners
+
+    x, labels = batch()
+    labels[0] = 99
+    for references in ((), batch(30)):
+        for epsilon in (0.1, -0.3):
+            options = {"epsilon": epsilon, "distance": DISTANCES[distance](distances)}
+            found = [m.MultiSimilarityMiner(**options)(x, labels, *references) for m in (our_pml, miners)]
+            pairs = [[set(zip(a.tolist(), b.tolist(), strict=True)) for a, b in (t[:2], t[2:])] for t in found]
+            assert pairs[0] == pairs[1]
+
+
 CLASS_LOSSES: dict[str, dict[str, Any]] = {
     "ArcFaceLoss": {}, "CosFaceLoss": {}, "SubCenterArcFaceLoss": {"sub_centers": 2}, "ProxyAnchorLoss": {}
 }  # fmt: skip
@@ -252,6 +268,13 @@ def test_pml_wrappers_take_them() -> None:
         for n in (24, 12, 24):
             rows, classes = batch(n)
             torch.testing.assert_close(ours(rows, classes), theirs(rows, classes), rtol=1e-4, atol=1e-5)
+    for name in PAIR_LOSSES:
+        mine, library = pair_losses(name, "default", None)
+        ours, theirs = losses.SelfSupervisedLoss(mine), losses.SelfSupervisedLoss(library)
+        assert_same(ours, theirs, x, views)
+        ours, theirs = (losses.CrossBatchMemory(loss, D, memory_size=40) for loss in (mine, library))
+        for n in (24, 12, 23):  # no row twice: theirs takes a rounding for a distance, and counts the pair
+            torch.testing.assert_close(ours(*batch(n)), theirs(*batch(n)), rtol=1e-4, atol=1e-5)
     DistributedMinerWrapper(our_pml.BatchHardMiner())
     wrapped = DistributedLossWrapper(our_pml.TripletMarginLoss(0.3))
     with pytest.warns(UserWarning, match="non-distributed"):

@@ -38,6 +38,7 @@ __all__ = [
     "ContrastiveLoss",
     "CosFaceLoss",
     "MultiSimilarityLoss",
+    "MultiSimilarityMiner",
     "NTXentLoss",
     "ProxyAnchorLoss",
     "SubCenterArcFaceLoss",
@@ -639,3 +640,41 @@ class BatchEasyHardMiner(_Miner):
         """Indices into the batch, or for positives and negatives into ``ref_emb``."""
         anchor, positive, negative = self._mined(embeddings, labels, ref_emb, ref_labels)
         return anchor, positive, anchor, negative
+
+
+class MultiSimilarityMiner(_Miner):
+    """(anchor, positive, anchor, negative): the pairs that multi-similarity mining keeps (arXiv:1904.06627).
+
+    Positives not nearer than the nearest negative less ``epsilon``, negatives not farther than the farthest positive
+    plus ``epsilon``. One matrix [N, M].
+    """
+
+    def __init__(self, epsilon: float = 0.1, *, distance: Any = None, **options: Any) -> None:
+        super().__init__("hardest", "hardest", distance, options)
+        self.epsilon = epsilon
+        if distance is None:
+            self._measure.metric, self._measure.normalize = "cosine", False
+
+    @torch.no_grad()
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Indices into the batch, or for positives and negatives into ``ref_emb``."""
+        rows, given = self._measure.rows(embeddings), labels.to(embeddings.device)
+        refs = None if ref_emb is None else self._measure.rows(ref_emb)
+        others = given if ref_labels is None else ref_labels.to(embeddings.device)
+        distance = F.pairwise_distance(rows, refs, metric=self._measure.metric)
+        if self._measure.metric == "dot":
+            distance = -distance
+        positive = given[:, None] == others
+        negative = ~positive
+        if refs is None:
+            positive = positive & ~torch.eye(len(given), dtype=torch.bool, device=given.device)
+        nearest, farthest = (
+            nn.functional.pad(distance.masked_fill(~mask, sign * torch.inf), (0, 1), value=sign * torch.inf)
+            for mask, sign in ((negative, 1), (positive, -1))
+        )
+        kept_positive = positive & (distance + self.epsilon > nearest.amin(dim=1, keepdim=True))
+        kept_negative = negative & (distance - self.epsilon < farthest.amax(dim=1, keepdim=True))
+        first, second = torch.where(kept_positive), torch.where(kept_negative)
+        return first[0], first[1], second[0], second[1]
