@@ -1,12 +1,13 @@
-"""Other libraries' segmentation losses by their own names, arguments and defaults, on fastmine's one core.
+"""Other libraries' losses by their own names, arguments and defaults, on fastmine's one core.
 
 Migrating is changing an import: ``from monai.losses import DiceCELoss`` becomes ``from fastmine.compat.monai import
-DiceCELoss``, and so for :mod:`~fastmine.compat.smp`, :mod:`~fastmine.compat.kornia` and
-:mod:`~fastmine.compat.torchvision`, none of which needs to be installed. Values and gradients are those of the library
-where it is right; where it is wrong the difference is documented and tested; what is not supported raises. The table of
-every option is in docs/compat-segmentation.md.
+DiceCELoss``; none of the libraries needs to be installed. Values and gradients are those of the library where it is
+right; where it is wrong the difference is documented and tested; what is not supported raises.
 
-What comes on top:
+For embeddings: :mod:`~fastmine.compat.pml`, :mod:`~fastmine.compat.oml` and
+:mod:`~fastmine.compat.sentence_transformers`, see docs/compat-metric.md. For segmentation:
+:mod:`~fastmine.compat.monai`, :mod:`~fastmine.compat.smp`, :mod:`~fastmine.compat.kornia` and
+:mod:`~fastmine.compat.torchvision`, with every option in docs/compat-segmentation.md. What comes on top there:
 
 * ``valid``, the last argument of every call, says what is annotated: [B], [B, C], [B, 1, *S] or [B, C, *S]. What is
   not annotated, or ignored by the library's own ``ignore_index``, has no place in any sum or denominator, and a group

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _ops
+from .. import SegmentationEvidence
 from .. import functional as F
-from .._check import segmentation_mask
-from .._evidence import SegmentationEvidence
 from ..losses._base import EvidentLoss
 from ..reference.segmentation_sums import SUMS_FIELDS
 
@@ -99,7 +97,7 @@ def of_probabilities(p: Tensor, target: Tensor, valid: Tensor | None) -> Sums:
     """The sums of overlap terms from probabilities [B, C, ...], in plain PyTorch: several passes, no evidence."""
     if p.shape != target.shape:
         raise ValueError(f"target must have the shape of the input, {list(p.shape)}; got {list(target.shape)}")
-    seen = torch.ones_like(p, dtype=torch.bool) if valid is None else segmentation_mask(valid, p, "multilabel")
+    seen = torch.ones_like(p, dtype=torch.bool) if valid is None else _spread(valid, p.shape)
     p, t = (torch.where(seen, x, 0.0).double() for x in (p, target))
     items = {"n": seen.double(), "t": t, "p": p, "a": p * t, "pp": p * p, "tt": t * t}
     return Sums({name: x.flatten(2).sum(dim=2) for name, x in items.items()}, None)
@@ -107,11 +105,11 @@ def of_probabilities(p: Tensor, target: Tensor, valid: Tensor | None) -> Sums:
 
 def refuse(value: Tensor, wrong: Tensor, message: str) -> Tensor:
     """``value``, unless ``wrong``: an error where that can be looked at for nothing, else NaN."""
-    if _ops.readable(wrong):
-        if bool(wrong):
-            raise ValueError(message)
-        return value
-    return torch.where(wrong, torch.nan, value)
+    if not wrong.is_cpu or torch.compiler.is_compiling():
+        return torch.where(wrong, torch.nan, value)
+    if bool(wrong):
+        raise ValueError(message)
+    return value
 
 
 def not_ignored(target: Tensor, ignore_index: int | None) -> Tensor | None:
@@ -129,7 +127,21 @@ def both(valid: Tensor | None, mask: Tensor | None, logits: Tensor, mode: F.Mode
     """What is annotated and not ignored."""
     if valid is None or mask is None:
         return mask if valid is None else valid
-    return segmentation_mask(valid, logits, mode) & mask
+    return _spread(valid, mask.shape if mode == "multiclass" else logits.shape) & mask
+
+
+def _spread(valid: Tensor, shape: torch.Size) -> Tensor:
+    """Validity [B], [B, C] or of the shape itself, as a view of that shape."""
+    fits = valid.dtype == torch.bool and valid.dim() in (1, 2, len(shape)) and valid.shape[0] == shape[0]
+    if not fits or any(v not in (1, s) for v, s in zip(valid.shape, shape, strict=False)):
+        raise ValueError(f"valid must be boolean, [B], [B, C] or {list(shape)}; got {valid.dtype} {list(valid.shape)}")
+    return valid.reshape(*valid.shape, *[1] * (len(shape) - valid.dim())).expand(shape)
+
+
+def option(name: str, value: object, known: Sequence[str]) -> None:
+    """Refuse what is none of these."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
 
 
 def class_indices(target: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import option
 from ._maps import sigmoid_focal, softmax_focal
 from ._sums import (
     FOCAL,
@@ -23,6 +22,7 @@ from ._sums import (
     mean_where,
     not_ignored,
     of_logits,
+    option,
     share,
     vector,
 )

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
-from .._check import option
 from ._maps import sigmoid_focal, softmax_focal
 from ._sums import (
     FOCAL,
@@ -30,6 +29,7 @@ from ._sums import (
     of_logits,
     of_probabilities,
     one_hot,
+    option,
     refuse,
     share,
     unsupported,

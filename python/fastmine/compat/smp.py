@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from .. import functional as F
-from .._check import option
 from ._maps import sigmoid_focal
 from ._sums import (
     FOCAL,
@@ -30,6 +29,7 @@ from ._sums import (
     not_ignored,
     of_logits,
     of_probabilities,
+    option,
     refuse,
     share,
     unsupported,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .._check import option
 from ._maps import sigmoid_focal
-from ._sums import FOCAL, in_result_dtype, of_logits, share
+from ._sums import FOCAL, in_result_dtype, of_logits, option, share
 
 __all__ = ["sigmoid_focal_loss"]
 
