@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,9 +26,12 @@ class Sums:
     Over the batch they are [C]. ``evidence`` is that of the call; there is none of probabilities.
     """
 
-    def __init__(self, fields: Mapping[str, Tensor], evidence: SegmentationEvidence | None) -> None:
+    def __init__(
+        self, fields: Mapping[str, Tensor], evidence: SegmentationEvidence | None, *, whole: bool = False
+    ) -> None:
         self.fields = fields
         self.evidence = evidence
+        self._whole = whole  # everything is annotated, as far as the arguments tell
 
     def __getattr__(self, name: str) -> Tensor:
         fields: Mapping[str, Tensor] = self.__dict__.get("fields", {})
@@ -41,25 +44,37 @@ class Sums:
         """How many there are."""
         return self.n.shape[-1]
 
-    def over_batch(self) -> Sums:
+    def over_batch(self, *, keepdim: bool = False) -> Sums:
         """All samples as one."""
-        return Sums({name: x.sum(dim=0) for name, x in self.fields.items()}, self.evidence)
+        return self._each(lambda x: x.sum(dim=0, keepdim=keepdim))
 
     def only(self, classes: Sequence[int] | slice) -> Sums:
         """Some of the classes."""
-        return Sums({name: x[..., classes] for name, x in self.fields.items()}, self.evidence)
+        return self._each(lambda x: x[..., classes])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Sums:
+        return Sums({name: change(x) for name, x in self.fields.items()}, self.evidence, whole=self._whole)
+
+    @property
+    def seen(self) -> Tensor | None:
+        """Groups of which something is annotated; None for all."""
+        return None if self._whole else self.n > 0
 
     def ratio(self, numerator: Tensor, denominator: Tensor) -> Tensor:
         """A quotient, 0 / 1 in groups of which nothing is annotated."""
-        seen = self.n > 0
+        seen = self.seen
+        if seen is None:
+            return numerator / denominator
         return torch.where(seen, numerator, 0.0) / torch.where(seen, denominator, 1.0)
 
     def spoil(self, value: Tensor) -> Tensor:
         """NaN if a valid logit or target was impossible: no formula reads every sum that would have told."""
         if self.evidence is None:
             return value
-        impossible = self.evidence.tensor[_IMPOSSIBLE].sum() > 0
-        return value * torch.where(impossible, torch.nan, 1.0)
+        numbers = self.evidence.tensor
+        if not _readable(numbers):
+            return value * torch.where(numbers[_IMPOSSIBLE].sum() > 0, torch.nan, 1.0)
+        return value * torch.nan if self.evidence.nonfinite + self.evidence.out_of_range > 0 else value
 
     def refuse_soft(self, value: Tensor, why: str) -> Tensor:
         """``value`` if every target is 0 or 1 (t^2 = t): ``ValueError`` on the CPU, else NaN."""
@@ -76,7 +91,8 @@ def of_logits(
         logits, target, mode=mode, valid=valid, ignore_index=ignore_index, wanted=names, focal_gamma=gamma,
         return_evidence=True,
     )  # fmt: skip
-    return Sums({name: getattr(sums, name) for name in names}, evidence)
+    whole = valid is None and ignore_index is None and logits.numel() > 0
+    return Sums({name: getattr(sums, name) for name in names}, evidence, whole=whole)
 
 
 def lovasz(
@@ -90,7 +106,7 @@ def lovasz(
         reduction="group",
     )  # fmt: skip
     values = s.refuse_soft(values, "a Lovász extension is of a set")
-    return values, Sums({name: x.sum(dim=0, keepdim=True) for name, x in s.fields.items()}, s.evidence) if batch else s
+    return values, s.over_batch(keepdim=True) if batch else s
 
 
 def of_probabilities(p: Tensor, target: Tensor, valid: Tensor | None) -> Sums:
@@ -100,12 +116,18 @@ def of_probabilities(p: Tensor, target: Tensor, valid: Tensor | None) -> Sums:
     seen = torch.ones_like(p, dtype=torch.bool) if valid is None else _spread(valid, p.shape)
     p, t = (torch.where(seen, x, 0.0).double() for x in (p, target))
     items = {"n": seen.double(), "t": t, "p": p, "a": p * t, "pp": p * p, "tt": t * t}
-    return Sums({name: x.flatten(2).sum(dim=2) for name, x in items.items()}, None)
+    whole = valid is None and p.numel() > 0
+    return Sums({name: x.flatten(2).sum(dim=2) for name, x in items.items()}, None, whole=whole)
+
+
+def _readable(x: Tensor) -> bool:
+    """Whether a number can be looked at here and now for nothing."""
+    return x.is_cpu and not torch.compiler.is_compiling()
 
 
 def refuse(value: Tensor, wrong: Tensor, message: str) -> Tensor:
     """``value``, unless ``wrong``: an error where that can be looked at for nothing, else NaN."""
-    if not wrong.is_cpu or torch.compiler.is_compiling():
+    if not _readable(wrong):
         return torch.where(wrong, torch.nan, value)
     if bool(wrong):
         raise ValueError(message)
@@ -175,8 +197,10 @@ def vector(name: str, value: Any, like: Tensor, classes: int) -> Tensor:
     return found.reshape(-1).expand(classes)
 
 
-def mean_where(values: Tensor, seen: Tensor) -> Tensor:
+def mean_where(values: Tensor, seen: Tensor | None) -> Tensor:
     """The mean of ``values`` where ``seen``; a zero connected to the graph where nothing is."""
+    if seen is None:
+        return values.mean()
     count = seen.sum()
     return torch.where(seen, values, 0.0).sum() / torch.where(count > 0, count, 1)
 

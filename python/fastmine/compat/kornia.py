@@ -279,7 +279,7 @@ class LovaszHingeLoss(CompatLoss):
         if pred.dim() < 2 or pred.shape[1] != 1:
             raise ValueError(f"pred must have shape [B, 1, ...]; got {list(pred.shape)}")
         values, s = lovasz(pred[:, 0], target, valid, mode="binary")
-        return self._answer(mean_where(values, s.n > 0), s, pred)
+        return self._answer(mean_where(values, s.seen), s, pred)
 
 
 def lovasz_softmax_loss(
@@ -303,7 +303,7 @@ class LovaszSoftmaxLoss(CompatLoss):
             raise ValueError(f"pred must have shape [B, C, ...] with C > 1; got {list(pred.shape)}")
         values, s = lovasz(pred, target, valid, mode="multiclass")
         weight = vector("weight", 1.0 if self.weight is None else self.weight, values, s.classes)
-        return self._answer(mean_where(weight * values, s.n > 0), s, pred)
+        return self._answer(mean_where(weight * values, s.seen), s, pred)
 
 
 def _weighted(values: Tensor, weight: Tensor) -> Tensor:

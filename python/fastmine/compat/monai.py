@@ -114,11 +114,11 @@ class _Loss(CompatLoss):
             return target[:, self.ignore_index, None] == 0
         return (target != 0).any(dim=1, keepdim=True)
 
-    def _reduce(self, values: Tensor, seen: Tensor) -> Tensor:
+    def _reduce(self, values: Tensor, seen: Tensor | None) -> Tensor:
         """Groups without anything annotated are 0, and have no place in the mean."""
         if self.reduction == "mean":
             return mean_where(values, seen)
-        values = torch.where(seen, values, 0.0)
+        values = values if seen is None else torch.where(seen, values, 0.0)
         return values.sum() if self.reduction == "sum" else values
 
 
@@ -179,7 +179,7 @@ class DiceLoss(_Loss):
             values = values * vector("weight", self.weight, values, values.shape[-1])
         if self.soft_label and not self.squared_pred:
             values = sums.refuse_soft(values, _SOFT)
-        return self._reduce(values, s.n > 0)
+        return self._reduce(values, s.seen)
 
 
 class GeneralizedDiceLoss(_Loss):
@@ -225,7 +225,7 @@ class GeneralizedDiceLoss(_Loss):
         sums = self._kept(sums)
         s = sums.over_batch() if self.batch else sums
         weight = _volume_weight(s.t.detach(), self.w_type)
-        seen = (s.n > 0).any(dim=-1, keepdim=True)
+        seen = (s.n > 0).any(dim=-1, keepdim=True)  # a sample's classes share one value
         overlap, sizes = ((weight * x).sum(dim=-1, keepdim=True) for x in (s.a, s.p + s.t))
         values = 1 - (2 * overlap + self.smooth_nr) / torch.where(seen, sizes + self.smooth_dr, 1.0)
         if self.soft_label:
@@ -283,7 +283,7 @@ class TverskyLoss(_Loss):
         values = 1 - s.ratio(s.a + self.smooth_nr, s.a + wrong + self.smooth_dr)
         if self.soft_label:
             values = sums.refuse_soft(values, _SOFT)
-        return self._answer(self._reduce(values, s.n > 0), sums, input)
+        return self._answer(self._reduce(values, s.seen), sums, input)
 
 
 class MCCLoss(_Loss):
@@ -321,7 +321,7 @@ class MCCLoss(_Loss):
         perfect = (false_positive == 0) & (false_negative == 0)
         fine = (s.n > 0) & ~perfect
         values = torch.where(fine, 1 - numerator / torch.where(fine, margins, 1.0).sqrt(), 0.0)
-        return self._answer(self._reduce(values, s.n > 0), sums, input)
+        return self._answer(self._reduce(values, s.seen), sums, input)
 
 
 class FocalLoss(_Loss):
