@@ -20,6 +20,7 @@ import compat_table
 from compat_cases import CASES, DIFFERS, ELSEWHERE, LOSSES, PEERS, RAISES, Case, inputs, value_and_gradient
 from fastmine.compat import kornia, monai, smp, torchvision
 from fastmine.compat._sums import CompatLoss
+from fastmine.health import Monitor
 
 BOUND = 5e-6  # several of them compute in float32, whatever they are given
 
@@ -462,6 +463,29 @@ def test_evidence_is_there_after_a_call() -> None:
     loss(x, t, torch.tensor([True, False, True]))
     assert loss.evidence.annotated == 6
     assert loss.evidence.target_sum == t[[0, 2]].sum()
+
+
+def test_the_monitor_names_masks_that_are_all_empty_behind_another_library_s_name() -> None:
+    model, criterion = torch.nn.Conv2d(1, 1, 3, padding=1), monai.DiceFocalLoss(sigmoid=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = Monitor(model, criterion, optimizer, speak=False)
+    for _ in range(48):
+        loss = criterion(model(torch.randn(4, 1, 8, 8)), torch.zeros(4, 1, 8, 8))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    assert "TARGETS_ALL_EMPTY" in [finding.code for finding in monitor.check()]
+
+
+@pytest.mark.parametrize(("data", "loss"), [
+    ("three channel", monai.DiceCELoss(softmax=True, to_onehot_y=True)),
+    ("three labels", smp.FocalLoss("multiclass", ignore_index=1)), ("three labels", kornia.DiceLoss()),
+], ids=["monai", "smp", "kornia"])  # fmt: skip
+def test_a_loss_compiles_in_one_graph(data: str, loss: Callable[..., Tensor]) -> None:
+    x, t = inputs(data)
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    assert close(compiled(x, t), loss(x, t), 1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
