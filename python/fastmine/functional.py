@@ -43,6 +43,7 @@ __all__ = [
     "SUMS",
     "BatchHard",
     "SegmentationSums",
+    "batch_all",
     "batch_hard",
     "bce_loss",
     "circle_loss",
