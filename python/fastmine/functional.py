@@ -49,6 +49,7 @@ __all__ = [
     "Retrieval",
     "SegmentationSums",
     "arcface_loss",
+    "batch_all",
     "batch_hard",
     "bce_loss",
     "circle_loss",
@@ -328,6 +329,53 @@ def triplet_loss(
         evidence = MiningEvidence(found, TRIPLET_FIELDS)
     if on_empty in ("warn", "raise") and found[_VALID] == 0:
         _report_empty(evidence, on_empty)
+    return (loss, evidence) if return_evidence else loss
+
+
+@overload
+def batch_all(
+    embeddings: Tensor, labels: Tensor, *, margin: float | Literal["leaky"] = 0.2, leak: float | None = None,
+    triplets: Triplets = "all", average: Average = "active", valid: Tensor | None = None,
+    ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, ref_valid: Tensor | None = None,
+    self_index: Tensor | None = None, sample_weight: Tensor | None = None, metric: Metric = "euclidean",
+    on_empty: OnEmpty = "zero", reduction: Reduction = "mean", return_evidence: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def batch_all(
+    embeddings: Tensor, labels: Tensor, *, margin: float | Literal["leaky"] = 0.2, leak: float | None = None,
+    triplets: Triplets = "all", average: Average = "active", valid: Tensor | None = None,
+    ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, ref_valid: Tensor | None = None,
+    self_index: Tensor | None = None, sample_weight: Tensor | None = None, metric: Metric = "euclidean",
+    on_empty: OnEmpty = "zero", reduction: Reduction = "mean", return_evidence: Literal[True],
+) -> tuple[Tensor, MiningEvidence]: ...  # fmt: skip
+
+
+def batch_all(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    margin: float | Literal["leaky"] = 0.2,
+    leak: float | None = None,
+    triplets: Triplets = "all",
+    average: Average = "active",
+    valid: Tensor | None = None,
+    ref_embeddings: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    ref_valid: Tensor | None = None,
+    self_index: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    metric: Metric = "euclidean",
+    on_empty: OnEmpty = "zero",
+    reduction: Reduction = "mean",
+    return_evidence: bool = False,
+) -> Tensor | tuple[Tensor, MiningEvidence]:
+    """The triplet loss over every triplet of the batch: :func:`triplet_loss` with ``mining="batch_all"``."""
+    loss, evidence = triplet_loss(
+        embeddings, labels, margin=margin, leak=leak, mining="batch_all", triplets=triplets, average=average,
+        valid=valid, ref_embeddings=ref_embeddings, ref_labels=ref_labels, ref_valid=ref_valid,
+        self_index=self_index, sample_weight=sample_weight, metric=metric, on_empty=on_empty, reduction=reduction,
+        return_evidence=True,
+    )  # fmt: skip
     return (loss, evidence) if return_evidence else loss
 
 
