@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .pair_sums import Sums
+from .pair_sums import Sums, named
 
 Formula = Callable[[Sums], Tensor]
 
@@ -86,11 +86,11 @@ def reduce_anchors(
     Where none is valid, ``on_empty="pull"`` takes the mean distance of the positives of the anchors that have some,
     and ``"push"`` log(1 + the sum of e^t over negatives) of those that have negatives.
     """
-    every = Sums(*sums)
+    every = named(sums)
     has_positive, has_negative = every.positives > 0, every.negatives > 0
     counted = has_positive & has_negative
     # What the others hold is replaced before the arithmetic: -Inf would have no gradient but NaN.
-    term = torch.where(counted, formula(Sums(*torch.where(counted, sums, 1.0))), 0.0)
+    term = torch.where(counted, formula(named(torch.where(counted, sums, 1.0))), 0.0)
     empty = ~counted.any()
     if on_empty == "pull":
         pulled = empty & has_positive
