@@ -23,7 +23,7 @@ from .reference import pair_losses
 from .reference.batch_all import AVERAGES, BATCH_ALL_FIELDS, TRIPLETS
 from .reference.batch_hard import MINING_FIELDS, NEGATIVES, POSITIVES
 from .reference.margin_softmax import margin_softmax
-from .reference.pair_sums import FORMS, PAIR_FIELDS, Sums
+from .reference.pair_sums import FORMS, PAIR_FIELDS, Sums, named
 from .reference.pairwise_distance import METRICS, result_dtype
 from .reference.proxies import PROXY_FIELDS
 from .reference.proxy_anchor import proxy_anchor
@@ -870,7 +870,7 @@ def pair_sums(
         None if negative_bound is None else negative_bound.detach().double(), metric, form,
         [float(value) for value in (*positive_curve, *negative_curve)], None,
     )  # fmt: skip
-    found = Sums(*sums)
+    found = named(sums)
     return (found, MiningEvidence(evidence, PAIR_FIELDS)) if return_evidence else found
 
 
