@@ -37,8 +37,8 @@ def pairwise_distance(x: Rows, y: Rows | None, metric: str) -> list[list[float]]
 def batch_hard(
     embeddings: Rows, labels: Sequence[int], valid: Sequence[bool] | None = None,
     ref_embeddings: Rows | None = None, ref_labels: Sequence[int] | None = None,
-    ref_valid: Sequence[bool] | None = None, *, metric: str = "euclidean", positive: str = "hardest",
-    negative: str = "hardest",
+    ref_valid: Sequence[bool] | None = None, self_index: Sequence[int] | None = None, *, metric: str = "euclidean",
+    positive: str = "hardest", negative: str = "hardest",
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Per anchor: the index and distance of its positive and of its negative, None where there is none."""
     apart = ref_embeddings is not None
@@ -56,7 +56,7 @@ def batch_hard(
             candidate = (-d if metric == "dot" else d, j, d)  # how far; a similarity is far when it is small
             if labels[i] != other_labels[j]:
                 negatives.append(candidate)
-            elif apart or i != j:
+            elif j != _itself(i, apart, self_index):
                 positives.append(candidate)
         p = _pick(positives, farthest=positive == "hardest")
         n = _pick(negatives, farthest=False)
@@ -73,7 +73,8 @@ def batch_hard(
 def batch_all(
     embeddings: Rows, labels: Sequence[int], valid: Sequence[bool] | None = None,
     ref_embeddings: Rows | None = None, ref_labels: Sequence[int] | None = None,
-    ref_valid: Sequence[bool] | None = None, *, metric: str = "euclidean", margin: float | str = 0.2,
+    ref_valid: Sequence[bool] | None = None, self_index: Sequence[int] | None = None,
+    sample_weight: Sequence[float] | None = None, *, metric: str = "euclidean", margin: float | str = 0.2,
     leak: float | None = None, on_empty: str = "zero", reduction: str = "mean", triplets: str = "all",
     average: str = "active",
 ) -> float | list[float]:  # fmt: skip
@@ -90,23 +91,31 @@ def batch_all(
     wanted = {
         "all": lambda v: True, "hard": lambda v: v > offset, "semi_hard": lambda v: 0 < v <= offset,
     }[triplets]  # fmt: skip
-    sums, number, active = [], 0, 0
+    shares = sample_weight or [1.0] * len(embeddings)
+    sums, number, counted = [], 0, 0.0
     for i, anchor in enumerate(embeddings):
         violations = [
             sign * (distance(anchor, others[p], metric) - distance(anchor, others[n], metric)) + offset
-            for p in seen if other_labels[p] == labels[i] and (apart or p != i)
+            for p in seen if other_labels[p] == labels[i] and p != _itself(i, apart, self_index)
             for n in seen if other_labels[n] != labels[i]
         ] if valid is None or valid[i] else []  # fmt: skip
-        sums.append(math.fsum(v if v > 0 else slope * v for v in violations if wanted(v)))
+        sums.append(shares[i] * math.fsum(v if v > 0 else slope * v for v in violations if wanted(v)))
         number += len(violations)
-        active += sum(v > 0 and wanted(v) for v in violations)
+        every = average == "valid" or slope > 0
+        counted += shares[i] * sum(every or (v > 0 and wanted(v)) for v in violations)
     if not number:
-        pairs = batch_hard(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric=metric)
-        return triplet_loss(pairs, margin=margin, leak=leak, metric=metric, on_empty=on_empty, reduction=reduction)
+        pairs = batch_hard(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index, metric=metric)
+        return triplet_loss(
+            pairs, sample_weight, margin=margin, leak=leak, metric=metric, on_empty=on_empty, reduction=reduction
+        )
     if reduction == "none":
         return sums
-    counted = number if average == "valid" or slope else max(active, 1)
-    return math.fsum(sums) / counted if reduction == "mean" else math.fsum(sums)
+    return math.fsum(sums) / (counted or 1.0) if reduction == "mean" else math.fsum(sums)
+
+
+def _itself(i: int, apart: bool, self_index: Sequence[int] | None) -> int:
+    """The candidate that is anchor i, -1 for none."""
+    return self_index[i] if self_index is not None else -1 if apart else i
 
 
 def _pick(candidates: list[tuple[float, int, float]], *, farthest: bool) -> tuple[float, int, float] | None:
@@ -124,8 +133,8 @@ def softplus(x: float) -> float:
 
 
 def triplet_loss(
-    pairs: list[dict[str, Any]], *, margin: float | str = 0.2, leak: float | None = None, metric: str = "euclidean",
-    on_empty: str = "zero", reduction: str = "mean",
+    pairs: list[dict[str, Any]], sample_weight: Sequence[float] | None = None, *, margin: float | str = 0.2,
+    leak: float | None = None, metric: str = "euclidean", on_empty: str = "zero", reduction: str = "mean",
 ) -> float | list[float]:  # fmt: skip
     """The loss of mined pairs."""
     sign = -1.0 if metric == "dot" else 1.0
@@ -148,11 +157,12 @@ def triplet_loss(
             terms.append(softplus(offset - sign * pair["negative_distance"]))
         else:
             terms.append(None)
+    shares = sample_weight or [1.0] * len(pairs)
+    weighted = [share * (term or 0.0) for term, share in zip(terms, shares, strict=True)]
     if reduction == "none":
-        return [term or 0.0 for term in terms]
-    counted = [term for term in terms if term is not None]
-    total = math.fsum(counted)
-    return total / max(len(counted), 1) if reduction == "mean" else total
+        return weighted
+    counted = math.fsum(share for term, share in zip(terms, shares, strict=True) if term is not None)
+    return math.fsum(weighted) / (counted or 1.0) if reduction == "mean" else math.fsum(weighted)
 
 
 PAIR_LOSSES = ("supcon_loss", "ntxent_loss", "multi_similarity_loss", "circle_loss", "contrastive_loss")

@@ -119,6 +119,7 @@ def mined_batch(
     ref_embeddings: object,
     ref_labels: object,
     ref_valid: object,
+    self_index: object = None,
 ) -> None:
     """A labelled batch, with or without a labelled set of references."""
     x = matrix("embeddings", embeddings)
@@ -130,12 +131,18 @@ def mined_batch(
     if ref_embeddings is None:
         if ref_valid is not None:
             raise ValueError("ref_valid needs ref_embeddings and ref_labels; got it alone")
+        if self_index is not None:
+            raise ValueError("self_index needs ref_embeddings: without references no row is its own positive anyway")
         return
     refs = matrix("ref_embeddings", ref_embeddings)
     alike("embeddings", x, "ref_embeddings", refs)
     labels("ref_labels", ref_labels, "ref_embeddings", refs)
     if ref_valid is not None:
         mask("ref_valid", ref_valid, "ref_embeddings", refs)
+    if self_index is not None:
+        found = tensor("self_index", self_index, INTEGERS)
+        per_row("self_index", found, "embeddings", x)
+        same_device("embeddings", x, "self_index", found)
 
 
 def segmentation(logits_: object, target_: object, mode: str) -> None:

@@ -162,14 +162,16 @@ def pairwise_distance(x: Tensor, y: Tensor | None = None, *, metric: Metric = "e
 @overload
 def batch_hard(
     embeddings: Tensor, labels: Tensor, *, valid: Tensor | None = None, ref_embeddings: Tensor | None = None,
-    ref_labels: Tensor | None = None, ref_valid: Tensor | None = None, metric: Metric = "euclidean",
-    positive: Positive = "hardest", negative: Negative = "hardest", return_evidence: Literal[False] = False,
+    ref_labels: Tensor | None = None, ref_valid: Tensor | None = None, self_index: Tensor | None = None,
+    metric: Metric = "euclidean", positive: Positive = "hardest", negative: Negative = "hardest",
+    return_evidence: Literal[False] = False,
 ) -> BatchHard: ...  # fmt: skip
 @overload
 def batch_hard(
     embeddings: Tensor, labels: Tensor, *, valid: Tensor | None = None, ref_embeddings: Tensor | None = None,
-    ref_labels: Tensor | None = None, ref_valid: Tensor | None = None, metric: Metric = "euclidean",
-    positive: Positive = "hardest", negative: Negative = "hardest", return_evidence: Literal[True],
+    ref_labels: Tensor | None = None, ref_valid: Tensor | None = None, self_index: Tensor | None = None,
+    metric: Metric = "euclidean", positive: Positive = "hardest", negative: Negative = "hardest",
+    return_evidence: Literal[True],
 ) -> tuple[BatchHard, MiningEvidence]: ...  # fmt: skip
 
 
@@ -181,6 +183,7 @@ def batch_hard(
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     ref_valid: Tensor | None = None,
+    self_index: Tensor | None = None,
     metric: Metric = "euclidean",
     positive: Positive = "hardest",
     negative: Negative = "hardest",
@@ -190,7 +193,8 @@ def batch_hard(
 
     A positive has the anchor's label and is not the anchor itself; a negative has another label. Both come from
     the batch, or from ``ref_embeddings`` [M, D] with ``ref_labels`` [M] where given (then no pair is left out as
-    "itself", even if both sides share memory). ``valid`` [N] and ``ref_valid`` [M] are boolean: a row marked
+    "itself", even if both sides share memory, unless ``self_index`` [N] says which reference the anchor itself is,
+    with -1 for none: that one is no positive of it). ``valid`` [N] and ``ref_valid`` [M] are boolean: a row marked
     invalid is neither anchor nor candidate, and whatever it holds, NaN included, changes nothing.
 
     ``positive``: ``"hardest"`` is the farthest, ``"easiest"`` the nearest. ``negative``: ``"hardest"`` is the
@@ -207,13 +211,14 @@ def batch_hard(
     Raises ``TypeError`` for labels that are not integers and masks that are not boolean, ``ValueError`` for
     shapes, devices and options that do not fit.
     """
-    _check.mined_batch(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid)
+    _check.mined_batch(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index)
     _check.option("metric", metric, METRICS)
     _check.option("positive", positive, POSITIVES)
     _check.option("negative", negative, NEGATIVES)
     outputs = _ops.batch_hard(
         embeddings, labels.long(), valid, ref_embeddings,
         None if ref_labels is None else ref_labels.long(), ref_valid, metric, positive, negative,
+        None if self_index is None else self_index.long(),
     )  # fmt: skip
     positive_index, negative_index, d_p, d_n, has_positive, has_negative, evidence = outputs
     valid = has_positive & has_negative
@@ -226,7 +231,8 @@ def triplet_loss(
     embeddings: Tensor, labels: Tensor, *, margin: Margin = 0.2, leak: float | None = None,
     mining: Mining = "batch_hard", positive: Positive = "hardest", negative: Negative = "hardest",
     valid: Tensor | None = None, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None,
-    ref_valid: Tensor | None = None, metric: Metric = "euclidean", on_empty: OnEmpty = "zero",
+    ref_valid: Tensor | None = None, self_index: Tensor | None = None, sample_weight: Tensor | None = None,
+    metric: Metric = "euclidean", on_empty: OnEmpty = "zero",
     reduction: Reduction = "mean", triplets: Triplets = "all", average: Average = "active",
     return_evidence: Literal[False] = False,
 ) -> Tensor: ...  # fmt: skip
@@ -235,7 +241,8 @@ def triplet_loss(
     embeddings: Tensor, labels: Tensor, *, margin: Margin = 0.2, leak: float | None = None,
     mining: Mining = "batch_hard", positive: Positive = "hardest", negative: Negative = "hardest",
     valid: Tensor | None = None, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None,
-    ref_valid: Tensor | None = None, metric: Metric = "euclidean", on_empty: OnEmpty = "zero",
+    ref_valid: Tensor | None = None, self_index: Tensor | None = None, sample_weight: Tensor | None = None,
+    metric: Metric = "euclidean", on_empty: OnEmpty = "zero",
     reduction: Reduction = "mean", triplets: Triplets = "all", average: Average = "active",
     return_evidence: Literal[True],
 ) -> tuple[Tensor, MiningEvidence]: ...  # fmt: skip
@@ -254,6 +261,8 @@ def triplet_loss(
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     ref_valid: Tensor | None = None,
+    self_index: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     metric: Metric = "euclidean",
     on_empty: OnEmpty = "zero",
     reduction: Reduction = "mean",
@@ -288,24 +297,34 @@ def triplet_loss(
     because every margin is met is no such batch: the evidence then has ``valid > 0`` and ``active == 0``. Of all
     triplets the evidence says for each anchor what batch-hard's does, and counts ``triplets`` and ``active_triplets``.
 
-    ``reduction="none"`` gives the loss of every anchor [N], of all triplets their sum, 0 where not valid. A valid
-    NaN or Inf row makes the loss NaN, and the evidence counts it. The other arguments, costs and errors are those of
-    :func:`batch_hard`; a negative or NaN margin is a ``ValueError``, and so is an empty batch under
-    ``on_empty="raise"``.
+    ``sample_weight`` [N], not negative, is what each anchor counts for, in the sum and in what it is divided by; for
+    weights of classes, ``sample_weight=class_weight[labels]``. ``reduction="none"`` gives the weighted loss of every
+    anchor [N], of all triplets their sum, 0 where not valid. A valid NaN or Inf row makes the loss NaN, and the
+    evidence counts it. The other arguments, costs and errors are those of :func:`batch_hard`; a negative or NaN margin
+    is a ``ValueError``, and so is an empty batch under ``on_empty="raise"``.
     """
-    _check.mined_batch(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid)
+    _check.mined_batch(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index)
+    if sample_weight is not None:
+        _check.per_anchor("sample_weight", sample_weight, embeddings)
+        if sample_weight.requires_grad:
+            raise ValueError("sample_weight is a constant of this loss; pass sample_weight.detach()")
+        sample_weight = sample_weight.double()
+    itself = None if self_index is None else self_index.long()
     triplet_options(margin, leak, mining, positive, negative, metric, on_empty, reduction, triplets, average)
     shape, offset, slope = _margin(margin, leak)
     batch = (
         embeddings, labels.long(), valid, ref_embeddings, None if ref_labels is None else ref_labels.long(), ref_valid,
-        metric,
     )  # fmt: skip
     policy = on_empty if on_empty in EMPTY_POLICIES else "zero"
     if mining == "batch_all":
-        loss, *_, found = _ops.batch_all(*batch, triplets, offset, slope, policy, reduction, average)
+        loss, *_, found = _ops.batch_all(
+            *batch, itself, sample_weight, metric, triplets, offset, slope, policy, reduction, average
+        )
         evidence = MiningEvidence(found, BATCH_ALL_FIELDS)
     else:
-        loss, *_, found = _ops.triplet_loss(*batch, positive, negative, shape, offset, slope, policy, reduction)
+        loss, *_, found = _ops.triplet_loss(
+            *batch, metric, positive, negative, shape, offset, slope, policy, reduction, sample_weight, itself
+        )
         evidence = MiningEvidence(found, TRIPLET_FIELDS)
     if on_empty in ("warn", "raise") and found[_VALID] == 0:
         _report_empty(evidence, on_empty)
@@ -731,7 +750,26 @@ def bce_loss(
 
 Temperature: TypeAlias = float | Tensor
 Similarity: TypeAlias = Literal["cosine", "dot"]
+Curve: TypeAlias = tuple[float, float, float]
 Form: TypeAlias = Literal["sum", "lse", "nce", "circle"]
+
+
+@overload
+def pair_sums(
+    embeddings: Tensor, labels: Tensor, *, valid: Tensor | None = None, ref_embeddings: Tensor | None = None,
+    ref_labels: Tensor | None = None, ref_valid: Tensor | None = None, positive_bound: Tensor | None = None,
+    negative_bound: Tensor | None = None, metric: Metric = "cosine", form: Form = "lse",
+    positive_curve: Curve = (-1.0, 1.0, 0.0), negative_curve: Curve = (-1.0, 1.0, 0.0),
+    return_evidence: Literal[False] = False,
+) -> Sums: ...  # fmt: skip
+@overload
+def pair_sums(
+    embeddings: Tensor, labels: Tensor, *, valid: Tensor | None = None, ref_embeddings: Tensor | None = None,
+    ref_labels: Tensor | None = None, ref_valid: Tensor | None = None, positive_bound: Tensor | None = None,
+    negative_bound: Tensor | None = None, metric: Metric = "cosine", form: Form = "lse",
+    positive_curve: Curve = (-1.0, 1.0, 0.0), negative_curve: Curve = (-1.0, 1.0, 0.0),
+    return_evidence: Literal[True],
+) -> tuple[Sums, MiningEvidence]: ...  # fmt: skip
 
 
 def pair_sums(
@@ -746,8 +784,8 @@ def pair_sums(
     negative_bound: Tensor | None = None,
     metric: Metric = "cosine",
     form: Form = "lse",
-    positive_curve: tuple[float, float, float] = (-1.0, 1.0, 0.0),
-    negative_curve: tuple[float, float, float] = (-1.0, 1.0, 0.0),
+    positive_curve: Curve = (-1.0, 1.0, 0.0),
+    negative_curve: Curve = (-1.0, 1.0, 0.0),
     return_evidence: bool = False,
 ) -> Sums | tuple[Sums, MiningEvidence]:
     r"""Per anchor, a few sums over its positive and over its negative pairs: what the losses below are made of.
@@ -762,7 +800,8 @@ def pair_sums(
     ``form="nce"``, over positives :math:`\sum \log(1 + e^{L - t})` with L that of the negatives.
     ``form="sum"`` leaves out what needs an exponential.
 
-    Returns :class:`~fastmine.reference.pair_sums.Sums`, float64, every field [N]; differentiable are distances,
+    The curves' default is the cosine, for ``metric="cosine"``. Returns
+    :class:`~fastmine.reference.pair_sums.Sums`, float64, every field [N]; differentiable are distances,
     log-sum-exps and ``nce``. Of no pairs a sum is 0 and a log-sum-exp -Inf. A row with a NaN or an Inf makes the
     sums of all who are paired with it NaN. Cost: O(N M D) time, no N x M memory, backward neither; the same bits
     at any number of threads. Errors are those of :func:`batch_hard`.

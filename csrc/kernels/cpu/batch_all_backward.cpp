@@ -14,10 +14,6 @@ namespace {
 template <class W>
 constexpr std::int64_t kWidth = static_cast<std::int64_t>(kSliver<W>);
 
-/// Pairs whose squared distance is below this share of |x|^2 + |y|^2 pull by their difference, not by a difference of
-/// sums.
-constexpr double kClose = 1.0 / 16;
-
 constexpr std::int64_t kRoundedUp = 8;  // to which a tile's width is filled up with zeros: whole tiles of products
 
 /// Centred rows by position, in panels of kWidth elements of all rows: element k of row i is at
@@ -163,63 +159,62 @@ struct Walk {
   double* y_total;
 };
 
-/// Row r of the tile at position `begin`: from derivatives by closeness, in `slope`, to weights. True if any is not 0.
+/// From the derivative by closeness to that by half the squared distance; V is a vector or one number.
+template <class V>
+FASTMINE_INLINE V weight_of(V slope, V closeness, Metric metric) {
+  return metric == Metric::euclidean     ? select((slope == 0) | (closeness == 0), V{}, slope / closeness)
+         : metric == Metric::sqeuclidean ? slope * 2
+                                         : slope;
+}
+
+/// Row r of the tile at position `begin`: from derivatives by closeness, in `slope`, to weights, but for close pairs,
+/// which pull by their difference at once. True if any weight is not 0.
 template <class W>
 FASTMINE_INLINE bool weigh(const Walk<W>& walk, std::int64_t i, std::int64_t r, std::int64_t begin, std::int64_t width,
-                           const double* slope) {
-  using V = Vec<double>;
-  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<double>);
+                           const W* slope) {
+  using V = Vec<W>;
+  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<W>);
+  constexpr W tiny = sizeof(W) == 8 ? 0x1p-900 : 0x1p-100;  // squares below have lost digits
   const Gradient<W>& p = walk.p;
   const Metric metric = p.problem.metric;
-  const double* row = walk.scratch.tile + r * kReferences;
+  const W* row = walk.scratch.tile + r * kReferences;
   W* weight = walk.scratch.weight + r * kReferences;
-  const double own = p.a.c[i];
+  const std::int64_t x_row = p.a.row(i);
+  const W own = p.a.c[i];
   V total{};
-  auto some = V{} != V{}, close = some;
+  auto some = V{} != V{};
   for (std::int64_t c = 0; c < width; c += step) {
-    const V by = load(slope + c), closeness = load(row + c);
-    V w = by;
-    if (metric == Metric::euclidean) {
-      w = select((by == 0) | (closeness == 0), V{}, by / closeness);
-    } else if (metric == Metric::sqeuclidean) {
-      w = by * 2;
+    const V near = load(row + c);
+    V w = weight_of(load(slope + c), near, metric);
+    const V key = metric == Metric::euclidean ? near * near : metric == Metric::cosine ? near * 2 : near;
+    const V limit = (own + load(p.b.c + begin + c)) * kClose<W> + tiny;
+    const auto close = metric == Metric::dot ? V{} != V{} : (key < limit) & (w != 0);
+    for (std::int64_t lane = 0; any(close) && lane < step; ++lane) {
+      if (close[static_cast<std::size_t>(lane)] != 0) {
+        pull(p, x_row, p.b.row(begin + c + lane), static_cast<double>(w[static_cast<std::size_t>(lane)]),
+             p.x_sums + x_row * p.wide(), walk.partial, begin + c + lane);
+      }
     }
-    if (metric != Metric::dot) {
-      const V key = metric == Metric::euclidean ? closeness * closeness
-                    : metric == Metric::cosine  ? closeness * 2
-                                                : closeness;
-      const auto is_close = (key < (own + load(p.b.c + begin + c)) * kClose + 0x1p-100) & (w != 0);
-      close |= is_close;
-      w = select(is_close, V{}, w);
-    }
+    w = select(close, V{}, w);
     some |= w != 0;
     total += w;
-    store(walk.y_total + begin + c, load(walk.y_total + begin + c) + w);
-    store<W, lanes<double>>(weight + c, convert<W>(w));
+    store(weight + c, w);
+    for (std::int64_t k = c; k < c + step; k += static_cast<std::int64_t>(lanes<double>)) {
+      double* sum = walk.y_total + begin + k;
+      store(sum, load(sum) + load_double(weight + k));
+    }
   }
   for (std::int64_t c = width; c % kRoundedUp != 0; ++c) {
     weight[c] = 0;
   }
-  const std::int64_t x_row = p.a.row(i);
-  p.x_total[x_row] += sum_lanes(total);
-  for (std::int64_t c = 0; any(close) && c < width; ++c) {
-    const double closeness = row[c], by = slope[c];
-    const double key = metric == Metric::euclidean ? closeness * closeness
-                       : metric == Metric::cosine  ? closeness * 2
-                                                   : closeness;
-    if (by != 0 && key < (own + p.b.c[begin + c]) * kClose + 0x1p-100 &&
-        !(metric == Metric::euclidean && closeness == 0)) {
-      const double w = metric == Metric::euclidean ? by / closeness : metric == Metric::sqeuclidean ? by * 2 : by;
-      pull(p, x_row, p.b.row(begin + c), w, p.x_sums + x_row * p.wide(), walk.partial, begin + c);
-    }
-  }
+  p.x_total[x_row] += static_cast<double>(fold(total, [](auto a, auto b) { return a + b; }));
   return any(some);
 }
 
 /// Of cosine, a zero vector has no direction to turn: at distance 1 from everything.
 template <class W>
 FASTMINE_INLINE void drop_fixed(const Gradient<W>& p, std::int64_t i, std::int64_t begin, std::int64_t width,
-                                double* slope) {
+                                W* slope) {
   if (p.problem.metric != Metric::cosine) {
     return;
   }
@@ -276,16 +271,17 @@ template <class W>
 void push_negatives(const Walk<W>& walk, const Block& block, std::int64_t begin, std::int64_t end) {
   const Gradient<W>& p = walk.p;
   const double leak = p.problem.leak;
-  double slope[kReferences];
+  alignas(64) W slope[kReferences];
   bool some = false;
   for (std::int64_t r = 0; r < block.height(); ++r) {
     const std::int64_t i = block.first + r;
     const double weight = p.outer.weight[p.a.row(i)];
-    const double* row = walk.scratch.tile + r * kReferences;
+    const W* row = walk.scratch.tile + r * kReferences;
     rank_row(p, block, walk.scratch, r, begin, end, slope);
-    const double always = leak * static_cast<double>(block.positives[r]);
+    const W always = static_cast<W>(-weight * leak * static_cast<double>(block.positives[r]));
+    const W each = static_cast<W>(-weight * (1 - leak));
     for (std::int64_t c = 0; c < end - begin; ++c) {
-      slope[c] = row[c] == kFar ? 0 : -weight * (always + (1 - leak) * slope[c]);
+      slope[c] = row[c] == kFar<W> ? 0 : always + each * slope[c];
     }
     drop_fixed(p, i, begin, end - begin, slope);
     some |= weigh(walk, i, r, begin, end - begin, slope);
@@ -320,12 +316,12 @@ void pull_positives(const Walk<W>& walk, const Block& block, std::int64_t begin,
     const std::int64_t i = block.first + r;
     const double weight = p.outer.weight[p.a.row(i)];
     const double always = leak * static_cast<double>(block.negatives[r]);
-    double* row = walk.scratch.tile + r * kReferences;
-    double slope[kReferences] = {};
+    W* row = walk.scratch.tile + r * kReferences;
+    alignas(64) W slope[kReferences] = {};
     for_positives(p, i, begin, end, [&](std::int64_t j) {
       const double closeness = walk.scratch.positive[block.offset[r] + seen[r]++];
-      row[j - begin] = closeness;
-      slope[j - begin] = weight * (always + (1 - leak) * triplets_of(walk, block, r, closeness));
+      row[j - begin] = static_cast<W>(closeness);
+      slope[j - begin] = static_cast<W>(weight * (always + (1 - leak) * triplets_of(walk, block, r, closeness)));
     });
     drop_fixed(p, i, begin, end - begin, slope);
     some |= weigh(walk, i, r, begin, end - begin, slope);
@@ -338,7 +334,7 @@ void pull_positives(const Walk<W>& walk, const Block& block, std::int64_t begin,
 /// All tiles with a positive of a block.
 template <class W>
 void pull_all_positives(const Walk<W>& walk, const Block& block) {
-  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<double>);
+  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
   std::int64_t seen[kAnchors] = {};
   const std::int64_t last = divide_up(walk.p.same_end[block.end - 1], sliver) * sliver;
   for (std::int64_t begin = walk.p.same_begin[block.first] / sliver * sliver; begin < last; begin += kReferences) {
