@@ -59,7 +59,7 @@ def norms(x: Tensor) -> Tensor:
 
 
 def unit(x: Tensor, norm: Tensor | None = None) -> Tensor:
-    """``x / ||x||``. A row shorter than any normal number stays near 0, without a gradient; one with an Inf is NaN."""
+    """``x / ||x||``. 0, without a gradient, for a row shorter than any normal number; NaN for one with an Inf."""
     norm = norms(x) if norm is None else norm
     zero = norm < torch.finfo(x.dtype).tiny
     inverse = torch.where(zero, 0.0, 1.0 / torch.where(zero, 1.0, norm))
