@@ -1427,7 +1427,7 @@ def arcface_loss(
 
     With ``return_evidence`` also a :class:`~fastmine.MiningEvidence`: for each row its own class is the positive and
     the nearest other class the negative, at distance 1 - cosine. Cost: one product of [N, D] and [D, C K] in float32
-    (float64 for float64), autocast or not, and two tensors [N, C] kept for the backward pass. Works under
+    (float64 for float64), autocast or not, and one tensor [N, C] kept for the backward pass. Works under
     ``torch.func``, forward-mode AD and ``torch.compile(fullgraph=True)``, and differentiates any number of times.
     """
     _class_batch(embeddings, labels, weight, valid, sample_weight, class_weight)
@@ -1515,7 +1515,7 @@ def proxy_anchor_loss(
     ``sample_weight`` [N] multiplies a row's exponentials (a row of weight 2 counts as that row twice),
     ``class_weight`` [C] a class vector's terms, in both means. ``reduction``: ``"mean"`` as above; ``"none"``, the two
     terms of each class vector [C], weighted and added; ``"sum"``, the sum of these. Everything else is as in
-    :func:`arcface_loss`; three tensors [N, C] are kept for the backward pass.
+    :func:`arcface_loss`; two tensors [N, C] and two masks are kept for the backward pass.
     """
     _class_batch(embeddings, labels, weight, valid, sample_weight, class_weight)
     margin_softmax_options(scale, margin, 2.0, on_empty, reduction)
