@@ -376,6 +376,7 @@ def test_a_search_goes_on_where_it_stopped(capsys: pytest.CaptureFixture[str]) -
     before = json.loads(Path("found/search.json").read_text())
     assert [trial["number"] for trial in before["trials"]] == [1, 2]
     assert set(before["best"]["factors"]) == set(doa.HYBRID_WEIGHTS)
+    assert before["trials"][0]["factors"] == dict.fromkeys(doa.HYBRID_WEIGHTS, 1.0)
     capsys.readouterr()
     assert search("--search", 3, "--resume") == 0
     text, after = capsys.readouterr().out, json.loads(Path("found/search.json").read_text())
