@@ -50,7 +50,7 @@ def search(
         system = kind(settings, screen)
         names = searched(system)
     study = _study(folder, kind, settings, trials)
-    if not study.trials:
+    if all(trial.state == optuna.trial.TrialState.RUNNING for trial in study.trials):  # none, or cut off
         study.enqueue_trial(dict.fromkeys(names, 1.0))  # the weights as they are, to hold the others against
     metric = kind.metric
     columns = (Column(metric.key, metric.title, ".4f"), *(Column(name, name, ".3g") for name in names))
