@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
 
 import torch
@@ -52,6 +52,16 @@ def number(name: str, value: object, *, minimum: float = -math.inf, maximum: flo
         bounds = f"at least {minimum}" if maximum == math.inf else f"between {minimum} and {maximum}"
         expected = "finite" if minimum == -math.inf else f"finite and {bounds}"
         raise ValueError(f"{name} must be {expected}; got {value}")
+
+
+def integer(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer; got {type(value).__name__}")
+
+
+def flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {value!r}")
 
 
 def matrix(name: str, value: object) -> Tensor:
@@ -174,6 +184,22 @@ def _class_targets(logits: Tensor, target: Tensor) -> None:
         )
 
 
+def label_sets(valid: object, logits: Tensor, mode: str) -> bool:
+    """Whether ``valid`` says for each class of a softmax [B, C] or [B, C, 1, ...] if it is annotated."""
+    if mode != "multiclass" or not isinstance(valid, Tensor) or valid.dim() < 2:
+        return False
+    if valid.shape[:2] != logits.shape[:2] or valid.dim() not in (2, logits.dim()) or set(valid.shape[2:]) - {1}:
+        return False
+    tensor("valid", valid, (torch.bool,), "make it boolean, such as valid > 0")
+    same_device("logits", logits, "valid", valid)
+    if valid.dim() == 2 and list(valid.shape) == [logits.shape[0], *logits.shape[2:]]:
+        raise ValueError(
+            f"valid of shape {_shape(valid)} could hold one flag per class or one per position of {_shape(logits)}; "
+            "use valid.unsqueeze(2) for classes, or valid.unsqueeze(1) for positions"
+        )
+    return True
+
+
 def segmentation_mask(valid_: object, logits: Tensor, mode: str) -> Tensor:
     """``valid`` broadcast, as a view, to the shape of logits (multiclass: with one class)."""
     valid = tensor("valid", valid_, (torch.bool,), "make it boolean, such as valid > 0")
@@ -201,6 +227,28 @@ def _aligned(valid: Tensor, shape: list[int], mode: str) -> Tensor:
     return valid
 
 
+def positive(name: str, value: object) -> None:
+    """A finite number above 0."""
+    number(name, value, minimum=0.0)
+    if value == 0:
+        raise ValueError(f"{name} must be above 0; got {value}")
+
+
+def one_number(name: str, value: Tensor) -> None:
+    """A tensor that stands for a number."""
+    if not value.is_floating_point() or value.numel() != 1:
+        raise ValueError(
+            f"{name}, if a tensor, must hold one floating-point number; got {_kind(value)} {_shape(value)}"
+        )
+
+
+def per_anchor(name: str, value: object, rows: Tensor) -> None:
+    """A floating-point number for each row of the embeddings."""
+    found = tensor(name, value, FLOATING)
+    per_row(name, found, "embeddings", rows)
+    same_device("embeddings", rows, name, found)
+
+
 def weights(name: str, value: Mapping[str, float], known: Collection[str]) -> None:
     """Named weights: known names, positive finite numbers, at least one."""
     if not isinstance(value, Mapping):
@@ -214,3 +262,17 @@ def weights(name: str, value: Mapping[str, float], known: Collection[str]) -> No
         number(f"{name}[{key!r}]", weight, minimum=0.0)
         if weight == 0:
             raise ValueError(f"{name}[{key!r}] is 0, which would silently switch it off; leave it out instead")
+
+
+def per_class(name: str, value: object, *, minimum: float = 0.0, maximum: float = math.inf) -> None:
+    """One number, or one per class as a sequence or a tensor, whose values stay unread unless they are on the CPU."""
+    if isinstance(value, Tensor):
+        tensor(name, value, (*FLOATING, *INTEGERS))
+        if value.dim() != 1:
+            raise ValueError(f"{name} must have shape [C], one entry per class; got {_shape(value)}")
+        return
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        for k, entry in enumerate(value):
+            number(f"{name}[{k}]", entry, minimum=minimum, maximum=maximum)
+        return
+    number(name, value, minimum=minimum, maximum=maximum)

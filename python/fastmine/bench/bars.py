@@ -101,6 +101,8 @@ BARS: tuple[Bar, ...] = (
     _times("triplet N=256 / best torch.compile", "triplet/N256-D128", 3, "compiled"),
     _times("triplet N=32 / PML", "triplet/N32-D128", 6, PML, 0.5),
     _times("triplet N=32 / best torch.compile", "triplet/N32-D128", 2.5, "compiled"),
+    _times("batch-all N=1024 / PML", "batch_all/N1024-D128", 60, PML, 0.5),
+    _times("batch-all N=1024 / strongest eager", "batch_all/N1024-D128", 3, "eager", 0.5),
     Bar("mining memory / (2 x embeddings + 128 bytes a row)", ("batch_hard/N*-D*", "triplet/N4096-D128"), "bytes", 1.0),
     Bar("N = 100,000, D = 64 finishes", ("batch_hard/N100000-D64",), "finishes", 1.0),
     Bar("2 threads / 1", _SCALED, "threads", 1.8),

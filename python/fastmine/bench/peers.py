@@ -76,6 +76,14 @@ def pml_triplet(_: Case) -> Function:
     return lambda x, labels: loss(x, labels, miner(x, labels))
 
 
+def pml_batch_all(_: Case) -> Function:
+    """TripletMarginLoss of every triplet; its default reducer averages over those above 0."""
+    from pytorch_metric_learning import distances, losses
+
+    distance = distances.LpDistance(normalize_embeddings=False)
+    return losses.TripletMarginLoss(margin=MARGIN, distance=distance)  # type: ignore[no-any-return]
+
+
 def pml_distance(_: Case) -> Function:
     """LpDistance."""
     from pytorch_metric_learning import distances
@@ -91,6 +99,14 @@ def st_triplet(_: Case) -> Function:
     from sentence_transformers.losses import BatchHardTripletLoss
 
     loss = BatchHardTripletLoss(model=None, margin=MARGIN)
+    return lambda x, labels: loss.compute_loss_from_embeddings([x], labels)
+
+
+def st_batch_all(_: Case) -> Function:
+    """BatchAllTripletLoss, the mean over the triplets above 0."""
+    from sentence_transformers.losses import BatchAllTripletLoss
+
+    loss = BatchAllTripletLoss(model=None, margin=MARGIN)
     return lambda x, labels: loss.compute_loss_from_embeddings([x], labels)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .cases import Case
+from .cases import SAMPLES_PER_CLASS, Case
 from .works import GAMMA, MARGIN, SOFTMAX_WEIGHTS, WEIGHTS, WORKS
 
 Function = Callable[..., Any]
@@ -38,6 +38,17 @@ def triplet(x: Tensor, labels: Tensor) -> Tensor:
     positive = distance.masked_fill(~same, -torch.inf).amax(dim=1)
     negative = distance.masked_fill(same, torch.inf).amin(dim=1)
     return (positive - negative + MARGIN).relu().mean()
+
+
+def batch_all(x: Tensor, labels: Tensor) -> Tensor:
+    """Every triplet, one positive of each anchor at a time: N x N numbers each, never N^3."""
+    distance, same = _distances(x), labels[:, None] == labels
+    positives = same.fill_diagonal_(False).half().topk(SAMPLES_PER_CLASS - 1, dim=1).indices
+    threshold = distance.gather(1, positives) + MARGIN
+    negative = distance.masked_fill(labels[:, None] == labels, torch.inf)
+    hinges = [(threshold[:, k, None] - negative).relu() for k in range(SAMPLES_PER_CLASS - 1)]
+    active = torch.stack([torch.count_nonzero(hinge) for hinge in hinges]).sum()
+    return torch.stack([hinge.sum() for hinge in hinges]).sum() / active
 
 
 def triplet_of_pairs(x: Tensor, labels: Tensor) -> Tensor:
@@ -133,6 +144,7 @@ EAGER: Mapping[str, Function] = {
     "batch_hard": mine,
     "hardest_pairs": mine,
     "triplet": triplet,
+    "batch_all": batch_all,
     "focal": focal,
     "dice_focal_bce": dice_focal_bce,
     "dice_ce": dice_ce,

@@ -163,6 +163,21 @@ def triplet_truth(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return _loss_and_gradient((p - n + MARGIN).relu().mean(), leaf)
 
 
+def batch_all_truth(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean hinge over the triplets above the kink, listed 32 anchors at a time, and its gradient."""
+    leaf = x.double().requires_grad_()
+    total, active = leaf.sum() * 0.0, 0.0
+    for start in range(0, len(x), 32):
+        distance = torch.cdist(leaf[start : start + 32], leaf, compute_mode="donot_use_mm_for_euclid_dist")
+        same = labels[start : start + 32, None] == labels
+        own = torch.zeros_like(same)
+        own[torch.arange(len(own)), torch.arange(start, start + len(own))] = True
+        anchor, positive = (same & ~own).nonzero(as_tuple=True)
+        hinge = (distance[anchor, positive, None] - distance[anchor] + MARGIN).relu().masked_fill(same[anchor], 0.0)
+        total, active = total + hinge.sum(), active + float((hinge > 0).sum())
+    return _loss_and_gradient(total / active, leaf)
+
+
 def _loss_and_gradient(loss: Tensor, leaf: Tensor) -> tuple[Tensor, Tensor]:
     (gradient,) = torch.autograd.grad(loss, leaf)
     return loss.detach(), gradient
@@ -296,6 +311,7 @@ WORKS: dict[str, Work] = {
     "batch_hard": Work(labelled_embeddings, likely_hardest_pairs, judge_pairs, operations=_products),
     "hardest_pairs": Work(labelled_embeddings, hardest_pairs, judge_pairs),
     "triplet": Work(labelled_embeddings, triplet_truth, judge_loss, backward=True, operations=_products),
+    "batch_all": Work(labelled_embeddings, batch_all_truth, judge_loss, backward=True, operations=_products),
     "pairwise_distance": Work(two_sides, distance_truth, judge_distances, operations=_products),
     "distance_error": Work(one_side, distance_truth, judge_distances),
     "dice_focal_bce": Work(logits_and_mask, dice_focal_bce_truth, judge_loss, backward=True, traffic=_passes),

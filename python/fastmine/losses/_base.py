@@ -21,7 +21,10 @@ class EvidentLoss(nn.Module, Generic[EvidenceT]):
         super().__init__()
         self._names = tuple(options)
         for name, value in options.items():
-            setattr(self, name, value)
+            if isinstance(value, Tensor):  # moves with the module, and is no state to be saved
+                self.register_buffer(name, value, persistent=False)
+            else:
+                setattr(self, name, value)
         self._last: EvidenceT | None = None
 
     @property
@@ -43,4 +46,5 @@ class EvidentLoss(nn.Module, Generic[EvidenceT]):
 
     def extra_repr(self) -> str:
         """The options."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        shown = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in self.options.items()}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
