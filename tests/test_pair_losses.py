@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 import fastmine.functional as F
 from compare import assert_gradients_agree, assert_values_agree
 from fastmine import losses
+from fastmine.health import Monitor
 from fastmine.reference.pair_sums import PAIR_FIELDS
 
 NAMES = ("supcon_loss", "ntxent_loss", "multi_similarity_loss", "circle_loss", "contrastive_loss")
@@ -219,6 +220,25 @@ def test_the_same_rows_as_batch_and_as_references_differ_by_the_pairs_with_thems
     assert torch.equal(both.positives, alone.positives + 1)
     assert torch.equal(both.negatives, alone.negatives)
     torch.testing.assert_close(both.negative_lse, alone.negative_lse)
+
+
+@every_loss
+@pytest.mark.filterwarnings("ignore")  # it speaks
+@pytest.mark.parametrize(("classes", "codes"), [(8, set()), (64, {"NO_POSITIVES"})])
+def test_health_reads_their_evidence(name: str, classes: int, codes: set[str]) -> None:
+    torch.manual_seed(0)
+    net, criterion, centres = nn.Linear(10, 16), LOSSES[name](), 2 * torch.randn(classes, 10)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    monitor = Monitor(net, criterion, optimizer)
+    labels = torch.arange(64) % classes
+    for _ in range(80):
+        loss = criterion(net(centres[labels] + torch.randn(64, 10)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    assert codes == {finding.code for finding in monitor.check()}
+    monitor.close()
 
 
 @pytest.mark.usefixtures("native_ops")

@@ -220,8 +220,10 @@ void add_panel(const Plan<W>& p, std::int64_t sliver, std::int64_t first, std::i
 template <class W>
 double log_sum_exp(const Total<W>& total, std::int64_t r) {
   const double top = static_cast<double>(total.top[r]);
-  return top == -__builtin_inf() && total.mass[r] == 0 ? top
-                                                       : (top == -__builtin_inf() ? 0 : top) + ::log(total.mass[r]);
+  if (total.mass[r] == 0) {
+    return -__builtin_inf();
+  }
+  return (top == -__builtin_inf() ? 0 : top) + ::log(total.mass[r]);  // of NaN alone there is no top
 }
 
 /// The mean of the curve with weights e^curve; 0 where there was nothing to sum.
@@ -325,18 +327,6 @@ void sum_sliver(const Plan<W>& p, std::int64_t sliver) {
 // --- stages ----------------------------------------------------------------------------------------------------------
 
 std::int64_t once(const void*) { return 1; }
-std::int64_t few(const void*) { return 4; }
-
-template <class W>
-std::int64_t look_count(const void* plan) {
-  return look_tasks(as_plan<W>(plan).rows);
-}
-template <class W>
-void look_all(void* plan, std::int64_t begin, std::int64_t end) {
-  for (std::int64_t t = begin; t < end; ++t) {
-    look(as_plan<W>(plan).rows, t);
-  }
-}
 
 /// Group, and say of every anchor that it has no pairs.
 template <class W>
@@ -359,17 +349,6 @@ void group_all(void* plan, std::int64_t, std::int64_t) {
       p.means[side][i] = 0;
       p.exists[side][i] = false;
     }
-  }
-}
-
-template <class W>
-std::int64_t pack_count(const void* plan) {
-  return pack_tasks(as_plan<W>(plan).rows);
-}
-template <class W>
-void pack_all(void* plan, std::int64_t begin, std::int64_t end) {
-  for (std::int64_t t = begin; t < end; ++t) {
-    pack(as_plan<W>(plan).rows, t);
   }
 }
 
@@ -438,8 +417,9 @@ void finish(void* plan, std::int64_t, std::int64_t) {
 
 template <class W>
 constexpr Stage kStages[] = {
-    {&look_count<W>, &few, &look_all<W>},        {&once, &once, &group_all<W>}, {&pack_count<W>, &few, &pack_all<W>},
-    {&sum_count<W>, &sum_grain<W>, &sum_all<W>}, {&once, &once, &finish<W>},
+    kLookStage<Plan<W>>,        {&once, &once, &group_all<W>},
+    kPackStage<Plan<W>>,        {&sum_count<W>, &sum_grain<W>, &sum_all<W>},
+    {&once, &once, &finish<W>},
 };
 
 }  // namespace

@@ -276,19 +276,7 @@ void gather_task(const Plan<W>& p, std::int64_t task) {
 // --- stages ----------------------------------------------------------------------------------------------------------
 
 std::int64_t once(const void*) { return 1; }
-std::int64_t few(const void*) { return 4; }
 std::int64_t row_grain(const void*) { return 64; }
-
-template <class W>
-std::int64_t look_count(const void* plan) {
-  return look_tasks(as_plan<W>(plan).rows);
-}
-template <class W>
-void look_all(void* plan, std::int64_t begin, std::int64_t end) {
-  for (std::int64_t t = begin; t < end; ++t) {
-    look(as_plan<W>(plan).rows, t);
-  }
-}
 
 /// What the loss's slopes by the sums come to for each anchor, by position.
 template <class W>
@@ -347,17 +335,6 @@ void group_all(void* plan, std::int64_t, std::int64_t) {
 }
 
 template <class W>
-std::int64_t pack_count(const void* plan) {
-  return pack_tasks(as_plan<W>(plan).rows);
-}
-template <class W>
-void pack_all(void* plan, std::int64_t begin, std::int64_t end) {
-  for (std::int64_t t = begin; t < end; ++t) {
-    pack(as_plan<W>(plan).rows, t);
-  }
-}
-
-template <class W>
 std::int64_t column_count(const void* plan) {
   const Plan<W>& p = as_plan<W>(plan);
   return p.rows.x.count() + (p.problem.self ? 0 : p.rows.y.count());
@@ -375,7 +352,7 @@ void pack_columns(void* plan, std::int64_t begin, std::int64_t end) {
 
 template <class W>
 std::int64_t gather_count(const void* plan) {
-  return pack_count<W>(plan);
+  return pack_tasks(as_plan<W>(plan).rows);
 }
 template <class W>
 std::int64_t gather_grain(const void* plan) {
@@ -403,9 +380,9 @@ void gather_all(void* plan, std::int64_t begin, std::int64_t end) {
 
 template <class W>
 constexpr Stage kStages[] = {
-    {&look_count<W>, &few, &look_all<W>},
+    kLookStage<Plan<W>>,
     {&once, &once, &group_all<W>},
-    {&pack_count<W>, &few, &pack_all<W>},
+    kPackStage<Plan<W>>,
     {&column_count<W>, &row_grain, &pack_columns<W>},
     {&gather_count<W>, &gather_grain<W>, &gather_all<W>},
 };

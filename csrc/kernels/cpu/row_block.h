@@ -163,6 +163,30 @@ void pack(const RowBlocks<W>& b, std::int64_t task) {
              : pack_sliver(b.y.set, b.centre, b.y.packed, task - own);
 }
 
+/// These steps of a plan that keeps its row blocks in `rows`; grouping, which fixes what follows, is the plan's own
+/// step.
+template <class Plan>
+constexpr Stage kLookStage = {
+    [](const void* plan) { return look_tasks(static_cast<const Plan*>(plan)->rows); },
+    [](const void*) { return std::int64_t{4}; },
+    [](void* plan, std::int64_t begin, std::int64_t end) {
+      for (std::int64_t task = begin; task < end; ++task) {
+        look(static_cast<const Plan*>(plan)->rows, task);
+      }
+    },
+};
+
+template <class Plan>
+constexpr Stage kPackStage = {
+    [](const void* plan) { return pack_tasks(static_cast<const Plan*>(plan)->rows); },
+    [](const void*) { return std::int64_t{4}; },
+    [](void* plan, std::int64_t begin, std::int64_t end) {
+      for (std::int64_t task = begin; task < end; ++task) {
+        pack(static_cast<const Plan*>(plan)->rows, task);
+      }
+    },
+};
+
 // --- blocks ----------------------------------------------------------------------------------------------------------
 
 inline constexpr std::int64_t kPanelSlivers = 8;  // slivers across in a panel: the block and they stay in the cache
