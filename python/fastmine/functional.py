@@ -405,7 +405,7 @@ def segmentation_loss(
     ``valid``, boolean, says what is *annotated*: [B], [B, C], [B, 1, ...] or the shape of the logits. What is not
     annotated has no loss, no gradient and no place in any denominator. Under a softmax a position is valid for all
     classes or none; there [B, C] (or [B, C, 1, ...]) says which classes a sample is annotated for, and the others
-    become part of its background, class 0 (label sets: arXiv:2102.05374, arXiv:2007.03868). Target values equal to
+    become part of its background, class 0 (label sets: arXiv:2107.03846, arXiv:2007.03868). Target values equal to
     ``ignore_index`` are not valid either. Annotated but empty (T = 0) is something else, and ``empty`` decides:
     ``"area"``, the mean probability P / N, 0 at the right answer and never without a gradient; ``"skip"``, the group
     does not count; ``"smooth"``, the formula above, which then needs d > 0. With nothing valid the loss is 0,
