@@ -528,7 +528,7 @@ def segmentation_loss(
     ``valid``, boolean, says what is *annotated*: [B], [B, C], [B, 1, ...] or the shape of the logits. What is not
     annotated has no loss, no gradient and no place in any denominator. Under a softmax a position is valid for all
     classes or none; there [B, C] (or [B, C, 1, ...]) says which classes a sample is annotated for, and the others
-    become part of its background, class 0 (label sets: arXiv:2102.05374, arXiv:2007.03868). Target values equal to
+    become part of its background, class 0 (label sets: arXiv:2107.03846, arXiv:2007.03868). Target values equal to
     ``ignore_index`` are not valid either. Annotated but empty (T = 0) is something else, and ``empty`` decides:
     ``"area"``, the mean probability P / N, 0 at the right answer and never without a gradient; ``"skip"``, the group
     does not count; ``"smooth"``, the formula above, which then needs d > 0. With nothing valid the loss is 0,
@@ -1281,8 +1281,8 @@ def lovasz_loss(
     ``classes="present"`` elsewhere; ``"smooth"`` takes the extension, their largest error, as ``classes="all"``;
     ``"area"`` their mean probability.
 
-    Cost: one sort of the errors of each group, O(S log S), beside the pass over the logits, in float64: about ten
-    tensors of the size of the logits at a time, where the other terms need none. Targets are meant to be hard.
+    Cost: one sort of the errors of each group, O(S log S), beside the pass over the logits, and a handful of tensors of
+    the size of the logits at a time, where the other terms need none. Targets are meant to be hard.
     """
     return segmentation_loss(
         logits, target, mode=mode, terms={"lovasz": 1.0}, valid=valid, ignore_index=ignore_index, empty=empty,
