@@ -8,6 +8,7 @@
 #include "kernels/batch_hard.h"
 #include "kernels/pairwise_distance.h"
 #include "kernels/segmentation_loss.h"
+#include "kernels/segmentation_sums.h"
 
 namespace fastmine::cpu {
 
@@ -21,6 +22,8 @@ struct KernelTable {
   const BatchHardBackwardKernel* batch_hard_backward[2];
   const SegmentationLossKernel* segmentation_loss[2];
   const SegmentationLossBackwardKernel* segmentation_loss_backward[2];
+  const SegmentationSumsKernel* segmentation_sums[2];
+  const SegmentationSumsBackwardKernel* segmentation_sums_backward[2];
 };
 
 /// The i-th compiled table, best first; nullptr past the last.

@@ -17,6 +17,8 @@ extern const PairwiseDistanceBackwardKernel pairwise_distance_backward_float32, 
 extern const BatchHardBackwardKernel batch_hard_backward_float32, batch_hard_backward_float64;
 extern const SegmentationLossKernel segmentation_loss_float32, segmentation_loss_float64;
 extern const SegmentationLossBackwardKernel segmentation_loss_backward_float32, segmentation_loss_backward_float64;
+extern const SegmentationSumsKernel segmentation_sums_float32, segmentation_sums_float64;
+extern const SegmentationSumsBackwardKernel segmentation_sums_backward_float32, segmentation_sums_backward_float64;
 
 }  // namespace fastmine::cpu::FASTMINE_ISA_EXTENDS
 
@@ -35,6 +37,8 @@ const KernelTable table = {
     .batch_hard_backward = {&batch_hard_backward_float32, &batch_hard_backward_float64},
     .segmentation_loss = {&segmentation_loss_float32, &segmentation_loss_float64},
     .segmentation_loss_backward = {&segmentation_loss_backward_float32, &segmentation_loss_backward_float64},
+    .segmentation_sums = {&segmentation_sums_float32, &segmentation_sums_float64},
+    .segmentation_sums_backward = {&segmentation_sums_backward_float32, &segmentation_sums_backward_float64},
 };
 
 }  // namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE
