@@ -73,6 +73,12 @@ struct GroupSlopes {
   T linear = 0, linear_on = 0;
 };
 
+/// Those by a and p alone, next to each other: a softmax reads them at every step.
+template <class T>
+struct OverlapSlopes {
+  T on_target, everywhere;
+};
+
 /// What is common to the groups of a sample.
 template <class T>
 struct SampleSlopes {
@@ -89,8 +95,9 @@ struct Backward {
   double gamma;
   void* grad_logits;
   SegmentationTasks tasks;
-  GroupSlopes<T>* groups;    // [samples, classes]
-  SampleSlopes<T>* samples;  // [samples]
+  GroupSlopes<T>* groups;      // [samples, classes]
+  OverlapSlopes<T>* overlaps;  // [samples, classes]
+  SampleSlopes<T>* samples;    // [samples]
 
   FASTMINE_INLINE const GroupSlopes<T>* of(std::int64_t sample) const { return groups + sample * in.classes; }
 };
@@ -103,6 +110,7 @@ FASTMINE_INLINE Backward<T> lay_out_pass(const SegmentationInputs& in, double ga
           grad_logits,
           segmentation_tasks(in),
           arena.take<GroupSlopes<T>>(in.samples * in.classes),
+          arena.take<OverlapSlopes<T>>(in.samples * in.classes),
           arena.take<SampleSlopes<T>>(in.samples)};
 }
 
@@ -136,6 +144,7 @@ FASTMINE_INLINE void finish_slopes(const Backward<T>& pass, std::int64_t sample)
     all.own = all.own || uneven || g.squares != 0 || g.linear != 0 || g.linear_on != 0;
     all.focal = all.focal || g.focal_on != 0 || g.focal_off != 0;
     all.linear += g.linear;
+    pass.overlaps[sample * pass.in.classes + k] = {g.on_target, g.everywhere};
   }
   pass.samples[sample] = all;
 }

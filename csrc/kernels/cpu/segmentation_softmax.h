@@ -36,7 +36,8 @@ struct Positions {
 /// What the gradient needs to know about the positions of a block.
 template <class T>
 struct BlockSlopes {
-  const GroupSlopes<T>* classes;        // of the sample
+  const OverlapSlopes<T>* overlaps;  // of the classes of the sample
+  const GroupSlopes<T>* classes;
   alignas(64) T on_target[kPositions];  // of the target's class
   alignas(64) T target[kPositions];     // slope everywhere of the target's class,
   alignas(64) T largest[kPositions];    // of the class with the largest probability,
@@ -255,17 +256,19 @@ FASTMINE_NOINLINE Vec<T> find_largest(const T* logits, std::int64_t first, std::
       largest_class = select(larger, own, largest_class);
       target_logit = select(hit, x, target_logit);
       if constexpr (kGather != Gather::none) {
-        const GroupSlopes<T>& slope = slopes->classes[k];
+        const OverlapSlopes<T> slope = slopes->overlaps[k];
         largest_slope = select(larger, fill<V>(slope.everywhere), largest_slope);
         target_slope = select(hit, fill<V>(slope.everywhere), target_slope);
         on_target = select(hit, fill<V>(slope.on_target), on_target);
-        if constexpr (kGather == Gather::own) {
-          entropy = select(hit, fill<V>(slope.entropy_on), entropy);
-          focal = select(hit, fill<V>(slope.focal_on), focal);
-          largest_squares = select(larger, fill<V>(slope.squares), largest_squares);
-          target_squares = select(hit, fill<V>(slope.squares), target_squares);
-        }
-      } else {
+      }
+      if constexpr (kGather == Gather::own) {
+        const GroupSlopes<T>& slope = slopes->classes[k];
+        entropy = select(hit, fill<V>(slope.entropy_on), entropy);
+        focal = select(hit, fill<V>(slope.focal_on), focal);
+        largest_squares = select(larger, fill<V>(slope.squares), largest_squares);
+        target_squares = select(hit, fill<V>(slope.squares), target_squares);
+      }
+      if constexpr (kGather == Gather::none) {
         low = fold_minimum(x, low);
       }
     }
@@ -321,7 +324,7 @@ FASTMINE_NOINLINE void exponentiate_and_add(T* logits, std::int64_t first, std::
       store(row, e);
       others = select(is_largest, others, others + e);
       if constexpr (kGather != Gather::none) {
-        weighted = select(is_largest, weighted, weighted + e * slopes->classes[k].everywhere);
+        weighted = select(is_largest, weighted, weighted + e * slopes->overlaps[k].everywhere);
       }
       if constexpr (kGather == Gather::own) {
         squares = select(is_largest, squares, squares + (e * e) * slopes->classes[k].squares);

@@ -118,6 +118,7 @@ void softmax_gradient_of(const Backward<T>& pass, const Run& run) {
   Positions<T> at;
   BlockSlopes<T> with;
   alignas(64) T background[kPositions], background_gradient[kPositions];
+  with.overlaps = pass.overlaps + run.sample * in.classes;
   with.classes = slopes;
   const auto fill_in = [&](const ClassBlock<T>& block) {
     read_targets(block, at);
