@@ -118,19 +118,23 @@ def formula_on_sums(
     sums, base = _sums(inputs, f, [name for name in SUMS if name in wanted])
     found = segmentation_terms(sums, f, lovasz=_lovasz(inputs, f), over_ranks=over_ranks)
     # The sums of a spoiled batch are NaN but for their counts, and no formula reads all of them.
-    poison = torch.where(base[_POISON[0]] + base[_POISON[1]] > 0, torch.nan, 1.0).double()
-    loss = torch.stack([weight * reduced(found[name], reduction) for name, weight in f.terms.items()]).sum(dim=0)
-    values = {name: reduced(term, "mean").detach() * poison for name, term in found.items()}
+    spoiled = base[_POISON[0]] + base[_POISON[1]] > 0
+    poison = torch.where(spoiled, torch.nan, torch.ones_like(base[0]))
+    parts = {name: reduced(term, reduction) for name, term in found.items()}
+    loss = torch.stack([weight * parts[name] for name, weight in f.terms.items()]).sum(dim=0) * poison
+    means = parts if reduction == "mean" else {name: reduced(term, "mean") for name, term in found.items()}
     nothing = torch.zeros_like(poison)
-    numbers = dict(zip(SUMS_FIELDS, base.unbind(), strict=True))
-    numbers |= {name: values.get(name, nothing) for name in ALL_TERMS}
+    values = [means[name].detach() * poison if name in means else nothing for name in ALL_TERMS]
+    rows, fields = [base, torch.stack(values)], [*SUMS_FIELDS, *ALL_TERMS]
     if full:
-        numbers |= _gradient_norms(inputs, f, reduction, sums.detach(), poison, over_ranks)
-        numbers["saturation"] = _saturation(sums.detach(), f)
-    evidence = SegmentationEvidence(torch.stack(list(numbers.values())), list(numbers))
+        more = _gradient_norms(inputs, f, reduction, sums.detach(), poison, over_ranks)
+        more["saturation"] = _saturation(sums.detach(), f)
+        rows.append(torch.stack(list(more.values())))
+        fields += more
+    evidence = SegmentationEvidence(torch.cat(rows), fields)
     if full:
         evidence.per_class = _per_class(sums.detach())
-    return (loss * poison).to(result_dtype(inputs.logits)), evidence
+    return loss.to(result_dtype(inputs.logits)), evidence
 
 
 def _sums(inputs: Inputs, f: Formula, wanted: list[str]) -> tuple[Tensor, Tensor]:

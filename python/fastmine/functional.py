@@ -415,7 +415,8 @@ def segmentation_loss(
     by the sum of the weights of what counts (``class_weight_norm="weights"``, as torch's cross entropy) or by how
     many count (``"count"``, as torch's binary one). ``pos_weight``, a number or [C], multiplies the target's side of
     ``bce``; ``focal_alpha`` [C] is also for a softmax, and multiplies the loss of positions by the class of their
-    target. ``label_smoothing`` e: t' = (1 - e) t + e / C in ``bce`` (C = 2) and ``ce``. ``classes``, or
+    target. Tensors on the device of the logits are taken as they are; numbers are sent there at every call.
+    ``label_smoothing`` e: t' = (1 - e) t + e / C in ``bce`` (C = 2) and ``ce``. ``classes``, or
     ``include_background=False`` for all but class 0, are those with overlap terms and, under a sigmoid, pointwise
     terms; a softmax has no position without its background.
 
@@ -682,8 +683,8 @@ def lovasz_loss(
     ``classes="present"`` elsewhere; ``"smooth"`` takes the extension, their largest error, as ``classes="all"``;
     ``"area"`` their mean probability.
 
-    Cost: one sort of the errors of each group, O(S log S), beside the pass over the logits, in float64: about ten
-    tensors of the size of the logits at a time, where the other terms need none. Targets are meant to be hard.
+    Cost: one sort of the errors of each group, O(S log S), beside the pass over the logits, and a handful of tensors of
+    the size of the logits at a time, where the other terms need none. Targets are meant to be hard.
     """
     return segmentation_loss(
         logits, target, mode=mode, terms={"lovasz": 1.0}, valid=valid, ignore_index=ignore_index, empty=empty,

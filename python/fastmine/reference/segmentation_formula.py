@@ -82,15 +82,14 @@ def segmentation_terms(
     if f.batch:
         sums = sums.sum(dim=0, keepdim=True)
         sums = sums if over_ranks is None else over_ranks(sums)
-    s = dict(zip(SUMS, sums.unbind(dim=-1), strict=True))
-    kept = {name: _of_classes(value, f) for name, value in s.items()}
+    s, kept = (dict(zip(SUMS, x.unbind(dim=-1), strict=True)) for x in (sums, _of_classes(sums, f, dim=1)))
     found: dict[str, Term] = {}
     for name in f.terms:
         if name in POINTWISE_TERMS:
             found[name] = _softmax_pointwise(name, s, f) if f.softmax else _sigmoid_pointwise(name, kept, f)
         elif name == "lovasz":
             assert lovasz is not None
-            found[name] = _by_policy(_of_classes(lovasz, f), kept, f)
+            found[name] = _by_policy(_of_classes(lovasz, f, dim=1), kept, f)
         else:
             found[name] = _OVERLAP[name](kept, f)
     return found
@@ -113,9 +112,14 @@ def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(nothing, 0.0, numerator / torch.where(nothing, 1.0, denominator))
 
 
-def _of_classes(x: Tensor, f: Formula) -> Tensor:
-    """The columns of the classes that count."""
-    return x if f.classes is None else x[..., f.classes]
+def _of_classes(x: Tensor, f: Formula, *, dim: int = 0) -> Tensor:
+    """What belongs to the classes that count, without an index that would have to be sent to the device."""
+    if f.classes is None:
+        return x
+    first, last = f.classes[0], f.classes[-1]
+    if list(f.classes) == list(range(first, last + 1)):
+        return x.narrow(dim, first, last + 1 - first)
+    return torch.stack([x.select(dim, k) for k in f.classes], dim=dim)
 
 
 def _smoothed_over_annotated(sums: Tensor) -> Tensor:

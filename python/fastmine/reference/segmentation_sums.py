@@ -208,10 +208,10 @@ def softmax_focal_slope(x: Tensor, log_p: Tensor, t: Tensor, gamma: float) -> Te
 # --- tensors as [B, C, S] ------------------------------------------------------------------------------------------
 
 
-def logit_groups(logits: Tensor, mode: str) -> Tensor:
-    """[B, C, S] in float64; binary has one class."""
+def logit_groups(logits: Tensor, mode: str, dtype: torch.dtype = torch.float64) -> Tensor:
+    """[B, C, S]; binary has one class."""
     classes = 1 if mode == "binary" else logits.shape[1]
-    return logits.double().reshape(logits.shape[0], classes, _positions(logits.shape, mode))
+    return logits.to(dtype).reshape(logits.shape[0], classes, _positions(logits.shape, mode))
 
 
 def _positions(shape: torch.Size, mode: str) -> int:
