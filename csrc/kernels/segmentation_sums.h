@@ -35,9 +35,9 @@
 // more, at the size of a logit. A valid logit that is NaN or infinite, or a valid target outside its domain, makes all
 // sums NaN except n and t; it does not reach the gradient by itself, only as a gradient of the sums that is NaN.
 //
-// Cost: as there, and for a sigmoid and everything wanted about 20 operations an element more; a softmax goes through a
-// block in cache once more for each of pp with g1 and g0, e1 with f1, and x. A sum that is not wanted costs nothing,
-// but for t, p and a, which the evidence needs.
+// Cost: as there. Everything takes 1.2 to 1.5 times the forward pass of the fused BCE or CE, Dice and focal loss, and
+// 1.1 to 1.3 times its backward pass; a softmax reads its logits once more for x. A sum that is not wanted costs
+// nothing, but for t, p and a, which the evidence needs. Memory: 9 + 14 C numbers for each 16,384 logits.
 #pragma once
 
 #include "kernels/segmentation_loss.h"

@@ -39,65 +39,82 @@ FASTMINE_NOINLINE void add_entropies(const Positions<T>& at, Pointwise kind, T g
   part.focal += static_cast<double>(sum_lanes(focal));
 }
 
-FASTMINE_INLINE void add(SegmentationGroup& group, double target, double prediction, double overlap) {
-  group.target += target;
-  group.prediction += prediction;
-  group.overlap += overlap;
-}
-
-FASTMINE_INLINE void add(SegmentationGroupSums& group, double target, double prediction, double overlap) {
-  group.t += target;
-  group.p += prediction;
-  group.a += overlap;
-}
-
-/// Third pass, one class: its sums over the positions.
-template <class T, class Group>
-FASTMINE_NOINLINE void add_class(const T* row, T k, const Positions<T>& at, Group& group) {
+/// Third pass, one class: what its group gains. q keeps its digits where p is close to 1, which only the largest is.
+template <class T, bool kEntropy, bool kFocal, bool kShape>
+FASTMINE_NOINLINE void sum_class(const T* row, T k, const Positions<T>& at, const Entropies<T>& each,
+                                 SegmentationGroupSums& out) {
   using V = Wide<T>;
   const V own = fill<V>(k), one = fill<V>(1);
-  Vec<T> target{}, prediction{}, overlap{};
+  Vec<T> target{}, prediction{}, overlap{}, entropy{}, focal{}, squares{}, slope_on{}, slope_off{};
   for (std::int64_t i = 0; i < at.n; i += kStep<T>) {
-    const V p = load_as<V>(row + i) * load_as<V>(at.inverse + i);
+    const V inverse = load_as<V>(at.inverse + i), p = load_as<V>(row + i) * inverse;
     const auto hit = load_as<V>(at.target + i) == own;
     prediction += fold(p);
     overlap += fold(select(hit, p, V{}));
     target += fold(select(hit, one, V{}));
+    if constexpr (kEntropy) {
+      entropy += fold(select(hit, load_as<V>(each.cross_entropy + i), V{}));
+    }
+    if constexpr (kFocal) {
+      focal += fold(select(hit, load_as<V>(each.focal + i), V{}));
+    }
+    if constexpr (kShape) {
+      const V q = select(load_as<V>(at.largest_class + i) == own, load_as<V>(at.others + i) * inverse, 1 - p);
+      const V slope = p * q;
+      squares += fold(p * p);
+      slope_on += fold(select(hit, slope, V{}));
+      slope_off += fold(select(hit, V{}, slope));
+    }
   }
-  add(group, static_cast<double>(sum_lanes(target)), static_cast<double>(sum_lanes(prediction)),
-      static_cast<double>(sum_lanes(overlap)));
+  const auto total = [](Vec<T> sum) { return static_cast<double>(sum_lanes(sum)); };
+  out = {};
+  out.t = total(target);
+  out.p = total(prediction);
+  out.a = total(overlap);
+  if constexpr (kEntropy) {
+    out.e1 = total(entropy);
+  }
+  if constexpr (kFocal) {
+    out.f1 = total(focal);
+  }
+  if constexpr (kShape) {
+    out.pp = total(squares);
+    out.g1 = total(slope_on);
+    out.g0 = total(slope_off);
+  }
 }
 
-/// The sum over its targets of an entropy of each position.
 template <class T>
-FASTMINE_NOINLINE double sum_over_targets(T k, const Positions<T>& at, const T* each) {
-  using V = Wide<T>;
-  const V own = fill<V>(k);
-  Vec<T> sum{};
-  for (std::int64_t i = 0; i < at.n; i += kStep<T>) {
-    sum += fold(select(load_as<V>(at.target + i) == own, load_as<V>(each + i), V{}));
+using SumClass = void (*)(const T*, T, const Positions<T>&, const Entropies<T>&, SegmentationGroupSums&);
+
+template <class T, bool kShape>
+SumClass<T> sum_class_of(const Asked& asked) {
+  if (!asked.apart || asked.pointwise == Pointwise::none) {
+    return &sum_class<T, false, false, kShape>;
   }
-  return static_cast<double>(sum_lanes(sum));
+  return asked.pointwise == Pointwise::entropy ? &sum_class<T, true, false, kShape> : &sum_class<T, true, true, kShape>;
 }
 
-/// p^2, and p q on and off the target; q keeps its digits where p is close to 1, which only the largest is.
 template <class T>
-FASTMINE_NOINLINE void add_shape(const T* row, T k, const Positions<T>& at, SegmentationGroupSums& group) {
-  using V = Wide<T>;
-  const V own = fill<V>(k);
-  Vec<T> squares{}, on{}, off{};
-  for (std::int64_t i = 0; i < at.n; i += kStep<T>) {
-    const V inverse = load_as<V>(at.inverse + i), p = load_as<V>(row + i) * inverse;
-    const V q = select(load_as<V>(at.largest_class + i) == own, load_as<V>(at.others + i) * inverse, 1 - p);
-    const auto hit = load_as<V>(at.target + i) == own;
-    const V slope = p * q;
-    squares += fold(p * p);
-    on += fold(select(hit, slope, V{}));
-    off += fold(select(hit, V{}, slope));
-  }
-  group.pp += static_cast<double>(sum_lanes(squares));
-  group.g1 += static_cast<double>(sum_lanes(on));
-  group.g0 += static_cast<double>(sum_lanes(off));
+SumClass<T> sum_class_for(const Asked& asked) {
+  return asked.shape ? sum_class_of<T, true>(asked) : sum_class_of<T, false>(asked);
+}
+
+FASTMINE_INLINE void add(SegmentationGroup& group, const SegmentationGroupSums& more) {
+  group.target += more.t;
+  group.prediction += more.p;
+  group.overlap += more.a;
+}
+
+FASTMINE_INLINE void add(SegmentationGroupSums& group, const SegmentationGroupSums& more) {
+  group.t += more.t;
+  group.p += more.p;
+  group.a += more.a;
+  group.pp += more.pp;
+  group.e1 += more.e1;
+  group.f1 += more.f1;
+  group.g1 += more.g1;
+  group.g0 += more.g0;
 }
 
 /// log(1 + s) of each position.
@@ -109,42 +126,19 @@ FASTMINE_NOINLINE void find_log_total(const Positions<T>& at, T* log_total) {
   }
 }
 
-/// -log p of a class, given its logits.
+/// -log p of a class, from its logits: nothing of it is left in an exponential that is 0.
 template <class T>
-FASTMINE_NOINLINE void add_linear(const T* logits, const Positions<T>& at, const T* log_total,
-                                  SegmentationGroupSums& group) {
+FASTMINE_NOINLINE double sum_linear(const ClassBlock<T>& block, std::int64_t k, const Positions<T>& at,
+                                    const T* log_total) {
   using V = Wide<T>;
+  alignas(64) T buffer[kPositions];
+  const T* logits = block.logits_of(k, buffer);
   Vec<T> sum{};
   for (std::int64_t i = 0; i < at.n; i += kStep<T>) {
     const V entropy = (load_as<V>(at.largest + i) - load_as<V>(logits + i)) + load_as<V>(log_total + i);
     sum += fold(select(load_as<V>(at.live + i) != 0, entropy, V{}));
   }
-  group.x += static_cast<double>(sum_lanes(sum));
-}
-
-/// What was asked for beyond the sums of the fused loss.
-template <class T>
-FASTMINE_NOINLINE void add_more(const ClassBlock<T>& block, const Positions<T>& at, const Asked& asked,
-                                const Entropies<T>& each, std::int64_t k, const T* row, const T* log_total,
-                                SegmentationGroupSums& group) {
-  const T own = static_cast<T>(k);
-  if (asked.pointwise != Pointwise::none) {
-    group.e1 += sum_over_targets(own, at, each.cross_entropy);
-  }
-  if (asked.pointwise > Pointwise::entropy) {
-    group.f1 += sum_over_targets(own, at, each.focal);
-  }
-  if (asked.shape) {
-    add_shape(row, own, at, group);
-  }
-  if (asked.linear) {
-    alignas(64) T logits[kPositions];
-    for (std::int64_t i = block.n; i < at.n; ++i) {
-      logits[i] = 0;
-    }
-    block.read_class(k, logits);
-    add_linear(logits, at, log_total, group);
-  }
+  return static_cast<double>(sum_lanes(sum));
 }
 
 /// The ranges of targets and largest logits over the live positions.
@@ -179,7 +173,8 @@ void softmax_sums(const SegmentationInputs& in, const Asked& asked, const Run& r
   for (std::int64_t k = 0; k < in.classes; ++k) {
     groups[k] = {};
   }
-  const auto add = [&](const ClassBlock<T>& block) {
+  const SumClass<T> sum_class = sum_class_for<T>(asked);
+  const auto add_block = [&](const ClassBlock<T>& block) {
     read_targets(block, at);
     if (block.merging) {  // ranges are those of what was given
       Range none;
@@ -204,13 +199,15 @@ void softmax_sums(const SegmentationInputs& in, const Asked& asked, const Run& r
       if (block.merging && is_merged(in, run, k)) {
         return;
       }
-      add_class(row, static_cast<T>(k), at, groups[k]);
+      SegmentationGroupSums more;
+      sum_class(row, static_cast<T>(k), at, each, more);
+      add(groups[k], more);
       if constexpr (kMore) {
-        add_more(block, at, asked, each, k, row, log_total, groups[k]);
+        groups[k].x += asked.linear ? sum_linear(block, k, at, log_total) : 0;
       }
     });
   };
-  for_blocks<T>(in, run, add, [](std::int64_t, std::int64_t) {});
+  for_blocks<T>(in, run, add_block, [](std::int64_t, std::int64_t) {});
   logits.cover_lanes(low, fill<V>(-kLargest<T>));
   double prediction = 0;
   for (std::int64_t k = 0; k < in.classes; ++k) {

@@ -119,6 +119,16 @@ struct ClassBlock {
     }
   }
 
+  /// The same, dead ones neutral: in place where they can be used there, else in the buffer.
+  FASTMINE_INLINE const T* logits_of(std::int64_t k, T* to) const {
+    if (!merging) {
+      return block_of(row_of(in.logits, run.sample, k), begin, n, validity, kLargest<T>, to);
+    }
+    read_class(k, to);
+    neutralise(to, n, validity, kLargest<T>);
+    return to;
+  }
+
   FASTMINE_INLINE void read_raw(std::int64_t k, T* row) const {
     read_positions(row_of(in.logits, run.sample, k), begin, n, row);
   }

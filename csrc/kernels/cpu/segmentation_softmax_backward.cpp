@@ -128,8 +128,7 @@ void softmax_gradient_of(const Backward<T>& pass, const Run& run) {
     }
     if (block.merging) {
       merge_targets(block, at);
-      block.read_class(0, background);
-      neutralise(background, block.n, block.validity, kLargest<T>);
+      block.logits_of(0, background);
     }
     softmax<T, kOwn ? Gather::own : Gather::shared>(block, at, &with, Vec<T>{});
     find_gradients<T, kOwn>(at, kind, gamma, sample.linear, with);
