@@ -51,11 +51,6 @@ struct BatchAll {
   double* active;    // of these, the ones that count and are above the kink
 };
 
-/// The reference that is anchor i itself, -1 for none.
-[[gnu::always_inline]] inline std::int64_t itself(const BatchAll& q, std::int64_t i) {
-  return q.self_index != nullptr ? q.self_index[i] : q.self ? i : -1;
-}
-
 using BatchAllKernel = StagedKernel<BatchAll>;
 
 struct BatchAllBackward {

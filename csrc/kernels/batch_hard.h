@@ -118,11 +118,6 @@ struct BatchHard {
   Screened* screened;  // or null
 };
 
-/// The reference that is anchor i itself, -1 for none.
-[[gnu::always_inline]] inline std::int64_t itself(const BatchHard& q, std::int64_t i) {
-  return q.self_index != nullptr ? q.self_index[i] : q.self ? i : -1;
-}
-
 using BatchHardKernel = StagedKernel<BatchHard>;
 
 /// The gradient of the mined distances, in O((n + m) d): every row gathers what its own pairs and the anchors that

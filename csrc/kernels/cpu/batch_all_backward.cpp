@@ -1,6 +1,7 @@
 #include "kernels/batch_all.h"
 #include "kernels/cpu/batch_all_plan.h"
 #include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/gradient_rows.h"
 
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
 namespace batch_all {
@@ -11,20 +12,13 @@ namespace {
 // similarity only the second terms. H is known a tile at a time. A tile is multiplied with both sides: into the sums
 // of its anchors, which one part owns, and into that part's own sums of all references, added up in the end.
 
-template <class W>
-constexpr std::int64_t kWidth = static_cast<std::int64_t>(kSliver<W>);
-
 constexpr std::int64_t kRoundedUp = 8;  // to which a tile's width is filled up with zeros: whole tiles of products
 
-/// Centred rows by position, in panels of kWidth elements of all rows: element k of row i is at
-/// data[((k / kWidth) stride + i) kWidth + k % kWidth].
+/// Elements of a panel of one row.
 template <class W>
-struct Columns {
-  W* data;
-  std::int64_t stride;
-
-  W* row(std::int64_t panel, std::int64_t i) const { return data + (panel * stride + i) * kWidth<W>; }
-};
+FASTMINE_INLINE W* panel_of(const Columns<W>& columns, std::int64_t panel, std::int64_t row) {
+  return columns.data + (panel * columns.count + row) * kWidth<W>;
+}
 
 template <class W>
 struct Gradient : Plan<W> {
@@ -44,11 +38,6 @@ struct Gradient : Plan<W> {
 };
 
 template <class W>
-Columns<W> lay_out_columns(Arena& arena, std::int64_t rows, std::int64_t panels) {
-  return {arena.take<W>(panels * rows * kWidth<W>), rows};
-}
-
-template <class W>
 Gradient<W> lay_out(const BatchAllBackward& outer, Arena& arena) {
   const BatchAll& q = outer.problem;
   const std::int64_t n = q.x.n, m = q.y.n, panels = divide_up(q.x.d, kWidth<W>);
@@ -57,15 +46,15 @@ Gradient<W> lay_out(const BatchAllBackward& outer, Arena& arena) {
   Gradient<W> p{};
   static_cast<Plan<W>&>(p) = lay_out_plan<W>(q, arena, parts, true);
   p.outer = outer;
-  p.anchors = lay_out_columns<W>(arena, n, panels);
-  p.references = lay_out_columns<W>(arena, m, panels);
+  p.anchors = lay_out_columns<W>(arena, q.x);
+  p.references = lay_out_columns<W>(arena, q.y);
   p.x_position = arena.take<std::int64_t>(n);
   p.y_position = arena.take<std::int64_t>(m);
   p.x_sums = arena.take<double>(n * p.wide());
   p.x_total = arena.take<double>(n);
   p.y_sums = q.self ? nullptr : arena.take<double>(m * p.wide());
   for (std::int64_t part = 0; part < parts; ++part) {
-    p.partial[part] = lay_out_columns<W>(arena, padded, panels);
+    p.partial[part] = {arena.take<W>(panels * padded * kWidth<W>), nullptr, padded};
     p.y_total[part] = arena.take<double>(padded);
   }
   return p;
@@ -101,19 +90,6 @@ void group_positions(void* plan, std::int64_t, std::int64_t) {
 }
 
 template <class W>
-void pack_row(const RowSet& set, const double* centre, std::int64_t i, std::int64_t position,
-              const Columns<W>& columns) {
-  for (std::int64_t from = 0; from < set.rows.d; from += kWidth<W>) {
-    const std::int64_t count = smaller(kWidth<W>, set.rows.d - from);
-    W* out = columns.row(from / kWidth<W>, position);
-    centre_row(set, centre, i, from, count, out);
-    for (std::int64_t k = count; k < kWidth<W>; ++k) {
-      out[k] = 0;
-    }
-  }
-}
-
-template <class W>
 std::int64_t column_tasks(const void* plan) {
   const Gradient<W>& p = as_gradient<W>(plan);
   return p.a.count + p.b.count;
@@ -124,7 +100,8 @@ void pack_columns(void* plan, std::int64_t begin, std::int64_t end) {
   const Gradient<W>& p = as_gradient<W>(plan);
   for (std::int64_t t = begin; t < end; ++t) {
     const std::int64_t k = t - p.a.count;
-    k < 0 ? pack_row(p.x, p.centre, p.a.row(t), t, p.anchors) : pack_row(p.y, p.centre, p.b.row(k), k, p.references);
+    k < 0 ? pack_column(p.x, p.centre, p.a.row(t), t, p.anchors)
+          : pack_column(p.y, p.centre, p.b.row(k), k, p.references);
   }
 }
 
@@ -133,15 +110,15 @@ void pack_columns(void* plan, std::int64_t begin, std::int64_t end) {
 /// The pull of row i of x and row j of y on each other, from the rows as they were given: w (x - y) off the sums of
 /// the first, which are subtracted, and on those of the second.
 template <class W>
-FASTMINE_NOINLINE void pull(const Gradient<W>& p, std::int64_t i, std::int64_t j, double w, double* own,
-                            const Columns<W>& partial, std::int64_t position) {
+FASTMINE_NOINLINE void pull_together(const Gradient<W>& p, std::int64_t i, std::int64_t j, double w, double* own,
+                                     const Columns<W>& partial, std::int64_t position) {
   const double own_scale = scale_of(p.x, i), other_scale = scale_of(p.y, j);
   W x_buffer[kWidth<W>], y_buffer[kWidth<W>];
   for (std::int64_t panel = 0; panel < p.panels(); ++panel) {
     const std::int64_t from = panel * kWidth<W>, count = smaller(kWidth<W>, p.problem.x.d - from);
     const W* x = chunk(p.problem.x, i, from, count, x_buffer);
     const W* y = chunk(p.problem.y, j, from, count, y_buffer);
-    W* other = partial.row(panel, position);
+    W* other = panel_of(partial, panel, position);
     for (std::int64_t k = 0; k < count; ++k) {
       const double part = w * (static_cast<double>(x[k]) * own_scale - static_cast<double>(y[k]) * other_scale);
       own[from + k] -= part;
@@ -191,8 +168,8 @@ FASTMINE_INLINE bool weigh(const Walk<W>& walk, std::int64_t i, std::int64_t r, 
     const auto close = metric == Metric::dot ? V{} != V{} : (key < limit) & (w != 0);
     for (std::int64_t lane = 0; any(close) && lane < step; ++lane) {
       if (close[static_cast<std::size_t>(lane)] != 0) {
-        pull(p, x_row, p.b.row(begin + c + lane), static_cast<double>(w[static_cast<std::size_t>(lane)]),
-             p.x_sums + x_row * p.wide(), walk.partial, begin + c + lane);
+        pull_together(p, x_row, p.b.row(begin + c + lane), static_cast<double>(w[static_cast<std::size_t>(lane)]),
+                      p.x_sums + x_row * p.wide(), walk.partial, begin + c + lane);
       }
     }
     w = select(close, V{}, w);
@@ -235,8 +212,9 @@ void multiply_panel(const Walk<W>& walk, const Block& block, std::int64_t panel,
   const std::int64_t height = block.height(), filled = smaller(width, p.b.count - begin);
   alignas(64) W out[kTileRows<W> * kSliver<W>];
   for (std::int64_t r = 0; r < height; r += rows) {
-    dot_tile<W, kTileRows<W>, Vectors, false, line, 1>(
-        walk.scratch.weight + r * kReferences, p.references.row(panel, begin), static_cast<std::size_t>(filled), out);
+    dot_tile<W, kTileRows<W>, Vectors, false, line, 1>(walk.scratch.weight + r * kReferences,
+                                                       panel_of(p.references, panel, begin),
+                                                       static_cast<std::size_t>(filled), out);
     for (std::int64_t k = r; k < smaller(r + rows, height); ++k) {
       double* sum = p.x_sums + p.a.row(block.first + k) * p.wide() + panel * kWidth<W>;
       for (std::size_t c = 0; c < Vectors * lanes<W>; c += lanes<double>) {
@@ -245,9 +223,9 @@ void multiply_panel(const Walk<W>& walk, const Block& block, std::int64_t panel,
     }
   }
   for (std::int64_t c = 0; c < width; c += rows) {
-    dot_tile<W, kTileRows<W>, Vectors, true, 1, line>(walk.scratch.weight + c, p.anchors.row(panel, block.first),
+    dot_tile<W, kTileRows<W>, Vectors, true, 1, line>(walk.scratch.weight + c, panel_of(p.anchors, panel, block.first),
                                                       static_cast<std::size_t>(height),
-                                                      walk.partial.row(panel, begin + c));
+                                                      panel_of(walk.partial, panel, begin + c));
   }
 }
 
@@ -352,8 +330,8 @@ void gather_part(const Gradient<W>& p, std::int64_t part) {
   const Scratch<W>& scratch = p.scratch[part];
   const Columns<W>& partial = p.partial[part];
   const Walk<W> walk{p, scratch, partial, p.y_total[part]};
-  __builtin_memset(partial.data, 0, static_cast<std::size_t>(p.wide() * partial.stride) * sizeof(W));
-  __builtin_memset(walk.y_total, 0, static_cast<std::size_t>(partial.stride) * sizeof(double));
+  __builtin_memset(partial.data, 0, static_cast<std::size_t>(p.wide() * partial.count) * sizeof(W));
+  __builtin_memset(walk.y_total, 0, static_cast<std::size_t>(partial.count) * sizeof(double));
   for (std::int64_t number = p.first_block(part); number < p.first_block(part + 1); ++number) {
     const Block block = find_positives(p, number, scratch);
     for (std::int64_t i = block.first; i < block.end; ++i) {
@@ -384,7 +362,7 @@ double add_parts(const Gradient<W>& p, std::int64_t position, double* sums) {
   for (std::int64_t part = 0; part < p.parts(); ++part) {
     total += p.y_total[part][position];
     for (std::int64_t panel = 0; panel < p.panels(); ++panel) {
-      const W* from = p.partial[part].row(panel, position);
+      const W* from = panel_of(p.partial[part], panel, position);
       for (std::int64_t k = 0; k < kWidth<W>; ++k) {
         sums[panel * kWidth<W> + k] += static_cast<double>(from[k]);
       }

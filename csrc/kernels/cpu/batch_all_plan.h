@@ -5,8 +5,8 @@
 #pragma once
 
 #include "kernels/batch_all.h"
+#include "kernels/cpu/distance_row.h"
 #include "kernels/cpu/order.h"
-#include "kernels/cpu/packing.h"
 
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE::batch_all {
 
@@ -22,10 +22,6 @@ inline constexpr std::int64_t kFewThresholds = 40;  // up to here a distance is 
 template <class W>
 inline constexpr W kFar =
     sizeof(W) == 8 ? static_cast<W>(1.7976931348623157e308) : static_cast<W>(3.4028234663852886e38);
-
-/// Keys below this share of |x|^2 + |y|^2 have lost too many digits, and are taken by direct difference.
-template <class W>
-inline constexpr W kClose = static_cast<W>(1.0 / 16);
 
 /// What one part, a run of blocks of kAnchors anchors, works in.
 template <class W>
@@ -145,10 +141,11 @@ void group_rows(Plan<W>& p) {
     for (; end < references && q.ref_labels[p.y_order[end]] == label; ++end) {
     }
     for (; k < anchors && q.labels[p.x_order[k]] == label; ++k) {
-      const std::int64_t row = p.x_order[k];
+      const std::int64_t row = p.x_order[k], own = itself(q, row);
       if (q.triplets != nullptr) {
-        q.triplets[row] =
-            static_cast<double>(end - begin - (q.self ? 1 : 0)) * static_cast<double>(references - (end - begin));
+        const bool present = own >= 0 && own < q.y.n && q.ref_labels[own] == label && (p.y.kind[own] & kSkipped) == 0;
+        const std::int64_t positives = end - begin - (present ? 1 : 0), negatives = references - (end - begin);
+        q.triplets[row] = static_cast<double>(positives) * static_cast<double>(negatives);
       }
       if (q.use[row]) {
         p.x_order[used] = row;
@@ -186,29 +183,10 @@ void pack(void* plan, std::int64_t begin, std::int64_t end) {
 
 // --- closeness -------------------------------------------------------------------------------------------------------
 
-FASTMINE_INLINE float root(float x) { return __builtin_sqrtf(x); }
-FASTMINE_INLINE double root(double x) { return __builtin_sqrt(x); }
-
-/// Lane by lane; one instruction, which GCC finds in this loop.
-template <class V>
-FASTMINE_INLINE V root(V x) {
-  for (std::size_t lane = 0; lane < size<V>; ++lane) {
-    x[lane] = root(x[lane]);
-  }
-  return x;
-}
-
-template <class V>
-FASTMINE_INLINE V closeness(V key, Metric metric) {
-  return metric == Metric::euclidean     ? root(key)
-         : metric == Metric::sqeuclidean ? key
-                                         : key * static_cast<Lane<V>>(0.5);
-}
-
 /// out[k] = the closeness of position i to position columns[k] by direct difference, for k < count, at most a sliver.
 template <class W>
-FASTMINE_NOINLINE void take_directly(const Plan<W>& p, std::int64_t i, const std::int64_t* columns, std::int64_t count,
-                                     double* out) {
+FASTMINE_NOINLINE void compare_directly(const Plan<W>& p, std::int64_t i, const std::int64_t* columns,
+                                        std::int64_t count, double* out) {
   std::int64_t rows[kSliver<W>];
   const Metric metric = p.problem.metric;
   for (std::int64_t k = 0; k < count; ++k) {
@@ -220,71 +198,26 @@ FASTMINE_NOINLINE void take_directly(const Plan<W>& p, std::int64_t i, const std
   }
 }
 
-/// Whether products of rows of these norms may overflow, or fall among the subnormal numbers and lose digits.
-template <class W>
-bool extreme(W a, W b) {
-  constexpr double huge = sizeof(W) == 8 ? 0x1p1000 : 0x1p120, tiny = sizeof(W) == 8 ? 0x1p-900 : 0x1p-80;
-  const double norms = static_cast<double>(a) + static_cast<double>(b), scale = norms * norms;
-  return scale != 0 && !(scale > tiny && scale < huge);
-}
-
-/// The columns of sliver s whose key is below kClose of the sum of its squares, or all, taken directly.
-template <class W>
-FASTMINE_NOINLINE void take_close(const Plan<W>& p, std::int64_t i, std::int64_t s, const W* products, bool all,
-                                  W* out) {
-  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
-  std::int64_t columns[kSliver<W>], count = 0;
-  double closeness[kSliver<W>];
-  for (std::int64_t c = 0; c < smaller(sliver, p.b.count - s * sliver); ++c) {
-    const W sum = p.a.c[i] + p.b.c[s * sliver + c];
-    columns[count] = s * sliver + c;
-    count += all || sum - 2 * products[c] < sum * kClose<W> ? 1 : 0;
-  }
-  take_directly(p, i, columns, count, closeness);
-  for (std::int64_t k = 0; k < count; ++k) {
-    out[columns[k] - s * sliver] = static_cast<W>(closeness[k]);
-  }
-}
-
-/// Closeness of position i to sliver s, from their products, to `out`.
-template <class W>
-FASTMINE_INLINE void closeness_of_row(const Plan<W>& p, std::int64_t i, std::int64_t s, const W* products, W* out) {
-  using V = Vec<W>;
-  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>), step = static_cast<std::int64_t>(lanes<W>);
-  const Metric metric = p.problem.metric;
-  const W own = p.a.c[i];
-  const W* other = p.b.c + s * sliver;
-  const bool all = extreme(p.a.norm[i], p.b.radius[s]);
-  auto close = V{} != V{};
-  for (std::int64_t c = 0; c < sliver; c += step) {
-    const V sum = own + load(other + c);
-    const V key = sum - 2 * load(products + c);
-    if (metric == Metric::dot) {
-      store(out + c, closeness(key, metric));
-      continue;
-    }
-    close |= key < sum * kClose<W>;
-    store(out + c, closeness(select(key < 0, V{}, key), metric));
-  }
-  if (all || any(close)) {
-    take_close(p, i, s, products, all, out);
-  }
-}
-
 /// The closeness of a block of anchors, which begins at position `first`, to slivers s .. s_end of references.
 template <class W>
 void fill_tile(const Plan<W>& p, std::int64_t first, std::int64_t s, std::int64_t s_end, W* tile) {
-  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
-  alignas(64) W products[kSliver<W> * kSliver<W>];
+  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>), step = static_cast<std::int64_t>(lanes<W>);
+  alignas(64) W block[kSliver<W> * kSliver<W>];
+  const Sides<W> sides{p.x, p.y, p.a, p.b};
+  const W sign = p.problem.metric == Metric::dot ? -1 : 1;
   const std::int64_t d = p.problem.x.d, end = smaller(first + kAnchors, p.a.count);
   for (std::int64_t from = first; from < end; from += sliver) {
     const std::int64_t height = smaller(sliver, end - from);
     for (std::int64_t at = s; at < s_end; ++at) {
+      const std::int64_t width = smaller(sliver, p.b.count - at * sliver);
       dot_block(p.a.sliver(from / sliver, d), p.b.sliver(at, d), static_cast<std::size_t>(d),
-                static_cast<std::size_t>(height), kSliver<W>, products);
-      W* out = tile + (from - first) * kReferences + (at - s) * sliver;
+                static_cast<std::size_t>(height), static_cast<std::size_t>(width), block);
       for (std::int64_t r = 0; r < height; ++r) {
-        closeness_of_row(p, from + r, at, products + r * sliver, out + r * kReferences);
+        W* out = tile + (from - first + r) * kReferences + (at - s) * sliver;
+        distances_of_row(sides, from + r, at, width, block + r * sliver);
+        for (std::int64_t c = 0; c < sliver; c += step) {
+          store(out + c, load(block + r * sliver + c) * sign);
+        }
       }
     }
   }
@@ -334,7 +267,7 @@ std::int64_t measure_positives(const Plan<W>& p, std::int64_t i, double* out) {
   for (std::int64_t begin = p.same_begin[i]; begin < p.same_end[i]; begin += most) {
     std::int64_t count = 0;
     for_positives(p, i, begin, begin + most, [&](std::int64_t j) { columns[count++] = j; });
-    take_directly(p, i, columns, count, out + found);
+    compare_directly(p, i, columns, count, out + found);
     found += count;
   }
   return found;
@@ -469,7 +402,7 @@ FASTMINE_NOINLINE void settle_ties(const Plan<W>& p, std::int64_t i, std::int64_
     if (thresholds.is_near(row[c], larger<std::int64_t>(met - 1, 0)) ||
         thresholds.is_near(row[c], smaller(met, thresholds.count - 1))) {
       double exact;
-      take_directly(p, i, &column, 1, &exact);
+      compare_directly(p, i, &column, 1, &exact);
       rank[c] += count_one<W, W>(thresholds, row[c], -by, below) + count_one<W, double>(thresholds, exact, by, below);
     }
   }
