@@ -28,9 +28,8 @@ MEASURES = {"dice": "at probability 1/2", "best_dice": "at the best threshold th
 def found(rows: Rows, method: Method, share: float, measure: str) -> list[float]:
     """A measure of each seed."""
     policy = VALIDITY if share == 1.0 else method.policy  # with every mask there is only one
-    return [
-        row[measure] for row in rows if (row["loss"], row["policy"], row["share"]) == (method.loss, policy, share)
-    ]  # fmt: skip
+    of = (method.loss, policy, share)
+    return [row[measure] for row in rows if (row["loss"], row["policy"], row["share"]) == of and measure in row]
 
 
 def tables(rows: Rows) -> str:
@@ -59,7 +58,8 @@ def _cell(values: list[float], seeds: int) -> str:
     if not values:
         return ""
     spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{mean(values):.3f}{spread}" + (f" ({len(values)} seeds)" if len(values) < seeds else "")
+    few = f" ({len(values)} seed{'s' * (len(values) > 1)})" if len(values) < seeds else ""
+    return f"{mean(values):.3f}{spread}{few}"
 
 
 def write_readme(rows: Rows) -> str:
