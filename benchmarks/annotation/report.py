@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
@@ -91,14 +92,11 @@ def _panel(axes: Axes, rows: Rows, measure: str) -> None:
     losses = list(dict.fromkeys(method.loss for method in METHODS))
     for method in METHODS:
         values = [found(rows, method, share, measure) for share in SHARES]
-        known = [place for place, of_seeds in enumerate(values) if of_seeds]
+        means = [mean(of_seeds) if of_seeds else nan for of_seeds in values]
         look: dict[str, Any] = {"color": COLOURS[losses.index(method.loss)]}
-        axes.plot(
-            known, [mean(values[place]) for place in known], linestyle=STYLES[method.policy], linewidth=2,
-            label=method.name, **look,
-        )  # fmt: skip
-        for place in known:
-            axes.plot([place] * len(values[place]), values[place], ".", markersize=4, alpha=0.7, **look)
+        axes.plot(range(len(SHARES)), means, linestyle=STYLES[method.policy], linewidth=2, label=method.name, **look)
+        for place, of_seeds in enumerate(values):
+            axes.plot([place] * len(of_seeds), of_seeds, ".", markersize=4, alpha=0.7, **look)
     axes.set_xticks(range(len(SHARES)), [f"{share:.0%}" for share in SHARES])
     axes.set_xlabel("share of the masks that were drawn, of each class by itself")
     axes.set_ylim(-0.02, 1)
