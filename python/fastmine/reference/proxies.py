@@ -44,6 +44,7 @@ class Scores(NamedTuple):
     target: Tensor  # the label where it is of a class, else 0 [N]
     rows: Tensor  # unit embeddings [N, D]: 0 for zero rows and rows that take no part, NaN for labels out of range
     own: Tensor  # the unit vector of the own class [N, D], the nearest of several
+    cosine: Tensor  # of each row to its own class [N]
     right_angle: Tensor  # rows that are zero, or whose class vector is
     admitted: Tensor  # rows that take part [N]
     valid: Tensor  # of these, those with a label that is of a class
@@ -58,12 +59,15 @@ def norms(x: Tensor) -> Tensor:
     return found
 
 
-def unit(x: Tensor, norm: Tensor | None = None) -> Tensor:
-    """``x / ||x||``. 0, without a gradient, for a row shorter than any normal number; NaN for one with an Inf."""
-    norm = norms(x) if norm is None else norm
-    zero = norm < torch.finfo(x.dtype).tiny
+def unit(x: Tensor) -> Tensor:
+    """``x / ||x||``: 0, without a gradient, for a row shorter than any normal number; NaN for one with an Inf."""
+    return x * _inverse(norms(x), x.dtype)
+
+
+def _inverse(norm: Tensor, dtype: torch.dtype) -> Tensor:
+    zero = norm < torch.finfo(dtype).tiny
     inverse = torch.where(zero, 0.0, 1.0 / torch.where(zero, 1.0, norm))
-    return x * torch.where(norm == torch.inf, torch.nan, inverse).to(x.dtype)
+    return torch.where(norm == torch.inf, torch.nan, inverse).to(dtype)
 
 
 def score(
@@ -87,7 +91,8 @@ def score(
     poison = torch.where(admitted & ~in_range, torch.nan, 1.0).to(wide)
     vectors = weight.to(wide).flatten(0, -2)
     row_norm, vector_norm = norms(rows), norms(vectors)
-    rows, vectors = unit(rows, row_norm) * poison[:, None], unit(vectors, vector_norm)
+    rows = rows * (_inverse(row_norm, wide) * poison[:, None])
+    vectors = vectors * _inverse(vector_norm, wide)
     logits = _product(scale * rows, vectors)
     nearest = target
     if weight.dim() == 3:
@@ -96,6 +101,7 @@ def score(
         nearest = target * several + which.gather(1, target[:, None]).squeeze(1)
     # An embedding, whose backward pass adds in a fixed order on every device.
     own = torch.nn.functional.embedding(nearest, vectors)
+    cosine = (rows * own).sum(dim=1)
     row_weight = None
     for given in (sample_weight, None if class_weight is None else class_weight[target]):
         if given is not None:
@@ -106,7 +112,9 @@ def score(
     row_norm, vector_norm = row_norm.detach().squeeze(1), vector_norm.detach().squeeze(1)
     tiny = torch.finfo(wide).tiny
     right_angle = (row_norm < tiny) | (vector_norm < tiny)[nearest]
-    return Scores(logits, target, rows, own, right_angle, admitted, taking_part, row_norm, vector_norm, row_weight)
+    return Scores(
+        logits, target, rows, own, cosine, right_angle, admitted, taking_part, row_norm, vector_norm, row_weight
+    )
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
@@ -124,7 +132,7 @@ def proxy_evidence(scores: Scores, embeddings: Tensor, labels: Tensor, nearest_o
     admitted, valid, norm, vector_norm = scores.admitted, scores.valid, scores.row_norm, scores.vector_norm
     finite = admitted & norm.isfinite()
     z = torch.where(finite[:, None], embeddings, 0.0).sum(dim=0, dtype=torch.float64)
-    d_p = torch.where(valid, 1.0 - (scores.rows * scores.own).sum(dim=1), 0.0)
+    d_p = torch.where(valid, 1.0 - scores.cosine, 0.0)
     d_n = torch.where(valid, 1.0 - nearest_other, 0.0)
     rows_of_class = torch.zeros(scores.logits.shape[1], dtype=torch.int64, device=z.device)
     rows_of_class = rows_of_class.index_add(0, scores.target, valid.long())
