@@ -23,7 +23,7 @@ from .reference import pair_losses
 from .reference.batch_all import AVERAGES, BATCH_ALL_FIELDS, TRIPLETS
 from .reference.batch_hard import MINING_FIELDS, NEGATIVES, POSITIVES
 from .reference.margin_softmax import margin_softmax
-from .reference.pair_sums import FORMS, PAIR_FIELDS, Sums
+from .reference.pair_sums import FORMS, PAIR_FIELDS, Sums, named
 from .reference.pairwise_distance import METRICS, result_dtype
 from .reference.proxies import PROXY_FIELDS
 from .reference.proxy_anchor import proxy_anchor
@@ -49,6 +49,7 @@ __all__ = [
     "Retrieval",
     "SegmentationSums",
     "arcface_loss",
+    "batch_all",
     "batch_hard",
     "bce_loss",
     "circle_loss",
@@ -331,6 +332,53 @@ def triplet_loss(
     return (loss, evidence) if return_evidence else loss
 
 
+@overload
+def batch_all(
+    embeddings: Tensor, labels: Tensor, *, margin: float | Literal["leaky"] = 0.2, leak: float | None = None,
+    triplets: Triplets = "all", average: Average = "active", valid: Tensor | None = None,
+    ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, ref_valid: Tensor | None = None,
+    self_index: Tensor | None = None, sample_weight: Tensor | None = None, metric: Metric = "euclidean",
+    on_empty: OnEmpty = "zero", reduction: Reduction = "mean", return_evidence: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def batch_all(
+    embeddings: Tensor, labels: Tensor, *, margin: float | Literal["leaky"] = 0.2, leak: float | None = None,
+    triplets: Triplets = "all", average: Average = "active", valid: Tensor | None = None,
+    ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, ref_valid: Tensor | None = None,
+    self_index: Tensor | None = None, sample_weight: Tensor | None = None, metric: Metric = "euclidean",
+    on_empty: OnEmpty = "zero", reduction: Reduction = "mean", return_evidence: Literal[True],
+) -> tuple[Tensor, MiningEvidence]: ...  # fmt: skip
+
+
+def batch_all(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    margin: float | Literal["leaky"] = 0.2,
+    leak: float | None = None,
+    triplets: Triplets = "all",
+    average: Average = "active",
+    valid: Tensor | None = None,
+    ref_embeddings: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    ref_valid: Tensor | None = None,
+    self_index: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    metric: Metric = "euclidean",
+    on_empty: OnEmpty = "zero",
+    reduction: Reduction = "mean",
+    return_evidence: bool = False,
+) -> Tensor | tuple[Tensor, MiningEvidence]:
+    """The triplet loss over every triplet of the batch: :func:`triplet_loss` with ``mining="batch_all"``."""
+    loss, evidence = triplet_loss(
+        embeddings, labels, margin=margin, leak=leak, mining="batch_all", triplets=triplets, average=average,
+        valid=valid, ref_embeddings=ref_embeddings, ref_labels=ref_labels, ref_valid=ref_valid,
+        self_index=self_index, sample_weight=sample_weight, metric=metric, on_empty=on_empty, reduction=reduction,
+        return_evidence=True,
+    )  # fmt: skip
+    return (loss, evidence) if return_evidence else loss
+
+
 def triplet_options(
     margin: object, leak: object, mining: object, positive: object, negative: object,
     metric: object, on_empty: object, reduction: object, triplets: object,
@@ -480,7 +528,7 @@ def segmentation_loss(
     ``valid``, boolean, says what is *annotated*: [B], [B, C], [B, 1, ...] or the shape of the logits. What is not
     annotated has no loss, no gradient and no place in any denominator. Under a softmax a position is valid for all
     classes or none; there [B, C] (or [B, C, 1, ...]) says which classes a sample is annotated for, and the others
-    become part of its background, class 0 (label sets: arXiv:2102.05374, arXiv:2007.03868). Target values equal to
+    become part of its background, class 0 (label sets: arXiv:2107.03846, arXiv:2007.03868). Target values equal to
     ``ignore_index`` are not valid either. Annotated but empty (T = 0) is something else, and ``empty`` decides:
     ``"area"``, the mean probability P / N, 0 at the right answer and never without a gradient; ``"skip"``, the group
     does not count; ``"smooth"``, the formula above, which then needs d > 0. With nothing valid the loss is 0,
@@ -822,7 +870,7 @@ def pair_sums(
         None if negative_bound is None else negative_bound.detach().double(), metric, form,
         [float(value) for value in (*positive_curve, *negative_curve)], None,
     )  # fmt: skip
-    found = Sums(*sums)
+    found = named(sums)
     return (found, MiningEvidence(evidence, PAIR_FIELDS)) if return_evidence else found
 
 
@@ -1233,8 +1281,8 @@ def lovasz_loss(
     ``classes="present"`` elsewhere; ``"smooth"`` takes the extension, their largest error, as ``classes="all"``;
     ``"area"`` their mean probability.
 
-    Cost: one sort of the errors of each group, O(S log S), beside the pass over the logits, in float64: about ten
-    tensors of the size of the logits at a time, where the other terms need none. Targets are meant to be hard.
+    Cost: one sort of the errors of each group, O(S log S), beside the pass over the logits, and a handful of tensors of
+    the size of the logits at a time, where the other terms need none. Targets are meant to be hard.
     """
     return segmentation_loss(
         logits, target, mode=mode, terms={"lovasz": 1.0}, valid=valid, ignore_index=ignore_index, empty=empty,

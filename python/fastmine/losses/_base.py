@@ -21,7 +21,8 @@ class EvidentLoss(nn.Module, Generic[EvidenceT]):
         super().__init__()
         self._names = tuple(options)
         for name, value in options.items():
-            if isinstance(value, Tensor):  # moves with the module, and is no state to be saved
+            # A tensor moves with the module and is no state to be saved, unless it is to be learned.
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
                 self.register_buffer(name, value, persistent=False)
             else:
                 setattr(self, name, value)
