@@ -248,6 +248,35 @@ def labelled(
     return build
 
 
+def among_references(n: int, d: int, classes: int, others: int) -> Build:
+    """References that hold the batch itself, but for its last row, shuffled among others: a memory of embeddings."""
+
+    def build(g: torch.Generator) -> Inputs:
+        x = torch.randn(n, d, generator=g, dtype=torch.float64)
+        labels = torch.randint(classes, (n,), generator=g)
+        place = torch.randperm(n - 1 + others, generator=g)[: n - 1]
+        refs = torch.randn(n - 1 + others, d, generator=g, dtype=torch.float64)
+        ref_labels = torch.randint(classes, (n - 1 + others,), generator=g)
+        refs[place], ref_labels[place] = x[:-1] + 1e-3, labels[:-1]
+        none = torch.tensor([-1])
+        return {
+            "embeddings": x, "labels": labels, "ref_embeddings": refs, "ref_labels": ref_labels,
+            "ref_valid": torch.rand(n - 1 + others, generator=g) < 0.9, "self_index": torch.cat([place, none]),
+        }  # fmt: skip
+
+    return build
+
+
+def weighted(build: Build) -> Build:
+    """The batch with a weight for each anchor, some of them 0."""
+
+    def weighted_build(g: torch.Generator) -> Inputs:
+        found = build(g)
+        return {**found, "sample_weight": (2.0 * torch.rand(len(found["labels"]), generator=g) - 0.5).clamp(min=0.0)}
+
+    return weighted_build
+
+
 def changed(build: Build, change: Callable[[Tensor], Tensor]) -> Build:
     """The batch with other embeddings."""
 
@@ -314,6 +343,36 @@ def _mining() -> Iterator[Case]:
             yield Case("triplet_loss", f"{name}-{metric}", build, {"metric": metric, "margin": "soft"}, curved=False)
 
 
+def _remembered() -> Iterator[Case]:
+    """Anchors that are among their references; batches small, ragged, and of large classes."""
+    batches = {
+        "itself": among_references(9, 3, 3, 5), "itself_alone": among_references(6, 3, 6, 0),
+        "itself_ragged": among_references(67, 16, 9, 64), "itself_ragged_classes": among_references(101, 7, 2, 60),
+    }  # fmt: skip
+    for name, build in batches.items():
+        for positive in POSITIVES:
+            for metric in ("euclidean", "dot"):
+                options = {"metric": metric, "positive": positive}
+                yield Case("batch_hard", f"{name}-{positive}-{metric}", build, options)
+        for mining in ("batch_hard", "batch_all"):
+            yield Case("triplet_loss", f"{mining}-{name}", build, {"mining": mining, "margin": 1.0})
+
+
+def _weighted() -> Iterator[Case]:
+    for mining, margin in (("batch_hard", "soft"), ("batch_hard", 1.0), ("batch_all", 1.0), ("batch_all", "leaky")):
+        for reduction in ("mean", "sum", "none"):
+            options = {"mining": mining, "margin": margin, "reduction": reduction}
+            yield Case("triplet_loss", f"{mining}-weighted-{margin}-{reduction}", weighted(BATCHES["masked"]), options)
+        yield Case(
+            "triplet_loss", f"{mining}-weighted-{margin}-references", weighted(BATCHES["references_masked"]),
+            {"mining": mining, "margin": margin},
+        )  # fmt: skip
+    for mining in ("batch_hard", "batch_all"):
+        for policy, name in (("pull", "one_class"), ("push", "all_unique")):
+            options = {"mining": mining, "on_empty": policy}
+            yield Case("triplet_loss", f"{mining}-weighted-{policy}", weighted(BATCHES[name]), options)
+
+
 def _triplet() -> Iterator[Case]:
     shapes: dict[str, dict[str, Any]] = {
         "hinge": {"margin": 0.2}, "no_margin": {"margin": 0.0}, "wide_margin": {"margin": 5.0},
@@ -364,7 +423,7 @@ def _batch_all() -> Iterator[Case]:
         for name in ("plain", "references_masked", "collapsed", "ragged"):
             yield case(f"{kind}-{name}", {**BATCHES, **KINKED, **RAGGED}[name], triplets=kind)
         yield case(f"{kind}-valid", BATCHES["masked"], triplets=kind, average="valid", metric="dot")
-        yield case(f"{kind}-ragged_classes", labelled(130, 5, 2), triplets=kind, reduction="none")
+        yield case(f"{kind}-ragged_classes", labelled(130, 5, 2), triplets=kind)
     for name, build in {**BATCHES, **KINKED}.items():
         yield case(name, build)
     for policy in ("pull", "push"):
@@ -574,7 +633,8 @@ def _sums() -> Iterator[Case]:
 
 
 CASES: tuple[Case, ...] = (
-    *_pairwise(), *_mining(), *_triplet(), *_batch_all(), *_pairs(), *_segmentation(), *_sums(),
+    *_pairwise(), *_mining(), *_triplet(), *_batch_all(), *_remembered(), *_weighted(), *_pairs(), *_segmentation(),
+    *_sums(),
 )  # fmt: skip
 LAID_OUT: tuple[tuple[Case, str], ...] = tuple(_laid_out())
 SMALL: tuple[Case, ...] = tuple(case for case in CASES if case.size <= 64)

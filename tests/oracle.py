@@ -37,8 +37,8 @@ def pairwise_distance(x: Rows, y: Rows | None, metric: str) -> list[list[float]]
 def batch_hard(
     embeddings: Rows, labels: Sequence[int], valid: Sequence[bool] | None = None,
     ref_embeddings: Rows | None = None, ref_labels: Sequence[int] | None = None,
-    ref_valid: Sequence[bool] | None = None, *, metric: str = "euclidean", positive: str = "hardest",
-    negative: str = "hardest",
+    ref_valid: Sequence[bool] | None = None, self_index: Sequence[int] | None = None, *, metric: str = "euclidean",
+    positive: str = "hardest", negative: str = "hardest",
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Per anchor: the index and distance of its positive and of its negative, None where there is none."""
     apart = ref_embeddings is not None
@@ -56,7 +56,7 @@ def batch_hard(
             candidate = (-d if metric == "dot" else d, j, d)  # how far; a similarity is far when it is small
             if labels[i] != other_labels[j]:
                 negatives.append(candidate)
-            elif apart or i != j:
+            elif j != _itself(i, apart, self_index):
                 positives.append(candidate)
         p = _pick(positives, farthest=positive == "hardest")
         n = _pick(negatives, farthest=False)
@@ -73,7 +73,8 @@ def batch_hard(
 def batch_all(
     embeddings: Rows, labels: Sequence[int], valid: Sequence[bool] | None = None,
     ref_embeddings: Rows | None = None, ref_labels: Sequence[int] | None = None,
-    ref_valid: Sequence[bool] | None = None, *, metric: str = "euclidean", margin: float | str = 0.2,
+    ref_valid: Sequence[bool] | None = None, self_index: Sequence[int] | None = None,
+    sample_weight: Sequence[float] | None = None, *, metric: str = "euclidean", margin: float | str = 0.2,
     leak: float | None = None, on_empty: str = "zero", reduction: str = "mean", triplets: str = "all",
     average: str = "active",
 ) -> float | list[float]:  # fmt: skip
@@ -90,23 +91,31 @@ def batch_all(
     wanted = {
         "all": lambda v: True, "hard": lambda v: v > offset, "semi_hard": lambda v: 0 < v <= offset,
     }[triplets]  # fmt: skip
-    sums, number, active = [], 0, 0
+    shares = sample_weight or [1.0] * len(embeddings)
+    sums, number, counted = [], 0, 0.0
     for i, anchor in enumerate(embeddings):
         violations = [
             sign * (distance(anchor, others[p], metric) - distance(anchor, others[n], metric)) + offset
-            for p in seen if other_labels[p] == labels[i] and (apart or p != i)
+            for p in seen if other_labels[p] == labels[i] and p != _itself(i, apart, self_index)
             for n in seen if other_labels[n] != labels[i]
         ] if valid is None or valid[i] else []  # fmt: skip
-        sums.append(math.fsum(v if v > 0 else slope * v for v in violations if wanted(v)))
+        sums.append(shares[i] * math.fsum(v if v > 0 else slope * v for v in violations if wanted(v)))
         number += len(violations)
-        active += sum(v > 0 and wanted(v) for v in violations)
+        every = average == "valid" or slope > 0
+        counted += shares[i] * sum(every or (v > 0 and wanted(v)) for v in violations)
     if not number:
-        pairs = batch_hard(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric=metric)
-        return triplet_loss(pairs, margin=margin, leak=leak, metric=metric, on_empty=on_empty, reduction=reduction)
+        pairs = batch_hard(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index, metric=metric)
+        return triplet_loss(
+            pairs, sample_weight, margin=margin, leak=leak, metric=metric, on_empty=on_empty, reduction=reduction
+        )
     if reduction == "none":
         return sums
-    counted = number if average == "valid" or slope else max(active, 1)
-    return math.fsum(sums) / counted if reduction == "mean" else math.fsum(sums)
+    return math.fsum(sums) / (counted or 1.0) if reduction == "mean" else math.fsum(sums)
+
+
+def _itself(i: int, apart: bool, self_index: Sequence[int] | None) -> int:
+    """The candidate that is anchor i, -1 for none."""
+    return self_index[i] if self_index is not None else -1 if apart else i
 
 
 def _pick(candidates: list[tuple[float, int, float]], *, farthest: bool) -> tuple[float, int, float] | None:
@@ -124,8 +133,8 @@ def softplus(x: float) -> float:
 
 
 def triplet_loss(
-    pairs: list[dict[str, Any]], *, margin: float | str = 0.2, leak: float | None = None, metric: str = "euclidean",
-    on_empty: str = "zero", reduction: str = "mean",
+    pairs: list[dict[str, Any]], sample_weight: Sequence[float] | None = None, *, margin: float | str = 0.2,
+    leak: float | None = None, metric: str = "euclidean", on_empty: str = "zero", reduction: str = "mean",
 ) -> float | list[float]:  # fmt: skip
     """The loss of mined pairs."""
     sign = -1.0 if metric == "dot" else 1.0
@@ -148,11 +157,12 @@ def triplet_loss(
             terms.append(softplus(offset - sign * pair["negative_distance"]))
         else:
             terms.append(None)
+    shares = sample_weight or [1.0] * len(pairs)
+    weighted = [share * (term or 0.0) for term, share in zip(terms, shares, strict=True)]
     if reduction == "none":
-        return [term or 0.0 for term in terms]
-    counted = [term for term in terms if term is not None]
-    total = math.fsum(counted)
-    return total / max(len(counted), 1) if reduction == "mean" else total
+        return weighted
+    counted = math.fsum(share for term, share in zip(terms, shares, strict=True) if term is not None)
+    return math.fsum(weighted) / (counted or 1.0) if reduction == "mean" else math.fsum(weighted)
 
 
 PAIR_LOSSES = ("supcon_loss", "ntxent_loss", "multi_similarity_loss", "circle_loss", "contrastive_loss")
@@ -365,6 +375,71 @@ def _overlap(
 def _append(found: dict[str, list[float]], name: str, value: float) -> None:
     if name in found:
         found[name].append(value)
+
+
+def _cosine(x: Sequence[float], y: Sequence[float]) -> float:
+    x_norm, y_norm = (math.sqrt(math.fsum(a * a for a in z)) for z in (x, y))
+    return math.fsum(a * b for a, b in zip(x, y, strict=True)) / (x_norm * y_norm) if x_norm and y_norm else 0.0
+
+
+def margin_softmax(
+    embeddings: Rows, labels: Sequence[int], weight: Sequence[Rows], valid: Sequence[bool] | None = None,
+    sample_weight: Sequence[float] | None = None, class_weight: Sequence[float] | None = None, *, angular: bool,
+    scale: float, margin: float, reduction: str = "mean",
+) -> float | list[float]:  # fmt: skip
+    """ArcFace with an arc cosine, or CosFace, row by row; ``weight`` holds a list of vectors for each class."""
+    values, factors = [], []
+    for i, row in enumerate(embeddings):
+        if valid is not None and not valid[i]:
+            values.append(0.0)
+            factors.append(0.0)
+            continue
+        cosines = [max(_cosine(row, vector) for vector in several) for several in weight]
+        theta = math.acos(max(-1.0, min(1.0, cosines[labels[i]])))
+        if not angular:
+            own = cosines[labels[i]] - margin
+        elif theta <= math.pi - margin:
+            own = math.cos(theta + margin)
+        else:
+            own = math.cos(theta) - 1 + math.cos(margin)
+        others = math.fsum(math.exp(scale * c) for j, c in enumerate(cosines) if j != labels[i])
+        values.append(math.log(math.exp(scale * own) + others) - scale * own)
+        factor = 1.0 if sample_weight is None else sample_weight[i]
+        factors.append(factor * (1.0 if class_weight is None else class_weight[labels[i]]))
+    products = [v * f for v, f in zip(values, factors, strict=True)]
+    if reduction == "none":
+        return products
+    total = math.fsum(products)
+    return total / (math.fsum(factors) or 1.0) if reduction == "mean" else total
+
+
+def proxy_anchor(
+    embeddings: Rows, labels: Sequence[int], weight: Sequence[Rows], valid: Sequence[bool] | None = None,
+    sample_weight: Sequence[float] | None = None, class_weight: Sequence[float] | None = None, *,
+    scale: float, margin: float, reduction: str = "mean",
+) -> float | list[float]:  # fmt: skip
+    """Proxy-Anchor, class vector by class vector."""
+    pulls, pushes, shares, present = [], [], [], []
+    for p, several in enumerate(weight):
+        pull, push = [], []
+        for i, row in enumerate(embeddings):
+            if valid is None or valid[i]:
+                cosine = max(_cosine(row, vector) for vector in several)
+                times = 1.0 if sample_weight is None else sample_weight[i]
+                if labels[i] == p:
+                    pull.append(times * math.exp(-scale * (cosine - margin)))
+                else:
+                    push.append(times * math.exp(scale * (cosine + margin)))
+        shares.append(1.0 if class_weight is None else class_weight[p])
+        present.append(shares[-1] if pull else 0.0)
+        pulls.append(math.log1p(math.fsum(pull)))
+        pushes.append(math.log1p(math.fsum(push)))
+    if reduction == "mean":
+        return math.fsum(a * b for a, b in zip(pulls, present, strict=True)) / (math.fsum(present) or 1.0) + math.fsum(
+            a * b for a, b in zip(pushes, shares, strict=True)
+        ) / (math.fsum(shares) or 1.0)
+    each = [(a + b) * c for a, b, c in zip(pulls, pushes, shares, strict=True)]
+    return each if reduction == "none" else math.fsum(each)
 
 
 # --- every segmentation term and option ----------------------------------------------------------------------------

@@ -12,14 +12,14 @@
 //
 // Only the anchors in `use` are looked at: mining tells which have a triplet above the kink at all.
 //
-// Precision: thresholds are direct differences in float64; so is every negative so near one that the rounding of its
-// tile might tell on which side it is, and wherever the expansion |x|^2 + |y|^2 - 2 x.y of centred rows cancels. All
-// others are that expansion, in float64. So the counts are those of direct differences. The gradient: products in the
-// working type, and where those would cancel, differences in float64.
+// Precision: positives are direct differences in float64. Distances of negatives are those of a tile in the working
+// type, as in pairwise_distance.h; but one so near a threshold that, by a rigorous rounding bound, it might be on the
+// other side is compared directly. So the counts are those of direct differences, and the values right to the working
+// type. The gradient: products in the working type, and where those would cancel, differences in float64.
 //
-// Cost: u m d multiply-adds forward, 3 u m d back, for u anchors in use; memory of a packed copy of each side in
-// float64 and one in the working type, and for the backward pass of at most 16 partial gradients of the references, 64
-// MiB of them or four. Deterministic at any number of threads: what a task adds up is cut by the problem.
+// Cost: u m d multiply-adds forward, 3 u m d back, for u anchors in use; memory of a packed copy of each side, for the
+// backward pass of another, and there of at most 16 partial gradients of the references: 64 MiB of them, or four.
+// Deterministic at any number of threads: what a task adds up is cut by the problem.
 #pragma once
 
 #include "kernels/embeddings.h"
@@ -38,6 +38,7 @@ struct BatchAll {
   const std::int64_t* ref_labels;
   const bool* ref_valid;
   bool self;
+  const std::int64_t* self_index;  // as in BatchHard
   Metric metric;
   Triplets kind;
   double margin;
@@ -76,6 +77,7 @@ struct BatchAllFormula {
   const double* triplets;  // [n] each: what the kernel found
   const double* sum;
   const double* active;
+  const double* weight;  // [n]: of each anchor, or null: all are 1
   Metric metric;
   Triplets kind;
   double margin;

@@ -50,7 +50,7 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         pairwise_distance_backward,
     ),
     "batch_hard": (
-        f"({_MINED}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        f"({_MINED}, Tensor? self_index=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         reference.batch_hard,
     ),
     "batch_hard_backward": (
@@ -60,8 +60,8 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         batch_hard_backward,
     ),
     "triplet_loss": (
-        f"""({_MINED}, str shape, float margin, float leak, str on_empty, str reduction)
-        -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)""",
+        f"""({_MINED}, str shape, float margin, float leak, str on_empty, str reduction, Tensor? weight=None,
+        Tensor? self_index=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)""",
         reference.triplet_loss,
     ),
     "triplet_loss_backward": (
@@ -79,16 +79,16 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
     ),
     "batch_all": (
         """(Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddings, Tensor? ref_labels,
-        Tensor? ref_valid, str metric, str triplets, float margin, float leak, str on_empty, str reduction,
-        str average)
+        Tensor? ref_valid, Tensor? self_index, Tensor? weight, str metric, str triplets, float margin, float leak,
+        str on_empty, str reduction, str average)
         -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)""",
         batch_all_forward,
     ),
     "batch_all_backward": (
         """(Tensor grad, Tensor slopes, Tensor scale, Tensor embeddings, Tensor labels, Tensor? valid,
-        Tensor? ref_embeddings, Tensor? ref_labels, Tensor? ref_valid, Tensor positive_index, Tensor negative_index,
-        Tensor has_positive, Tensor has_negative, str metric, str triplets, float margin, float leak)
-        -> (Tensor, Tensor)""",
+        Tensor? ref_embeddings, Tensor? ref_labels, Tensor? ref_valid, Tensor? self_index, Tensor positive_index,
+        Tensor negative_index, Tensor has_positive, Tensor has_negative, str metric, str triplets, float margin,
+        float leak) -> (Tensor, Tensor)""",
         batch_all_backward,
     ),
     "segmentation_loss": (
@@ -148,7 +148,8 @@ def _pairwise_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 def _mining_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    embeddings, _, _, ref_embeddings, _, _, ctx.metric, _, _ = inputs
+    embeddings, _, _, ref_embeddings, _, _, ctx.metric, *rest = inputs
+    ctx.untouched = [None] * (1 + len(rest))
     positive_index, negative_index, _, _, has_positive, has_negative, evidence = output
     ctx.save_for_backward(embeddings, ref_embeddings, positive_index, negative_index, has_positive, has_negative)
     ctx.mark_non_differentiable(positive_index, negative_index, has_positive, has_negative, evidence)
@@ -163,7 +164,7 @@ def _mining_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         grad_x, grad_refs = _again(lambda x, y: _mined_distances(x, y, saved, metric), [x, refs], distances)
     else:
         grad_x, grad_refs = torch.ops.fastmine.batch_hard_backward.default(grad_p, grad_n, *saved, metric)
-    return grad_x, None, None, None if refs is None else grad_refs, *[None] * 5
+    return grad_x, None, None, None if refs is None else grad_refs, None, None, *ctx.untouched
 
 
 def _mined_distances(embeddings: Tensor, refs: Tensor | None, saved: Sequence[Any], metric: str) -> list[Tensor]:
@@ -175,10 +176,12 @@ def _mined_distances(embeddings: Tensor, refs: Tensor | None, saved: Sequence[An
 
 
 def _triplet_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    embeddings, _, _, ref_embeddings, _, _, ctx.metric, _, _, *ctx.formula = inputs
+    embeddings, _, _, ref_embeddings, _, _, ctx.metric, _, _, *formula = inputs
+    *ctx.formula, weight, _ = (*formula, None, None)[:7]  # the last two may be left at their defaults
+    ctx.untouched = [None] * (3 + len(formula))
     _, positive_index, negative_index, has_positive, has_negative, slopes, evidence = output
     ctx.save_for_backward(
-        slopes, embeddings, ref_embeddings, positive_index, negative_index, has_positive, has_negative
+        weight, slopes, embeddings, ref_embeddings, positive_index, negative_index, has_positive, has_negative
     )
     ctx.mark_non_differentiable(positive_index, negative_index, has_positive, has_negative, slopes, evidence)
     ctx.set_materialize_grads(False)  # only the loss has a gradient: no zeros for the others
@@ -186,19 +189,20 @@ def _triplet_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _triplet_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
     if grad is None:
-        return (None,) * 14
-    slopes, *saved = ctx.saved_tensors
+        return (*[None] * 6, *ctx.untouched)
+    weight, slopes, *saved = ctx.saved_tensors
     x, refs, _, _, has_positive, has_negative = saved
     if torch.is_grad_enabled():
 
         def run(x: Tensor, refs: Tensor | None) -> Tensor:
             d_p, d_n = _mined_distances(x, refs, saved, ctx.metric)
-            return triplet_formula(d_p, d_n, has_positive, has_negative, ctx.metric, *ctx.formula)[0]
+            options = (ctx.metric, *ctx.formula, weight)
+            return triplet_formula(d_p, d_n, has_positive, has_negative, *options)[0]
 
         grad_x, grad_refs = _again(run, [x, refs], grad.double())
     else:
         grad_x, grad_refs = torch.ops.fastmine.triplet_loss_backward.default(grad, slopes, *saved, ctx.metric)
-    return grad_x, None, None, None if refs is None else grad_refs, *[None] * 10
+    return grad_x, None, None, None if refs is None else grad_refs, None, None, *ctx.untouched
 
 
 def _pairs_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -244,20 +248,21 @@ def _batch_all_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ..
 
 def _batch_all_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
     if grad is None:
-        return (None,) * 13
-    *batch, positive_index, negative_index, has_positive, has_negative, slopes, scale = ctx.saved_tensors
-    x, labels, valid, refs, ref_labels, ref_valid = batch
+        return (None,) * 15
+    *batch, weight, positive_index, negative_index, has_positive, has_negative, slopes, scale = ctx.saved_tensors
+    x, labels, valid, refs, ref_labels, ref_valid, self_index = batch
     if torch.is_grad_enabled():
 
         def run(x: Tensor, refs: Tensor | None) -> Tensor:
-            return reference.batch_all(x, labels, valid, refs, ref_labels, ref_valid, *ctx.curve, *ctx.policies)[0]
+            options = (self_index, weight, *ctx.curve, *ctx.policies)
+            return reference.batch_all(x, labels, valid, refs, ref_labels, ref_valid, *options)[0]
 
         grad_x, grad_refs = _again(run, [x, refs], grad)
     else:
         grad_x, grad_refs = torch.ops.fastmine.batch_all_backward.default(
             grad, slopes, scale, *batch, positive_index, negative_index, has_positive, has_negative, *ctx.curve
         )
-    return grad_x, None, None, None if refs is None else grad_refs, *[None] * 9
+    return grad_x, None, None, None if refs is None else grad_refs, *[None] * 11
 
 
 def _segmentation_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -23,17 +23,22 @@ struct Pushed {
   double plain;   // sum of closeness
 };
 
-FASTMINE_INLINE void add_negatives(const double* row, const double* rank, std::int64_t width, Pushed& pushed) {
-  using V = Vec<double>;
+template <class W>
+FASTMINE_INLINE void add_negatives(const W* row, const W* rank, std::int64_t width, bool plainly, Pushed& pushed) {
   constexpr std::int64_t step = static_cast<std::int64_t>(lanes<double>);
-  V ranked{}, plain{};
-  for (std::int64_t c = 0; c < width; c += step) {
-    const V closeness = load(row + c);
-    ranked += load(rank + c) * closeness;
-    plain += select(closeness == kFar, V{}, closeness);
+  Vec<double> ranked{};
+  std::int64_t c = 0;
+  for (; c + step <= width; c += step) {
+    ranked += load_double(rank + c) * load_double(row + c);
   }
-  pushed.ranked += sum_lanes(ranked);
-  pushed.plain += sum_lanes(plain);
+  double sum = sum_lanes(ranked);
+  for (; c < width; ++c) {
+    sum += static_cast<double>(rank[c]) * static_cast<double>(row[c]);
+  }
+  pushed.ranked += sum;
+  for (c = 0; plainly && c < width; ++c) {
+    pushed.plain += row[c] == kFar<W> ? 0 : static_cast<double>(row[c]);
+  }
 }
 
 /// The sum over the triplets of anchor r that count, and how many do. A positive plus the margin counts once for each
@@ -59,13 +64,13 @@ void write_sum(const Plan<W>& p, const Block& block, const Scratch<W>& scratch, 
 
 template <class W>
 void sum_block(const Plan<W>& p, std::int64_t number, const Scratch<W>& scratch) {
-  double rank[kReferences];
+  alignas(64) W rank[kReferences];
   Pushed pushed[kAnchors] = {};
   const Block block = find_positives(p, number, scratch);
   for_tiles(p, block.first, scratch.tile, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = 0; r < block.height(); ++r) {
       rank_row(p, block, scratch, r, begin, end, rank);
-      add_negatives(scratch.tile + r * kReferences, rank, end - begin, pushed[r]);
+      add_negatives(scratch.tile + r * kReferences, rank, end - begin, p.problem.leak > 0, pushed[r]);
     }
   });
   finish_counts(block, scratch);

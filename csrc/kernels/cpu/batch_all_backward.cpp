@@ -1,6 +1,7 @@
 #include "kernels/batch_all.h"
 #include "kernels/cpu/batch_all_plan.h"
 #include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/gradient_rows.h"
 
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
 namespace batch_all {
@@ -11,24 +12,13 @@ namespace {
 // similarity only the second terms. H is known a tile at a time. A tile is multiplied with both sides: into the sums
 // of its anchors, which one part owns, and into that part's own sums of all references, added up in the end.
 
-template <class W>
-constexpr std::int64_t kWidth = static_cast<std::int64_t>(kSliver<W>);
-
-/// Pairs whose squared distance is below this share of |x|^2 + |y|^2 pull by their difference, not by a difference of
-/// sums.
-constexpr double kClose = 1.0 / 16;
-
 constexpr std::int64_t kRoundedUp = 8;  // to which a tile's width is filled up with zeros: whole tiles of products
 
-/// Centred rows by position, in panels of kWidth elements of all rows: element k of row i is at
-/// data[((k / kWidth) stride + i) kWidth + k % kWidth].
+/// Elements of a panel of one row.
 template <class W>
-struct Columns {
-  W* data;
-  std::int64_t stride;
-
-  W* row(std::int64_t panel, std::int64_t i) const { return data + (panel * stride + i) * kWidth<W>; }
-};
+FASTMINE_INLINE W* panel_of(const Columns<W>& columns, std::int64_t panel, std::int64_t row) {
+  return columns.data + (panel * columns.count + row) * kWidth<W>;
+}
 
 template <class W>
 struct Gradient : Plan<W> {
@@ -48,11 +38,6 @@ struct Gradient : Plan<W> {
 };
 
 template <class W>
-Columns<W> lay_out_columns(Arena& arena, std::int64_t rows, std::int64_t panels) {
-  return {arena.take<W>(panels * rows * kWidth<W>), rows};
-}
-
-template <class W>
 Gradient<W> lay_out(const BatchAllBackward& outer, Arena& arena) {
   const BatchAll& q = outer.problem;
   const std::int64_t n = q.x.n, m = q.y.n, panels = divide_up(q.x.d, kWidth<W>);
@@ -61,15 +46,15 @@ Gradient<W> lay_out(const BatchAllBackward& outer, Arena& arena) {
   Gradient<W> p{};
   static_cast<Plan<W>&>(p) = lay_out_plan<W>(q, arena, parts, true);
   p.outer = outer;
-  p.anchors = lay_out_columns<W>(arena, n, panels);
-  p.references = lay_out_columns<W>(arena, m, panels);
+  p.anchors = lay_out_columns<W>(arena, q.x);
+  p.references = lay_out_columns<W>(arena, q.y);
   p.x_position = arena.take<std::int64_t>(n);
   p.y_position = arena.take<std::int64_t>(m);
   p.x_sums = arena.take<double>(n * p.wide());
   p.x_total = arena.take<double>(n);
   p.y_sums = q.self ? nullptr : arena.take<double>(m * p.wide());
   for (std::int64_t part = 0; part < parts; ++part) {
-    p.partial[part] = lay_out_columns<W>(arena, padded, panels);
+    p.partial[part] = {arena.take<W>(panels * padded * kWidth<W>), nullptr, padded};
     p.y_total[part] = arena.take<double>(padded);
   }
   return p;
@@ -105,19 +90,6 @@ void group_positions(void* plan, std::int64_t, std::int64_t) {
 }
 
 template <class W>
-void pack_row(const RowSet& set, const double* centre, std::int64_t i, std::int64_t position,
-              const Columns<W>& columns) {
-  for (std::int64_t from = 0; from < set.rows.d; from += kWidth<W>) {
-    const std::int64_t count = smaller(kWidth<W>, set.rows.d - from);
-    W* out = columns.row(from / kWidth<W>, position);
-    centre_row(set, centre, i, from, count, out);
-    for (std::int64_t k = count; k < kWidth<W>; ++k) {
-      out[k] = 0;
-    }
-  }
-}
-
-template <class W>
 std::int64_t column_tasks(const void* plan) {
   const Gradient<W>& p = as_gradient<W>(plan);
   return p.a.count + p.b.count;
@@ -128,7 +100,8 @@ void pack_columns(void* plan, std::int64_t begin, std::int64_t end) {
   const Gradient<W>& p = as_gradient<W>(plan);
   for (std::int64_t t = begin; t < end; ++t) {
     const std::int64_t k = t - p.a.count;
-    k < 0 ? pack_row(p.x, p.centre, p.a.row(t), t, p.anchors) : pack_row(p.y, p.centre, p.b.row(k), k, p.references);
+    k < 0 ? pack_column(p.x, p.centre, p.a.row(t), t, p.anchors)
+          : pack_column(p.y, p.centre, p.b.row(k), k, p.references);
   }
 }
 
@@ -137,15 +110,15 @@ void pack_columns(void* plan, std::int64_t begin, std::int64_t end) {
 /// The pull of row i of x and row j of y on each other, from the rows as they were given: w (x - y) off the sums of
 /// the first, which are subtracted, and on those of the second.
 template <class W>
-FASTMINE_NOINLINE void pull(const Gradient<W>& p, std::int64_t i, std::int64_t j, double w, double* own,
-                            const Columns<W>& partial, std::int64_t position) {
+FASTMINE_NOINLINE void pull_together(const Gradient<W>& p, std::int64_t i, std::int64_t j, double w, double* own,
+                                     const Columns<W>& partial, std::int64_t position) {
   const double own_scale = scale_of(p.x, i), other_scale = scale_of(p.y, j);
   W x_buffer[kWidth<W>], y_buffer[kWidth<W>];
   for (std::int64_t panel = 0; panel < p.panels(); ++panel) {
     const std::int64_t from = panel * kWidth<W>, count = smaller(kWidth<W>, p.problem.x.d - from);
     const W* x = chunk(p.problem.x, i, from, count, x_buffer);
     const W* y = chunk(p.problem.y, j, from, count, y_buffer);
-    W* other = partial.row(panel, position);
+    W* other = panel_of(partial, panel, position);
     for (std::int64_t k = 0; k < count; ++k) {
       const double part = w * (static_cast<double>(x[k]) * own_scale - static_cast<double>(y[k]) * other_scale);
       own[from + k] -= part;
@@ -163,63 +136,62 @@ struct Walk {
   double* y_total;
 };
 
-/// Row r of the tile at position `begin`: from derivatives by closeness, in `slope`, to weights. True if any is not 0.
+/// From the derivative by closeness to that by half the squared distance; V is a vector or one number.
+template <class V>
+FASTMINE_INLINE V weight_of(V slope, V closeness, Metric metric) {
+  return metric == Metric::euclidean     ? select((slope == 0) | (closeness == 0), V{}, slope / closeness)
+         : metric == Metric::sqeuclidean ? slope * 2
+                                         : slope;
+}
+
+/// Row r of the tile at position `begin`: from derivatives by closeness, in `slope`, to weights, but for close pairs,
+/// which pull by their difference at once. True if any weight is not 0.
 template <class W>
 FASTMINE_INLINE bool weigh(const Walk<W>& walk, std::int64_t i, std::int64_t r, std::int64_t begin, std::int64_t width,
-                           const double* slope) {
-  using V = Vec<double>;
-  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<double>);
+                           const W* slope) {
+  using V = Vec<W>;
+  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<W>);
+  constexpr W tiny = sizeof(W) == 8 ? 0x1p-900 : 0x1p-100;  // squares below have lost digits
   const Gradient<W>& p = walk.p;
   const Metric metric = p.problem.metric;
-  const double* row = walk.scratch.tile + r * kReferences;
+  const W* row = walk.scratch.tile + r * kReferences;
   W* weight = walk.scratch.weight + r * kReferences;
-  const double own = p.a.c[i];
+  const std::int64_t x_row = p.a.row(i);
+  const W own = p.a.c[i];
   V total{};
-  auto some = V{} != V{}, close = some;
+  auto some = V{} != V{};
   for (std::int64_t c = 0; c < width; c += step) {
-    const V by = load(slope + c), closeness = load(row + c);
-    V w = by;
-    if (metric == Metric::euclidean) {
-      w = select((by == 0) | (closeness == 0), V{}, by / closeness);
-    } else if (metric == Metric::sqeuclidean) {
-      w = by * 2;
+    const V near = load(row + c);
+    V w = weight_of(load(slope + c), near, metric);
+    const V key = metric == Metric::euclidean ? near * near : metric == Metric::cosine ? near * 2 : near;
+    const V limit = (own + load(p.b.c + begin + c)) * kClose<W> + tiny;
+    const auto close = metric == Metric::dot ? V{} != V{} : (key < limit) & (w != 0);
+    for (std::int64_t lane = 0; any(close) && lane < step; ++lane) {
+      if (close[static_cast<std::size_t>(lane)] != 0) {
+        pull_together(p, x_row, p.b.row(begin + c + lane), static_cast<double>(w[static_cast<std::size_t>(lane)]),
+                      p.x_sums + x_row * p.wide(), walk.partial, begin + c + lane);
+      }
     }
-    if (metric != Metric::dot) {
-      const V key = metric == Metric::euclidean ? closeness * closeness
-                    : metric == Metric::cosine  ? closeness * 2
-                                                : closeness;
-      const auto is_close = (key < (own + load(p.b.c + begin + c)) * kClose + 0x1p-100) & (w != 0);
-      close |= is_close;
-      w = select(is_close, V{}, w);
-    }
+    w = select(close, V{}, w);
     some |= w != 0;
     total += w;
-    store(walk.y_total + begin + c, load(walk.y_total + begin + c) + w);
-    store<W, lanes<double>>(weight + c, convert<W>(w));
+    store(weight + c, w);
+    for (std::int64_t k = c; k < c + step; k += static_cast<std::int64_t>(lanes<double>)) {
+      double* sum = walk.y_total + begin + k;
+      store(sum, load(sum) + load_double(weight + k));
+    }
   }
   for (std::int64_t c = width; c % kRoundedUp != 0; ++c) {
     weight[c] = 0;
   }
-  const std::int64_t x_row = p.a.row(i);
-  p.x_total[x_row] += sum_lanes(total);
-  for (std::int64_t c = 0; any(close) && c < width; ++c) {
-    const double closeness = row[c], by = slope[c];
-    const double key = metric == Metric::euclidean ? closeness * closeness
-                       : metric == Metric::cosine  ? closeness * 2
-                                                   : closeness;
-    if (by != 0 && key < (own + p.b.c[begin + c]) * kClose + 0x1p-100 &&
-        !(metric == Metric::euclidean && closeness == 0)) {
-      const double w = metric == Metric::euclidean ? by / closeness : metric == Metric::sqeuclidean ? by * 2 : by;
-      pull(p, x_row, p.b.row(begin + c), w, p.x_sums + x_row * p.wide(), walk.partial, begin + c);
-    }
-  }
+  p.x_total[x_row] += static_cast<double>(fold(total, [](auto a, auto b) { return a + b; }));
   return any(some);
 }
 
 /// Of cosine, a zero vector has no direction to turn: at distance 1 from everything.
 template <class W>
 FASTMINE_INLINE void drop_fixed(const Gradient<W>& p, std::int64_t i, std::int64_t begin, std::int64_t width,
-                                double* slope) {
+                                W* slope) {
   if (p.problem.metric != Metric::cosine) {
     return;
   }
@@ -240,8 +212,9 @@ void multiply_panel(const Walk<W>& walk, const Block& block, std::int64_t panel,
   const std::int64_t height = block.height(), filled = smaller(width, p.b.count - begin);
   alignas(64) W out[kTileRows<W> * kSliver<W>];
   for (std::int64_t r = 0; r < height; r += rows) {
-    dot_tile<W, kTileRows<W>, Vectors, false, line, 1>(
-        walk.scratch.weight + r * kReferences, p.references.row(panel, begin), static_cast<std::size_t>(filled), out);
+    dot_tile<W, kTileRows<W>, Vectors, false, line, 1>(walk.scratch.weight + r * kReferences,
+                                                       panel_of(p.references, panel, begin),
+                                                       static_cast<std::size_t>(filled), out);
     for (std::int64_t k = r; k < smaller(r + rows, height); ++k) {
       double* sum = p.x_sums + p.a.row(block.first + k) * p.wide() + panel * kWidth<W>;
       for (std::size_t c = 0; c < Vectors * lanes<W>; c += lanes<double>) {
@@ -250,9 +223,9 @@ void multiply_panel(const Walk<W>& walk, const Block& block, std::int64_t panel,
     }
   }
   for (std::int64_t c = 0; c < width; c += rows) {
-    dot_tile<W, kTileRows<W>, Vectors, true, 1, line>(walk.scratch.weight + c, p.anchors.row(panel, block.first),
+    dot_tile<W, kTileRows<W>, Vectors, true, 1, line>(walk.scratch.weight + c, panel_of(p.anchors, panel, block.first),
                                                       static_cast<std::size_t>(height),
-                                                      walk.partial.row(panel, begin + c));
+                                                      panel_of(walk.partial, panel, begin + c));
   }
 }
 
@@ -276,16 +249,17 @@ template <class W>
 void push_negatives(const Walk<W>& walk, const Block& block, std::int64_t begin, std::int64_t end) {
   const Gradient<W>& p = walk.p;
   const double leak = p.problem.leak;
-  double slope[kReferences];
+  alignas(64) W slope[kReferences];
   bool some = false;
   for (std::int64_t r = 0; r < block.height(); ++r) {
     const std::int64_t i = block.first + r;
     const double weight = p.outer.weight[p.a.row(i)];
-    const double* row = walk.scratch.tile + r * kReferences;
+    const W* row = walk.scratch.tile + r * kReferences;
     rank_row(p, block, walk.scratch, r, begin, end, slope);
-    const double always = leak * static_cast<double>(block.positives[r]);
+    const W always = static_cast<W>(-weight * leak * static_cast<double>(block.positives[r]));
+    const W each = static_cast<W>(-weight * (1 - leak));
     for (std::int64_t c = 0; c < end - begin; ++c) {
-      slope[c] = row[c] == kFar ? 0 : -weight * (always + (1 - leak) * slope[c]);
+      slope[c] = row[c] == kFar<W> ? 0 : always + each * slope[c];
     }
     drop_fixed(p, i, begin, end - begin, slope);
     some |= weigh(walk, i, r, begin, end - begin, slope);
@@ -320,12 +294,12 @@ void pull_positives(const Walk<W>& walk, const Block& block, std::int64_t begin,
     const std::int64_t i = block.first + r;
     const double weight = p.outer.weight[p.a.row(i)];
     const double always = leak * static_cast<double>(block.negatives[r]);
-    double* row = walk.scratch.tile + r * kReferences;
-    double slope[kReferences] = {};
+    W* row = walk.scratch.tile + r * kReferences;
+    alignas(64) W slope[kReferences] = {};
     for_positives(p, i, begin, end, [&](std::int64_t j) {
       const double closeness = walk.scratch.positive[block.offset[r] + seen[r]++];
-      row[j - begin] = closeness;
-      slope[j - begin] = weight * (always + (1 - leak) * triplets_of(walk, block, r, closeness));
+      row[j - begin] = static_cast<W>(closeness);
+      slope[j - begin] = static_cast<W>(weight * (always + (1 - leak) * triplets_of(walk, block, r, closeness)));
     });
     drop_fixed(p, i, begin, end - begin, slope);
     some |= weigh(walk, i, r, begin, end - begin, slope);
@@ -338,7 +312,7 @@ void pull_positives(const Walk<W>& walk, const Block& block, std::int64_t begin,
 /// All tiles with a positive of a block.
 template <class W>
 void pull_all_positives(const Walk<W>& walk, const Block& block) {
-  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<double>);
+  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
   std::int64_t seen[kAnchors] = {};
   const std::int64_t last = divide_up(walk.p.same_end[block.end - 1], sliver) * sliver;
   for (std::int64_t begin = walk.p.same_begin[block.first] / sliver * sliver; begin < last; begin += kReferences) {
@@ -356,8 +330,8 @@ void gather_part(const Gradient<W>& p, std::int64_t part) {
   const Scratch<W>& scratch = p.scratch[part];
   const Columns<W>& partial = p.partial[part];
   const Walk<W> walk{p, scratch, partial, p.y_total[part]};
-  __builtin_memset(partial.data, 0, static_cast<std::size_t>(p.wide() * partial.stride) * sizeof(W));
-  __builtin_memset(walk.y_total, 0, static_cast<std::size_t>(partial.stride) * sizeof(double));
+  __builtin_memset(partial.data, 0, static_cast<std::size_t>(p.wide() * partial.count) * sizeof(W));
+  __builtin_memset(walk.y_total, 0, static_cast<std::size_t>(partial.count) * sizeof(double));
   for (std::int64_t number = p.first_block(part); number < p.first_block(part + 1); ++number) {
     const Block block = find_positives(p, number, scratch);
     for (std::int64_t i = block.first; i < block.end; ++i) {
@@ -388,7 +362,7 @@ double add_parts(const Gradient<W>& p, std::int64_t position, double* sums) {
   for (std::int64_t part = 0; part < p.parts(); ++part) {
     total += p.y_total[part][position];
     for (std::int64_t panel = 0; panel < p.panels(); ++panel) {
-      const W* from = p.partial[part].row(panel, position);
+      const W* from = panel_of(p.partial[part], panel, position);
       for (std::int64_t k = 0; k < kWidth<W>; ++k) {
         sums[panel * kWidth<W> + k] += static_cast<double>(from[k]);
       }

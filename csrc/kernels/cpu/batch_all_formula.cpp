@@ -14,6 +14,8 @@ bool spoiled(const BatchAllFormula& p, std::int64_t i) {
   return has_both(p, i) && std::isnan(p.positive_distance[i] + p.negative_distance[i]);
 }
 
+double weight(const BatchAllFormula& p, std::int64_t i) { return p.weight == nullptr ? 1 : p.weight[i]; }
+
 void write_loss(const BatchAllFormula& p, std::int64_t i, double value) {
   if (p.loss_dtype == DType::float64) {
     static_cast<double*>(p.loss)[i] = value;
@@ -39,8 +41,8 @@ void batch_all_formula(const BatchAllFormula& p) noexcept {
   for (std::int64_t i = 0; i < p.n; ++i) {
     if (has_both(p, i)) {
       empty = false;
-      total += spoiled(p, i) ? std::nan("") : p.sum[i];
-      counted += p.of_active && p.leak == 0 ? p.active[i] : p.triplets[i];
+      total += spoiled(p, i) ? std::nan("") : weight(p, i) * p.sum[i];
+      counted += weight(p, i) * (p.of_active && p.leak == 0 ? p.active[i] : p.triplets[i]);
       *p.all_triplets += p.triplets[i];
       *p.all_active += p.active[i];
     }
@@ -50,12 +52,12 @@ void batch_all_formula(const BatchAllFormula& p) noexcept {
     return;
   }
   std::fill(p.slopes, p.slopes + 2 * p.n, 0.0);
-  const double scale = p.reduction == Reduction::mean ? 1 / std::max(counted, 1.0) : 1;
+  const double scale = p.reduction == Reduction::mean && counted > 0 ? 1 / counted : 1;
   for (std::int64_t i = 0; i < p.n; ++i) {
     const bool nan = spoiled(p, i);
-    p.scale[i] = nan ? std::nan("") : p.use[i] ? scale : 0;
+    p.scale[i] = nan ? std::nan("") : p.use[i] ? scale * weight(p, i) : 0;
     if (p.reduction == Reduction::none) {
-      write_loss(p, i, nan ? std::nan("") : has_both(p, i) ? p.sum[i] : 0);
+      write_loss(p, i, nan ? std::nan("") : has_both(p, i) ? weight(p, i) * p.sum[i] : 0);
     }
   }
   if (p.reduction != Reduction::none) {

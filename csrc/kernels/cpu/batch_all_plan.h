@@ -5,8 +5,8 @@
 #pragma once
 
 #include "kernels/batch_all.h"
+#include "kernels/cpu/distance_row.h"
 #include "kernels/cpu/order.h"
-#include "kernels/cpu/packing.h"
 
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE::batch_all {
 
@@ -17,12 +17,11 @@ inline constexpr std::int64_t kFewestParts = 4;
 inline constexpr std::int64_t kBlocksOfPart = 4;  // at least, where that leaves kFewestParts; so is the next
 inline constexpr std::int64_t kPartBytes = std::int64_t{64} << 20;  // of all parts at most
 inline constexpr std::int64_t kFewThresholds = 40;  // up to here a distance is compared with all, else by bisection
-inline constexpr double kFar =
-    1.7976931348623157e308;  // what is no negative: above every threshold, and times 0 it is 0
 
-/// Keys below this share of |x|^2 + |y|^2 are taken by direct difference.
+/// What is no negative: above every threshold, and times 0 it is 0.
 template <class W>
-inline constexpr double kNear = sizeof(W) == 8 ? 1.0 / 16 : 1.0 / 1024;
+inline constexpr W kFar =
+    sizeof(W) == 8 ? static_cast<W>(1.7976931348623157e308) : static_cast<W>(3.4028234663852886e38);
 
 /// What one part, a run of blocks of kAnchors anchors, works in.
 template <class W>
@@ -30,7 +29,7 @@ struct Scratch {
   double* positive;   // closeness of each anchor to its positives, in their order, from its Block::offset on
   double* ascending;  // the same, sorted
   double* below;      // per positive of those, the triplets it is part of
-  double* tile;       // [kAnchors, kReferences]: closeness
+  W* tile;            // [kAnchors, kReferences]: closeness
   W* weight;          // [kAnchors, kReferences]: of the gradient; null without
 };
 
@@ -46,7 +45,7 @@ struct Plan {
   std::int64_t* spare;
   std::int64_t* same_begin;  // per position of a: the references of its label are [begin, end) in b
   std::int64_t* same_end;
-  Packed<double> a, b;
+  Packed<W> a, b;
   double widest;  // the largest norm in b
   std::int64_t most_parts;
   Scratch<W> scratch[kMostParts];
@@ -80,13 +79,13 @@ Plan<W> lay_out_plan(const BatchAll& problem, Arena& arena, std::int64_t most_pa
   p.spare = arena.take<std::int64_t>(larger(n, m));
   p.same_begin = arena.take<std::int64_t>(n);
   p.same_end = arena.take<std::int64_t>(n);
-  p.a = lay_out_packed<double>(arena, n, problem.x.d);
-  p.b = lay_out_packed<double>(arena, m, problem.x.d);
+  p.a = lay_out_packed<W>(arena, n, problem.x.d);
+  p.b = lay_out_packed<W>(arena, m, problem.x.d);
   p.most_parts = most_parts;
   const std::int64_t room = threshold_room(problem);
   for (std::int64_t part = 0; part < most_parts; ++part) {
     p.scratch[part] = {arena.take<double>(room), arena.take<double>(room), arena.take<double>(room),
-                       arena.take<double>(kAnchors * kReferences),
+                       arena.take<W>(kAnchors * kReferences),
                        weights ? arena.take<W>(kAnchors * kReferences) : nullptr};
   }
   return p;
@@ -142,10 +141,11 @@ void group_rows(Plan<W>& p) {
     for (; end < references && q.ref_labels[p.y_order[end]] == label; ++end) {
     }
     for (; k < anchors && q.labels[p.x_order[k]] == label; ++k) {
-      const std::int64_t row = p.x_order[k];
+      const std::int64_t row = p.x_order[k], own = itself(q, row);
       if (q.triplets != nullptr) {
-        q.triplets[row] =
-            static_cast<double>(end - begin - (q.self ? 1 : 0)) * static_cast<double>(references - (end - begin));
+        const bool present = own >= 0 && own < q.y.n && q.ref_labels[own] == label && (p.y.kind[own] & kSkipped) == 0;
+        const std::int64_t positives = end - begin - (present ? 1 : 0), negatives = references - (end - begin);
+        q.triplets[row] = static_cast<double>(positives) * static_cast<double>(negatives);
       }
       if (q.use[row]) {
         p.x_order[used] = row;
@@ -183,89 +183,41 @@ void pack(void* plan, std::int64_t begin, std::int64_t end) {
 
 // --- closeness -------------------------------------------------------------------------------------------------------
 
-FASTMINE_INLINE Vec<double> root(Vec<double> x) {
-  for (std::size_t lane = 0; lane < lanes<double>; ++lane) {
-    x[lane] = __builtin_sqrt(x[lane]);
-  }
-  return x;
-}
-
-FASTMINE_INLINE Vec<double> closeness(Vec<double> key, Metric metric) {
-  return metric == Metric::euclidean ? root(key) : metric == Metric::sqeuclidean ? key : key * 0.5;
-}
-
-/// out[columns[k]] = the closeness of position i to position first + columns[k] by direct difference, for k < count,
-/// at most a sliver of them.
+/// out[k] = the closeness of position i to position columns[k] by direct difference, for k < count, at most a sliver.
 template <class W>
-FASTMINE_NOINLINE void take_directly(const Plan<W>& p, std::int64_t i, std::int64_t first, const std::int64_t* columns,
-                                     std::int64_t count, double* out) {
-  std::int64_t rows[kSliver<double>];
-  double keys[kSliver<double>];
+FASTMINE_NOINLINE void compare_directly(const Plan<W>& p, std::int64_t i, const std::int64_t* columns,
+                                        std::int64_t count, double* out) {
+  std::int64_t rows[kSliver<W>];
   const Metric metric = p.problem.metric;
   for (std::int64_t k = 0; k < count; ++k) {
-    rows[k] = p.b.row(first + columns[k]);
+    rows[k] = p.b.row(columns[k]);
   }
-  exact_keys<W>(p.problem.x, p.a.row(i), p.x.norm, p.problem.y, rows, count, p.y.norm, metric, keys);
+  exact_keys<W>(p.problem.x, p.a.row(i), p.x.norm, p.problem.y, rows, count, p.y.norm, metric, out);
   for (std::int64_t k = 0; k < count; ++k) {
-    out[columns[k]] = metric == Metric::dot ? 0.5 * keys[k] : distance_of(keys[k], metric);
-  }
-}
-
-/// Whether products of rows of these norms may overflow, or fall among the subnormal numbers and lose digits.
-inline bool extreme(double a, double b) {
-  const double scale = (a + b) * (a + b);
-  return scale != 0 && !(scale > 0x1p-900 && scale < 0x1p1000);
-}
-
-/// Closeness of position i to sliver s, from their products, to `out`.
-template <class W>
-FASTMINE_INLINE void closeness_of_row(const Plan<W>& p, std::int64_t i, std::int64_t s, const double* products,
-                                      double* out) {
-  using V = Vec<double>;
-  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<double>);
-  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<double>);
-  const Metric metric = p.problem.metric;
-  const std::int64_t width = smaller(sliver, p.b.count - s * sliver);
-  const double own = p.a.c[i];
-  const double* other = p.b.c + s * sliver;
-  const bool all = extreme(p.a.norm[i], p.b.radius[s]);
-  std::int64_t again[kSliver<double>];
-  std::int64_t count = 0;
-  auto near = V{} != V{};
-  for (std::int64_t c = 0; c < sliver; c += step) {
-    const V sum = own + load(other + c);
-    const V key = sum - 2 * load(products + c);
-    if (metric == Metric::dot) {
-      store(out + c, key * 0.5);
-      continue;
-    }
-    near |= key < sum * kNear<W>;
-    store(out + c, closeness(select(key < 0, V{}, key), metric));
-  }
-  if (all || any(near)) {
-    for (std::int64_t c = 0; c < width; ++c) {
-      const double sum = own + other[c];
-      again[count] = c;
-      count += all || sum - 2 * products[c] < sum * kNear<W> ? 1 : 0;
-    }
-    take_directly(p, i, s * sliver, again, count, out);
+    out[k] = metric == Metric::dot ? 0.5 * out[k] : distance_of(out[k], metric);
   }
 }
 
 /// The closeness of a block of anchors, which begins at position `first`, to slivers s .. s_end of references.
 template <class W>
-void fill_tile(const Plan<W>& p, std::int64_t first, std::int64_t s, std::int64_t s_end, double* tile) {
-  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<double>);
-  alignas(64) double products[kSliver<double> * kSliver<double>];
+void fill_tile(const Plan<W>& p, std::int64_t first, std::int64_t s, std::int64_t s_end, W* tile) {
+  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>), step = static_cast<std::int64_t>(lanes<W>);
+  alignas(64) W block[kSliver<W> * kSliver<W>];
+  const Sides<W> sides{p.x, p.y, p.a, p.b};
+  const W sign = p.problem.metric == Metric::dot ? -1 : 1;
   const std::int64_t d = p.problem.x.d, end = smaller(first + kAnchors, p.a.count);
   for (std::int64_t from = first; from < end; from += sliver) {
     const std::int64_t height = smaller(sliver, end - from);
     for (std::int64_t at = s; at < s_end; ++at) {
+      const std::int64_t width = smaller(sliver, p.b.count - at * sliver);
       dot_block(p.a.sliver(from / sliver, d), p.b.sliver(at, d), static_cast<std::size_t>(d),
-                static_cast<std::size_t>(height), kSliver<double>, products);
-      double* out = tile + (from - first) * kReferences + (at - s) * sliver;
+                static_cast<std::size_t>(height), static_cast<std::size_t>(width), block);
       for (std::int64_t r = 0; r < height; ++r) {
-        closeness_of_row(p, from + r, at, products + r * sliver, out + r * kReferences);
+        W* out = tile + (from - first + r) * kReferences + (at - s) * sliver;
+        distances_of_row(sides, from + r, at, width, block + r * sliver);
+        for (std::int64_t c = 0; c < sliver; c += step) {
+          store(out + c, load(block + r * sliver + c) * sign);
+        }
       }
     }
   }
@@ -273,8 +225,8 @@ void fill_tile(const Plan<W>& p, std::int64_t first, std::int64_t s, std::int64_
 
 /// f(begin, end) for each tile of references, at positions begin .. end, once it is filled.
 template <class W, class F>
-void for_tiles(const Plan<W>& p, std::int64_t first, double* tile, F f) {
-  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<double>);
+void for_tiles(const Plan<W>& p, std::int64_t first, W* tile, F f) {
+  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
   constexpr std::int64_t across = kReferences / sliver;
   const std::int64_t last = p.b.slivers();
   for (std::int64_t s = 0; s < last; s += across) {
@@ -284,12 +236,12 @@ void for_tiles(const Plan<W>& p, std::int64_t first, double* tile, F f) {
   }
 }
 
-// --- positives and ranks --------------------------------------------------------------------------------------------
+// --- positives -------------------------------------------------------------------------------------------------------
 
 /// A block of anchors, at positions first .. end, and how many candidates each has.
 struct Block {
   std::int64_t first, end;
-  std::int64_t offset[kAnchors];  // of its thresholds
+  std::int64_t offset[kAnchors];  // of its positives
   std::int64_t positives[kAnchors];
   std::int64_t negatives[kAnchors];
 
@@ -299,8 +251,9 @@ struct Block {
 /// The positives of an anchor among positions begin .. end: all of its label but itself.
 template <class W, class F>
 FASTMINE_INLINE void for_positives(const Plan<W>& p, std::int64_t i, std::int64_t begin, std::int64_t end, F f) {
+  const std::int64_t own = itself(p.problem, p.a.row(i));
   for (std::int64_t j = larger(begin, p.same_begin[i]); j < smaller(end, p.same_end[i]); ++j) {
-    if (!p.problem.self || p.b.row(j) != p.a.row(i)) {
+    if (p.b.row(j) != own) {
       f(j);
     }
   }
@@ -309,16 +262,13 @@ FASTMINE_INLINE void for_positives(const Plan<W>& p, std::int64_t i, std::int64_
 /// The closeness of anchor i to its positives, by direct difference; returns how many there are.
 template <class W>
 std::int64_t measure_positives(const Plan<W>& p, std::int64_t i, double* out) {
-  constexpr std::int64_t most = static_cast<std::int64_t>(kSliver<double>);
-  std::int64_t found = 0, columns[kSliver<double>];
-  double closeness[kSliver<double>];
+  constexpr std::int64_t most = static_cast<std::int64_t>(kSliver<W>);
+  std::int64_t found = 0, columns[kSliver<W>];
   for (std::int64_t begin = p.same_begin[i]; begin < p.same_end[i]; begin += most) {
     std::int64_t count = 0;
-    for_positives(p, i, begin, begin + most, [&](std::int64_t j) { columns[count++] = j - begin; });
-    take_directly(p, i, begin, columns, count, closeness);
-    for (std::int64_t k = 0; k < count; ++k) {
-      out[found++] = closeness[columns[k]];
-    }
+    for_positives(p, i, begin, begin + most, [&](std::int64_t j) { columns[count++] = j; });
+    compare_directly(p, i, columns, count, out + found);
+    found += count;
   }
   return found;
 }
@@ -349,56 +299,55 @@ Block find_positives(const Plan<W>& p, std::int64_t number, const Scratch<W>& sc
   return block;
 }
 
-/// Put kFar where row r of a tile that begins at position `begin` holds no negative.
+// --- ranks -----------------------------------------------------------------------------------------------------------
+
+/// What the negatives of an anchor are compared with: its positives, ascending, plus a margin. Where their closeness
+/// is W's, one that is nearer a threshold than its `room` might be on the other side: `error` bounds that of its key.
 template <class W>
-FASTMINE_INLINE void keep_negatives(const Plan<W>& p, const Block& block, std::int64_t r, std::int64_t begin,
-                                    std::int64_t end, double* row) {
-  const std::int64_t i = block.first + r;
-  for (std::int64_t j = larger(begin, p.same_begin[i]); j < smaller(end, p.same_end[i]); ++j) {
-    row[j - begin] = kFar;
-  }
-  for (std::int64_t j = p.b.count; j < end; ++j) {
-    row[j - begin] = kFar;
-  }
-}
-
-/// How far a tile's closeness may be from a direct difference: `share` of itself, or for similarities `fixed`.
-struct Slack {
-  double share, fixed;
-
-  FASTMINE_INLINE double at(double threshold) const { return share * ::fabs(threshold) + fixed; }
-};
-
-/// What is no near key has an error of (d + 16) roundings of twice |x|^2 + |y|^2, hence of at most 2^10 times the key.
-template <class W>
-FASTMINE_INLINE Slack slack_of(const Plan<W>& p, std::int64_t i) {
-  const double roundings = static_cast<double>(p.problem.x.d) + 16;
-  return p.problem.metric == Metric::dot ? Slack{0, roundings * 0x1p-52 * p.a.norm[i] * p.widest}
-                                         : Slack{roundings * 0x1p-42, 0};
-}
-
-/// What negatives are compared with: `margin` beyond each positive, ascending.
 struct Thresholds {
   const double* positive;
   std::int64_t count;
   double margin;
-  Slack slack;
+  double error;
+  Metric metric;
 
   FASTMINE_INLINE double at(std::int64_t k) const { return positive[k] + margin; }
-  FASTMINE_INLINE bool is_near(double value, std::int64_t k) const { return ::fabs(value - at(k)) <= slack.at(at(k)); }
+  FASTMINE_INLINE double room(double threshold) const {
+    constexpr double roundings = sizeof(W) == 8 ? 0x1p-51 : 0x1p-22;  // of a root, and of the threshold in W
+    const double size = ::fabs(threshold);
+    // Where roots a and b have a threshold between them, |a - b| <= |a^2 - b^2| / threshold; and always its root.
+    const double root = ::sqrt(error);
+    const double of_key = metric != Metric::euclidean ? error : size * root > error ? error / size : root;
+    return of_key + roundings * size;
+  }
+  FASTMINE_INLINE bool is_near(W value, std::int64_t k) const {
+    const double threshold = at(k);
+    return ::fabs(static_cast<double>(value) - threshold) <= room(threshold);
+  }
+  /// How many thresholds a closeness has met, so that they are not above it; T is that of the closeness.
+  template <class T>
+  FASTMINE_INLINE std::int64_t met(T value) const {
+    std::int64_t found = 0;
+    for (std::int64_t left = count; left > 1; left -= left / 2) {
+      found = static_cast<T>(at(found + left / 2 - 1)) <= value ? found + left / 2 : found;
+    }
+    return found + (static_cast<T>(at(found)) <= value ? 1 : 0);
+  }
 };
 
 /// rank[c] += `by` for each of the thresholds above row[c], below[k] += `by` for each of the row below threshold k.
 /// Returns whether any is so near a threshold that it might be on the other side.
-FASTMINE_NOINLINE inline bool rank_among_few(const double* row, std::int64_t width, const Thresholds& thresholds,
-                                             double by, double* rank, double* below) {
-  using V = Vec<double>;
-  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<double>);
+template <class W>
+FASTMINE_NOINLINE bool rank_among_few(const W* row, std::int64_t width, const Thresholds<W>& thresholds, W by, W* rank,
+                                      double* below) {
+  using V = Vec<W>;
+  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<W>);
   const V one = broadcast(by);
   auto near = V{} != V{};
   for (std::int64_t k = 0; k < thresholds.count; ++k) {
-    const double threshold = thresholds.at(k), room = thresholds.slack.at(threshold);
-    const V t = broadcast(threshold), low = broadcast(threshold - room), high = broadcast(threshold + room);
+    const double threshold = thresholds.at(k), room = thresholds.room(threshold);
+    const V t = broadcast(static_cast<W>(threshold)), low = broadcast(static_cast<W>(threshold - room)),
+            high = broadcast(static_cast<W>(threshold + room));
     V found{};
     for (std::int64_t c = 0; c < width; c += step) {
       const V value = load(row + c);
@@ -407,43 +356,66 @@ FASTMINE_NOINLINE inline bool rank_among_few(const double* row, std::int64_t wid
       store(rank + c, load(rank + c) + is_below);
       found += is_below;
     }
-    below[k] += sum_lanes(found);
+    below[k] += static_cast<double>(fold(found, [](auto a, auto b) { return a + b; }));
   }
   return any(near);
 }
 
-/// The same by bisection, but that below[k] counts those of the row with exactly k thresholds not above them.
-FASTMINE_NOINLINE inline bool rank_among_many(const double* row, std::int64_t width, const Thresholds& thresholds,
-                                              double by, double* rank, double* below) {
+/// The same by bisection, but that below[k] counts those of the row that have met exactly k thresholds.
+template <class W>
+FASTMINE_NOINLINE bool rank_among_many(const W* row, std::int64_t width, const Thresholds<W>& thresholds, W by, W* rank,
+                                       double* below) {
   const std::int64_t count = thresholds.count;
   bool near = false;
   for (std::int64_t c = 0; c < width; ++c) {
-    const double value = row[c];
-    std::int64_t met = 0;
-    for (std::int64_t left = count; left > 1; left -= left / 2) {
-      met = thresholds.at(met + left / 2 - 1) <= value ? met + left / 2 : met;
-    }
-    met += thresholds.at(met) <= value ? 1 : 0;
-    near |= thresholds.is_near(value, larger<std::int64_t>(met - 1, 0)) ||
-            thresholds.is_near(value, smaller(met, count - 1));
-    rank[c] += by * static_cast<double>(count - met);
-    below[met] += by;
+    const std::int64_t met = thresholds.met(row[c]);
+    near |= thresholds.is_near(row[c], larger<std::int64_t>(met - 1, 0)) ||
+            thresholds.is_near(row[c], smaller(met, count - 1));
+    rank[c] += by * static_cast<W>(count - met);
+    below[met] += static_cast<double>(by);
   }
   return near;
 }
 
-/// Take every negative of a row by direct difference that is near a threshold; the positives are such already.
+/// One negative more, or less: what it adds to the counts, wherever its closeness is from. Returns its rank.
+template <class W, class T>
+FASTMINE_INLINE W count_one(const Thresholds<W>& thresholds, T value, W by, double* below) {
+  const std::int64_t met = thresholds.met(value);
+  if (thresholds.count > kFewThresholds) {
+    below[met] += static_cast<double>(by);
+  }
+  for (std::int64_t k = met; thresholds.count <= kFewThresholds && k < thresholds.count; ++k) {
+    below[k] += static_cast<double>(by);
+  }
+  return by * static_cast<W>(thresholds.count - met);
+}
+
+/// Rank again, by direct difference, every negative of a row that is near a threshold; the positives are such already.
 template <class W>
 FASTMINE_NOINLINE void settle_ties(const Plan<W>& p, std::int64_t i, std::int64_t begin, std::int64_t width,
-                                   const Thresholds& thresholds, double* row) {
+                                   const Thresholds<W>& thresholds, const W* row, W by, W* rank, double* below) {
   for (std::int64_t c = 0; c < width; ++c) {
-    bool near = false;
-    for (std::int64_t k = 0; k < thresholds.count && row[c] != kFar; ++k) {
-      near = near || thresholds.is_near(row[c], k);
+    if (row[c] == kFar<W>) {
+      continue;
     }
-    if (near) {
-      take_directly(p, i, begin, &c, 1, row);
+    const std::int64_t met = thresholds.met(row[c]), column = begin + c;
+    if (thresholds.is_near(row[c], larger<std::int64_t>(met - 1, 0)) ||
+        thresholds.is_near(row[c], smaller(met, thresholds.count - 1))) {
+      double exact;
+      compare_directly(p, i, &column, 1, &exact);
+      rank[c] += count_one<W, W>(thresholds, row[c], -by, below) + count_one<W, double>(thresholds, exact, by, below);
     }
+  }
+}
+
+/// Put kFar where row r of a tile that begins at position `begin` holds no negative.
+template <class W>
+FASTMINE_INLINE void keep_negatives(const Plan<W>& p, std::int64_t i, std::int64_t begin, std::int64_t end, W* row) {
+  for (std::int64_t j = larger(begin, p.same_begin[i]); j < smaller(end, p.same_end[i]); ++j) {
+    row[j - begin] = kFar<W>;
+  }
+  for (std::int64_t j = p.b.count; j < end; ++j) {
+    row[j - begin] = kFar<W>;
   }
 }
 
@@ -451,27 +423,27 @@ FASTMINE_NOINLINE void settle_ties(const Plan<W>& p, std::int64_t i, std::int64_
 /// the thresholds above it for all triplets, the positives themselves for hard ones, the difference for semi-hard ones.
 template <class W>
 FASTMINE_INLINE void rank_row(const Plan<W>& p, const Block& block, const Scratch<W>& scratch, std::int64_t r,
-                              std::int64_t begin, std::int64_t end, double* rank) {
+                              std::int64_t begin, std::int64_t end, W* rank) {
   const std::int64_t i = block.first + r, width = end - begin;
-  double* row = scratch.tile + r * kReferences;
-  keep_negatives(p, block, r, begin, end, row);
-  const Thresholds hard{scratch.ascending + block.offset[r], block.positives[r], 0, slack_of(p, i)};
-  const Thresholds all{hard.positive, hard.count, p.problem.margin, hard.slack};
-  const Triplets kind = p.problem.kind;
-  const auto count = [&](double by) {
-    const auto ranked = hard.count <= kFewThresholds ? &rank_among_few : &rank_among_many;
-    double* below = scratch.below + block.offset[r];
-    const bool near = ranked(row, width, kind == Triplets::hard ? hard : all, by, rank, below);
-    return kind == Triplets::semi_hard ? ranked(row, width, hard, -by, rank, below) || near : near;
-  };
+  W* row = scratch.tile + r * kReferences;
+  double* below = scratch.below + block.offset[r];
+  keep_negatives(p, i, begin, end, row);
   for (std::int64_t c = 0; c < width; ++c) {
     rank[c] = 0;
   }
-  if (count(1)) {
-    count(-1);
-    settle_ties(p, i, begin, width, hard, row);
-    settle_ties(p, i, begin, width, all, row);
-    count(1);
+  const double of_key = key_error<W>(p.problem.x.d, static_cast<double>(p.a.norm[i]), p.widest);
+  const double halved = p.problem.metric == Metric::cosine || p.problem.metric == Metric::dot ? 0.5 : 1;
+  const auto count = [&](double margin, W by) {
+    const Thresholds<W> thresholds{scratch.ascending + block.offset[r], block.positives[r], margin, halved * of_key,
+                                   p.problem.metric};
+    const auto ranked = thresholds.count <= kFewThresholds ? &rank_among_few<W> : &rank_among_many<W>;
+    if (ranked(row, width, thresholds, by, rank, below)) {
+      settle_ties(p, i, begin, width, thresholds, row, by, rank, below);
+    }
+  };
+  count(p.problem.kind == Triplets::hard ? 0 : p.problem.margin, 1);
+  if (p.problem.kind == Triplets::semi_hard) {
+    count(0, -1);
   }
 }
 
@@ -491,7 +463,7 @@ void measure(void* plan, std::int64_t, std::int64_t) {
   P& p = *static_cast<P*>(plan);
   p.widest = 0;
   for (std::int64_t s = 0; s < p.b.slivers(); ++s) {
-    p.widest = larger(p.widest, p.b.radius[s]);
+    p.widest = larger(p.widest, static_cast<double>(p.b.radius[s]));
   }
 }
 

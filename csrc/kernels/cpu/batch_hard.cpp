@@ -28,10 +28,10 @@ template <class W>
 void find_for_poisoned(const Plan<W>& p, std::int64_t i) {
   const BatchHard& q = p.problem;
   for (std::int64_t j = 0; j < q.y.n && !(q.has_positive[i] && q.has_negative[i]); ++j) {
-    if (!takes_part(p.y, j) || (q.self && i == j)) {
+    if (!takes_part(p.y, j)) {
       continue;
     }
-    if (q.ref_labels[j] == q.labels[i] && !q.has_positive[i]) {
+    if (q.ref_labels[j] == q.labels[i] && !q.has_positive[i] && j != itself(q, i)) {
       settle_poisoned(i, j, q.positive_index, q.positive_distance, q.has_positive);
     } else if (q.ref_labels[j] != q.labels[i] && !q.has_negative[i]) {
       settle_poisoned(i, j, q.negative_index, q.negative_distance, q.has_negative);

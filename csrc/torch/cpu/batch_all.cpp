@@ -20,8 +20,9 @@ Triplets kind_of(const std::string& name) {
 
 /// The problem without its outputs, of tensors as kernels can read them.
 BatchAll problem_of(const Tensor& x, const Tensor& labels, const MaybeTensor& valid, const Tensor& y,
-                    const Tensor& ref_labels, const MaybeTensor& ref_valid, bool self, const std::string& metric,
-                    const std::string& triplets, double margin, double leak, const Tensor& use) {
+                    const Tensor& ref_labels, const MaybeTensor& ref_valid, bool self, const MaybeTensor& self_index,
+                    const std::string& metric, const std::string& triplets, double margin, double leak,
+                    const Tensor& use) {
   BatchAll problem{};
   problem.x = rows_of(x);
   problem.labels = static_cast<const int64_t*>(labels.const_data_ptr());
@@ -30,6 +31,7 @@ BatchAll problem_of(const Tensor& x, const Tensor& labels, const MaybeTensor& va
   problem.ref_labels = static_cast<const int64_t*>(ref_labels.const_data_ptr());
   problem.ref_valid = flags(ref_valid);
   problem.self = self;
+  problem.self_index = for_anchors<int64_t>(self_index, x.size(0));
   problem.metric = metric_of(metric);
   problem.kind = kind_of(triplets);
   problem.margin = margin;
@@ -42,12 +44,15 @@ BatchAll problem_of(const Tensor& x, const Tensor& labels, const MaybeTensor& va
 /// worth.
 Eight batch_all(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid,
                 const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels, const MaybeTensor& ref_valid,
-                const std::string& metric, const std::string& triplets, double margin, double leak,
-                const std::string& on_empty, const std::string& reduction, const std::string& average) {
+                const MaybeTensor& self_index, const MaybeTensor& weight_in, const std::string& metric,
+                const std::string& triplets, double margin, double leak, const std::string& on_empty,
+                const std::string& reduction, const std::string& average) {
   constexpr int64_t kOfHardest = 2, kOfAll = 2;  // places of the evidence
-  const Mined m = mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, "hardest", "hardest",
-                       kOfHardest + kOfAll);
-  const Formula hardest = apply_formula(m, metric, leak > 0 ? "leaky" : "hinge", margin, leak, on_empty, reduction);
+  const Mined m = mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index, metric, "hardest",
+                       "hardest", kOfHardest + kOfAll);
+  const MaybeTensor weight = dense(weight_in);
+  const Formula hardest =
+      apply_formula(m, weight, metric, leak > 0 ? "leaky" : "hinge", margin, leak, on_empty, reduction);
   const int64_t n = m.embeddings.size(0);
   const Tensor found = make({3, n}, ScalarType::Double), scale = make({n}, ScalarType::Double);
   const Tensor use = make({n}, ScalarType::Bool);
@@ -61,6 +66,7 @@ Eight batch_all(const Tensor& embeddings, const Tensor& labels, const MaybeTenso
   formula.triplets = data<double>(found);
   formula.sum = data<double>(found) + n;
   formula.active = data<double>(found) + 2 * n;
+  formula.weight = for_anchors<double>(weight, n);
   formula.metric = metric_of(metric);
   formula.kind = kind_of(triplets);
   formula.margin = margin;
@@ -77,7 +83,7 @@ Eight batch_all(const Tensor& embeddings, const Tensor& labels, const MaybeTenso
   cpu::use_of_anchors(formula);
 
   BatchAll problem = problem_of(m.embeddings, m.labels, m.valid, m.ref_embeddings, m.ref_labels, m.ref_valid,
-                                !ref_embeddings.has_value(), metric, triplets, margin, leak, use);
+                                !ref_embeddings.has_value(), m.self_index, metric, triplets, margin, leak, use);
   problem.triplets = data<double>(found);
   problem.sum = data<double>(found) + n;
   problem.active = data<double>(found) + 2 * n;
@@ -92,10 +98,10 @@ std::tuple<Tensor, Tensor> batch_all_backward(const Tensor& grad, const Tensor& 
                                               const Tensor& embeddings, const Tensor& labels_in,
                                               const MaybeTensor& valid_in, const MaybeTensor& ref_embeddings,
                                               const MaybeTensor& ref_labels_in, const MaybeTensor& ref_valid_in,
-                                              const Tensor& positive_index, const Tensor& negative_index,
-                                              const Tensor& has_positive, const Tensor& has_negative,
-                                              const std::string& metric, const std::string& triplets, double margin,
-                                              double leak) {
+                                              const MaybeTensor& self_index_in, const Tensor& positive_index,
+                                              const Tensor& negative_index, const Tensor& has_positive,
+                                              const Tensor& has_negative, const std::string& metric,
+                                              const std::string& triplets, double margin, double leak) {
   const int64_t n = embeddings.size(0);
   check_grad(grad, n);
   const Tensor scale = dense(scale_in), weight = make({n}, ScalarType::Double), use = make({n}, ScalarType::Bool);
@@ -109,11 +115,13 @@ std::tuple<Tensor, Tensor> batch_all_backward(const Tensor& grad, const Tensor& 
   const Tensor x = with_dense_rows(embeddings), y = self ? x : with_dense_rows(*ref_embeddings);
   const Tensor labels = dense(labels_in), ref_labels = self ? labels : dense(ref_labels_in.value());
   const MaybeTensor valid = dense(valid_in), ref_valid = self ? valid : dense(ref_valid_in);
+  const MaybeTensor self_index = dense(self_index_in);
   const Tensor grad_x = make({n, x.size(1)}, x.scalar_type());
   const Tensor grad_y = self ? make({0}, x.scalar_type()) : make({y.size(0), y.size(1)}, y.scalar_type());
 
   BatchAllBackward problem{};
-  problem.problem = problem_of(x, labels, valid, y, ref_labels, ref_valid, self, metric, triplets, margin, leak, use);
+  problem.problem =
+      problem_of(x, labels, valid, y, ref_labels, ref_valid, self, self_index, metric, triplets, margin, leak, use);
   problem.weight = data<double>(weight);
   problem.grad_x = grad_x.mutable_data_ptr();
   problem.grad_y = grad_y.mutable_data_ptr();

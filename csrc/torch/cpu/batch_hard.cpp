@@ -23,8 +23,8 @@ OnEmpty on_empty_of(const std::string& name) {
 }  // namespace
 
 Mined mine(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid, const MaybeTensor& ref_embeddings,
-           const MaybeTensor& ref_labels, const MaybeTensor& ref_valid, const std::string& metric,
-           const std::string& positive, const std::string& negative, int64_t extra) {
+           const MaybeTensor& ref_labels, const MaybeTensor& ref_valid, const MaybeTensor& self_index,
+           const std::string& metric, const std::string& positive, const std::string& negative, int64_t extra) {
   const bool self = !ref_embeddings.has_value();
   Mined m;
   m.embeddings = with_dense_rows(embeddings);
@@ -33,6 +33,7 @@ Mined mine(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& va
   m.ref_embeddings = self ? m.embeddings : with_dense_rows(*ref_embeddings);
   m.ref_labels = self ? m.labels : dense(ref_labels.value());
   m.ref_valid = self ? m.valid : dense(ref_valid);
+  m.self_index = dense(self_index);
   const int64_t n = m.embeddings.size(0);
   FASTMINE_CHECK(m.labels.numel() == n && m.ref_labels.numel() == m.ref_embeddings.size(0), "one label per row");
   FASTMINE_CHECK(
@@ -53,6 +54,7 @@ Mined mine(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& va
   problem.ref_labels = static_cast<const int64_t*>(m.ref_labels.const_data_ptr());
   problem.ref_valid = flags(m.ref_valid);
   problem.self = self;
+  problem.self_index = for_anchors<int64_t>(m.self_index, n);
   problem.metric = metric_of(metric);
   problem.easiest_positive = positive == "easiest";
   problem.semi_hard_negative = negative == "semi_hard";
@@ -67,12 +69,13 @@ Mined mine(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& va
   return m;
 }
 
-Formula apply_formula(const Mined& m, const std::string& metric, const std::string& shape, double margin, double leak,
-                      const std::string& on_empty, const std::string& reduction) {
+Formula apply_formula(const Mined& m, const MaybeTensor& weight_in, const std::string& metric, const std::string& shape,
+                      double margin, double leak, const std::string& on_empty, const std::string& reduction) {
   const int64_t n = m.embeddings.size(0);
   const ScalarType type = result_type(m.embeddings);
   const Tensor loss = reduction == "none" ? make({n}, type) : make({}, type);
   const Tensor slopes = make({2, n}, ScalarType::Double);
+  const MaybeTensor weight = dense(weight_in);
   double* extra = data<double>(m.evidence) + static_cast<int>(Mining::count);
 
   TripletLoss problem{};
@@ -81,6 +84,7 @@ Formula apply_formula(const Mined& m, const std::string& metric, const std::stri
   problem.negative_distance = data<double>(m.distances) + n;
   problem.has_positive = data<bool>(m.has_positive);
   problem.has_negative = data<bool>(m.has_negative);
+  problem.weight = for_anchors<double>(weight, n);
   problem.metric = metric_of(metric);
   problem.shape = shape_of(shape);
   problem.margin = margin;
@@ -141,8 +145,10 @@ using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 
 Seven batch_hard(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid,
                  const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels, const MaybeTensor& ref_valid,
-                 const std::string& metric, const std::string& positive, const std::string& negative) {
-  const Mined m = mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, positive, negative, 0);
+                 const std::string& metric, const std::string& positive, const std::string& negative,
+                 const MaybeTensor& self_index) {
+  const Mined m =
+      mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index, metric, positive, negative, 0);
   const int64_t n = m.embeddings.size(0);
   Tensor d_p = make({n}, result_type(embeddings)), d_n = make({n}, result_type(embeddings));
   torch::stable::copy_(d_p, torch::stable::select(m.distances, 0, 0));
@@ -154,9 +160,10 @@ Seven triplet_loss(const Tensor& embeddings, const Tensor& labels, const MaybeTe
                    const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels, const MaybeTensor& ref_valid,
                    const std::string& metric, const std::string& positive, const std::string& negative,
                    const std::string& shape, double margin, double leak, const std::string& on_empty,
-                   const std::string& reduction) {
-  const Mined m = mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, positive, negative, 2);
-  const Formula f = apply_formula(m, metric, shape, margin, leak, on_empty, reduction);
+                   const std::string& reduction, const MaybeTensor& weight, const MaybeTensor& self_index) {
+  const Mined m =
+      mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index, metric, positive, negative, 2);
+  const Formula f = apply_formula(m, weight, metric, shape, margin, leak, on_empty, reduction);
   return {f.loss, m.positive_index, m.negative_index, m.has_positive, m.has_negative, f.slopes, m.evidence};
 }
 

@@ -51,10 +51,13 @@ class TripletLoss(EvidentLoss[MiningEvidence]):
         ref_embeddings: Tensor | None = None,
         ref_labels: Tensor | None = None,
         ref_valid: Tensor | None = None,
+        self_index: Tensor | None = None,
+        sample_weight: Tensor | None = None,
     ) -> Tensor:
         """The loss of a batch [N, D] with labels [N]; ``valid`` [N] marks the rows that take part."""
         result = F.triplet_loss(
             embeddings, labels, valid=valid, ref_embeddings=ref_embeddings, ref_labels=ref_labels,
-            ref_valid=ref_valid, return_evidence=True, **self.options,
+            ref_valid=ref_valid, self_index=self_index, sample_weight=sample_weight, return_evidence=True,
+            **self.options,
         )  # fmt: skip
         return self._keep(result)

@@ -72,6 +72,8 @@ class Overfit:
         alarms = [found for found in self.findings if found.is_alarm]
         if alarms and self.verdict != "READY":
             return f"{alarms[0].code} in {alarms[0].component}: {alarms[0].title}"
+        if self.verdict == "READY":
+            return "every goal is met on the samples that it was trained on"
         worst = min(self.scores, key=lambda score: ("FAIL", "MARGINAL", "READY").index(score.verdict))
         loss = "" if worst.goal.key == "loss" else f", and loss {self.loss_at_first:.4g} to {self.loss:.4g}"
         return f"{worst}{loss}, on the samples that it was trained on"

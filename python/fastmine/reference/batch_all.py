@@ -18,7 +18,7 @@ from .pairwise_distance import (
     poisoned_rows,
     result_dtype,
 )
-from .triplet_loss import TRIPLET_FIELDS, triplet_formula
+from .triplet_loss import TRIPLET_FIELDS, positive_or_one, triplet_formula
 
 TRIPLETS = ("all", "hard", "semi_hard")
 AVERAGES = ("active", "valid")
@@ -39,6 +39,8 @@ def batch_all(
     ref_embeddings: Tensor | None = None,
     ref_labels: Tensor | None = None,
     ref_valid: Tensor | None = None,
+    self_index: Tensor | None = None,
+    weight: Tensor | None = None,
     metric: str = "euclidean",
     triplets: str = "all",
     margin: float = 0.2,
@@ -55,7 +57,8 @@ def batch_all(
     """
     return _evaluate(
         pairwise_distance(*_finite(embeddings, valid, ref_embeddings, ref_valid), metric), embeddings, labels, valid,
-        ref_embeddings, ref_labels, ref_valid, metric, triplets, margin, leak, on_empty, reduction, average,
+        ref_embeddings, ref_labels, ref_valid, self_index, weight, metric, triplets, margin, leak, on_empty,
+        reduction, average,
     )  # fmt: skip
 
 
@@ -66,6 +69,8 @@ def batch_all_forward(
     ref_embeddings: Tensor | None,
     ref_labels: Tensor | None,
     ref_valid: Tensor | None,
+    self_index: Tensor | None,
+    weight: Tensor | None,
     metric: str,
     triplets: str,
     margin: float,
@@ -77,7 +82,8 @@ def batch_all_forward(
     """What answers ``fastmine::batch_all`` where no kernel does: the same values in O(N M) memory."""
     return _evaluate(
         distance_matrix(*_finite(embeddings, valid, ref_embeddings, ref_valid), metric), embeddings, labels, valid,
-        ref_embeddings, ref_labels, ref_valid, metric, triplets, margin, leak, on_empty, reduction, average,
+        ref_embeddings, ref_labels, ref_valid, self_index, weight, metric, triplets, margin, leak, on_empty,
+        reduction, average,
     )  # fmt: skip
 
 
@@ -104,6 +110,8 @@ def _evaluate(
     ref_embeddings: Tensor | None,
     ref_labels: Tensor | None,
     ref_valid: Tensor | None,
+    self_index: Tensor | None,
+    weight: Tensor | None,
     metric: str,
     triplets: str,
     margin: float,
@@ -112,13 +120,15 @@ def _evaluate(
     reduction: str,
     average: str,
 ) -> BatchAll:
-    mined = mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, "hardest", "hardest")
+    mined = mine(
+        embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, "hardest", "hardest", self_index
+    )
     positive_index, negative_index, d_p, d_n, has_positive, has_negative, evidence = mined
     shape = "leaky" if leak else "hinge"
     hardest, slopes, active = triplet_formula(
-        d_p, d_n, has_positive, has_negative, metric, shape, margin, leak, on_empty, reduction
+        d_p, d_n, has_positive, has_negative, metric, shape, margin, leak, on_empty, reduction, weight
     )
-    is_positive, is_negative = candidate_masks(labels, valid, ref_labels, ref_valid)
+    is_positive, is_negative = candidate_masks(labels, valid, ref_labels, ref_valid, self_index)
     with_both = has_positive & has_negative
     factor, above = pair_factors(distance.detach(), is_positive, is_negative, metric, triplets, margin, leak)
     number = torch.where(with_both, is_positive.sum(dim=1) * is_negative.sum(dim=1), 0)
@@ -127,13 +137,13 @@ def _evaluate(
     # Each pair's share of the margin is where its positive counts.
     term = (factor * distance).sum(dim=1) + margin * (leak * number.double() + (1 - leak) * above)
     term = torch.where(with_both, torch.where(spoiled, torch.nan, term), 0.0)
+    share = with_both.double() if weight is None else torch.where(with_both, weight.double(), 0.0)
     counted = number if average == "valid" or leak else above
-    count = counted.sum().clamp(min=1) if reduction == "mean" else 1
-    scale = (with_both if leak else above > 0).double() / count
-    scale = torch.where(spoiled, torch.nan, scale)
+    count = positive_or_one((share * counted).sum()) if reduction == "mean" else 1
+    scale = torch.where(spoiled, torch.nan, torch.where(above + leak > 0, share, 0.0) / count)
 
     empty = ~with_both.any()
-    total = term if reduction == "none" else term.sum() / count
+    total = share * term if reduction == "none" else (share * term).sum() / count
     semi_hard = active & ~(d_p < d_n if metric == "dot" else d_n < d_p)
     counts = [active.sum(), semi_hard.sum(), number.sum(), above.sum()]
     return (
@@ -189,6 +199,7 @@ def batch_all_backward(
     ref_embeddings: Tensor | None,
     ref_labels: Tensor | None,
     ref_valid: Tensor | None,
+    self_index: Tensor | None,
     positive_index: Tensor,
     negative_index: Tensor,
     has_positive: Tensor,
@@ -201,7 +212,7 @@ def batch_all_backward(
     """Gradients by the embeddings and the references (an empty tensor without them), from that of the loss."""
     x, y = _finite(embeddings, valid, ref_embeddings, ref_valid)
     distance = distance_matrix(x, y, metric)
-    is_positive, is_negative = candidate_masks(labels, valid, ref_labels, ref_valid)
+    is_positive, is_negative = candidate_masks(labels, valid, ref_labels, ref_valid, self_index)
     factor, _ = pair_factors(distance, is_positive, is_negative, metric, triplets, margin, leak)
     by_pair = torch.where(is_positive | is_negative, (grad.double() * scale)[:, None] * factor, 0.0)
     found = pairwise_distance_backward(by_pair, x, y, distance, metric)
