@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import logging
+import pickle
 import runpy
 import warnings
 from collections.abc import Callable, Iterator
@@ -578,8 +580,66 @@ def test_close_removes_every_hook() -> None:
     model, criterion = Embed(), TripletLoss()
     monitor = Monitor(model, criterion, torch.optim.Adam(model.parameters()))
     assert criterion._forward_hooks
+    assert criterion._listeners
     monitor.close()
     assert not criterion._forward_hooks
+    assert not criterion._listeners
+
+
+def test_a_plain_step_has_no_hook_and_every_call_of_it_is_a_row() -> None:
+    criterion, monitor = watched_for(40)
+    assert not criterion._forward_hooks
+    before = len(monitor.history().tables["criterion"])
+    for step in range(3):
+        criterion(*pk(step))
+    monitor.close()
+    assert len(monitor.history().tables["criterion"]) == before + 3
+
+
+def test_a_call_without_gradients_is_no_row() -> None:
+    criterion, monitor = watched_for(40)
+    before = len(monitor.history().tables["criterion"])
+    with torch.no_grad():
+        criterion(*pk(0))
+    monitor.close()
+    assert len(monitor.history().tables["criterion"]) == before
+
+
+def test_two_monitors_of_one_loss_see_the_same() -> None:
+    criterion, first = watched_for(0)
+    second = Monitor(None, criterion, speak=False)
+    for step in range(40):
+        x, labels = pk(step)
+        loss = criterion(x.requires_grad_(), labels)
+        loss.backward()
+        first.step(loss)
+        second.step(loss)
+    first.close()
+    second.close()
+    one, other = (monitor.history().tables["criterion"] for monitor in (first, second))
+    assert len(one) == 40
+    assert all(np.array_equal(values, other[name], equal_nan=True) for name, values in one.columns.items())
+
+
+def test_a_copy_of_a_watched_loss_is_not_watched() -> None:
+    criterion, monitor = watched_for(40)
+    for other in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+        assert not other._listeners
+        other(*pk(0))
+    monitor.close()
+    assert len(monitor.history().tables["criterion"]) == 40
+
+
+def watched_for(steps: int) -> tuple[TripletLoss, Monitor]:
+    """A loss in a plain step, and who watches it."""
+    criterion = TripletLoss()
+    monitor = Monitor(None, criterion, speak=False)
+    for step in range(steps):
+        x, labels = pk(step)
+        loss = criterion(x.requires_grad_(), labels)
+        loss.backward()
+        monitor.step(loss)
+    return criterion, monitor
 
 
 # --- pre-flight -------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def targets_all_empty(table: Table, t: Thresholds) -> Finding | None:
 
 def targets_suspect_unannotated(table: Table, t: Thresholds) -> Finding | None:
     """Most masks are empty, and nobody said that they may be."""
-    if option(table, "mode") not in (None, "binary") or table["valid_given"].any() or table["ignored"].any():
+    if option(table, "mode") not in (None, "binary") or table.facts.get("valid_given") or table["ignored"].any():
         return None
     seen, filled = float(table["annotated"].sum()), float(table["nonempty"].sum())
     if len(table) < 16 or seen < t.groups or not 0 < filled / seen < t.nonempty_share:
