@@ -245,6 +245,11 @@ HEALTHY: dict[str, Callable[[], Monitor]] = {
     "a scaler that finds its scale": healthy_scaler,
     "running mean in the log": healthy_running_mean,
     "reentrant checkpoints": healthy_checkpointed,
+    "directions alike, points apart": lambda: train(
+        nn.Linear(16, 8), (triplet := TripletLoss()), lambda s: pk(s, noise=1.0),
+        call=lambda z, labels: triplet(z + 50, labels), steps=130,
+    ),
+    "masks that are soft": lambda: train(segmenter(), BCELoss(), lambda s: (masks(s)[0], 0.1 + 0.5 * masks(s)[1])),
 }  # fmt: skip
 
 
@@ -253,6 +258,12 @@ def test_a_healthy_run_raises_no_alarm(name: str) -> None:
     monitor = HEALTHY[name]()
     assert alarms(monitor) == []
     assert monitor.verdict == "healthy"
+
+
+def test_masks_that_were_divided_by_255_once_more() -> None:
+    for criterion in (BCELoss(), DiceLoss(), nn.BCEWithLogitsLoss()):
+        monitor = train(segmenter(), criterion, lambda s: (masks(s)[0], masks(s)[1] / 255), steps=40)
+        assert alarms(monitor) == ["TARGET_RANGE"]
 
 
 # --- losses of others -------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ class Clock:
         self.step += 1
         if self.step == self._next:
             self._decide()
-        else:
+        elif self.close:
             self.gradient = self.sample = self.look = self.close = False
         return self.close
 

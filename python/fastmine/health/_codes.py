@@ -46,7 +46,8 @@ CODES: dict[str, Code] = {
         "The targets are not probabilities or class indices: masks stored as 0 and 255 are the usual case.",
         "Convert once when loading: target = (mask > 0), or mask / 255.",
         "The targets are within the range before they reach the loss: print target.min() and target.max() there.",
-        "Targets outside [0, 1] (or outside 0 .. C-1) where the loss takes probabilities (or class indices).",
+        "Targets outside [0, 1] (or outside 0 .. C-1) where the loss takes probabilities (or class indices); or masks "
+        "none of which ever reaches 1/2.",
         ("NONFINITE", *_DYNAMICS),
     ),
     "INPUT_DOMAIN": Code(
@@ -246,8 +247,8 @@ CODES: dict[str, Code] = {
         "Lower the learning rate or warm it up; put a BatchNorm before the embedding; mine semi-hard negatives "
         "until the spread recovers.",
         "The spread of a held-out batch is above the threshold, or negatives are clearly farther than positives.",
-        "spread = 1 - ||mean z||^2 / mean ||z||^2 below .05 in the last steps, not recovering, and negatives no "
-        "farther than positives.",
+        "spread = 1 - ||mean z||^2 / mean ||z||^2 below .05 in the last steps, not recovering, negatives no farther "
+        "than positives, and distances below the margin of the loss.",
         ("NO_SEPARATION", "LOSS_FLOOR", "SATURATED_GRADIENT", "UNEXPLAINED_STALL", "MARGIN_UNREACHABLE"),
     ),
     "ALL_EASY_FROM_START": Code(

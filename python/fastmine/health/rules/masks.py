@@ -62,6 +62,25 @@ def target_out_of_range(table: Table, _: Thresholds) -> Finding | None:
     return finding("TARGET_RANGE", table.name, int(rows.steps[0]), evidence, confidence=0.98)
 
 
+def target_never_half(table: Table, t: Thresholds) -> Finding | None:
+    """Masks whose best prediction, thresholded, is empty."""
+    if table.kind != "segmentation" or option(table, "mode") == "multiclass":
+        return None
+    rows = table.where(table["target_sum"] > 0)
+    if len(rows) < t.rows or rows["annotated"].sum() < t.groups or not rows["target_max"].max() < 0.5:
+        return None
+    if table.facts.get("foreign") and table["target_between"].any():  # no masks
+        return None
+    evidence = {"largest target": float(rows["target_max"].max()), "masks": float(rows["annotated"].sum())}
+    return finding(
+        "TARGET_RANGE", table.name, int(rows.steps[0]), evidence, confidence=0.9,
+        title="no target ever reaches 1/2: the best prediction there is, thresholded, is empty",
+        cause="Masks of 0 and 1 that were divided by 255 once more, or averaged with others until nothing was left.",
+        remedy="Convert once when loading: target = (mask > 0).",
+        refute="The targets are probabilities that are meant to be this low.",
+    )  # fmt: skip
+
+
 def logits_are_probabilities(table: Table, t: Thresholds) -> Finding | None:
     """Two sigmoids, or two softmaxes."""
     if table.facts.get("foreign"):

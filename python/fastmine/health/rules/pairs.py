@@ -168,6 +168,8 @@ def embedding_collapse(table: Table, t: Thresholds) -> Finding | None:
     )
     if option(table, "metric") == "dot":
         small = rows["spread"] < t.collapse_spread
+    # Directions may be alike because of a common mean, and the points far apart for the loss all the same.
+    small &= ~(rows["positive_distance_mean"] > _length(table))
     start = lasting(small)
     if len(rows) - start < t.collapse_rows:
         return None
@@ -190,6 +192,14 @@ def embedding_collapse(table: Table, t: Thresholds) -> Finding | None:
         "d_n": mean(rows["negative_distance_mean"][start:]),
     }
     return finding("EMBEDDING_COLLAPSE", table.name, int(rows.steps[start]), evidence)
+
+
+def _length(table: Table) -> float:
+    """The distance that a loss compares distances with, its margin: among points closer than that none can meet it."""
+    margin = option(table, "margin")
+    if option(table, "metric") not in ("euclidean", "sqeuclidean"):
+        return np.inf
+    return 1.0 if margin == "soft" else float(margin) if isinstance(margin, float | int) and margin > 0 else np.inf
 
 
 def no_separation(table: Table, t: Thresholds) -> Finding | None:
