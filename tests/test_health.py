@@ -266,6 +266,59 @@ def test_masks_that_were_divided_by_255_once_more() -> None:
         assert alarms(monitor) == ["TARGET_RANGE"]
 
 
+def test_logits_out_of_a_rectifier() -> None:
+    for criterion in (BCELoss(), nn.BCEWithLogitsLoss()):
+        model = nn.Sequential(segmenter(), nn.ReLU())
+        nn.init.constant_(model[0][2].bias, 0.5)
+        assert alarms(train(model, criterion, masks, steps=60)) == ["INPUT_DOMAIN"]
+
+
+def test_a_teacher_inside_the_model_is_in_no_optimizer_by_right() -> None:
+    student, teacher = nn.Linear(16, 4), nn.Linear(16, 4)
+    teacher(pk(0)[0]).sum().backward()  # from its own training, and never cleared
+    model, criterion = nn.ModuleDict({"student": student, "teacher": teacher}), nn.MSELoss()
+    optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
+    with Monitor(model, criterion, optimizer, speak=False) as monitor:
+        for step in range(100):
+            x, _ = pk(step)
+            loss = criterion(student(x), teacher(x).detach())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            monitor.step(loss)
+    assert alarms(monitor) == []
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_ranking_loss_whose_distances_change_places(swapped: bool) -> None:
+    ranking = nn.MarginRankingLoss(margin=0.3)
+
+    def pair_loss(z: Tensor, labels: Tensor) -> Tensor:
+        distance, same = torch.cdist(z, z), labels[:, None] == labels[None, :]
+        farthest = distance.masked_fill(~same, -torch.inf).amax(dim=1)
+        nearest = distance.masked_fill(same, torch.inf).amin(dim=1)
+        first, second = (farthest, nearest) if swapped else (nearest, farthest)
+        return ranking(first, second, torch.ones_like(first))
+
+    class Pairs(nn.Module):
+        def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+            return pair_loss(z, labels)
+
+    model = Embed()
+    monitor = train(model, Pairs(), pk, steps=100, optimizer=torch.optim.Adam(model.parameters(), lr=1e-2))
+    assert alarms(monitor) == (["NO_SEPARATION"] if swapped else [])
+
+
+def test_a_triplet_loss_with_an_inverted_sign() -> None:
+    criterion = TripletLoss("soft")
+    model = Embed()
+    monitor = train(
+        model, criterion, pk, call=lambda z, labels: -criterion(z, labels), steps=100,
+        optimizer=torch.optim.Adam(model.parameters(), lr=1e-2),
+    )  # fmt: skip
+    assert alarms(monitor)[0] == "NO_SEPARATION"
+
+
 # --- losses of others -------------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ class Clock:
     def __init__(self) -> None:
         self.step = 0
         self.foreign = False
-        self.measuring = False
+        self.measuring = self.close = False
         self._next = 0
         self._decide()
 

@@ -57,8 +57,8 @@ CODES: dict[str, Code] = {
         "loss applies another one, so that no prediction can be firmer than 0.27 or 0.73.",
         "Remove the last sigmoid or softmax from the model, or use a loss that takes probabilities.",
         "The last layer has no activation, and these logits are in [0, 1] by chance: they will leave it soon.",
-        "Every input of a loss on logits in [0, 1] over all steps; a positive input to a loss on log-probabilities; "
-        "an input outside [0, 1] to one on probabilities.",
+        "Every input of a loss on logits in [0, 1] over all steps, or none below 0 and the least exactly 0; a positive "
+        "input to a loss on log-probabilities; an input outside [0, 1] to one on probabilities.",
         _DYNAMICS,
     ),
     # --- data -------------------------------------------------------------------------------------------------------
@@ -278,7 +278,8 @@ CODES: dict[str, Code] = {
         "learning rate far too small or large.",
         "Train on 64 samples until they are learned; if that fails, look at samples beside their labels.",
         "d_n - d_p grows over the next steps, or recall on held-out data rises.",
-        "Mean d_n - d_p below 0, most anchors hard, and no significant gain over 200 steps.",
+        "Mean d_n - d_p below 0, most anchors hard, and no significant gain over 200 steps; or all of them hard and a "
+        "significant loss.",
     ),
     "PREDICTION_COLLAPSE": Code(
         "error", 5,

@@ -89,13 +89,29 @@ def logits_are_probabilities(table: Table, t: Thresholds) -> Finding | None:
         low, high = table["prediction_min"], table["prediction_max"]
     else:
         low, high = table["logit_min"], table["logit_max"]
-    if len(table) < 2 * t.rows or not ((low >= 0) & (high <= 1)).all() or share(high > low) < t.share:
+    if len(table) < 2 * t.rows or not (low >= 0).all() or share(high > low) < t.share:
         return None
+    if not (high <= 1).all():
+        return _rectified(table, t, low, high)
     evidence = {"logit min": float(low.min()), "logit max": float(high.max()), "steps": len(table)}
     confidence = 0.9
     if (table["prediction_row_error"] < 1e-3).all():
         evidence["sum over classes"], confidence = 1.0, 1.0
     return finding("INPUT_DOMAIN", table.name, int(table.steps[0]), evidence, confidence=confidence)
+
+
+def _rectified(table: Table, t: Thresholds, low: Floats, high: Floats) -> Finding | None:
+    """No logit below 0 and many exactly 0: to a softmax, which sees differences, that is no restriction."""
+    softmax = option(table, "mode") == "multiclass" or table.facts.get("type") == "CrossEntropyLoss"
+    if softmax or share(low == 0) < t.share:
+        return None
+    return finding(
+        "INPUT_DOMAIN", table.name, int(table.steps[0]), {"logit min": 0, "logit max": float(high.max())},
+        title="no logit is ever below 0, so that no probability can be below 1/2",
+        cause="The model ends in a rectifier: it cannot say no.",
+        remedy="Remove the last ReLU from the model.",
+        refute="Some logit is below 0.",
+    )  # fmt: skip
 
 
 def not_log_probabilities(table: Table, t: Thresholds) -> Finding | None:
