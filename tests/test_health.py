@@ -305,15 +305,15 @@ def test_a_ranking_loss_whose_distances_change_places(swapped: bool) -> None:
             return pair_loss(z, labels)
 
     model = Embed()
-    monitor = train(model, Pairs(), pk, steps=100, optimizer=torch.optim.Adam(model.parameters(), lr=1e-2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    monitor = train(model, Pairs(), lambda s: pk(s, noise=1.0), steps=100, optimizer=optimizer)
     assert alarms(monitor) == (["NO_SEPARATION"] if swapped else [])
 
 
 def test_a_triplet_loss_with_an_inverted_sign() -> None:
-    criterion = TripletLoss("soft")
-    model = Embed()
+    criterion, model = TripletLoss("soft"), Embed()
     monitor = train(
-        model, criterion, pk, call=lambda z, labels: -criterion(z, labels), steps=100,
+        model, criterion, lambda s: pk(s, noise=1.0), call=lambda z, labels: -criterion(z, labels), steps=100,
         optimizer=torch.optim.Adam(model.parameters(), lr=1e-2),
     )  # fmt: skip
     assert alarms(monitor)[0] == "NO_SEPARATION"

@@ -193,11 +193,10 @@ def embedding_collapse(table: Table, t: Thresholds) -> Finding | None:
 
 
 def _backwards(rows: Table, scaled: Floats, t: Thresholds) -> bool:
-    """Every anchor is hard, and significantly more so than at first."""
+    """The anchors are hard, always, and significantly more so than at first."""
     if len(rows) < t.collapse_rows or rows.steps[-1] - rows.steps[0] < t.prediction_rows:
         return False
-    last = rows.recent(t.rows)
-    return bool((last["hard"] == last["valid"]).all()) and significant_gain(-scaled)
+    return mean(rows["hard_share"][-t.rows :]) >= t.share and significant_gain(-scaled)
 
 
 def _unit(table: Table) -> bool:
@@ -222,7 +221,8 @@ def no_separation(table: Table, t: Thresholds) -> Finding | None:
     rows = table.where(table["valid"] > 0)
     scaled = rows["gap"] / np.maximum(rows["negative_distance_mean"], 1e-30)
     if _backwards(rows, scaled, t):
-        evidence = {"d_n - d_p": mean(rows["gap"][-10:]), "d_n - d_p at first": mean(rows["gap"][:10]), "hard share": 1}
+        evidence = {"d_n - d_p": mean(rows["gap"][-10:]), "d_n - d_p at first": mean(rows["gap"][:10])}
+        evidence["hard share"] = mean(rows["hard_share"][-10:])
         return finding(
             "NO_SEPARATION", table.name, int(rows.steps[0]), evidence, confidence=0.8,
             title="negatives come closer and positives move away: the loss asks for the opposite",
