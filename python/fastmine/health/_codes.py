@@ -278,8 +278,8 @@ CODES: dict[str, Code] = {
         "learning rate far too small or large.",
         "Train on 64 samples until they are learned; if that fails, look at samples beside their labels.",
         "d_n - d_p grows over the next steps, or recall on held-out data rises.",
-        "Mean d_n - d_p below 0, most anchors hard, and no significant gain over 200 steps; or 95 % of them hard, always, "
-        "and a significant loss.",
+        "Mean d_n - d_p below 0, most anchors hard, and no significant gain over 200 steps; or 95 % of them hard, "
+        "always, and a significant loss.",
     ),
     "PREDICTION_COLLAPSE": Code(
         "error", 5,
