@@ -193,9 +193,11 @@ class Monitor:
 
     def _arm(self) -> None:
         """Hook the losses in close steps only: a module with hooks is called a slower way."""
+        wanted = self._hooks if self._clock.close or self._steps_itself else []
+        if len(wanted) == len(self._armed):
+            return
         for handle in self._armed:
             handle.remove()
-        wanted = self._hooks if self._clock.close or self._steps_itself else ()
         self._armed = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in wanted]
 
     def _called(self, output: Any) -> None:
@@ -279,18 +281,15 @@ class Monitor:
             self._loss.write(self._clock.step, loss.detach(), host)
         else:
             self._look_closely(loss, logged, inputs)
-        for watch in self._polled:
-            watch.poll()
-        self._next()
+        if self._clock.advance() or not self._plain:
+            self._turn()
 
-    def _next(self) -> None:
-        """The next step; a look at the rows is due at the start of a close one only."""
-        close = self._clock.advance()
-        if close is self._plain:
-            self._plain = not close
-            self._arm()
-        if self.speak and (close or self._pending):
+    def _turn(self) -> None:
+        """A close step begins, or ends."""
+        self._arm()
+        if self.speak:
             self._maybe_speak()
+        self._plain = not (self._clock.close or self._pending or self._polled)
 
     def _look_closely(
         self, loss: Tensor | float, logged: Tensor | float | None, inputs: tuple[Tensor, Tensor] | None
@@ -302,6 +301,8 @@ class Monitor:
             self._find_factors(loss)
         if self._clock.sample:
             self._sample()
+        for watch in self._polled:
+            watch.poll()
 
     def _given(self, inputs: tuple[Tensor, Tensor], loss: Tensor | float) -> None:
         watch = next((watch for watch in self._watches if watch.name == "inputs"), None)

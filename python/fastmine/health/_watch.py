@@ -109,10 +109,6 @@ class HeardWatch(Watch):
 
     def hear(self, evidence: Evidence, output: Tensor) -> None:
         """A call in any step: most do nothing else, and every line of it is paid for in cold caches."""
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            self._take(evidence, output)
-
-    def _take(self, evidence: Evidence, output: Tensor) -> None:
         raise NotImplementedError
 
     def _record(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor) -> None:  # noqa: ARG002
@@ -128,12 +124,17 @@ class EvidentWatch(HeardWatch):
         self.facts.update(foreign=False, options=loss.options)
         self._polled: Evidence | None = None
 
-    def _take(self, evidence: Evidence, output: Tensor) -> None:  # noqa: ARG002
-        if self._ring is None:
-            mining, masks = isinstance(evidence, MiningEvidence), isinstance(evidence, SegmentationEvidence)
-            self.kind = MINING if mining else SEGMENTATION if masks else FOREIGN
-            self._ring = Ring(evidence.fields, evidence.tensor.device)
-        self._ring.write(self._clock.step, evidence.tensor)
+    def hear(self, evidence: Evidence, output: Tensor) -> None:  # noqa: ARG002
+        """Its evidence, as it is."""
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            ring = self._ring or self._opened(evidence)
+            ring.write(self._clock.step, evidence.tensor)
+
+    def _opened(self, evidence: Evidence) -> Ring:
+        mining, masks = isinstance(evidence, MiningEvidence), isinstance(evidence, SegmentationEvidence)
+        self.kind = MINING if mining else SEGMENTATION if masks else FOREIGN
+        self._ring = Ring(evidence.fields, evidence.tensor.device)
+        return self._ring
 
     def _record(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor) -> None:
         super()._record(args, kwargs, output)
@@ -149,7 +150,7 @@ class EvidentWatch(HeardWatch):
         if evidence is not None and evidence is not self._polled:
             self._polled = evidence
             # A copy, for a compiled graph may write its next outputs into the same memory.
-            self._take(type(evidence)(evidence.tensor.clone(), evidence.fields), evidence.tensor)
+            (self._ring or self._opened(evidence)).write(self._clock.step, evidence.tensor.clone())
 
 
 class ForeignWatch(Watch):
@@ -243,7 +244,10 @@ class CompositeWatch(HeardWatch):
     def _host_columns(self) -> tuple[str, ...]:
         return ("connected", *(f"{name}.connected" for name in self._names))
 
-    def _take(self, evidence: Evidence, output: Tensor) -> None:
+    def hear(self, evidence: Evidence, output: Tensor) -> None:
+        """Weights and values, and which components were connected when that was looked at last."""
+        if not is_training_call():
+            return
         row, active = evidence.tensor, tuple(self.loss.parts)
         if active != self._names:
             row = self._spread(row, active)
