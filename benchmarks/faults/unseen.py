@@ -11,14 +11,14 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam
 from torch.utils.checkpoint import checkpoint
 
-from fastmine.losses import BCELoss, CombinedSegmentationLoss, FocalLoss, TripletLoss
+from fastmine.losses import BCELoss, CombinedSegmentationLoss, CompositeLoss, FocalLoss, TripletLoss
 
 from .case import Suite
-from .tasks import Bearings, Digits, Disks, Unit, embedder, regressor, segmenter
+from .tasks import Bearings, Digits, Disks, Unit, direction_loss, embedder, regressor, segmenter, signal_nmse
 
 cases = Suite("unseen")
 
-# --- faults: what a loss is given -------------------------------------------------------------------------------------
+# --- the first set: what a loss is given ------------------------------------------------------------------------------
 
 
 @cases.fault("INPUT_DOMAIN", source="ariecattan/SciCo#2")
@@ -100,7 +100,7 @@ def images_cast_after_division(seed: int, Monitor: Any) -> float:
     return data.recall(model)
 
 
-# --- faults: the loss itself ------------------------------------------------------------------------------------------
+# --- the first set: the loss itself -----------------------------------------------------------------------------------
 
 
 @cases.fault("ALL_EASY_FROM_START", "DEAD_COMPONENT", source="jinnnju/PaAno#1")
@@ -185,7 +185,7 @@ def objects_weighted_away(seed: int, Monitor: Any) -> float:
     return data.dice(model)
 
 
-# --- faults: the weights ----------------------------------------------------------------------------------------------
+# --- the first set: the weights ---------------------------------------------------------------------------------------
 
 
 @cases.fault("NO_UPDATE", source="PKU-YuanGroup/Open-Sora-Plan#186")
@@ -224,7 +224,7 @@ def rectified_regression(seed: int, Monitor: Any) -> float:
     return data.hits(model)
 
 
-# --- healthy ----------------------------------------------------------------------------------------------------------
+# --- the first set: healthy -------------------------------------------------------------------------------------------
 
 
 @cases.healthy(at_least=0.85)
@@ -479,3 +479,263 @@ def restarts(seed: int, Monitor: Any) -> float:
         schedule.step()
         monitor.step(loss)
     return data.recall(model)
+
+
+# --- the second set: faults -------------------------------------------------------------------------------------------
+
+
+@cases.fault("PREDICTION_COLLAPSE", source="divamgupta/image-segmentation-keras#191")
+def masks_of_other_images(seed: int, Monitor: Any) -> float:
+    """The augmentation turns the image and not its mask: object and background look the same."""
+    data, model, criterion = Disks(seed), segmenter(), CombinedSegmentationLoss()
+    optimizer = Adam(model.parameters(), lr=3e-3)
+    monitor = Monitor(model, criterion, optimizer)
+    for images, masks in data.batches(200):
+        loss = criterion(model(images), masks.roll(1, 0))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    return data.dice(model)
+
+
+@cases.fault("ZERO_WEIGHT")
+def ramp_that_nobody_advances(seed: int, Monitor: Any) -> float:
+    """A component ramps up from weight 0, and the call that advances the schedule was forgotten."""
+    data, model = Bearings(seed), regressor()
+    criterion = CompositeLoss(
+        {"signal": signal_nmse, "direction": direction_loss}, {"signal": 1.0, "direction": 1.0},
+        required={"signal"}, schedule={"direction": lambda step: min(1.0, step / 50)},
+    )  # fmt: skip
+    optimizer = Adam(model.parameters(), lr=3e-3)
+    monitor = Monitor(model, criterion, optimizer)
+    for x, target in data.batches(200):
+        loss = criterion(model(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    return data.hits(model)
+
+
+@cases.fault("SATURATED_GRADIENT", "PREDICTION_COLLAPSE")
+def deep_net_of_sigmoids(seed: int, Monitor: Any) -> float:
+    """Twelve layers of sigmoids: each divides the gradient by 10 or more, and the input does not reach the output."""
+    layers: list[nn.Module] = [nn.Linear(16, 32), nn.Sigmoid()]
+    for _ in range(11):
+        layers += [nn.Linear(32, 32), nn.Sigmoid()]
+    data, model, criterion = Bearings(seed), nn.Sequential(*layers, nn.Linear(32, 10)), nn.MSELoss()
+    optimizer = Adam(model.parameters(), lr=3e-3)
+    monitor = Monitor(model, criterion, optimizer)
+    for x, target in data.batches(200):
+        loss = criterion(model(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    return data.hits(model)
+
+
+@cases.fault("NO_UPDATE")
+def loss_in_tiny_units(seed: int, Monitor: Any) -> float:
+    """The loss is divided by the number of all samples of the data set, and plain descent has no scale of its own."""
+    data, model, criterion = Digits(seed), embedder(128, 32), TripletLoss(margin=0.5)
+    optimizer = SGD(model.parameters(), lr=1e-3)
+    monitor = Monitor(model, criterion, optimizer)
+    for x, labels in data.batches(200):
+        loss = criterion(model(x), labels) / 1_200_000
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    return data.recall(model)
+
+
+@cases.fault("NO_SEPARATION", "EMBEDDING_COLLAPSE")
+def optimizer_that_climbs(seed: int, Monitor: Any) -> float:
+    """maximize=True was left over from a search for a score: the optimizer makes the loss larger."""
+    data, model, criterion = Digits(seed), embedder(128, 32), TripletLoss(margin="soft")
+    model.append(Unit())
+    optimizer = Adam(model.parameters(), lr=3e-3, maximize=True)
+    monitor = Monitor(model, criterion, optimizer)
+    for x, labels in data.batches(200):
+        loss = criterion(model(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    return data.recall(model)
+
+
+@cases.fault("INPUT_DOMAIN")
+def softmax_over_the_batch(seed: int, Monitor: Any) -> float:
+    """A softmax before cross entropy, and over the wrong dimension: the rows of a batch compete."""
+    data, model, criterion = Digits(seed), embedder(64, 10), nn.CrossEntropyLoss()
+    optimizer = Adam(model.parameters(), lr=1e-3)
+    monitor = Monitor(model, criterion, optimizer)
+    for x, labels in data.batches(200):
+        loss = criterion(F.softmax(model(x), dim=0), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    return data.recall(model)
+
+
+@cases.fault("EMBEDDING_COLLAPSE")
+def dropped_out_entirely(seed: int, Monitor: Any) -> float:
+    """The share to keep was given as the share to drop, 1: every embedding is the last bias."""
+    data, model, criterion = Digits(seed), embedder(128, 32), TripletLoss(margin="soft")
+    model.insert(2, nn.Dropout(1.0))
+    optimizer = Adam(model.parameters(), lr=1e-3)
+    monitor = Monitor(model, criterion, optimizer)
+    for x, labels in data.batches(150):
+        loss = criterion(model(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    return data.recall(model)
+
+
+# --- the second set: healthy ------------------------------------------------------------------------------------------
+
+
+@cases.healthy(at_least=0.6)
+def faint_objects(seed: int, Monitor: Any) -> float:
+    """Objects hardly brighter than the noise, a small learning rate: for long both look the same to the net."""
+    data, model, criterion = Disks(seed, radius=(5.0, 9.0)), segmenter(16), CombinedSegmentationLoss()
+    optimizer = Adam(model.parameters(), lr=1e-3)
+    monitor = Monitor(model, criterion, optimizer)
+    for images, masks in data.batches(300):
+        loss = criterion(model(images - masks), masks)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    images, masks = data.draw(64)
+    with torch.no_grad():
+        found = (model(images - masks) > 0).float()
+    return float(2 * (found * masks).sum() / (found.sum() + masks.sum()))
+
+
+@cases.healthy(at_least=0.85)
+def ramp_that_starts_late(seed: int, Monitor: Any) -> float:
+    """A component has weight 0 for the first 150 steps, as planned."""
+    data, model = Bearings(seed), regressor()
+    criterion = CompositeLoss(
+        {"direction": direction_loss, "signal": signal_nmse}, {"direction": 1.0, "signal": 1.0},
+        required={"direction"}, schedule={"signal": lambda step: min(1.0, max(0.0, step - 150) / 100)},
+    )  # fmt: skip
+    optimizer = Adam(model.parameters(), lr=3e-3)
+    monitor = Monitor(model, criterion, optimizer)
+    for x, target in data.batches(300):
+        loss = criterion(model(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        criterion.step()
+        monitor.step(loss)
+    return data.hits(model)
+
+
+@cases.healthy(at_least=0.85)
+def last_layer_starts_at_zero(seed: int, Monitor: Any) -> float:
+    """Weights and bias of the last layer start at 0: the first prediction is the same for every input."""
+    data, model, criterion = Bearings(seed), regressor(), nn.MSELoss()
+    nn.init.zeros_(model[2].weight)
+    nn.init.zeros_(model[2].bias)
+    optimizer = SGD(model.parameters(), lr=0.3, momentum=0.9)
+    monitor = Monitor(model, criterion, optimizer)
+    for x, target in data.batches(300):
+        loss = criterion(model(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    return data.hits(model)
+
+
+@cases.healthy(at_least=0.85)
+def slow_descent(seed: int, Monitor: Any) -> float:
+    """A net that works is tuned by plain gradient descent at a learning rate of 1e-4."""
+    data, model, criterion = Digits(seed), embedder(128, 32), TripletLoss(margin=0.5)
+    optimizer: torch.optim.Optimizer = Adam(model.parameters(), lr=3e-3)
+    for x, labels in data.batches(250):
+        optimizer.zero_grad()
+        criterion(model(x), labels).backward()
+        optimizer.step()
+    optimizer = SGD(model.parameters(), lr=1e-4)
+    monitor = Monitor(model, criterion, optimizer)
+    for x, labels in data.batches(200):
+        loss = criterion(model(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    return data.recall(model)
+
+
+@cases.healthy(at_least=0.85)
+def many_of_each_class(seed: int, Monitor: Any) -> float:
+    """12 of each of 10 classes: among so many some positive is always farther than some negative."""
+    data, model, criterion = Digits(seed), embedder(128, 32), TripletLoss(margin="soft")
+    model.append(Unit())
+    optimizer = Adam(model.parameters(), lr=1e-3)
+    monitor = Monitor(model, criterion, optimizer)
+    for x, labels in data.batches(250, P=10, K=12):
+        loss = criterion(model(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    return data.recall(model)
+
+
+@cases.healthy(at_least=0.85)
+def strongly_focused(seed: int, Monitor: Any) -> float:
+    """A focal loss with gamma = 5: its gradient is thousands of times smaller than that of cross entropy."""
+    data, model, criterion = Disks(seed), segmenter(), FocalLoss(gamma=5.0)
+    optimizer = Adam(model.parameters(), lr=3e-3)
+    monitor = Monitor(model, criterion, optimizer)
+    for images, masks in data.batches(250):
+        loss = criterion(model(images), masks)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    return data.dice(model)
+
+
+@cases.healthy(at_least=0.7)
+def labels_with_errors(seed: int, Monitor: Any) -> float:
+    """A classifier with a quarter of the labels wrong and smoothed: its loss stays high, as it should."""
+    data, model, criterion = Digits(seed), embedder(128, 10), nn.CrossEntropyLoss(label_smoothing=0.1)
+    optimizer = Adam(model.parameters(), lr=3e-3, weight_decay=1e-4)
+    monitor = Monitor(model, criterion, optimizer)
+    for x, labels in data.batches(250):
+        wrong = torch.rand(len(x)) < 0.25
+        loss = criterion(model(x), torch.where(wrong, torch.randint(0, 10, (len(x),)), labels))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    return data.recall(model)
+
+
+@cases.healthy(at_least=0.5)
+def autoencoder(seed: int, Monitor: Any) -> float:
+    """The target is the input, and the output goes through a sigmoid because pixels lie in [0, 1]."""
+    data, criterion = Digits(seed), nn.BCELoss()
+    encoder = embedder(128, 16)
+    model = nn.Sequential(encoder, nn.ReLU(), nn.Linear(16, 128), nn.Sigmoid())
+    optimizer = Adam(model.parameters(), lr=3e-3)
+    monitor = Monitor(model, criterion, optimizer)
+    data.x.clamp_(0, 1)
+    for x, _ in data.batches(300):
+        loss = criterion(model(x), x)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    return data.recall(encoder)
