@@ -289,8 +289,8 @@ CODES: dict[str, Code] = {
         "Add an overlap term (Dice, Tversky), lower the learning rate, start the last bias at log(p / (1 - p)) of the "
         "share p of target pixels.",
         "The mean probability on target pixels is clearly above that elsewhere.",
-        "Mean probability on the target below .05 and no larger than elsewhere, not rising; or constant logits while "
-        "inputs differ; or the mirror image.",
+        "Mean probability on the target below .05 and no larger than elsewhere, not rising; or constant logits, up to "
+        "rounding, while inputs differ; or the mirror image.",
         ("UNEXPLAINED_STALL", "LOSS_FLOOR", "SATURATED_GRADIENT"),
     ),
     "STARVED_COMPONENT": Code(

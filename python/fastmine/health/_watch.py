@@ -213,6 +213,7 @@ class CompositeWatch(HeardWatch):
         self._measured: dict[str, tuple[Tensor | None, ...]] = {}
         self._shares: Ring | None = None
         self.facts.update(foreign=False, components=list(self._names), required=sorted(loss.required))
+        self.facts["schedule_began"] = loss.steps
 
     @property
     def rings(self) -> list[Ring]:
@@ -272,6 +273,7 @@ class CompositeWatch(HeardWatch):
         loss = self.loss
         self.facts["writers"] = {name: loss.last_writer(name) for name in self._names}
         self.facts["scheduled"] = sorted(loss.schedule)
+        self.facts["schedule_step"] = loss.steps
         self.facts["to_come"] = {name: _to_come(schedule, loss.steps) for name, schedule in loss.schedule.items()}
         found = super().table(staged=staged)
         if found is not None and self._shares is not None:

@@ -7,7 +7,7 @@ import numpy as np
 from .._finding import Finding, finding
 from .._history import Floats, Table
 from .._thresholds import Thresholds
-from .reading import began, gained, lasting, mean, option, share
+from .reading import Bools, began, gained, lasting, mean, option, share
 
 OVERLAP = ("dice", "iou", "tversky")
 
@@ -150,19 +150,29 @@ def constant_prediction(table: Table, t: Thresholds) -> Finding | None:
     if table.facts.get("foreign"):
         if table.name.startswith("model"):
             return None
-        same = (table["prediction_variation"] == 0) & ~(table["target_max"] == table["target_min"])
+        same = _equal(table["prediction_variation"], table["prediction_min"], table["prediction_max"], t)
+        same &= ~(table["target_max"] == table["target_min"])
     else:
-        same = (table["logit_max"] == table["logit_min"]) & (table["items"] - table["ignored"] > 1)
+        same = _equal(table["logit_max"] - table["logit_min"], table["logit_min"], table["logit_max"], t)
+        same &= table["items"] - table["ignored"] > 1
     start = lasting(same)
     if len(table) - start < 2 * t.rows or (same & (table["prediction_nonfinite"] > 0)).any():
         return None
-    evidence = {"largest difference of two predictions": 0, "steps": len(table) - start}
+    difference = table["logit_max"] - table["logit_min"]
+    difference = table["prediction_variation"] if table.facts.get("foreign") else difference
+    evidence = {"largest difference of two predictions": mean(difference[start:]), "steps": len(table) - start}
     return finding(
         "PREDICTION_COLLAPSE", table.name, int(table.steps[start]), evidence, confidence=1.0,
         title="the model returns the same prediction for every input",
         cause="The output does not depend on the input any more: dead rectifiers, saturated activations, inputs that "
         "are constant, or weights that were driven out of range by too large a step.",
     )  # fmt: skip
+
+
+def _equal(difference: Floats, low: Floats, high: Floats, t: Thresholds) -> Bools:
+    """No difference, or one that is nothing but rounding of numbers as large as predictions mostly are."""
+    size = np.maximum(np.abs(low), np.abs(high))
+    return difference <= t.resolution * (np.median(size) if len(size) else 0.0)
 
 
 def prediction_collapse(table: Table, t: Thresholds) -> Finding | None:
