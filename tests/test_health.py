@@ -319,6 +319,30 @@ def test_a_triplet_loss_with_an_inverted_sign() -> None:
     assert alarms(monitor)[0] == "NO_SEPARATION"
 
 
+@pytest.mark.parametrize("advanced", [False, True])
+def test_a_ramp_that_nobody_advances(advanced: bool) -> None:
+    criterion = CompositeLoss(
+        {"main": F.mse_loss, "late": F.l1_loss}, {"main": 1.0, "late": 0.1},
+        schedule={"late": lambda step: float(step > 500)}, required={"main"},
+    )  # fmt: skip
+    monitor = train(
+        nn.Linear(16, 16), criterion, lambda s: (pk(s)[0], pk(s)[0].flip(1)), steps=80,
+        after=lambda _: criterion.step() if advanced else None,
+    )  # fmt: skip
+    assert alarms(monitor) == ([] if advanced else ["ZERO_WEIGHT"])
+
+
+def test_predictions_that_differ_by_rounding_alone() -> None:
+    class Faint(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1 + self.bias + 1e-7 * super().forward(x)
+
+    model = Faint(16, 4)
+    prediction = model(pk(0)[0])
+    assert 0 < (prediction - prediction[0]).abs().amax() < 1e-6
+    assert alarms(train(model, nn.MSELoss(), lambda s: (pk(s)[0], pk(s)[0][:, :4]))) == ["PREDICTION_COLLAPSE"]
+
+
 # --- losses of others -------------------------------------------------------------------------------------------------
 
 
