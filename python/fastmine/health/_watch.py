@@ -88,7 +88,8 @@ class Watch:
         """Record the L1 norm of a gradient: 0 only if all of it is, not finite if any of it is not."""
         if self._gradients is None:
             self._gradients = Ring(GRADIENT, gradient.device)
-        self._gradients.write(step, torch.linalg.vector_norm(gradient.detach(), 1, dtype=_wide(gradient)))
+        gradient = _as_real(gradient.detach())
+        self._gradients.write(step, torch.linalg.vector_norm(gradient, 1, dtype=_wide(gradient)))
 
     def table(self, *, staged: bool = False) -> Table | None:
         """Everything recorded so far."""
@@ -375,8 +376,12 @@ def _wide(gradient: Tensor) -> torch.dtype:
     return torch.float32 if gradient.device.type == "mps" else torch.float64
 
 
+def _as_real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
 def _flat(gradient: Tensor | None, weight: float) -> Tensor | None:
-    return None if gradient is None else gradient.flatten().float() * weight
+    return None if gradient is None else _as_real(gradient).flatten().float() * weight
 
 
 def _sum(gradients: Sequence[Tensor | None]) -> Tensor | None:
