@@ -37,8 +37,8 @@ def pairwise_distance(x: Rows, y: Rows | None, metric: str) -> list[list[float]]
 def batch_hard(
     embeddings: Rows, labels: Sequence[int], valid: Sequence[bool] | None = None,
     ref_embeddings: Rows | None = None, ref_labels: Sequence[int] | None = None,
-    ref_valid: Sequence[bool] | None = None, *, metric: str = "euclidean", positive: str = "hardest",
-    negative: str = "hardest",
+    ref_valid: Sequence[bool] | None = None, self_index: Sequence[int] | None = None, *, metric: str = "euclidean",
+    positive: str = "hardest", negative: str = "hardest",
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Per anchor: the index and distance of its positive and of its negative, None where there is none."""
     apart = ref_embeddings is not None
@@ -56,7 +56,7 @@ def batch_hard(
             candidate = (-d if metric == "dot" else d, j, d)  # how far; a similarity is far when it is small
             if labels[i] != other_labels[j]:
                 negatives.append(candidate)
-            elif apart or i != j:
+            elif j != _itself(i, apart, self_index):
                 positives.append(candidate)
         p = _pick(positives, farthest=positive == "hardest")
         n = _pick(negatives, farthest=False)
@@ -68,6 +68,54 @@ def batch_hard(
             "negative_index": n and n[1], "negative_distance": n and n[2],
         })  # fmt: skip
     return found
+
+
+def batch_all(
+    embeddings: Rows, labels: Sequence[int], valid: Sequence[bool] | None = None,
+    ref_embeddings: Rows | None = None, ref_labels: Sequence[int] | None = None,
+    ref_valid: Sequence[bool] | None = None, self_index: Sequence[int] | None = None,
+    sample_weight: Sequence[float] | None = None, *, metric: str = "euclidean", margin: float | str = 0.2,
+    leak: float | None = None, on_empty: str = "zero", reduction: str = "mean", triplets: str = "all",
+    average: str = "active",
+) -> float | list[float]:  # fmt: skip
+    """The loss over every triplet, listed one by one; in a batch without any, that of the hardest pairs."""
+    apart = ref_embeddings is not None
+    others, other_labels = (ref_embeddings, ref_labels) if apart else (embeddings, labels)
+    other_valid = ref_valid if apart else valid
+    assert others is not None
+    assert other_labels is not None
+    sign = -1.0 if metric == "dot" else 1.0
+    offset = 0.0 if isinstance(margin, str) else margin
+    slope = 0.01 if margin == "leaky" and leak is None else leak or 0.0
+    seen = [j for j in range(len(others)) if other_valid is None or other_valid[j]]
+    wanted = {
+        "all": lambda v: True, "hard": lambda v: v > offset, "semi_hard": lambda v: 0 < v <= offset,
+    }[triplets]  # fmt: skip
+    shares = sample_weight or [1.0] * len(embeddings)
+    sums, number, counted = [], 0, 0.0
+    for i, anchor in enumerate(embeddings):
+        violations = [
+            sign * (distance(anchor, others[p], metric) - distance(anchor, others[n], metric)) + offset
+            for p in seen if other_labels[p] == labels[i] and p != _itself(i, apart, self_index)
+            for n in seen if other_labels[n] != labels[i]
+        ] if valid is None or valid[i] else []  # fmt: skip
+        sums.append(shares[i] * math.fsum(v if v > 0 else slope * v for v in violations if wanted(v)))
+        number += len(violations)
+        every = average == "valid" or slope > 0
+        counted += shares[i] * sum(every or (v > 0 and wanted(v)) for v in violations)
+    if not number:
+        pairs = batch_hard(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index, metric=metric)
+        return triplet_loss(
+            pairs, sample_weight, margin=margin, leak=leak, metric=metric, on_empty=on_empty, reduction=reduction
+        )
+    if reduction == "none":
+        return sums
+    return math.fsum(sums) / (counted or 1.0) if reduction == "mean" else math.fsum(sums)
+
+
+def _itself(i: int, apart: bool, self_index: Sequence[int] | None) -> int:
+    """The candidate that is anchor i, -1 for none."""
+    return self_index[i] if self_index is not None else -1 if apart else i
 
 
 def _pick(candidates: list[tuple[float, int, float]], *, farthest: bool) -> tuple[float, int, float] | None:
@@ -85,8 +133,8 @@ def softplus(x: float) -> float:
 
 
 def triplet_loss(
-    pairs: list[dict[str, Any]], *, margin: float | str = 0.2, leak: float | None = None, metric: str = "euclidean",
-    on_empty: str = "zero", reduction: str = "mean",
+    pairs: list[dict[str, Any]], sample_weight: Sequence[float] | None = None, *, margin: float | str = 0.2,
+    leak: float | None = None, metric: str = "euclidean", on_empty: str = "zero", reduction: str = "mean",
 ) -> float | list[float]:  # fmt: skip
     """The loss of mined pairs."""
     sign = -1.0 if metric == "dot" else 1.0
@@ -109,11 +157,113 @@ def triplet_loss(
             terms.append(softplus(offset - sign * pair["negative_distance"]))
         else:
             terms.append(None)
+    shares = sample_weight or [1.0] * len(pairs)
+    weighted = [share * (term or 0.0) for term, share in zip(terms, shares, strict=True)]
+    if reduction == "none":
+        return weighted
+    counted = math.fsum(share for term, share in zip(terms, shares, strict=True) if term is not None)
+    return math.fsum(weighted) / (counted or 1.0) if reduction == "mean" else math.fsum(weighted)
+
+
+PAIR_LOSSES = ("supcon_loss", "ntxent_loss", "multi_similarity_loss", "circle_loss", "contrastive_loss")
+
+
+def pair_loss(
+    name: str, embeddings: Rows, labels: Sequence[int], valid: Sequence[bool] | None = None,
+    ref_embeddings: Rows | None = None, ref_labels: Sequence[int] | None = None,
+    ref_valid: Sequence[bool] | None = None, *, metric: str | None = None, on_empty: str = "zero",
+    reduction: str = "mean", **options: float,
+) -> float | list[float]:  # fmt: skip
+    """A loss over all pairs, as its paper writes it: in similarities, anchor by anchor."""
+    metric = metric or ("euclidean" if name == "contrastive_loss" else "cosine")
+    others, other_labels, other_valid = embeddings, labels, valid
+    if ref_embeddings is not None:
+        others, other_labels, other_valid = ref_embeddings, ref_labels or [], ref_valid
+    anchors = []
+    for i, anchor in enumerate(embeddings):
+        sides: tuple[list[float], list[float]] = ([], [])
+        for j, other in enumerate(others):
+            alone = (valid is not None and not valid[i]) or (other_valid is not None and not other_valid[j])
+            if not alone and (ref_embeddings is not None or i != j):
+                sides[labels[i] != other_labels[j]].append(distance(anchor, other, metric))
+        anchors.append(sides)
+    empty = not any(p and n for p, n in anchors)
+    terms: list[float | None] = []
+    for p, n in anchors:
+        if p and n:
+            terms.append(_PAIR_FORMULAS[name](p, n, metric, **options))
+        elif empty and p and on_empty == "pull":
+            terms.append(math.fsum(p) / len(p) * (-1 if metric == "dot" else 1))
+        elif empty and n and on_empty == "push":
+            terms.append(_push(name, n, metric, **options))
+        else:
+            terms.append(None)
     if reduction == "none":
         return [term or 0.0 for term in terms]
     counted = [term for term in terms if term is not None]
     total = math.fsum(counted)
     return total / max(len(counted), 1) if reduction == "mean" else total
+
+
+def _similarity(v: float, metric: str) -> float:
+    return v if metric == "dot" else 1 - v if metric == "cosine" else -v
+
+
+def _supcon(p: list[float], n: list[float], metric: str, temperature: float = 0.1) -> float:
+    t_p, t_n = ([_similarity(v, metric) / temperature for v in side] for side in (p, n))
+    whole = math.fsum(math.exp(t) for t in t_p + t_n)
+    return -math.fsum(math.log(math.exp(t) / whole) for t in t_p) / len(t_p)
+
+
+def _ntxent(p: list[float], n: list[float], metric: str, temperature: float = 0.1) -> float:
+    t_p, t_n = ([_similarity(v, metric) / temperature for v in side] for side in (p, n))
+    others = math.fsum(math.exp(t) for t in t_n)
+    return -math.fsum(math.log(math.exp(t) / (math.exp(t) + others)) for t in t_p) / len(t_p)
+
+
+def _multi_similarity(
+    p: list[float], n: list[float], metric: str, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5,
+    epsilon: float = 0.1,
+) -> float:  # fmt: skip
+    s_p, s_n = ([_similarity(v, metric) for v in side] for side in (p, n))
+    kept_p = [s for s in s_p if s - epsilon < max(s_n)]
+    kept_n = [s for s in s_n if s + epsilon > min(s_p)]
+    pull = math.log(1 + math.fsum(math.exp(-alpha * (s - base)) for s in kept_p)) / alpha
+    return pull + math.log(1 + math.fsum(math.exp(beta * (s - base)) for s in kept_n)) / beta
+
+
+def _circle(p: list[float], n: list[float], metric: str, margin: float = 0.25, gamma: float = 80.0) -> float:
+    s_p, s_n = ([_similarity(v, metric) for v in side] for side in (p, n))
+    pull = math.fsum(math.exp(-gamma * max(0.0, 1 + margin - s) * (s - (1 - margin))) for s in s_p)
+    return math.log(1 + pull * math.fsum(math.exp(gamma * max(0.0, s + margin) * (s - margin)) for s in s_n))
+
+
+def _contrastive(
+    p: list[float], n: list[float], metric: str, positive_margin: float = 0.0, negative_margin: float = 1.0
+) -> float:
+    sign = -1 if metric == "dot" else 1
+    pull = [e for v in p if (e := sign * (v - positive_margin)) > 0]
+    push = [e for v in n if (e := sign * (negative_margin - v)) > 0]
+    return math.fsum(pull) / max(len(pull), 1) + math.fsum(push) / max(len(push), 1)
+
+
+def _push(name: str, n: list[float], metric: str, **options: float) -> float:
+    """log(1 + the sum over negatives of e^t)."""
+    similarities = [_similarity(v, metric) for v in n]
+    if name == "circle_loss":
+        margin, gamma = options.get("margin", 0.25), options.get("gamma", 80.0)
+        curve = [gamma * max(0.0, s + margin) * (s - margin) for s in similarities]
+    elif name == "multi_similarity_loss":
+        curve = [options.get("beta", 50.0) * (s - options.get("base", 0.5)) for s in similarities]
+    else:
+        curve = [s / options.get("temperature", 0.1) for s in similarities]
+    return math.log(1 + math.fsum(map(math.exp, curve)))
+
+
+_PAIR_FORMULAS = {
+    "supcon_loss": _supcon, "ntxent_loss": _ntxent, "multi_similarity_loss": _multi_similarity,
+    "circle_loss": _circle, "contrastive_loss": _contrastive,
+}  # fmt: skip
 
 
 def segmentation_loss(
@@ -225,3 +375,307 @@ def _overlap(
 def _append(found: dict[str, list[float]], name: str, value: float) -> None:
     if name in found:
         found[name].append(value)
+
+
+def _cosine(x: Sequence[float], y: Sequence[float]) -> float:
+    x_norm, y_norm = (math.sqrt(math.fsum(a * a for a in z)) for z in (x, y))
+    return math.fsum(a * b for a, b in zip(x, y, strict=True)) / (x_norm * y_norm) if x_norm and y_norm else 0.0
+
+
+def margin_softmax(
+    embeddings: Rows, labels: Sequence[int], weight: Sequence[Rows], valid: Sequence[bool] | None = None,
+    sample_weight: Sequence[float] | None = None, class_weight: Sequence[float] | None = None, *, angular: bool,
+    scale: float, margin: float, reduction: str = "mean",
+) -> float | list[float]:  # fmt: skip
+    """ArcFace with an arc cosine, or CosFace, row by row; ``weight`` holds a list of vectors for each class."""
+    values, factors = [], []
+    for i, row in enumerate(embeddings):
+        if valid is not None and not valid[i]:
+            values.append(0.0)
+            factors.append(0.0)
+            continue
+        cosines = [max(_cosine(row, vector) for vector in several) for several in weight]
+        theta = math.acos(max(-1.0, min(1.0, cosines[labels[i]])))
+        if not angular:
+            own = cosines[labels[i]] - margin
+        elif theta <= math.pi - margin:
+            own = math.cos(theta + margin)
+        else:
+            own = math.cos(theta) - 1 + math.cos(margin)
+        others = math.fsum(math.exp(scale * c) for j, c in enumerate(cosines) if j != labels[i])
+        values.append(math.log(math.exp(scale * own) + others) - scale * own)
+        factor = 1.0 if sample_weight is None else sample_weight[i]
+        factors.append(factor * (1.0 if class_weight is None else class_weight[labels[i]]))
+    products = [v * f for v, f in zip(values, factors, strict=True)]
+    if reduction == "none":
+        return products
+    total = math.fsum(products)
+    return total / (math.fsum(factors) or 1.0) if reduction == "mean" else total
+
+
+def proxy_anchor(
+    embeddings: Rows, labels: Sequence[int], weight: Sequence[Rows], valid: Sequence[bool] | None = None,
+    sample_weight: Sequence[float] | None = None, class_weight: Sequence[float] | None = None, *,
+    scale: float, margin: float, reduction: str = "mean",
+) -> float | list[float]:  # fmt: skip
+    """Proxy-Anchor, class vector by class vector."""
+    pulls, pushes, shares, present = [], [], [], []
+    for p, several in enumerate(weight):
+        pull, push = [], []
+        for i, row in enumerate(embeddings):
+            if valid is None or valid[i]:
+                cosine = max(_cosine(row, vector) for vector in several)
+                times = 1.0 if sample_weight is None else sample_weight[i]
+                if labels[i] == p:
+                    pull.append(times * math.exp(-scale * (cosine - margin)))
+                else:
+                    push.append(times * math.exp(scale * (cosine + margin)))
+        shares.append(1.0 if class_weight is None else class_weight[p])
+        present.append(shares[-1] if pull else 0.0)
+        pulls.append(math.log1p(math.fsum(pull)))
+        pushes.append(math.log1p(math.fsum(push)))
+    if reduction == "mean":
+        return math.fsum(a * b for a, b in zip(pulls, present, strict=True)) / (math.fsum(present) or 1.0) + math.fsum(
+            a * b for a, b in zip(pushes, shares, strict=True)
+        ) / (math.fsum(shares) or 1.0)
+    each = [(a + b) * c for a, b, c in zip(pulls, pushes, shares, strict=True)]
+    return each if reduction == "none" else math.fsum(each)
+
+
+# --- every segmentation term and option ----------------------------------------------------------------------------
+
+
+def segmentation_formula(
+    logits: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, *, mode: str, terms: Mapping[str, float],
+    annotated: np.ndarray | None = None, ignore_index: int | None = None, reduction: str = "mean", batch: bool = False,
+    **options: Any,
+) -> float | list[float] | list[list[float]]:  # fmt: skip
+    """Pixel lists per sample and class, then each definition as its paper writes it.
+
+    ``annotated`` [B, C]: under a softmax, the classes that are not are pixels of class 0 with its probability added.
+    """
+    samples = _samples(logits, target, valid, mode, annotated, ignore_index)
+    if batch:
+        classes = 1 if mode == "binary" else logits.shape[1]
+        pixels = [[pixel for sample in samples for pixel in sample.classes[k]] for k in range(classes)]
+        samples = [_Lists(pixels, [position for sample in samples for position in sample.positions])]
+    found = {name: _term(name, samples, mode, **options) for name in terms}
+    if reduction == "mean":
+        return math.fsum(w * _ratio([part for row in found[name] for part in row]) for name, w in terms.items())
+    if reduction == "group":
+        groups = len(next(iter(found.values()))[0])
+        return [
+            [math.fsum(w * _ratio([found[name][b][k]]) for name, w in terms.items()) for k in range(groups)]
+            for b in range(len(samples))
+        ]
+    per_sample = [math.fsum(w * _ratio(found[name][b]) for name, w in terms.items()) for b in range(len(samples))]
+    return per_sample if reduction == "none" else math.fsum(per_sample)
+
+
+def segmentation_sums(
+    logits: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, *, mode: str,
+    ignore_index: int | None = None, focal_gamma: float = 2.0,
+) -> dict[str, list[list[float]]]:  # fmt: skip
+    """Each sum [B, C], pixel by pixel; a mask [B, C] of a softmax says which classes are annotated."""
+    sets = (
+        mode == "multiclass"
+        and valid is not None
+        and valid.shape[:2] == logits.shape[:2]
+        and valid.size == len(logits) * logits.shape[1]
+    )
+    annotated = valid.reshape(logits.shape[:2]) if sets and valid is not None else None
+    samples = _samples(logits, target, None if sets else valid, mode, annotated, ignore_index)
+    softmax = mode == "multiclass"
+    items = {
+        "n": lambda t, p, q, on, off, x: 1.0, "t": lambda t, *_: t, "p": lambda t, p, *_: p,
+        "a": lambda t, p, *_: t * p, "pp": lambda t, p, *_: p * p, "tt": lambda t, *_: t * t,
+        "e1": lambda t, p, q, on, *_: t * on, "e0": lambda t, p, q, on, off, x: (1 - t) * off,
+        "f1": lambda t, p, q, on, *_: t * on * q**focal_gamma,
+        "f0": lambda t, p, q, on, off, x: (1 - t) * off * p**focal_gamma,
+        "x": lambda t, p, q, on, off, x: on if softmax else x, "tx": lambda t, p, q, on, off, x: t * x,
+        "g1": lambda t, p, q, *_: t * p * q, "g0": lambda t, p, q, *_: (1 - t) * p * q,
+    }  # fmt: skip
+    return {
+        name: [[math.fsum(item(*pixel) for pixel in pixels) for pixels in sample.classes] for sample in samples]
+        for name, item in items.items()
+    }
+
+
+def _samples(
+    logits: np.ndarray, target: np.ndarray, valid: np.ndarray | None, mode: str, annotated: np.ndarray | None,
+    ignore_index: int | None,
+) -> list[_Lists]:  # fmt: skip
+    found = []
+    for b in range(len(logits)):
+        x, t, v = _flatten(b, logits, target, valid, mode)
+        if ignore_index is not None:
+            v = v & (target[b].reshape(1 if mode == "multiclass" else len(x), -1) != ignore_index)
+        known = [True] * len(x)
+        if annotated is not None:
+            known = [k == 0 or bool(annotated[b, k]) for k in range(len(x))]
+            v = v & annotated[b].any()
+        found.append(_softmax_lists(x, t, v, known) if mode == "multiclass" else _sigmoid_lists(x, t, v))
+    return found
+
+
+class _Lists:
+    """Of one sample: per class its valid pixels (t, p, q, -log p, -log q, x); of a softmax also its positions."""
+
+    def __init__(self, classes: list[list[tuple[float, ...]]], positions: list[tuple[int, dict[int, float]]]) -> None:
+        self.classes = classes
+        self.positions = positions  # (y, {class: -log p})
+
+
+def _sigmoid_lists(x: np.ndarray, t: np.ndarray, v: np.ndarray) -> _Lists:
+    lists = _Lists([[] for _ in x], [])
+    for c, s in zip(*np.nonzero(v), strict=True):
+        on, off = softplus(-x[c, s]), softplus(x[c, s])
+        lists.classes[c].append((t[c, s], math.exp(-on), math.exp(-off), on, off, x[c, s]))
+    return lists
+
+
+def _softmax_lists(x: np.ndarray, t: np.ndarray, v: np.ndarray, known: list[bool]) -> _Lists:
+    lists = _Lists([[] for _ in x], [])
+    for s in range(x.shape[1]):
+        if not v[0, s]:
+            continue
+        top = max(x[:, s])
+        e = [math.exp(z - top) for z in x[:, s]]
+        total = math.fsum(e)
+        merged = [z for z, k in zip(e, known, strict=True) if not k]
+        e[0] = math.fsum([e[0], *merged])
+        y = int(np.argmax(t[:, s]))
+        y = y if known[y] else 0
+        for k in [k for k in range(len(x)) if known[k]]:
+            rest = math.fsum(e[j] for j in range(len(x)) if known[j] and j != k)
+            lists.classes[k].append((float(y == k), e[k] / total, rest / total, -math.log(e[k] / total), 0.0, 0.0))
+        lists.positions.append((y, {k: -math.log(e[k] / total) for k in range(len(x)) if known[k]}))
+    return lists
+
+
+def _ratio(parts: Sequence[tuple[float, float]]) -> float:
+    below = math.fsum(part[1] for part in parts)
+    return math.fsum(part[0] for part in parts) / below if below else 0.0
+
+
+def _term(
+    name: str, samples: list[_Lists], mode: str, *, empty: str = "area", nr: float = 0.0, dr: float = 0.0,
+    squared: bool = False, alpha: Any = None, gamma: float = 2.0, fp: float = 0.3, fn: float = 0.7,
+    exponent: float = 0.75, generalized: str = "square", pos_weight: Any = None, smoothing: float = 0.0,
+    weights: Sequence[float] | None = None, norm: str = "weights", classes: Sequence[int] | None = None,
+) -> list[list[tuple[float, float]]]:  # fmt: skip
+    """Per sample, per class (or position): what goes above and below the fraction bar of the mean."""
+    count = len(samples[0].classes) if samples else 0
+    kept = range(count) if classes is None else classes
+    w = [1.0] * count if weights is None else weights
+    below = w if norm == "weights" else [1.0] * count
+
+    def entry(value: Any, k: int) -> float:
+        return value[k] if isinstance(value, Sequence) else value
+
+    found: list[list[tuple[float, float]]] = []
+    for sample in samples:
+        row: list[tuple[float, float]] = []
+        if name in ("ce", "focal") and mode == "multiclass":
+            for y, losses in sample.positions:
+                rest = math.fsum(math.exp(-z) for k, z in losses.items() if k != y)
+                if name == "focal":
+                    row.append((w[y] * (1.0 if alpha is None else alpha[y]) * rest**gamma * losses[y], below[y]))
+                else:
+                    even = math.fsum(w[k] * z for k, z in losses.items()) / len(losses)
+                    row.append(((1 - smoothing) * w[y] * losses[y] + smoothing * even, below[y]))
+        elif name in ("bce", "focal"):
+            for k in kept:
+                value = 0.0
+                for t, p, q, on, off, _ in sample.classes[k]:
+                    if name == "bce":
+                        t = (1 - smoothing) * t + smoothing / 2  # noqa: PLW2901
+                        value += (1.0 if pos_weight is None else entry(pos_weight, k)) * t * on + (1 - t) * off
+                    else:
+                        a = 0.5 if alpha is None else entry(alpha, k)
+                        value += (2 if alpha is None else 1) * (
+                            a * t * q**gamma * on + (1 - a) * (1 - t) * p**gamma * off
+                        )
+                row.append((w[k] * value, below[k] * len(sample.classes[k])))
+        elif name == "generalized_dice":
+            row = _generalized(sample, list(kept), w, below, empty, nr, dr, generalized)
+        else:
+            for k in kept:
+                value = _overlap_value(name, sample.classes[k], mode, empty, nr, dr, squared, fp, fn, exponent)
+                row.append((0.0, 0.0) if value is None else (w[k] * value, below[k]))
+        found.append(row)
+    return found
+
+
+def _overlap_value(
+    name: str, pixels: list[tuple[float, ...]], mode: str, empty: str, nr: float, dr: float, squared: bool, fp: float,
+    fn: float, exponent: float,
+) -> float | None:  # fmt: skip
+    if not pixels:
+        return None
+    tp, fps, fns, tn = (
+        math.fsum(f(t, p, q) for t, p, q, *_ in pixels)
+        for f in (
+            lambda t, p, q: t * p,
+            lambda t, p, q: (1 - t) * p,
+            lambda t, p, q: t * q,
+            lambda t, p, q: (1 - t) * q,
+        )
+    )
+    undefined, area = tp + fns == 0, (tp + fps) / len(pixels)
+    if name == "mcc" and fps + tn == 0:
+        undefined, area = True, (fns + tn) / len(pixels)
+    if undefined and empty != "smooth":
+        return area if empty == "area" else None
+    sizes = math.fsum(p * p + t * t for t, p, *_ in pixels) if squared else 2 * tp + fps + fns
+    if name == "dice":
+        return 1 - (2 * tp + nr) / (sizes + dr)
+    if name == "log_dice":
+        return -math.log((2 * tp + nr) / (sizes + dr))
+    if name == "iou":
+        return 1 - (tp + nr) / (sizes - tp + dr)
+    if name in ("tversky", "focal_tversky"):
+        loss = 1 - (tp + nr) / (tp + fp * fps + fn * fns + dr)
+        return loss if name == "tversky" else max(loss, 0.0) ** exponent
+    if name == "mcc":
+        a, b, c, d = tp + dr, fps + dr, fns + dr, tn + dr
+        below = math.sqrt((a + b) * (a + c) * (d + b) * (d + c))
+        a, b, c, d = tp + nr, fps + nr, fns + nr, tn + nr
+        return 1 - ((a * d - b * c) / below if below else 0.0)
+    assert name == "lovasz"
+    return _lovasz(pixels, hinge=mode != "multiclass")
+
+
+def _lovasz(pixels: list[tuple[float, ...]], *, hinge: bool) -> float:
+    """Mistakes one by one, the largest first; each costs what it adds to 1 - |A and B| / |A or B|."""
+    mistakes = [(max(0.0, 1 - (2 * t - 1) * x) if hinge else abs(t - p), t) for t, p, _, _, _, x in pixels]
+    mistakes.sort(key=lambda pair: -pair[0])
+    truth = math.fsum(t for _, t in mistakes)
+    total, before, missed, extra = 0.0, 0.0, 0.0, 0.0
+    for error, t in mistakes:
+        missed, extra = missed + t, extra + 1 - t
+        jaccard = 1 - (truth - missed) / (truth + extra)
+        total, before = total + error * (jaccard - before), jaccard
+    return total
+
+
+def _generalized(
+    sample: _Lists, kept: list[int], w: Sequence[float], below: Sequence[float], empty: str, nr: float, dr: float,
+    how: str,
+) -> list[tuple[float, float]]:  # fmt: skip
+    size = {k: math.fsum(t for t, *_ in sample.classes[k]) for k in kept if sample.classes[k]}
+    weight = {k: 1 / t ** {"square": 2, "simple": 1, "uniform": 0}[how] for k, t in size.items() if t}
+    if empty == "smooth":
+        largest = max(weight.values(), default=1.0)
+        weight |= {k: largest for k in size if k not in weight}
+    above = math.fsum(w[k] * c * t * p for k, c in weight.items() for t, p, *_ in sample.classes[k])
+    under = math.fsum(w[k] * c * (t + p) for k, c in weight.items() for t, p, *_ in sample.classes[k])
+    row = []
+    for k in kept:
+        if k in weight:
+            row.append((w[k] * (1 - (2 * above + nr) / (under + dr)), below[k]))
+        elif k in size and empty == "area":
+            row.append((w[k] * math.fsum(p for _, p, *_ in sample.classes[k]) / len(sample.classes[k]), below[k]))
+        else:
+            row.append((0.0, 0.0))
+    return row

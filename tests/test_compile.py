@@ -22,8 +22,14 @@ ROWS = (
     "batch_hard-references_masked-euclidean-hardest-semi_hard",
     "triplet_loss-hinge-sum",
     "triplet_loss-pull-one_class-euclidean",
+    "ntxent_loss-push-all_unique",
+    "multi_similarity_loss-masked-none",
+    "triplet_loss-batch_all-masked-euclidean",
+    "triplet_loss-batch_all-pull-one_class",
     "segmentation_loss-binary-valid_element",
     "segmentation_loss-multiclass-all-mean",
+    "segmentation_sums-multilabel-valid_element",
+    "segmentation_sums-multiclass-valid_label_sets",
 )
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("c++")), reason="inductor needs a C++ compiler"
@@ -99,15 +105,40 @@ def test_a_new_image_size_does_not_compile_again() -> None:
     assert counter.count == 1
 
 
+FORMULAS: dict[str, dict[str, Any]] = {
+    "multilabel": {
+        "terms": {"bce": 1.0, "generalized_dice": 1.0, "mcc": 1.0, "lovasz": 0.5}, "class_weights": [0.5, 1.0, 2.0],
+        "pos_weight": 2.0, "label_smoothing": 0.1, "batch": True, "ignore_index": 7,
+    },
+    "multiclass": {"terms": {"ce": 1.0, "log_dice": 1.0, "focal_tversky": 1.0}, "include_background": False,
+                   "squared": True, "reduction": "none", "smooth_nr": 1.0, "smooth_dr": 2.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", FORMULAS)
+def test_formulas_on_sums_compile_without_a_graph_break(mode: str) -> None:
+    logits = torch.randn(4, 3, 5, requires_grad=True)
+    target = torch.randint(3, (4, 5)) if mode == "multiclass" else (torch.rand(4, 3, 5) < 0.4).long()
+    valid = torch.rand(4, 3) < 0.7
+    loss = losses.SegmentationLoss(mode=mode, **FORMULAS[mode])
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    want, got = loss(logits, target, valid), compiled(logits, target, valid)
+    assert torch.equal(got, want)
+    assert torch.equal(*(torch.autograd.grad(x.sum(), logits)[0] for x in (got, want)))
+
+
 @pytest.mark.parametrize(
     "loss",
     [
         losses.TripletLoss(),
+        losses.SupConLoss(),
+        losses.CircleLoss(),
+        losses.ContrastiveLoss(),
         losses.CompositeLoss(
             {"hinge": losses.TripletLoss(), "soft": losses.TripletLoss("soft")}, {"hinge": 1.0, "soft": 0.5}
         ),
     ],
-    ids=["TripletLoss", "CompositeLoss"],
+    ids=["TripletLoss", "SupConLoss", "CircleLoss", "ContrastiveLoss", "CompositeLoss"],
 )
 def test_modules_compile_and_keep_their_evidence(loss: losses.EvidentLoss[Any]) -> None:
     embeddings, labels = batch(9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,11 +19,14 @@ MINING_OPTIONS = ("metric", "positive", "negative")
 PAIRS = ("positive_index", "negative_index", "positive_distance", "negative_distance")
 
 
+MANY_OUTPUTS = ("batch_hard", "pair_sums", "segmentation_sums")
+
+
 def tensor(value: Any) -> Tensor:
     """Nested lists in float64, with 0 for what does not exist."""
     if isinstance(value, list):
         return torch.stack([tensor(v) for v in value]) if value else torch.zeros(0, dtype=torch.float64)
-    return torch.tensor(value or 0.0, dtype=torch.float64)
+    return torch.as_tensor(0.0 if value is None else value, dtype=torch.float64)
 
 
 def brute_force(case: Case, inputs: Inputs) -> dict[str, Any]:
@@ -31,23 +35,43 @@ def brute_force(case: Case, inputs: Inputs) -> dict[str, Any]:
     if case.op == "segmentation_loss":
         arrays = {name: (x.double() if x.is_floating_point() else x).detach().numpy() for name, x in inputs.items()}
         return {"loss": oracle.segmentation_loss(**arrays, **options)}
+    if case.op == "segmentation_sums":
+        arrays = {name: (x.double() if x.is_floating_point() else x).detach().numpy() for name, x in inputs.items()}
+        wanted = options.pop("wanted")
+        sums = oracle.segmentation_sums(**arrays, **options)
+        return {name: value if name in wanted else 0 * np.asarray(value) for name, value in sums.items()}
     lists = {name: x.detach().tolist() for name, x in inputs.items()}
     if case.op == "pairwise_distance":
         return {"distance": oracle.pairwise_distance(lists["x"], lists.get("y"), **options)}
+    if case.op in oracle.PAIR_LOSSES:
+        return {"loss": oracle.pair_loss(case.op, **lists, **options)}
+    if case.answered_by == "batch_all":
+        return {"loss": oracle.batch_all(**lists, **{name: x for name, x in options.items() if name != "mining"})}
+    options.pop("mining", None)
+    weight = {"sample_weight": lists.pop("sample_weight")} if "sample_weight" in lists else {}
     mining = {name: options.pop(name) for name in MINING_OPTIONS if name in options}
     pairs = oracle.batch_hard(**lists, **mining)
     if case.op == "triplet_loss":
-        return {"loss": oracle.triplet_loss(pairs, metric=mining.get("metric", "euclidean"), **options)}
+        return {"loss": oracle.triplet_loss(pairs, metric=mining.get("metric", "euclidean"), **weight, **options)}
     return {name: [pair[name] for pair in pairs] for name in PAIRS}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("case", [case for case in SMALL if case.op != "batch_hard"], ids=str)
+@pytest.mark.parametrize("case", [case for case in SMALL if case.op not in MANY_OUTPUTS], ids=str)
 def test_values_are_those_of_the_loops(case: Case, dtype: torch.dtype) -> None:
     inputs = case.inputs(dtype)
     ((name, want),) = brute_force(case, inputs).items()
     got = case(inputs)[name]
     assert_values_agree(got, tensor(want).reshape(got.shape), case.family, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", [case for case in SMALL if case.op == "segmentation_sums"], ids=str)
+def test_sums_are_those_of_the_loops(case: Case, dtype: torch.dtype) -> None:
+    inputs = case.inputs(dtype)
+    got = case(inputs)
+    for name, want in brute_force(case, inputs).items():
+        assert_values_agree(got[name], tensor(want).reshape(got[name].shape), case.family, name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -65,7 +89,10 @@ def test_mined_pairs_are_those_of_the_loops(case: Case, dtype: torch.dtype) -> N
     assert torch.equal(got["valid"], got["has_positive"] & got["has_negative"])
 
 
-@pytest.mark.parametrize("case", [case for case in DIFFERENTIATED if case.size <= 40], ids=str)
+ORACLE_GRADIENTS = [case for case in DIFFERENTIATED if case.size <= 40 and case.op != "pair_sums"]
+
+
+@pytest.mark.parametrize("case", ORACLE_GRADIENTS, ids=str)
 def test_gradients_are_those_of_the_loops(case: Case) -> None:
     """Central differences of the brute force: a truth with which neither op nor reference can share a slip."""
     inputs = case.inputs()
@@ -133,6 +160,24 @@ def test_triplet_loss_on_a_line() -> None:
     assert leaking.tolist() == [-0.25, 0.5, 3.5, -0.25]
     soft = F.triplet_loss(LINE, PAIRED, margin="soft", reduction="none")
     assert soft.tolist() == pytest.approx([math.log1p(math.exp(v)) for v in (-2, -1, 2, -2)], rel=1e-6)
+
+
+def test_batch_all_on_a_line() -> None:
+    # Anchor 0: d_p 1 against 3, 7; anchor 1: 1 against 2, 6; anchor 2: 4 against 3, 2; anchor 3: 4 against 7, 6.
+    # With margin 1.5: -0.5, -4.5; 0.5, -3.5; 2.5, 3.5; -1.5, -0.5.
+    x = LINE.clone().requires_grad_()
+    loss, evidence = F.triplet_loss(x, PAIRED, margin=1.5, mining="batch_all", return_evidence=True)
+    loss.backward()
+    assert loss.item() == pytest.approx(6.5 / 3)
+    assert (evidence.triplets, evidence.active_triplets, evidence.active, evidence.hard) == (8, 3, 2, 1)
+    assert evidence.easy_share == 5 / 8
+    # (1: 0, 2): 1 moves to 0 and away from 2; (2: 3, 0) and (2: 3, 1): 2 moves to 3, away from 0 and 1.
+    assert (3 * x.grad).flatten().tolist() == pytest.approx([-1 + 1, 1 + 1 + 1, -1 - 2 - 2, 2], abs=1e-6)
+    options = {"margin": 1.5, "mining": "batch_all"}
+    assert F.triplet_loss(LINE, PAIRED, average="valid", **options).item() == pytest.approx(6.5 / 8)
+    assert F.triplet_loss(LINE, PAIRED, reduction="none", **options).tolist() == [0, 0.5, 6, 0]
+    leaking = F.triplet_loss(LINE, PAIRED, reduction="none", leak=0.5, **options)
+    assert leaking.tolist() == pytest.approx([-2.5, 0.5 - 1.75, 6, -1])
 
 
 def test_semi_hard_takes_the_nearest_negative_beyond_the_positive() -> None:

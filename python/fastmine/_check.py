@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
 
 import torch
@@ -44,14 +44,24 @@ def option(name: str, value: object, known: Collection[str]) -> None:
 
 def number(name: str, value: object, *, minimum: float = -math.inf, maximum: float = math.inf) -> None:
     """A finite number in [minimum, maximum]."""
-    if type(value) is float and minimum <= value <= maximum and math.isfinite(value):
-        return  # nearly every value, at a tenth of the cost of the questions below
+    if type(value) is float and minimum <= value <= maximum and -math.inf < value < math.inf:
+        return  # nearly every value, at a tenth of the cost of the questions below, and traceable
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
     if not (math.isfinite(value) and minimum <= float(value) <= maximum):
         bounds = f"at least {minimum}" if maximum == math.inf else f"between {minimum} and {maximum}"
         expected = "finite" if minimum == -math.inf else f"finite and {bounds}"
         raise ValueError(f"{name} must be {expected}; got {value}")
+
+
+def integer(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer; got {type(value).__name__}")
+
+
+def flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {value!r}")
 
 
 def matrix(name: str, value: object) -> Tensor:
@@ -109,6 +119,7 @@ def mined_batch(
     ref_embeddings: object,
     ref_labels: object,
     ref_valid: object,
+    self_index: object = None,
 ) -> None:
     """A labelled batch, with or without a labelled set of references."""
     x = matrix("embeddings", embeddings)
@@ -120,12 +131,18 @@ def mined_batch(
     if ref_embeddings is None:
         if ref_valid is not None:
             raise ValueError("ref_valid needs ref_embeddings and ref_labels; got it alone")
+        if self_index is not None:
+            raise ValueError("self_index needs ref_embeddings: without references no row is its own positive anyway")
         return
     refs = matrix("ref_embeddings", ref_embeddings)
     alike("embeddings", x, "ref_embeddings", refs)
     labels("ref_labels", ref_labels, "ref_embeddings", refs)
     if ref_valid is not None:
         mask("ref_valid", ref_valid, "ref_embeddings", refs)
+    if self_index is not None:
+        found = tensor("self_index", self_index, INTEGERS)
+        per_row("self_index", found, "embeddings", x)
+        same_device("embeddings", x, "self_index", found)
 
 
 def segmentation(logits_: object, target_: object, mode: str) -> None:
@@ -174,6 +191,22 @@ def _class_targets(logits: Tensor, target: Tensor) -> None:
         )
 
 
+def label_sets(valid: object, logits: Tensor, mode: str) -> bool:
+    """Whether ``valid`` says for each class of a softmax [B, C] or [B, C, 1, ...] if it is annotated."""
+    if mode != "multiclass" or not isinstance(valid, Tensor) or valid.dim() < 2:
+        return False
+    if valid.shape[:2] != logits.shape[:2] or valid.dim() not in (2, logits.dim()) or set(valid.shape[2:]) - {1}:
+        return False
+    tensor("valid", valid, (torch.bool,), "make it boolean, such as valid > 0")
+    same_device("logits", logits, "valid", valid)
+    if valid.dim() == 2 and list(valid.shape) == [logits.shape[0], *logits.shape[2:]]:
+        raise ValueError(
+            f"valid of shape {_shape(valid)} could hold one flag per class or one per position of {_shape(logits)}; "
+            "use valid.unsqueeze(2) for classes, or valid.unsqueeze(1) for positions"
+        )
+    return True
+
+
 def segmentation_mask(valid_: object, logits: Tensor, mode: str) -> Tensor:
     """``valid`` broadcast, as a view, to the shape of logits (multiclass: with one class)."""
     valid = tensor("valid", valid_, (torch.bool,), "make it boolean, such as valid > 0")
@@ -201,6 +234,28 @@ def _aligned(valid: Tensor, shape: list[int], mode: str) -> Tensor:
     return valid
 
 
+def positive(name: str, value: object) -> None:
+    """A finite number above 0."""
+    number(name, value, minimum=0.0)
+    if value == 0:
+        raise ValueError(f"{name} must be above 0; got {value}")
+
+
+def one_number(name: str, value: Tensor) -> None:
+    """A tensor that stands for a number."""
+    if not value.is_floating_point() or value.numel() != 1:
+        raise ValueError(
+            f"{name}, if a tensor, must hold one floating-point number; got {_kind(value)} {_shape(value)}"
+        )
+
+
+def per_anchor(name: str, value: object, rows: Tensor) -> None:
+    """A floating-point number for each row of the embeddings."""
+    found = tensor(name, value, FLOATING)
+    per_row(name, found, "embeddings", rows)
+    same_device("embeddings", rows, name, found)
+
+
 def weights(name: str, value: Mapping[str, float], known: Collection[str]) -> None:
     """Named weights: known names, positive finite numbers, at least one."""
     if not isinstance(value, Mapping):
@@ -214,3 +269,48 @@ def weights(name: str, value: Mapping[str, float], known: Collection[str]) -> No
         number(f"{name}[{key!r}]", weight, minimum=0.0)
         if weight == 0:
             raise ValueError(f"{name}[{key!r}] is 0, which would silently switch it off; leave it out instead")
+
+
+def class_vectors(embeddings: Tensor, value: object) -> None:
+    """Learned vectors of classes: [C, D], or [C, K, D] with several for each, of the embeddings' length and device."""
+    weight = tensor("weight", value, FLOATING)
+    if weight.dim() not in (2, 3) or weight.shape[0] < 2 or (weight.dim() == 3 and weight.shape[1] == 0):
+        raise ValueError(
+            "weight must have shape [C, D], one vector for each of at least 2 classes, or [C, K, D]; got "
+            f"{_shape(weight)}"
+        )
+    if weight.shape[-1] != embeddings.shape[1]:
+        raise ValueError(
+            f"weight must have as many features as embeddings, {embeddings.shape[1]}; got shape {_shape(weight)}"
+        )
+    same_device("embeddings", embeddings, "weight", weight)
+
+
+def factors(name: str, value: object, rows_of: str, rows: Tensor) -> None:
+    """Floating-point factors, one per row."""
+    found = tensor(name, value, FLOATING, f"use {name}.float()")
+    per_row(name, found, rows_of, rows)
+    same_device(rows_of, rows, name, found)
+
+
+def whole(name: str, value: object, minimum: int) -> int:
+    """A whole number, at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number; got {_kind(value)}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}; got {value}")
+    return value
+
+
+def per_class(name: str, value: object, *, minimum: float = 0.0, maximum: float = math.inf) -> None:
+    """One number, or one per class as a sequence or a tensor, whose values stay unread unless they are on the CPU."""
+    if isinstance(value, Tensor):
+        tensor(name, value, (*FLOATING, *INTEGERS))
+        if value.dim() != 1:
+            raise ValueError(f"{name} must have shape [C], one entry per class; got {_shape(value)}")
+        return
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        for k, entry in enumerate(value):
+            number(f"{name}[{k}]", entry, minimum=minimum, maximum=maximum)
+        return
+    number(name, value, minimum=minimum, maximum=maximum)

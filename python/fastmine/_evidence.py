@@ -40,7 +40,7 @@ class Evidence:
 
 
 class MiningEvidence(Evidence):
-    """What batch-hard mining saw. Distances are over valid anchors and 0 where there are none: ``valid`` tells."""
+    """What mining saw. Distances are over valid anchors and 0 where there are none: ``valid`` tells."""
 
     @property
     def spread(self) -> float:
@@ -60,13 +60,33 @@ class MiningEvidence(Evidence):
         """Mean distance of the valid anchors to their mined negatives; NaN when there are none."""
         return self._mean("negative_distance_sum")
 
+    @property
+    def easy_share(self) -> float:
+        """Share of a batch-all loss's triplets that meet the margin; NaN without triplets."""
+        return 1.0 - self.active_triplets / self.triplets if self.triplets else float("nan")
+
     def _mean(self, field: str) -> float:
         read = self.as_dict()
         return read[field] / read["valid"] if read["valid"] else float("nan")
 
 
 class SegmentationEvidence(Evidence):
-    """What a segmentation loss saw. Ranges are over valid items and 0 where there are none: ``ignored`` tells."""
+    """What a segmentation loss saw. Ranges are over valid items and 0 where there are none: ``ignored`` tells.
+
+    Full evidence has also, for each term, ``<term>_weight`` and ``<term>_gradient``, the L1 norm of its part of the
+    gradient by the logits; ``saturation``, 0 for logits of 0 and 1 where no gradient is left; and ``per_class``.
+    """
+
+    per_class: dict[str, Tensor] | None = None
+    """Of full evidence: ``items``, ``target_area``, ``predicted_area``, and how many samples are ``annotated`` and, of
+    these, ``empty``; [C] each."""
+
+    @property
+    def gradient_shares(self) -> dict[str, float]:
+        """Of full evidence: each term's part of the sum of all gradient norms; NaN when there is no gradient."""
+        norms = {key.removesuffix("_gradient"): v for key, v in self.as_dict().items() if key.endswith("_gradient")}
+        total = sum(norms.values())
+        return {name: norm / total if total else float("nan") for name, norm in norms.items()}
 
     @property
     def probability_on_target(self) -> float:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from .functional import Metric, Mode, Negative, Positive
 from .reference.batch_hard import NEGATIVES, POSITIVES
 from .reference.pairwise_distance import METRICS
-from .reference.segmentation_loss import MODES
+from .reference.segmentation_sums import MODES
 
 __all__ = ["BatchHard", "batch_hard", "pairwise_distance", "segmentation_sums"]
 

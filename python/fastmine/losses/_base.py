@@ -23,7 +23,11 @@ class EvidentLoss(nn.Module, Generic[EvidenceT]):
         super().__init__()
         self._names = tuple(options)
         for name, value in options.items():
-            setattr(self, name, value)
+            # A tensor moves with the module and is no state to be saved, unless it is to be learned.
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value, persistent=False)
+            else:
+                setattr(self, name, value)
         self._last: EvidenceT | None = None
         self._listeners: tuple[Listener, ...] = ()
 
@@ -63,4 +67,5 @@ class EvidentLoss(nn.Module, Generic[EvidenceT]):
 
     def extra_repr(self) -> str:
         """The options."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        shown = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in self.options.items()}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())

@@ -36,9 +36,9 @@ class DiceLoss(SegmentationLoss):
 
     def __init__(
         self, *, mode: F.Mode = "binary", smooth: float = 0.0, empty: F.Empty = "area",
-        reduction: F.Reduction = "mean",
+        reduction: F.GroupReduction = "mean", **options: Any,
     ) -> None:  # fmt: skip
-        super().__init__({"dice": 1.0}, mode=mode, smooth=smooth, empty=empty, reduction=reduction)
+        super().__init__({"dice": 1.0}, mode=mode, smooth=smooth, empty=empty, reduction=reduction, **options)
 
 
 class IoULoss(SegmentationLoss):
@@ -46,9 +46,9 @@ class IoULoss(SegmentationLoss):
 
     def __init__(
         self, *, mode: F.Mode = "binary", smooth: float = 0.0, empty: F.Empty = "area",
-        reduction: F.Reduction = "mean",
+        reduction: F.GroupReduction = "mean", **options: Any,
     ) -> None:  # fmt: skip
-        super().__init__({"iou": 1.0}, mode=mode, smooth=smooth, empty=empty, reduction=reduction)
+        super().__init__({"iou": 1.0}, mode=mode, smooth=smooth, empty=empty, reduction=reduction, **options)
 
 
 class TverskyLoss(SegmentationLoss):
@@ -56,11 +56,11 @@ class TverskyLoss(SegmentationLoss):
 
     def __init__(
         self, alpha: float = 0.3, beta: float = 0.7, *, mode: F.Mode = "binary", smooth: float = 0.0,
-        empty: F.Empty = "area", reduction: F.Reduction = "mean",
+        empty: F.Empty = "area", reduction: F.GroupReduction = "mean", **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(
             {"tversky": 1.0}, mode=mode, tversky_alpha=alpha, tversky_beta=beta, smooth=smooth, empty=empty,
-            reduction=reduction,
+            reduction=reduction, **options,
         )  # fmt: skip
 
 
@@ -68,17 +68,88 @@ class FocalLoss(SegmentationLoss):
     """-alpha_t (1 - p_t)^gamma log p_t, the mean over items (arXiv:1708.02002)."""
 
     def __init__(
-        self, alpha: float | None = None, gamma: float = 2.0, *, mode: F.Mode = "binary",
-        reduction: F.Reduction = "mean",
+        self, alpha: float | F.PerClass | None = None, gamma: float = 2.0, *, mode: F.Mode = "binary",
+        reduction: F.GroupReduction = "mean", **options: Any,
     ) -> None:  # fmt: skip
-        super().__init__({"focal": 1.0}, mode=mode, focal_alpha=alpha, focal_gamma=gamma, reduction=reduction)
+        super().__init__(
+            {"focal": 1.0}, mode=mode, focal_alpha=alpha, focal_gamma=gamma, reduction=reduction, **options
+        )
 
 
 class BCELoss(SegmentationLoss):
     """Cross entropy from logits, the mean over items; for ``mode="multiclass"`` that of the softmax."""
 
-    def __init__(self, *, mode: F.Mode = "binary", reduction: F.Reduction = "mean") -> None:
-        super().__init__({_cross_entropy(mode): 1.0}, mode=mode, reduction=reduction)
+    def __init__(self, *, mode: F.Mode = "binary", reduction: F.GroupReduction = "mean", **options: Any) -> None:
+        super().__init__({_cross_entropy(mode): 1.0}, mode=mode, reduction=reduction, **options)
+
+
+class CrossEntropyLoss(SegmentationLoss):
+    """-log p_y under a softmax, the mean over valid positions, or weighted by the class of their target."""
+
+    def __init__(
+        self, class_weights: F.PerClass | None = None, *, label_smoothing: float = 0.0,
+        ignore_index: int | None = None, reduction: F.GroupReduction = "mean", **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            {"ce": 1.0}, mode="multiclass", class_weights=class_weights, label_smoothing=label_smoothing,
+            ignore_index=ignore_index, reduction=reduction, **options,
+        )  # fmt: skip
+
+
+class LogDiceLoss(SegmentationLoss):
+    """-log((2A + s) / (P + T + s)) per (sample, class): as Dice near 1, and steeper the smaller the overlap."""
+
+    def __init__(
+        self, *, mode: F.Mode = "binary", smooth: float = 0.0, empty: F.Empty = "area",
+        reduction: F.GroupReduction = "mean", **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__({"log_dice": 1.0}, mode=mode, smooth=smooth, empty=empty, reduction=reduction, **options)
+
+
+class GeneralizedDiceLoss(SegmentationLoss):
+    """1 - 2 sum_k w_k A_k / sum_k w_k (P_k + T_k) per sample, w = 1 / T^2, 1 / T or 1 (arXiv:1707.03237)."""
+
+    def __init__(
+        self, weights: F.GeneralizedWeights = "square", *, mode: F.Mode = "multiclass", smooth: float = 0.0,
+        empty: F.Empty = "area", reduction: F.GroupReduction = "mean", **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            {"generalized_dice": 1.0}, mode=mode, generalized_weights=weights, smooth=smooth, empty=empty,
+            reduction=reduction, **options,
+        )  # fmt: skip
+
+
+class FocalTverskyLoss(SegmentationLoss):
+    """(1 - Tversky index)^exponent (arXiv:1810.07842, whose gamma is 1 / exponent)."""
+
+    def __init__(
+        self, alpha: float = 0.3, beta: float = 0.7, exponent: float = 0.75, *, mode: F.Mode = "binary",
+        smooth: float = 0.0, empty: F.Empty = "area", reduction: F.GroupReduction = "mean", **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            {"focal_tversky": 1.0}, mode=mode, tversky_alpha=alpha, tversky_beta=beta,
+            focal_tversky_exponent=exponent, smooth=smooth, empty=empty, reduction=reduction, **options,
+        )  # fmt: skip
+
+
+class MCCLoss(SegmentationLoss):
+    """One minus the Matthews correlation coefficient per (sample, class) (arXiv:2010.13454)."""
+
+    def __init__(
+        self, *, mode: F.Mode = "binary", smooth: float = 0.0, empty: F.Empty = "area",
+        reduction: F.GroupReduction = "mean", **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__({"mcc": 1.0}, mode=mode, smooth=smooth, empty=empty, reduction=reduction, **options)
+
+
+class LovaszLoss(SegmentationLoss):
+    """The Lovasz hinge or Lovasz-Softmax (arXiv:1705.08790): :func:`fastmine.functional.lovasz_loss`."""
+
+    def __init__(
+        self, *, mode: F.Mode = "binary", empty: F.Empty = "skip", batch: bool = False,
+        reduction: F.GroupReduction = "mean", **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__({"lovasz": 1.0}, mode=mode, empty=empty, batch=batch, reduction=reduction, **options)
 
 
 class CombinedSegmentationLoss(SegmentationLoss):
@@ -90,7 +161,7 @@ class CombinedSegmentationLoss(SegmentationLoss):
     def __init__(
         self, bce_weight: float = 0.4, dice_weight: float = 0.4, focal_weight: float = 0.2, *,
         mode: F.Mode = "binary", alpha: float | None = None, gamma: float = 2.0, smooth: float = 0.0,
-        empty: F.Empty = "area", reduction: F.Reduction = "mean",
+        empty: F.Empty = "area", reduction: F.GroupReduction = "mean", **options: Any,
     ) -> None:  # fmt: skip
         weights = {_cross_entropy(mode): bce_weight, "dice": dice_weight, "focal": focal_weight}
         for name, weight in zip(("bce_weight", "dice_weight", "focal_weight"), weights.values(), strict=True):
@@ -102,7 +173,7 @@ class CombinedSegmentationLoss(SegmentationLoss):
             warnings.warn(f"the weights of CombinedSegmentationLoss add to {total:g}, not to 1", stacklevel=2)
         super().__init__(
             {name: weight for name, weight in weights.items() if weight != 0}, mode=mode, focal_alpha=alpha,
-            focal_gamma=gamma, smooth=smooth, empty=empty, reduction=reduction,
+            focal_gamma=gamma, smooth=smooth, empty=empty, reduction=reduction, **options,
         )  # fmt: skip
 
 

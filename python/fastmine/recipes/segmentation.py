@@ -34,7 +34,7 @@ from .errors import UsageError, from_extra, listed
 from .screen import Column, Screen
 from .settings import Option, Settings, real, whole
 from .textures import SIZE, compose
-from .training import Numbers, Step, mean, random_for
+from .training import Goal, Numbers, Step, mean, random_for
 
 if TYPE_CHECKING:
     from .pictures import Example
@@ -289,7 +289,7 @@ class Segmentation(training.System[Batch, SegmentationEvidence]):
 
     name: ClassVar[str] = "segmentation"
     metric: ClassVar[Column] = Column("f1", "F1")
-    fit: ClassVar[str] = "Dice of the probabilities"
+    fit: ClassVar[tuple[Goal, ...]] = (Goal("fitted", "Dice of the probabilities", ready=0.95, marginal=0.8),)
     ops: ClassVar[tuple[str, ...]] = ("segmentation_loss",)
 
     settings: SegmentationSettings
@@ -378,10 +378,10 @@ class Segmentation(training.System[Batch, SegmentationEvidence]):
             )
         return found
 
-    def fitted(self, evidence: SegmentationEvidence) -> float:
+    def fitted(self, evidence: SegmentationEvidence) -> Numbers:
         """2A / (P + T) over the batch."""
         area = evidence.prediction_sum + evidence.target_sum
-        return 2 * evidence.overlap_sum / area if area else 0.0
+        return {"fitted": 2 * evidence.overlap_sum / area if area else 0.0}
 
     def judge(self, model: nn.Module) -> Numbers:
         """F1, IoU, precision and recall of all held-out pixels together."""

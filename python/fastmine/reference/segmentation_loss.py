@@ -5,35 +5,29 @@ Per group of v (valid), t (target) and p (probability): A = sum v p t, P = sum v
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .evidence import pack
 from .pairwise_distance import result_dtype
+from .segmentation_sums import (
+    SUMS_FIELDS,
+    focal_slope,
+    log_complement,
+    logit_groups,
+    softmax_focal_slope,
+    sums_evidence,
+    target_groups,
+    valid_groups,
+)
 
-MODES = ("binary", "multilabel", "multiclass")
 TERMS = ("bce", "ce", "dice", "iou", "tversky", "focal")
 OVERLAP_TERMS = ("dice", "iou", "tversky")
 EMPTY_GROUPS = ("area", "skip", "smooth")
 
 SEGMENTATION_FIELDS = (
-    "groups",  # (sample, class) pairs
-    "annotated",  # of these, groups with a valid item
-    "nonempty",  # of these, groups with some target
-    "items",  # elements that the pointwise terms could average over
-    "ignored",  # of these, elements marked invalid
-    "target_sum",  # over valid items; multiclass: class 0 left out
-    "prediction_sum",
-    "overlap_sum",  # probability on the target
-    "target_min",  # over valid items; multiclass: the class index
-    "target_max",
-    "logit_min",
-    "logit_max",
-    "nonfinite",  # valid logits that are NaN or Inf
-    "out_of_range",  # valid targets outside [0, 1], or outside 0 .. C-1
+    *SUMS_FIELDS,
     *TERMS,  # the value of each term, before its weight
 )
 
@@ -60,9 +54,9 @@ def segmentation_loss(
     scales of the cross entropy and of the focal term: all that the backward pass needs beside the inputs.
     ``focal_alpha`` weighs target against background; multiclass has no background, and pays it no attention.
     """
-    x, v = _groups(logits, mode), _valid_groups(logits, valid, mode)
+    x, v = logit_groups(logits, mode), valid_groups(logits, valid, mode)
     x = torch.where(v, x, 0.0)
-    t, outside = _target_groups(target, v, x.shape[1], mode)
+    t, outside = target_groups(target, v, x.shape[1], mode)
     p, cross_entropy, focal = _pointwise(x, t, mode, focal_alpha, focal_gamma)
     n_groups = v.sum(dim=2, dtype=torch.float64).expand(x.shape[:2])
     a, p_sum, t_sum = ((v * z).sum(dim=2) for z in (p * t, p, t))
@@ -81,8 +75,11 @@ def segmentation_loss(
     # A factor, not a replacement: a valid NaN, Inf or impossible target spoils value and gradient alike.
     nonfinite = (v & ~x.isfinite()).sum()
     poison = torch.where(outside + nonfinite > 0, torch.nan, 1.0).double()
-    evidence = _evidence(target, x, p, t, v, n_groups, t_sum, nonfinite, outside, values, mode)
-    return (loss * poison).to(result_dtype(logits)), (coefficients * poison).detach(), evidence
+    sums = {"n": n_groups, "t": t_sum, "p": p_sum, "a": a}
+    evidence = sums_evidence(logits, target, valid, mode, sums, nonfinite, outside)
+    nothing = torch.zeros_like(poison)
+    evidence |= {name: values.get(name, nothing) for name in TERMS}
+    return (loss * poison).to(result_dtype(logits)), (coefficients * poison).detach(), pack(**evidence)
 
 
 def segmentation_loss_backward(
@@ -100,9 +97,9 @@ def segmentation_loss_backward(
     sigmoid: g = (a t + b) p q + w_ce (p - t) + w_focal dFL;  softmax: g_k = p_k (h_k - sum_j p_j h_j) + ...
     The scales w belong to a group; for softmax to a position of all classes, so they are read at class 0.
     """
-    x, v = _groups(logits, mode), _valid_groups(logits, valid, mode)
+    x, v = logit_groups(logits, mode), valid_groups(logits, valid, mode)
     x = torch.where(v, x, 0.0)
-    t, _ = _target_groups(target, v, x.shape[1], mode)
+    t, _ = target_groups(target, v, x.shape[1], mode)
     scaled = coefficients * grad.double().reshape(-1, 1, 1)
     a, b, w_ce, w_focal = (scaled[:, :, k, None] for k in range(4))
     if mode == "multiclass":
@@ -113,51 +110,17 @@ def segmentation_loss_backward(
         h = a * t + b
         h = h - h.gather(1, p.argmax(dim=1, keepdim=True))
         g = p * (h - (p * h).sum(dim=1, keepdim=True))
-        log_q = _log_complement(x, t)
-        q, log_target = log_q.exp(), (t * log_p).sum(dim=1, keepdim=True)
+        q = log_complement(x, t).exp()
         g = g + w_ce * torch.where(t > 0, -q, p)  # p - t, which would lose the digits of q
-        # dFL/dz_k = ((1 - p_y)^g + g p_y (1 - p_y)^(g-1) (-log p_y)) (p_k - t_k), with (p_k - t_k) / (1 - p_y) bounded.
-        target_p = log_target.exp()
-        share = torch.where(t > 0, -1.0, (log_p - log_q).exp())
-        power = (focal_gamma * log_q).exp()
-        g = g + w_focal * power * (q - focal_gamma * target_p * log_target) * share
+        g = g + w_focal * softmax_focal_slope(x, log_p, t, focal_gamma)
     else:
         p, q = x.sigmoid(), (-x).sigmoid()
         g = (a * t + b) * p * q + w_ce * ((1 - t) * p - t * q)
-        g = g + w_focal * _sigmoid_focal_gradient(x, t, focal_alpha, focal_gamma)
+        on_target, off_target = (1.0, 1.0) if focal_alpha is None else (focal_alpha, 1.0 - focal_alpha)
+        slopes = on_target * t * focal_slope(x, focal_gamma), off_target * (1 - t) * focal_slope(-x, focal_gamma)
+        g = g + w_focal * (slopes[0] - slopes[1])
     g = torch.where(v, g, 0.0)
     return g.reshape(logits.shape).to(logits.dtype)
-
-
-def _groups(logits: Tensor, mode: str) -> Tensor:
-    """[B, C, S] in float64; binary has one class."""
-    classes = 1 if mode == "binary" else logits.shape[1]
-    return logits.double().reshape(logits.shape[0], classes, _positions(logits.shape, mode))
-
-
-def _positions(shape: torch.Size, mode: str) -> int:
-    return math.prod(shape[1 if mode == "binary" else 2 :])
-
-
-def _valid_groups(logits: Tensor, valid: Tensor | None, mode: str) -> Tensor:
-    """[B, C, S], or [B, 1, S] for multiclass, where a position is valid or not for all classes together."""
-    classes = 1 if mode != "multilabel" else logits.shape[1]
-    shape = (logits.shape[0], classes, _positions(logits.shape, mode))
-    if valid is None:
-        return torch.ones(shape, dtype=torch.bool, device=logits.device)
-    return valid.reshape(shape)
-
-
-def _target_groups(target: Tensor, v: Tensor, classes: int, mode: str) -> tuple[Tensor, Tensor]:
-    """Targets as [B, C, S] in float64, zero where invalid, and the number of valid ones outside their domain."""
-    t = target.reshape(v.shape)
-    t = t if t.is_floating_point() else t.long()  # a bound of 255 would wrap around in int8
-    upper = classes - 1 if mode == "multiclass" else 1
-    outside = (v & ~((t >= 0) & (t <= upper))).sum()
-    if mode == "multiclass":
-        index = torch.arange(classes, device=target.device)[None, :, None]
-        return ((t == index) & v).double(), outside
-    return torch.where(v, t.double(), 0.0), outside
 
 
 def _pointwise(x: Tensor, t: Tensor, mode: str, alpha: float | None, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,7 +128,7 @@ def _pointwise(x: Tensor, t: Tensor, mode: str, alpha: float | None, gamma: floa
     if mode == "multiclass":
         log_p = F.log_softmax(x, dim=1)
         cross_entropy = -(t * log_p).sum(dim=1, keepdim=True)
-        return log_p.exp(), cross_entropy, (gamma * _log_complement(x, t)).exp() * cross_entropy
+        return log_p.exp(), cross_entropy, (gamma * log_complement(x, t)).exp() * cross_entropy
     log_p, log_q = F.logsigmoid(x), F.logsigmoid(-x)
     cross_entropy = -(t * log_p + (1 - t) * log_q)
     on_target, off_target = (1.0, 1.0) if alpha is None else (alpha, 1.0 - alpha)
@@ -173,25 +136,6 @@ def _pointwise(x: Tensor, t: Tensor, mode: str, alpha: float | None, gamma: floa
     focal = -on_target * t * (gamma * log_q).exp() * log_p
     focal = focal - off_target * (1 - t) * (gamma * log_p).exp() * log_q
     return log_p.exp(), cross_entropy, focal
-
-
-def _log_complement(x: Tensor, t: Tensor) -> Tensor:
-    """log(1 - p_y) of softmax without the cancellation: the others' log-sum-exp against everybody's."""
-    x = x - x.detach().amax(dim=1, keepdim=True)
-    others = torch.where(t > 0, -torch.inf, x)
-    return others.logsumexp(dim=1, keepdim=True) - x.logsumexp(dim=1, keepdim=True)
-
-
-def _sigmoid_focal_gradient(x: Tensor, t: Tensor, alpha: float | None, gamma: float) -> Tensor:
-    """With s = 2t - 1, l = softplus(-s x), u = sigmoid(-s x): dFL/dx = -alpha s u^g (u + g (1 - u) l)."""
-    on_target, off_target = (1.0, 1.0) if alpha is None else (alpha, 1.0 - alpha)
-    total = torch.zeros_like(x)
-    for sign, share in ((1.0, on_target * t), (-1.0, off_target * (1 - t))):
-        log_right, log_wrong = F.logsigmoid(sign * x), F.logsigmoid(-sign * x)
-        power = (gamma * log_wrong).exp()
-        slope = -sign * power * (log_wrong.exp() - gamma * log_right.exp() * log_right)
-        total = total + share * slope
-    return total
 
 
 def _overlap_values(
@@ -287,37 +231,3 @@ def _coefficients(
     cross_entropy = by_name["ce" if mode == "multiclass" else "bce"]
     pointwise = [zero + weight / items for weight in (cross_entropy, by_name["focal"])]
     return torch.stack([on_target, everywhere, *pointwise], dim=-1)
-
-
-def _evidence(
-    target: Tensor, x: Tensor, p: Tensor, t: Tensor, v: Tensor, n_groups: Tensor, t_sum: Tensor,
-    nonfinite: Tensor, outside: Tensor, values: dict[str, Tensor], mode: str,
-) -> Tensor:  # fmt: skip
-    """The counts, sums and ranges of ``SEGMENTATION_FIELDS``, as float64."""
-    x, p = x.detach(), p.detach()
-    nothing = torch.zeros((), dtype=torch.float64, device=x.device)
-    seen = v.any()
-    labels = target.detach().reshape(v.shape).double()
-    foreground = slice(1, None) if mode == "multiclass" else slice(None)
-
-    def extreme(z: Tensor, fill: float) -> Tensor:
-        kept = torch.cat([torch.where(v, z, fill).flatten(), z.new_full((1,), fill)])
-        return torch.where(seen, kept.amin() if fill > 0 else kept.amax(), nothing)
-
-    return pack(
-        groups=torch.full_like(nothing, n_groups.numel()),
-        annotated=(n_groups > 0).sum(),
-        nonempty=((n_groups > 0) & (t_sum != 0)).sum(),
-        items=torch.full_like(nothing, v.numel()),
-        ignored=v.numel() - v.sum(),
-        target_sum=t_sum[:, foreground].sum(),
-        prediction_sum=(v * p)[:, foreground].sum(),
-        overlap_sum=(v * p * t)[:, foreground].sum(),
-        target_min=extreme(labels, torch.inf),
-        target_max=extreme(labels, -torch.inf),
-        logit_min=extreme(x, torch.inf),
-        logit_max=extreme(x, -torch.inf),
-        nonfinite=nonfinite,
-        out_of_range=outside,
-        **{name: values.get(name, nothing) for name in TERMS},
-    )
