@@ -24,7 +24,7 @@ from fastmine.health import CODES, Finding, HealthWarning, History, Monitor, Tab
 from fastmine.health._finding import finding
 from fastmine.health._ring import RECENT, THINNED, Ring
 from fastmine.health.rules import examine
-from fastmine.losses import BCELoss, CombinedSegmentationLoss, CompositeLoss, DiceLoss, TripletLoss
+from fastmine.losses import ArcFaceLoss, BCELoss, CombinedSegmentationLoss, CompositeLoss, DiceLoss, TripletLoss
 from support import REPOSITORY
 
 SCRIPTS = REPOSITORY / "docs" / "health"
@@ -415,6 +415,14 @@ def test_no_backward() -> None:
         optimizer.step()
 
     assert loop(forgotten).evidence["variant"] == "no_backward"
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_class_vectors_that_no_optimizer_holds(given: bool) -> None:
+    model, criterion = Embed(), ArcFaceLoss(100, 8)
+    parameters = [*model.parameters(), *(criterion.parameters() if given else ())]
+    monitor = train(model, criterion, pk, optimizer=torch.optim.Adam(parameters, lr=1e-3))
+    assert alarms(monitor) == ([] if given else ["NO_UPDATE"])
 
 
 def test_an_optimizer_of_another_model() -> None:

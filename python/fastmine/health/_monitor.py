@@ -21,6 +21,7 @@ from torch.optim import optimizer as optim
 from torch.utils.hooks import RemovableHandle
 
 from .. import __version__
+from ..losses import EvidentLoss
 from . import _report
 from ._clock import Clock
 from ._finding import Finding, HealthWarning
@@ -92,6 +93,7 @@ class Monitor:
         self.thresholds = Thresholds() if thresholds is None else thresholds
         self.writer, self.speak = writer, speak
         self._clock = Clock()
+        self._learning: list[EvidentLoss[Any]] = []  # losses that may have parameters, as a classifier has
         self._models = [] if model is None else [model] if isinstance(model, nn.Module) else list(model)
         self._watches: list[Watch] = []
         self._polled: list[EvidentWatch] = []
@@ -153,6 +155,7 @@ class Monitor:
         if not isinstance(criterion, nn.Module):
             return
         found = watches(criterion, self._clock, name)
+        self._learning += [part for part in criterion.modules() if isinstance(part, EvidentLoss)]
         self._watches += found
         compiled = original(criterion) is not criterion
         for watch in found:
@@ -219,19 +222,22 @@ class Monitor:
         return self._updates[-1]
 
     def _hold_rest(self) -> None:
-        """Sample those parameters of the model, too, that no optimizer holds."""
+        """Sample those parameters of the model and of our losses, too, that no optimizer holds."""
         held = frozenset[int]().union(*(updates.ids for updates in self._updates))
-        rest = [p for module in self._models for p in module.parameters() if p.requires_grad and id(p) not in held]
+        ours = [p for module in self._models for p in module.parameters()]
+        ours += [p for loss in self._learning for p in loss.parameters(recurse=False)]
+        rest = [p for p in ours if p.requires_grad and id(p) not in held]
         if {id(p) for p in rest} != self._rest.ids:
             self._rest.hold(rest)
             self._rest.facts["last_layer"] = self._last_layer() if held else None
 
     def _last_layer(self) -> str | None:
-        """The last module that has parameters of its own, if all of them are in no optimizer."""
+        """The last module that has parameters of its own, if all of them are in no optimizer; losses come last."""
+        parts = [named for module in self._models for named in module.named_modules()]
+        parts += [(type(loss).__name__, loss) for loss in self._learning]
         own = [
             (name, list(part.parameters(recurse=False)))
-            for module in self._models
-            for name, part in module.named_modules()
+            for name, part in parts
             if any(p.requires_grad for p in part.parameters(recurse=False))
         ]
         return own[-1][0] if own and all(id(p) in self._rest.ids for p in own[-1][1]) else None
