@@ -196,8 +196,8 @@ def _head_not_in_optimizer(tables: Sequence[Table], t: Thresholds) -> Iterator[F
             yield finding(
                 "NO_UPDATE", "model", int(rows.steps[0]), evidence, severity="warning", confidence=0.8,
                 title="the last layer has gradients and is in no optimizer",
-                cause="The layer was added or replaced after the optimizer was built, or it is the loss that learns, as "
-                "ArcFaceLoss does its class vectors, and the optimizer was given the model alone.",
+                cause="The layer was added or replaced after the optimizer was built, or it is the loss that learns, "
+                "as ArcFaceLoss does its class vectors, and the optimizer was given the model alone.",
                 remedy="Build the optimizer from model.parameters() after the model is complete, and from those of the "
                 "loss; freeze layers with requires_grad_(False).",
             )  # fmt: skip
