@@ -7,6 +7,10 @@ set(FASTMINE_CPU_KERNELS
     csrc/kernels/cpu/pairwise_distance_backward.cpp
     csrc/kernels/cpu/batch_hard.cpp
     csrc/kernels/cpu/batch_hard_backward.cpp
+    csrc/kernels/cpu/pair_sums.cpp
+    csrc/kernels/cpu/pair_sums_backward.cpp
+    csrc/kernels/cpu/batch_all.cpp
+    csrc/kernels/cpu/batch_all_backward.cpp
     csrc/kernels/cpu/segmentation_loss.cpp
     csrc/kernels/cpu/segmentation_sigmoid.cpp
     csrc/kernels/cpu/segmentation_softmax.cpp
@@ -14,6 +18,7 @@ set(FASTMINE_CPU_KERNELS
     csrc/kernels/cpu/segmentation_sums.cpp)
 
 set(FASTMINE_COMMON_KERNELS # once, for every CPU
+    csrc/kernels/cpu/batch_all_formula.cpp
     csrc/kernels/cpu/dispatch.cpp
     csrc/kernels/cpu/order.cpp
     csrc/kernels/cpu/segmentation_formula.cpp

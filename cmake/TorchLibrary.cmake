@@ -23,7 +23,9 @@ add_library(
   fastmine_torch_cpu MODULE
   csrc/torch/cpu/kernels.cpp
   csrc/torch/cpu/pairwise_distance.cpp
+  csrc/torch/cpu/batch_all.cpp
   csrc/torch/cpu/batch_hard.cpp
+  csrc/torch/cpu/pair_sums.cpp
   csrc/torch/cpu/segmentation_loss.cpp
   csrc/torch/cpu/segmentation_sums.cpp)
 fastmine_configure_torch_library(fastmine_torch_cpu)

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastmine.functional as F
 from fastmine import _ops, reference
 from fastmine.reference.batch_hard import NEGATIVES, POSITIVES
+from fastmine.reference.pair_sums import FORMS
 from fastmine.reference.pairwise_distance import METRICS, result_dtype
 from fastmine.reference.segmentation_sums import SUMS
 
@@ -30,6 +31,8 @@ Build = Callable[[torch.Generator], Inputs]
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DIFFERENTIABLE = ("x", "y", "embeddings", "ref_embeddings", "logits")
 INDICES = ("positive_index", "negative_index")
+COSINE_OPS = ("supcon_loss", "ntxent_loss", "multi_similarity_loss", "circle_loss")  # unless another metric is named
+PAIR_OPS = ("pair_sums", "contrastive_loss", *COSINE_OPS)
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() else [])]
 
 
@@ -61,10 +64,18 @@ class Case:
             return {"distance": F.pairwise_distance(**inputs, **self.options)}
         function = getattr(F, self.op)
         found, evidence = function(**inputs, **self.options, return_evidence=True)
+        if self.op == "pair_sums":  # float64, but no more exact than the distances
+            dtype = result_dtype(inputs["embeddings"])
+            return {name: x.to(dtype) for name, x in found._asdict().items()} | {"evidence": evidence.tensor}
         named = {"loss": found} if isinstance(found, Tensor) else found._asdict()
         if self.op == "segmentation_sums":  # float64 for sums of what is computed in the type of a loss
             named = {name: x.to(result_dtype(inputs["logits"])) for name, x in named.items()}
         return {**named, "evidence": evidence.tensor}
+
+    @property
+    def answered_by(self) -> str:
+        """The op that answers, where one function asks several."""
+        return "batch_all" if self.options.get("mining") == "batch_all" else self.op
 
     @property
     def size(self) -> int:
@@ -177,8 +188,11 @@ def lay_out(inputs: Inputs, layout: str) -> Inputs:
 def _laid_out() -> Iterator[tuple[Case, str]]:
     for case in CASES:
         for layout in LAYOUTS:
-            # Parallel vectors: every cosine gradient is exactly 0.
-            if not (layout.startswith("expanded") and case.options.get("metric") == "cosine"):
+            # Parallel vectors: every cosine gradient is exactly 0. Over all pairs of them, which mean is the larger is
+            # up to rounding, but for distances, which are 0.
+            metric = case.options.get("metric", "cosine" if case.op in COSINE_OPS else "euclidean")
+            flat = metric == "cosine" or (metric == "dot" and case.op in PAIR_OPS)
+            if not (layout.startswith("expanded") and flat):
                 yield case, layout
 
 
@@ -232,6 +246,35 @@ def labelled(
         return found
 
     return build
+
+
+def among_references(n: int, d: int, classes: int, others: int) -> Build:
+    """References that hold the batch itself, but for its last row, shuffled among others: a memory of embeddings."""
+
+    def build(g: torch.Generator) -> Inputs:
+        x = torch.randn(n, d, generator=g, dtype=torch.float64)
+        labels = torch.randint(classes, (n,), generator=g)
+        place = torch.randperm(n - 1 + others, generator=g)[: n - 1]
+        refs = torch.randn(n - 1 + others, d, generator=g, dtype=torch.float64)
+        ref_labels = torch.randint(classes, (n - 1 + others,), generator=g)
+        refs[place], ref_labels[place] = x[:-1] + 1e-3, labels[:-1]
+        none = torch.tensor([-1])
+        return {
+            "embeddings": x, "labels": labels, "ref_embeddings": refs, "ref_labels": ref_labels,
+            "ref_valid": torch.rand(n - 1 + others, generator=g) < 0.9, "self_index": torch.cat([place, none]),
+        }  # fmt: skip
+
+    return build
+
+
+def weighted(build: Build) -> Build:
+    """The batch with a weight for each anchor, some of them 0."""
+
+    def weighted_build(g: torch.Generator) -> Inputs:
+        found = build(g)
+        return {**found, "sample_weight": (2.0 * torch.rand(len(found["labels"]), generator=g) - 0.5).clamp(min=0.0)}
+
+    return weighted_build
 
 
 def changed(build: Build, change: Callable[[Tensor], Tensor]) -> Build:
@@ -300,6 +343,36 @@ def _mining() -> Iterator[Case]:
             yield Case("triplet_loss", f"{name}-{metric}", build, {"metric": metric, "margin": "soft"}, curved=False)
 
 
+def _remembered() -> Iterator[Case]:
+    """Anchors that are among their references; batches small, ragged, and of large classes."""
+    batches = {
+        "itself": among_references(9, 3, 3, 5), "itself_alone": among_references(6, 3, 6, 0),
+        "itself_ragged": among_references(67, 16, 9, 64), "itself_ragged_classes": among_references(101, 7, 2, 60),
+    }  # fmt: skip
+    for name, build in batches.items():
+        for positive in POSITIVES:
+            for metric in ("euclidean", "dot"):
+                options = {"metric": metric, "positive": positive}
+                yield Case("batch_hard", f"{name}-{positive}-{metric}", build, options)
+        for mining in ("batch_hard", "batch_all"):
+            yield Case("triplet_loss", f"{mining}-{name}", build, {"mining": mining, "margin": 1.0})
+
+
+def _weighted() -> Iterator[Case]:
+    for mining, margin in (("batch_hard", "soft"), ("batch_hard", 1.0), ("batch_all", 1.0), ("batch_all", "leaky")):
+        for reduction in ("mean", "sum", "none"):
+            options = {"mining": mining, "margin": margin, "reduction": reduction}
+            yield Case("triplet_loss", f"{mining}-weighted-{margin}-{reduction}", weighted(BATCHES["masked"]), options)
+        yield Case(
+            "triplet_loss", f"{mining}-weighted-{margin}-references", weighted(BATCHES["references_masked"]),
+            {"mining": mining, "margin": margin},
+        )  # fmt: skip
+    for mining in ("batch_hard", "batch_all"):
+        for policy, name in (("pull", "one_class"), ("push", "all_unique")):
+            options = {"mining": mining, "on_empty": policy}
+            yield Case("triplet_loss", f"{mining}-weighted-{policy}", weighted(BATCHES[name]), options)
+
+
 def _triplet() -> Iterator[Case]:
     shapes: dict[str, dict[str, Any]] = {
         "hinge": {"margin": 0.2}, "no_margin": {"margin": 0.0}, "wide_margin": {"margin": 5.0},
@@ -327,6 +400,97 @@ def _triplet() -> Iterator[Case]:
         yield Case("triplet_loss", name, BATCHES[name], {"margin": 1.0})
     for name, build in RAGGED.items():
         yield Case("triplet_loss", name, build, {"margin": 1.0})
+
+
+def _batch_all() -> Iterator[Case]:
+    def case(name: str, build: Build, **options: Any) -> Case:
+        dtypes = FLOATS if name != "one_feature" else (torch.float64, torch.float32)  # exact ties, as above
+        options = {"mining": "batch_all", "margin": 1.0, **options}
+        smooth = not name.endswith(tuple(KINKED))
+        return Case("triplet_loss", f"batch_all-{name}", build, options, dtypes, curved=smooth)
+
+    for name in ("plain", "masked", "references_masked", *RAGGED):
+        for metric in METRICS:
+            yield case(f"{name}-{metric}", {**BATCHES, **RAGGED}[name], metric=metric)
+    for leak in (0.0, 0.2):
+        for average in ("active", "valid"):
+            for reduction in ("mean", "sum", "none"):
+                options = {"leak": leak, "average": average, "reduction": reduction, "metric": "cosine"}
+                yield case(f"{leak:g}-{average}-{reduction}", BATCHES["masked"], **options)
+    yield case("leaky", BATCHES["references"], margin="leaky", metric="dot")
+    yield case("no_margin", BATCHES["plain"], margin=0.0)
+    for kind in ("hard", "semi_hard"):
+        for name in ("plain", "references_masked", "collapsed", "ragged"):
+            yield case(f"{kind}-{name}", {**BATCHES, **KINKED, **RAGGED}[name], triplets=kind)
+        yield case(f"{kind}-valid", BATCHES["masked"], triplets=kind, average="valid", metric="dot")
+        yield case(f"{kind}-ragged_classes", labelled(130, 5, 2), triplets=kind)
+    for name, build in {**BATCHES, **KINKED}.items():
+        yield case(name, build)
+    for policy in ("pull", "push"):
+        for name in ("all_unique", "one_class", "no_references", "plain"):
+            yield case(f"{policy}-{name}", BATCHES[name], on_empty=policy)
+    # Classes of more than 40, whose thresholds are bisected; more references than one tile.
+    yield case("ragged_classes", labelled(150, 5, 2, masked=True), leak=0.1)
+    yield case("ragged_tiles", labelled(101, 7, 3, 403), metric="sqeuclidean")
+
+
+# --- losses over all pairs -------------------------------------------------------------------------------------------
+
+PAIRED: dict[str, Build] = {  # every anchor has a positive and a negative
+    "plain": labelled(11, 3, [0, 0, 1, 1, 1, 2, 2, 0, 3, 3, 2]),
+    "references": labelled(6, 3, [0, 1, 2, 3, 3, 0], 40),
+    "ragged": labelled(131, 37, [k % 13 for k in range(131)]),
+    "ragged_references": labelled(67, 17, [k % 4 for k in range(67)], 401),
+    "one_panel_and_more": labelled(450, 5, [k % 90 for k in range(450)]),
+}
+_WIDE_RANGE = (torch.float64, torch.float32, torch.bfloat16)  # sums of distances have gradients beyond float16
+
+
+def curves(metric: str) -> dict[str, Any]:
+    """Moderate for values of the metric: e^curve amplifies rounding by the curve's height."""
+    scale = 0.15 if metric in ("sqeuclidean", "dot") else 1.5
+    return {"positive_curve": (-scale, 0.7, 2.0), "negative_curve": (0.8 * scale, 0.4, -1.0)}
+
+
+def bounded(build: Build, low: float, high: float) -> Build:
+    """The batch with bounds drawn from an interval."""
+
+    def bounded_build(g: torch.Generator) -> Inputs:
+        found = build(g)
+        draw = [low + (high - low) * torch.rand(len(found["labels"]), generator=g, dtype=torch.float64) for _ in "pn"]
+        return {**found, "positive_bound": draw[0], "negative_bound": draw[1]}
+
+    return bounded_build
+
+
+def _pairs() -> Iterator[Case]:
+    for metric in METRICS:
+        for form in FORMS:
+            options = {"metric": metric, "form": form, **curves(metric)}
+            for name in ("plain", "references"):
+                row = f"{name}-{metric}-{form}"
+                yield Case("pair_sums", row, PAIRED[name], options, _WIDE_RANGE, curved=form != "circle")
+        for name in ("ragged", "ragged_references", "one_panel_and_more"):
+            options = {"metric": metric, "form": "nce", **curves(metric)}
+            yield Case("pair_sums", f"{name}-{metric}", PAIRED[name], options, _WIDE_RANGE)
+    options = {"metric": "cosine", "form": "sum"}
+    yield Case("pair_sums", "bounded", bounded(PAIRED["ragged"], 0.6, 0.9), options, _WIDE_RANGE)
+    losses: dict[str, dict[str, Any]] = {
+        "supcon_loss": {"temperature": 0.5}, "ntxent_loss": {"temperature": 0.5},
+        "multi_similarity_loss": {"beta": 5.0}, "circle_loss": {"gamma": 4.0},
+        "contrastive_loss": {"positive_margin": 0.5},
+    }  # fmt: skip
+    for op, options in losses.items():
+        curved = op != "circle_loss"
+        for name, build in {**BATCHES, **RAGGED}.items():
+            if name != "one_feature":  # parallel vectors: every cosine gradient is exactly 0
+                yield Case(op, name, build, options, curved=curved)
+        for policy in ("pull",) if op == "contrastive_loss" else ("pull", "push"):
+            for name in ("plain", "all_unique", "one_class", "one_row", "no_rows", "no_references"):
+                yield Case(op, f"{policy}-{name}", BATCHES[name], {**options, "on_empty": policy}, curved=curved)
+        for reduction in ("sum", "none"):
+            yield Case(op, f"masked-{reduction}", BATCHES["masked"], {**options, "reduction": reduction}, curved=curved)
+        yield Case(op, "dot", BATCHES["plain"], {**options, "metric": "dot"}, curved=curved)
 
 
 # --- segmentation --------------------------------------------------------------------------------------------------
@@ -468,7 +632,10 @@ def _sums() -> Iterator[Case]:
         yield case(f"{name.rstrip('_')}_unmasked", mode, maps(mode, shape), wanted=SUMS, curved=False)
 
 
-CASES: tuple[Case, ...] = (*_pairwise(), *_mining(), *_triplet(), *_segmentation(), *_sums())
+CASES: tuple[Case, ...] = (
+    *_pairwise(), *_mining(), *_triplet(), *_batch_all(), *_remembered(), *_weighted(), *_pairs(), *_segmentation(),
+    *_sums(),
+)  # fmt: skip
 LAID_OUT: tuple[tuple[Case, str], ...] = tuple(_laid_out())
 SMALL: tuple[Case, ...] = tuple(case for case in CASES if case.size <= 64)
 DIFFERENTIATED: tuple[Case, ...] = tuple(case for case in SMALL if case.curved and case.size)

@@ -37,8 +37,8 @@ def pairwise_distance(x: Rows, y: Rows | None, metric: str) -> list[list[float]]
 def batch_hard(
     embeddings: Rows, labels: Sequence[int], valid: Sequence[bool] | None = None,
     ref_embeddings: Rows | None = None, ref_labels: Sequence[int] | None = None,
-    ref_valid: Sequence[bool] | None = None, *, metric: str = "euclidean", positive: str = "hardest",
-    negative: str = "hardest",
+    ref_valid: Sequence[bool] | None = None, self_index: Sequence[int] | None = None, *, metric: str = "euclidean",
+    positive: str = "hardest", negative: str = "hardest",
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Per anchor: the index and distance of its positive and of its negative, None where there is none."""
     apart = ref_embeddings is not None
@@ -56,7 +56,7 @@ def batch_hard(
             candidate = (-d if metric == "dot" else d, j, d)  # how far; a similarity is far when it is small
             if labels[i] != other_labels[j]:
                 negatives.append(candidate)
-            elif apart or i != j:
+            elif j != _itself(i, apart, self_index):
                 positives.append(candidate)
         p = _pick(positives, farthest=positive == "hardest")
         n = _pick(negatives, farthest=False)
@@ -68,6 +68,54 @@ def batch_hard(
             "negative_index": n and n[1], "negative_distance": n and n[2],
         })  # fmt: skip
     return found
+
+
+def batch_all(
+    embeddings: Rows, labels: Sequence[int], valid: Sequence[bool] | None = None,
+    ref_embeddings: Rows | None = None, ref_labels: Sequence[int] | None = None,
+    ref_valid: Sequence[bool] | None = None, self_index: Sequence[int] | None = None,
+    sample_weight: Sequence[float] | None = None, *, metric: str = "euclidean", margin: float | str = 0.2,
+    leak: float | None = None, on_empty: str = "zero", reduction: str = "mean", triplets: str = "all",
+    average: str = "active",
+) -> float | list[float]:  # fmt: skip
+    """The loss over every triplet, listed one by one; in a batch without any, that of the hardest pairs."""
+    apart = ref_embeddings is not None
+    others, other_labels = (ref_embeddings, ref_labels) if apart else (embeddings, labels)
+    other_valid = ref_valid if apart else valid
+    assert others is not None
+    assert other_labels is not None
+    sign = -1.0 if metric == "dot" else 1.0
+    offset = 0.0 if isinstance(margin, str) else margin
+    slope = 0.01 if margin == "leaky" and leak is None else leak or 0.0
+    seen = [j for j in range(len(others)) if other_valid is None or other_valid[j]]
+    wanted = {
+        "all": lambda v: True, "hard": lambda v: v > offset, "semi_hard": lambda v: 0 < v <= offset,
+    }[triplets]  # fmt: skip
+    shares = sample_weight or [1.0] * len(embeddings)
+    sums, number, counted = [], 0, 0.0
+    for i, anchor in enumerate(embeddings):
+        violations = [
+            sign * (distance(anchor, others[p], metric) - distance(anchor, others[n], metric)) + offset
+            for p in seen if other_labels[p] == labels[i] and p != _itself(i, apart, self_index)
+            for n in seen if other_labels[n] != labels[i]
+        ] if valid is None or valid[i] else []  # fmt: skip
+        sums.append(shares[i] * math.fsum(v if v > 0 else slope * v for v in violations if wanted(v)))
+        number += len(violations)
+        every = average == "valid" or slope > 0
+        counted += shares[i] * sum(every or (v > 0 and wanted(v)) for v in violations)
+    if not number:
+        pairs = batch_hard(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index, metric=metric)
+        return triplet_loss(
+            pairs, sample_weight, margin=margin, leak=leak, metric=metric, on_empty=on_empty, reduction=reduction
+        )
+    if reduction == "none":
+        return sums
+    return math.fsum(sums) / (counted or 1.0) if reduction == "mean" else math.fsum(sums)
+
+
+def _itself(i: int, apart: bool, self_index: Sequence[int] | None) -> int:
+    """The candidate that is anchor i, -1 for none."""
+    return self_index[i] if self_index is not None else -1 if apart else i
 
 
 def _pick(candidates: list[tuple[float, int, float]], *, farthest: bool) -> tuple[float, int, float] | None:
@@ -85,8 +133,8 @@ def softplus(x: float) -> float:
 
 
 def triplet_loss(
-    pairs: list[dict[str, Any]], *, margin: float | str = 0.2, leak: float | None = None, metric: str = "euclidean",
-    on_empty: str = "zero", reduction: str = "mean",
+    pairs: list[dict[str, Any]], sample_weight: Sequence[float] | None = None, *, margin: float | str = 0.2,
+    leak: float | None = None, metric: str = "euclidean", on_empty: str = "zero", reduction: str = "mean",
 ) -> float | list[float]:  # fmt: skip
     """The loss of mined pairs."""
     sign = -1.0 if metric == "dot" else 1.0
@@ -109,11 +157,113 @@ def triplet_loss(
             terms.append(softplus(offset - sign * pair["negative_distance"]))
         else:
             terms.append(None)
+    shares = sample_weight or [1.0] * len(pairs)
+    weighted = [share * (term or 0.0) for term, share in zip(terms, shares, strict=True)]
+    if reduction == "none":
+        return weighted
+    counted = math.fsum(share for term, share in zip(terms, shares, strict=True) if term is not None)
+    return math.fsum(weighted) / (counted or 1.0) if reduction == "mean" else math.fsum(weighted)
+
+
+PAIR_LOSSES = ("supcon_loss", "ntxent_loss", "multi_similarity_loss", "circle_loss", "contrastive_loss")
+
+
+def pair_loss(
+    name: str, embeddings: Rows, labels: Sequence[int], valid: Sequence[bool] | None = None,
+    ref_embeddings: Rows | None = None, ref_labels: Sequence[int] | None = None,
+    ref_valid: Sequence[bool] | None = None, *, metric: str | None = None, on_empty: str = "zero",
+    reduction: str = "mean", **options: float,
+) -> float | list[float]:  # fmt: skip
+    """A loss over all pairs, as its paper writes it: in similarities, anchor by anchor."""
+    metric = metric or ("euclidean" if name == "contrastive_loss" else "cosine")
+    others, other_labels, other_valid = embeddings, labels, valid
+    if ref_embeddings is not None:
+        others, other_labels, other_valid = ref_embeddings, ref_labels or [], ref_valid
+    anchors = []
+    for i, anchor in enumerate(embeddings):
+        sides: tuple[list[float], list[float]] = ([], [])
+        for j, other in enumerate(others):
+            alone = (valid is not None and not valid[i]) or (other_valid is not None and not other_valid[j])
+            if not alone and (ref_embeddings is not None or i != j):
+                sides[labels[i] != other_labels[j]].append(distance(anchor, other, metric))
+        anchors.append(sides)
+    empty = not any(p and n for p, n in anchors)
+    terms: list[float | None] = []
+    for p, n in anchors:
+        if p and n:
+            terms.append(_PAIR_FORMULAS[name](p, n, metric, **options))
+        elif empty and p and on_empty == "pull":
+            terms.append(math.fsum(p) / len(p) * (-1 if metric == "dot" else 1))
+        elif empty and n and on_empty == "push":
+            terms.append(_push(name, n, metric, **options))
+        else:
+            terms.append(None)
     if reduction == "none":
         return [term or 0.0 for term in terms]
     counted = [term for term in terms if term is not None]
     total = math.fsum(counted)
     return total / max(len(counted), 1) if reduction == "mean" else total
+
+
+def _similarity(v: float, metric: str) -> float:
+    return v if metric == "dot" else 1 - v if metric == "cosine" else -v
+
+
+def _supcon(p: list[float], n: list[float], metric: str, temperature: float = 0.1) -> float:
+    t_p, t_n = ([_similarity(v, metric) / temperature for v in side] for side in (p, n))
+    whole = math.fsum(math.exp(t) for t in t_p + t_n)
+    return -math.fsum(math.log(math.exp(t) / whole) for t in t_p) / len(t_p)
+
+
+def _ntxent(p: list[float], n: list[float], metric: str, temperature: float = 0.1) -> float:
+    t_p, t_n = ([_similarity(v, metric) / temperature for v in side] for side in (p, n))
+    others = math.fsum(math.exp(t) for t in t_n)
+    return -math.fsum(math.log(math.exp(t) / (math.exp(t) + others)) for t in t_p) / len(t_p)
+
+
+def _multi_similarity(
+    p: list[float], n: list[float], metric: str, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5,
+    epsilon: float = 0.1,
+) -> float:  # fmt: skip
+    s_p, s_n = ([_similarity(v, metric) for v in side] for side in (p, n))
+    kept_p = [s for s in s_p if s - epsilon < max(s_n)]
+    kept_n = [s for s in s_n if s + epsilon > min(s_p)]
+    pull = math.log(1 + math.fsum(math.exp(-alpha * (s - base)) for s in kept_p)) / alpha
+    return pull + math.log(1 + math.fsum(math.exp(beta * (s - base)) for s in kept_n)) / beta
+
+
+def _circle(p: list[float], n: list[float], metric: str, margin: float = 0.25, gamma: float = 80.0) -> float:
+    s_p, s_n = ([_similarity(v, metric) for v in side] for side in (p, n))
+    pull = math.fsum(math.exp(-gamma * max(0.0, 1 + margin - s) * (s - (1 - margin))) for s in s_p)
+    return math.log(1 + pull * math.fsum(math.exp(gamma * max(0.0, s + margin) * (s - margin)) for s in s_n))
+
+
+def _contrastive(
+    p: list[float], n: list[float], metric: str, positive_margin: float = 0.0, negative_margin: float = 1.0
+) -> float:
+    sign = -1 if metric == "dot" else 1
+    pull = [e for v in p if (e := sign * (v - positive_margin)) > 0]
+    push = [e for v in n if (e := sign * (negative_margin - v)) > 0]
+    return math.fsum(pull) / max(len(pull), 1) + math.fsum(push) / max(len(push), 1)
+
+
+def _push(name: str, n: list[float], metric: str, **options: float) -> float:
+    """log(1 + the sum over negatives of e^t)."""
+    similarities = [_similarity(v, metric) for v in n]
+    if name == "circle_loss":
+        margin, gamma = options.get("margin", 0.25), options.get("gamma", 80.0)
+        curve = [gamma * max(0.0, s + margin) * (s - margin) for s in similarities]
+    elif name == "multi_similarity_loss":
+        curve = [options.get("beta", 50.0) * (s - options.get("base", 0.5)) for s in similarities]
+    else:
+        curve = [s / options.get("temperature", 0.1) for s in similarities]
+    return math.log(1 + math.fsum(map(math.exp, curve)))
+
+
+_PAIR_FORMULAS = {
+    "supcon_loss": _supcon, "ntxent_loss": _ntxent, "multi_similarity_loss": _multi_similarity,
+    "circle_loss": _circle, "contrastive_loss": _contrastive,
+}  # fmt: skip
 
 
 def segmentation_loss(
@@ -225,6 +375,71 @@ def _overlap(
 def _append(found: dict[str, list[float]], name: str, value: float) -> None:
     if name in found:
         found[name].append(value)
+
+
+def _cosine(x: Sequence[float], y: Sequence[float]) -> float:
+    x_norm, y_norm = (math.sqrt(math.fsum(a * a for a in z)) for z in (x, y))
+    return math.fsum(a * b for a, b in zip(x, y, strict=True)) / (x_norm * y_norm) if x_norm and y_norm else 0.0
+
+
+def margin_softmax(
+    embeddings: Rows, labels: Sequence[int], weight: Sequence[Rows], valid: Sequence[bool] | None = None,
+    sample_weight: Sequence[float] | None = None, class_weight: Sequence[float] | None = None, *, angular: bool,
+    scale: float, margin: float, reduction: str = "mean",
+) -> float | list[float]:  # fmt: skip
+    """ArcFace with an arc cosine, or CosFace, row by row; ``weight`` holds a list of vectors for each class."""
+    values, factors = [], []
+    for i, row in enumerate(embeddings):
+        if valid is not None and not valid[i]:
+            values.append(0.0)
+            factors.append(0.0)
+            continue
+        cosines = [max(_cosine(row, vector) for vector in several) for several in weight]
+        theta = math.acos(max(-1.0, min(1.0, cosines[labels[i]])))
+        if not angular:
+            own = cosines[labels[i]] - margin
+        elif theta <= math.pi - margin:
+            own = math.cos(theta + margin)
+        else:
+            own = math.cos(theta) - 1 + math.cos(margin)
+        others = math.fsum(math.exp(scale * c) for j, c in enumerate(cosines) if j != labels[i])
+        values.append(math.log(math.exp(scale * own) + others) - scale * own)
+        factor = 1.0 if sample_weight is None else sample_weight[i]
+        factors.append(factor * (1.0 if class_weight is None else class_weight[labels[i]]))
+    products = [v * f for v, f in zip(values, factors, strict=True)]
+    if reduction == "none":
+        return products
+    total = math.fsum(products)
+    return total / (math.fsum(factors) or 1.0) if reduction == "mean" else total
+
+
+def proxy_anchor(
+    embeddings: Rows, labels: Sequence[int], weight: Sequence[Rows], valid: Sequence[bool] | None = None,
+    sample_weight: Sequence[float] | None = None, class_weight: Sequence[float] | None = None, *,
+    scale: float, margin: float, reduction: str = "mean",
+) -> float | list[float]:  # fmt: skip
+    """Proxy-Anchor, class vector by class vector."""
+    pulls, pushes, shares, present = [], [], [], []
+    for p, several in enumerate(weight):
+        pull, push = [], []
+        for i, row in enumerate(embeddings):
+            if valid is None or valid[i]:
+                cosine = max(_cosine(row, vector) for vector in several)
+                times = 1.0 if sample_weight is None else sample_weight[i]
+                if labels[i] == p:
+                    pull.append(times * math.exp(-scale * (cosine - margin)))
+                else:
+                    push.append(times * math.exp(scale * (cosine + margin)))
+        shares.append(1.0 if class_weight is None else class_weight[p])
+        present.append(shares[-1] if pull else 0.0)
+        pulls.append(math.log1p(math.fsum(pull)))
+        pushes.append(math.log1p(math.fsum(push)))
+    if reduction == "mean":
+        return math.fsum(a * b for a, b in zip(pulls, present, strict=True)) / (math.fsum(present) or 1.0) + math.fsum(
+            a * b for a, b in zip(pushes, shares, strict=True)
+        ) / (math.fsum(shares) or 1.0)
+    each = [(a + b) * c for a, b, c in zip(pulls, pushes, shares, strict=True)]
+    return each if reduction == "none" else math.fsum(each)
 
 
 # --- every segmentation term and option ----------------------------------------------------------------------------

@@ -42,6 +42,10 @@ MINING: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "references alone": ({"ref_embeddings": Z}, ValueError, "ref_embeddings and ref_labels go together"),
     "their labels alone": ({"ref_labels": Y}, ValueError, "ref_embeddings and ref_labels go together"),
     "their mask alone": ({"ref_valid": ANY}, ValueError, "ref_valid needs ref_embeddings and ref_labels"),
+    "itself alone": ({"self_index": Y}, ValueError, "self_index needs ref_embeddings"),
+    "itself as a float": ({"ref_embeddings": Z, "ref_labels": Y, "self_index": Z[:, 0]}, TypeError, "self_index must"),
+    "itself too short": ({"ref_embeddings": Z, "ref_labels": Y, "self_index": Y[:1]}, ValueError,
+                         r"self_index must have shape \[4\]"),
     "references of other width": ({"ref_embeddings": torch.zeros(4, 3), "ref_labels": Y}, ValueError,
                                   "ref_embeddings must have as many features as embeddings, 2; got 3"),
     "references of other type": ({"ref_embeddings": Z.double(), "ref_labels": Y}, TypeError,
@@ -77,7 +81,7 @@ TRIPLET: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "leak above 1": ({"leak": 1.5}, ValueError, r"leak must be finite and between 0\.0 and 1\.0; got 1\.5"),
     "leak below 0": ({"leak": -0.5}, ValueError, "leak must be finite and between"),
     "leak of a soft margin": ({"margin": "soft", "leak": 0.1}, ValueError, "leak has no meaning.*leave it out"),
-    "unknown mining": ({"mining": "all"}, ValueError, "mining must be one of 'batch_hard'; got 'all'"),
+    "unknown mining": ({"mining": "all"}, ValueError, "mining must be one of 'batch_hard', 'batch_all'; got 'all'"),
     "unknown policy": ({"on_empty": "skip"}, ValueError, "on_empty must be one of 'zero', .*; got 'skip'"),
     "unknown reduction": ({"reduction": "avg"}, ValueError, "one of 'mean', 'sum', 'none'; got 'avg'"),
 }
@@ -90,6 +94,19 @@ def test_triplet_loss_refuses(what: str) -> None:
         F.triplet_loss(Z, Y, **changed)
     with pytest.raises(error, match=words):
         losses.TripletLoss(**changed)
+
+
+@pytest.mark.parametrize(
+    ("weight", "error", "words"),
+    [
+        (Y, TypeError, "sample_weight must be a tensor of type"),
+        (Z[:2, 0], ValueError, r"sample_weight must have shape \[4\]"),
+        (torch.ones(4, requires_grad=True), ValueError, r"pass sample_weight.detach\(\)"),
+    ],
+)
+def test_weights_of_anchors_that_are_refused(weight: torch.Tensor, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        F.triplet_loss(Z, Y, sample_weight=weight)
 
 
 PAIRWISE: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = {
@@ -145,8 +162,10 @@ SEGMENTATION: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "mask of other batch": ({"valid": torch.ones(3) > 0}, ValueError, r"for each sample \[B\].*got shape \[3\]"),
     "mask of one sample": ({"valid": torch.ones(1) > 0}, ValueError, r"annotated; got shape \[1\] for binary logits"),
     "mask of other size": ({"valid": torch.ones(2, 1, 3, 2) > 0}, ValueError, r"got shape \[2, 1, 3, 2\]"),
-    "mask per class": ({"logits": X3, "target": CLASSES, "mode": "multiclass", "valid": torch.ones(2, 3) > 0},
-                       ValueError, r"each element \[2, 1, 4\].*got shape \[2, 3\]"),
+    "mask of other classes": ({"logits": X3, "target": CLASSES, "mode": "multiclass", "valid": torch.ones(2, 2) > 0},
+                              ValueError, r"each element \[2, 1, 4\].*got shape \[2, 2\]"),
+    "weights as mask": ({"logits": X3, "target": CLASSES, "mode": "multiclass", "valid": torch.ones(2, 3)},
+                        TypeError, r"valid must be a tensor of type bool.*valid > 0"),
     "mask elsewhere": ({"valid": ANY[:2].to("meta")}, ValueError, "on the device of logits, cpu; got meta"),
     "unknown mode": ({"mode": "softmax"}, ValueError, "mode must be one of 'binary', .*'multiclass'; got 'softmax'"),
 }  # fmt: skip

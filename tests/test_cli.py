@@ -53,6 +53,7 @@ def draw_images(folder: Path, count: int, size: tuple[int, int] = (20, 16), seed
             ["--embedding-dim", "--margin", "default: 0.2", "one sub-folder of images per class"],
         ),
         ("train segmentation --help", ["--annotated", "--missing-masks", "0/1 and 0/255"]),
+        ("train doa --help", ["--snr-spread", "--correlation", "--search N", "simulated"]),
         ("doctor --help", ["env", "labels", "loss", "masks", "overfit"]),
         ("doctor labels --help", ["Exit code 1", "--column"]),
     ],
@@ -67,7 +68,7 @@ def test_help_teaches(argv: str, words: list[str], capsys: pytest.CaptureFixture
 
 def test_only_commands_that_exist_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     for argv, listed in (
-        ("train", {"embeddings", "segmentation"}),
+        ("train", {"embeddings", "segmentation", "doa"}),
         ("doctor", {"env", "labels", "loss", "masks", "overfit"}),
     ):
         line = refused(f"{argv} nothing", capsys)
@@ -320,6 +321,12 @@ def test_doctor_loss_fails_on_a_constant(
 def test_doctor_loss_says_what_it_cannot_load(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "loss", name]) == 2
     assert name.split(":", maxsplit=1)[0] in capsys.readouterr().err
+
+
+def test_doctor_loss_says_that_a_class_needs_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused("doctor loss fastmine.losses:HybridCovarianceLoss", capsys)
+    assert "positions" in line
+    assert "name an instance of it" in line
 
 
 @pytest.mark.slow

@@ -22,6 +22,10 @@ ROWS = (
     "batch_hard-references_masked-euclidean-hardest-semi_hard",
     "triplet_loss-hinge-sum",
     "triplet_loss-pull-one_class-euclidean",
+    "ntxent_loss-push-all_unique",
+    "multi_similarity_loss-masked-none",
+    "triplet_loss-batch_all-masked-euclidean",
+    "triplet_loss-batch_all-pull-one_class",
     "segmentation_loss-binary-valid_element",
     "segmentation_loss-multiclass-all-mean",
     "segmentation_sums-multilabel-valid_element",
@@ -127,11 +131,14 @@ def test_formulas_on_sums_compile_without_a_graph_break(mode: str) -> None:
     "loss",
     [
         losses.TripletLoss(),
+        losses.SupConLoss(),
+        losses.CircleLoss(),
+        losses.ContrastiveLoss(),
         losses.CompositeLoss(
             {"hinge": losses.TripletLoss(), "soft": losses.TripletLoss("soft")}, {"hinge": 1.0, "soft": 0.5}
         ),
     ],
-    ids=["TripletLoss", "CompositeLoss"],
+    ids=["TripletLoss", "SupConLoss", "CircleLoss", "ContrastiveLoss", "CompositeLoss"],
 )
 def test_modules_compile_and_keep_their_evidence(loss: losses.EvidentLoss[Any]) -> None:
     embeddings, labels = batch(9)

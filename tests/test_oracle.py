@@ -19,7 +19,7 @@ MINING_OPTIONS = ("metric", "positive", "negative")
 PAIRS = ("positive_index", "negative_index", "positive_distance", "negative_distance")
 
 
-MANY_OUTPUTS = ("batch_hard", "segmentation_sums")
+MANY_OUTPUTS = ("batch_hard", "pair_sums", "segmentation_sums")
 
 
 def tensor(value: Any) -> Tensor:
@@ -43,10 +43,16 @@ def brute_force(case: Case, inputs: Inputs) -> dict[str, Any]:
     lists = {name: x.detach().tolist() for name, x in inputs.items()}
     if case.op == "pairwise_distance":
         return {"distance": oracle.pairwise_distance(lists["x"], lists.get("y"), **options)}
+    if case.op in oracle.PAIR_LOSSES:
+        return {"loss": oracle.pair_loss(case.op, **lists, **options)}
+    if case.answered_by == "batch_all":
+        return {"loss": oracle.batch_all(**lists, **{name: x for name, x in options.items() if name != "mining"})}
+    options.pop("mining", None)
+    weight = {"sample_weight": lists.pop("sample_weight")} if "sample_weight" in lists else {}
     mining = {name: options.pop(name) for name in MINING_OPTIONS if name in options}
     pairs = oracle.batch_hard(**lists, **mining)
     if case.op == "triplet_loss":
-        return {"loss": oracle.triplet_loss(pairs, metric=mining.get("metric", "euclidean"), **options)}
+        return {"loss": oracle.triplet_loss(pairs, metric=mining.get("metric", "euclidean"), **weight, **options)}
     return {name: [pair[name] for pair in pairs] for name in PAIRS}
 
 
@@ -83,7 +89,10 @@ def test_mined_pairs_are_those_of_the_loops(case: Case, dtype: torch.dtype) -> N
     assert torch.equal(got["valid"], got["has_positive"] & got["has_negative"])
 
 
-@pytest.mark.parametrize("case", [case for case in DIFFERENTIATED if case.size <= 40], ids=str)
+ORACLE_GRADIENTS = [case for case in DIFFERENTIATED if case.size <= 40 and case.op != "pair_sums"]
+
+
+@pytest.mark.parametrize("case", ORACLE_GRADIENTS, ids=str)
 def test_gradients_are_those_of_the_loops(case: Case) -> None:
     """Central differences of the brute force: a truth with which neither op nor reference can share a slip."""
     inputs = case.inputs()
@@ -151,6 +160,24 @@ def test_triplet_loss_on_a_line() -> None:
     assert leaking.tolist() == [-0.25, 0.5, 3.5, -0.25]
     soft = F.triplet_loss(LINE, PAIRED, margin="soft", reduction="none")
     assert soft.tolist() == pytest.approx([math.log1p(math.exp(v)) for v in (-2, -1, 2, -2)], rel=1e-6)
+
+
+def test_batch_all_on_a_line() -> None:
+    # Anchor 0: d_p 1 against 3, 7; anchor 1: 1 against 2, 6; anchor 2: 4 against 3, 2; anchor 3: 4 against 7, 6.
+    # With margin 1.5: -0.5, -4.5; 0.5, -3.5; 2.5, 3.5; -1.5, -0.5.
+    x = LINE.clone().requires_grad_()
+    loss, evidence = F.triplet_loss(x, PAIRED, margin=1.5, mining="batch_all", return_evidence=True)
+    loss.backward()
+    assert loss.item() == pytest.approx(6.5 / 3)
+    assert (evidence.triplets, evidence.active_triplets, evidence.active, evidence.hard) == (8, 3, 2, 1)
+    assert evidence.easy_share == 5 / 8
+    # (1: 0, 2): 1 moves to 0 and away from 2; (2: 3, 0) and (2: 3, 1): 2 moves to 3, away from 0 and 1.
+    assert (3 * x.grad).flatten().tolist() == pytest.approx([-1 + 1, 1 + 1 + 1, -1 - 2 - 2, 2], abs=1e-6)
+    options = {"margin": 1.5, "mining": "batch_all"}
+    assert F.triplet_loss(LINE, PAIRED, average="valid", **options).item() == pytest.approx(6.5 / 8)
+    assert F.triplet_loss(LINE, PAIRED, reduction="none", **options).tolist() == [0, 0.5, 6, 0]
+    leaking = F.triplet_loss(LINE, PAIRED, reduction="none", leak=0.5, **options)
+    assert leaking.tolist() == pytest.approx([-2.5, 0.5 - 1.75, 6, -1])
 
 
 def test_semi_hard_takes_the_nearest_negative_beyond_the_positive() -> None:

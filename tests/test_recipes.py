@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,13 +20,14 @@ import torch
 from PIL import Image
 
 from fastmine.cli import main
-from fastmine.recipes import checkpoint, embeddings, folders, segmentation, training
+from fastmine.recipes import checkpoint, doa, embeddings, folders, segmentation, training
 from fastmine.recipes.errors import CommandError, UsageError
 from fastmine.recipes.screen import Screen
 
 SMALL = {
     "embeddings": ["--samples-per-class", "4", "--batch-size", "40"],
     "segmentation": ["--samples", "32", "--batch-size", "8", "--annotated", "0.5"],
+    "doa": ["--samples", "256", "--batch-size", "32"],
 }
 SYSTEMS = list(SMALL)
 
@@ -43,7 +44,7 @@ Train = Callable[..., int]
 @pytest.fixture
 def train(monkeypatch: pytest.MonkeyPatch) -> Train:
     """``fastmine train NAME`` with small options, and without pictures: they take longer than training does here."""
-    for system in (embeddings.Embeddings, segmentation.Segmentation):
+    for system in (embeddings.Embeddings, segmentation.Segmentation, doa.Doa):
         monkeypatch.setattr(system, "pictures", lambda *_: [])
     return lambda name, *options: main(["train", name, *SMALL[name], *map(str, options)])
 
@@ -75,6 +76,14 @@ def assert_same_bits(a: Any, b: Any) -> None:
             assert_same_bits(left, right)
     else:
         assert a == b or (math.isnan(a) and math.isnan(b))
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_as_at_a_terminal() -> Iterator[None]:
+    """A shell that starts the tests in the background has SIGINT ignored, and Python then leaves it so."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
 
 
 def interrupt_at(step: int, system: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ from types import ModuleType
 import pytest
 
 import fastmine
-from fastmine import _ops, functional, losses, reference
+from fastmine import _ops, array, functional, losses, reference
 from fastmine.reference.batch_hard import MINING_FIELDS
+from fastmine.reference.pair_sums import PAIR_FIELDS
 from fastmine.reference.segmentation_loss import SEGMENTATION_FIELDS
 from fastmine.reference.triplet_loss import TRIPLET_FIELDS
 from support import REPOSITORY
@@ -31,12 +32,14 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "_ranks.py": (set(), {"torch"}),
     "_segmentation.py": ({"_ops", "_check", "_evidence", "_ranks", "reference"}, {"torch"}),
     "functional.py": ({"_ops", "_check", "_evidence", "_ranks", "_segmentation", "reference"}, {"torch"}),
-    "losses": ({"losses", "functional", "_check", "_evidence"}, {"torch"}),
+    "array": ({"array", "_check", "_evidence"}, {"torch"}),
+    "losses": ({"losses", "functional", "array", "_check", "_evidence"}, {"torch"}),
     "numpy.py": ({"_native", "functional", "reference"}, {"numpy"}),
     "health": ({"", "health", "_evidence", "_version", "losses", "functional", "reference"}, {"torch", "numpy"}),
     "data": ({"data"}, {"torch", "numpy"}),
+    "distributed.py": ({"losses", "_check", "_evidence"}, {"torch"}),
 }
-PROGRAMS = ("recipes", "bench", "cli.py")
+PROGRAMS = ("recipes", "bench", "cli.py", "compat")
 
 
 def modules_of(room: str) -> list[Path]:
@@ -92,6 +95,7 @@ def sources(room: str) -> list[Path]:
 
 FORBIDDEN_INCLUDES = {
     "kernels": r"torch/|ATen/|c10/|Python\.h|pybind11/|thread|future|mutex|atomic|iostream|cstdio|fstream",
+    "threads": r"torch/|ATen/|c10/|Python\.h|pybind11/",
     "torch": r"Python\.h|pybind11/|ATen/|c10/|torch/extension|torch/torch\.h|torch/csrc/(?!stable/|inductor/)",
     "pybind": r"torch/|ATen/|c10/",
 }
@@ -166,11 +170,13 @@ def test_one_noun_in_every_room(name: str) -> None:
 
 FUNCTIONS = (
     "pairwise_distance", "batch_hard", "triplet_loss", "segmentation_loss", "dice_loss", "focal_loss", "bce_loss",
-    "iou_loss", "tversky_loss",
+    "iou_loss", "tversky_loss", "pair_sums", "supcon_loss", "ntxent_loss", "multi_similarity_loss", "circle_loss",
+    "contrastive_loss", "arcface_loss", "cosface_loss", "proxy_anchor_loss", "retrieval",
 )  # fmt: skip
 LOSSES = (
     "TripletLoss", "DiceLoss", "FocalLoss", "BCELoss", "IoULoss", "TverskyLoss", "CombinedSegmentationLoss",
-    "CompositeLoss", "get_loss_function",
+    "CompositeLoss", "SupConLoss", "NTXentLoss", "MultiSimilarityLoss", "CircleLoss", "ContrastiveLoss",
+    "HybridCovarianceLoss", "ArcFaceLoss", "CosFaceLoss", "ProxyAnchorLoss", "CrossBatchMemory", "get_loss_function",
 )  # fmt: skip
 
 
@@ -183,19 +189,20 @@ def test_public_losses_exist() -> None:
     assert set(LOSSES) <= set(losses.__all__)
 
 
-@pytest.mark.parametrize("module", [fastmine, functional, losses, reference])
+@pytest.mark.parametrize("module", [fastmine, array, functional, losses, reference])
 def test_every_public_name_is_there_and_described(module: ModuleType) -> None:
     for name in module.__all__:
         found = getattr(module, name)
         assert name.startswith("__") or found.__doc__, f"{module.__name__}.{name} has no docstring"
 
 
-FIELDS = {"Mining": MINING_FIELDS, "Segmentation": SEGMENTATION_FIELDS}
+FIELDS = {"Mining": MINING_FIELDS, "Segmentation": SEGMENTATION_FIELDS, "PairExtra": PAIR_FIELDS[len(MINING_FIELDS) :]}
 
 
 def test_evidence_fits_and_names_each_place_once() -> None:
     assert TRIPLET_FIELDS[: len(MINING_FIELDS)] == MINING_FIELDS
-    for fields in (*FIELDS.values(), TRIPLET_FIELDS):
+    assert PAIR_FIELDS[: len(MINING_FIELDS)] == MINING_FIELDS
+    for fields in (*FIELDS.values(), TRIPLET_FIELDS, PAIR_FIELDS):
         assert len(set(fields)) == len(fields) <= 32
 
 

@@ -37,6 +37,13 @@ def triplet(n: int, margin: float | str) -> tuple[Inputs, Callable[[Inputs], Inp
     return embeddings(n, 32), lambda given: {"loss": F.triplet_loss(**given, margin=margin)}
 
 
+def paired(name: str, n: int, m: int) -> tuple[Inputs, Callable[[Inputs], Inputs]]:
+    inputs = embeddings(n, 48)
+    if m:
+        inputs |= {f"ref_{key}": x for key, x in embeddings(m, 48).items()}
+    return inputs, lambda given: {"loss": getattr(F, name)(**given)}
+
+
 def segmented(mode: str, shape: tuple[int, ...]) -> tuple[Inputs, Callable[[Inputs], Inputs]]:
     logits = 3 * torch.randn(shape)
     if mode == "multiclass":
@@ -59,6 +66,13 @@ WORK: dict[str, Callable[[], tuple[Inputs, Callable[[Inputs], Inputs]]]] = {
     "batch_hard to references": lambda: mined(300, 517, "dot"),
     "triplet_loss": lambda: triplet(650, 0.2),
     "triplet_loss soft": lambda: triplet(129, "soft"),
+    "supcon_loss": lambda: paired("supcon_loss", 611, 0),
+    "ntxent_loss to references": lambda: paired("ntxent_loss", 300, 517),
+    "multi_similarity_loss": lambda: paired("multi_similarity_loss", 500, 0),
+    "batch_all": lambda: (
+        embeddings(500, 32),
+        lambda given: {"loss": F.triplet_loss(**given, margin=0.2, mining="batch_all")},
+    ),
     "one long sample": lambda: segmented("binary", (1, 1, 310, 413)),
     "many samples": lambda: segmented("multilabel", (9, 3, 60, 70)),
     "many classes": lambda: segmented("multiclass", (3, 11, 90, 50)),

@@ -36,6 +36,10 @@ EMBEDDED: dict[str, Function] = {
     **{f"triplet-{m}": lambda x, m=m: F.triplet_loss(x, LABELS, metric=m, margin="soft") for m in METRICS},
     "triplet-hinge": lambda x: F.triplet_loss(x, LABELS, margin=5.0),
     "triplet-references": lambda x: F.triplet_loss(x, LABELS, ref_embeddings=x * 2, ref_labels=LABELS, margin="soft"),
+    **{
+        f"triplet-batch_all-{m}": lambda x, m=m: F.triplet_loss(x, LABELS, metric=m, mining="batch_all", margin=2.0)
+        for m in METRICS
+    },
     "triplet-push": lambda x: F.triplet_loss(x, torch.arange(6), on_empty="push"),
 }
 ALL_TERMS = {"dice": 1.0, "iou": 1.0, "tversky": 1.0, "focal": 1.0}

@@ -1,7 +1,8 @@
 // Batch-hard mining (arXiv:1703.07737): for each anchor its farthest positive and its nearest negative.
 //
 // An admitted row is one that its mask does not exclude. A positive of an anchor is an admitted reference of its label,
-// a negative one of another label; with one set (`self`) an anchor is not its own positive. An anchor has both, one or
+// a negative one of another label; an anchor is not its own positive, with one set (`self`) or where `self_index` says
+// which reference it is. An anchor has both, one or
 // none, and says which; what is absent has index 0 and distance 0.
 //
 // How. Admitted rows are grouped by label, centred and packed. The nearest negatives are screened tile by tile in the
@@ -99,6 +100,8 @@ struct BatchHard {
   const std::int64_t* ref_labels;
   const bool* ref_valid;
   bool self;
+  const std::int64_t* self_index;  // [x.n]: the reference that is the anchor itself, -1 for none; null: with `self`
+                                   // its own row, else none
   Metric metric;
   bool easiest_positive;
   bool semi_hard_negative;

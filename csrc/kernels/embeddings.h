@@ -19,4 +19,11 @@ struct Rows {
   std::int64_t stride;
 };
 
+/// The reference that is anchor i of a problem itself, -1 for none. Always inlined: a weak copy compiled for one
+/// instruction set could serve all others.
+template <class P>
+[[gnu::always_inline]] inline std::int64_t itself(const P& problem, std::int64_t i) {
+  return problem.self_index != nullptr ? problem.self_index[i] : problem.self ? i : -1;
+}
+
 }  // namespace fastmine

@@ -1,9 +1,9 @@
 // The small formula of the triplet loss: from two distances and two bits per anchor to a loss and its slopes.
 //
 // violation = d_p - d_n + margin (of a similarity: d_n - d_p + margin). hinge max(0, v), soft log(1 + e^v), leaky
-// max(leak v, v). The mean is over valid anchors, those with a positive and a negative. Where none is valid, `pull`
-// takes the mean positive distance and `push` the mean softplus(margin - negative distance) over the anchors that have
-// one. All in float64, in the order of the anchors.
+// max(leak v, v). The mean is over valid anchors, those with a positive and a negative, by their weights. Where none is
+// valid, `pull` takes the mean positive distance and `push` the mean softplus(margin - negative distance) over the
+// anchors that have one. All in float64, in the order of the anchors.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,7 @@ struct TripletLoss {
   const double* negative_distance;
   const bool* has_positive;
   const bool* has_negative;
+  const double* weight;  // [n]: of each anchor, or null: all are 1
   Metric metric;
   TripletShape shape;
   double margin;

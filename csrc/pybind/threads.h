@@ -1,7 +1,6 @@
 // Threads for the NumPy entry points: started for the call, gone after it.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <new>
@@ -9,21 +8,18 @@
 #include <vector>
 
 #include "kernels/stage.h"
+#include "threads/stage_walk.h"
 
 namespace fastmine {
 
-/// Run f(begin, end) over [0, tasks) in at most `threads` ranges of at least `grain`, none of them empty.
+/// Run f on `count` threads, the calling one among them.
 template <class F>
-void parallel_for(std::int64_t tasks, std::int64_t grain, int threads, const F& f) {
-  if (tasks == 0) {
-    return;
-  }
-  const std::int64_t workers = std::clamp<std::int64_t>(tasks / std::max<std::int64_t>(grain, 1), 1, threads);
+void on_threads(std::int64_t count, const F& f) {
   std::vector<std::thread> started;
-  for (std::int64_t k = 1; k < workers; ++k) {
-    started.emplace_back([&f, tasks, workers, k] { f(tasks * k / workers, tasks * (k + 1) / workers); });
+  for (std::int64_t k = 1; k < count; ++k) {
+    started.emplace_back(f);
   }
-  f(std::int64_t{0}, tasks / workers);
+  f();
   for (std::thread& thread : started) {
     thread.join();
   }
@@ -37,10 +33,9 @@ void run(const StagedKernel<P>& kernel, const P& problem, int threads) {
   const std::unique_ptr<void, decltype(release)> memory(
       ::operator new(kernel.workspace(problem), std::align_val_t(kLine)), release);
   void* plan = kernel.plan(problem, memory.get());
-  for (int k = 0; k < kernel.count; ++k) {
-    const Stage& stage = kernel.stages[k];
-    parallel_for(stage.tasks(plan), stage.grain(plan), threads,
-                 [&](std::int64_t begin, std::int64_t end) { stage.run(plan, begin, end); });
+  StageWalk walk(kernel.stages, kernel.count, plan, threads);
+  while (const std::int64_t team = walk.next_team()) {
+    on_threads(team, [&walk] { walk.join(); });
   }
 }
 

@@ -44,8 +44,8 @@ def option(name: str, value: object, known: Collection[str]) -> None:
 
 def number(name: str, value: object, *, minimum: float = -math.inf, maximum: float = math.inf) -> None:
     """A finite number in [minimum, maximum]."""
-    if type(value) is float and minimum <= value <= maximum and math.isfinite(value):
-        return  # nearly every value, at a tenth of the cost of the questions below
+    if type(value) is float and minimum <= value <= maximum and -math.inf < value < math.inf:
+        return  # nearly every value, at a tenth of the cost of the questions below, and traceable
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
     if not (math.isfinite(value) and minimum <= float(value) <= maximum):
@@ -119,6 +119,7 @@ def mined_batch(
     ref_embeddings: object,
     ref_labels: object,
     ref_valid: object,
+    self_index: object = None,
 ) -> None:
     """A labelled batch, with or without a labelled set of references."""
     x = matrix("embeddings", embeddings)
@@ -130,12 +131,18 @@ def mined_batch(
     if ref_embeddings is None:
         if ref_valid is not None:
             raise ValueError("ref_valid needs ref_embeddings and ref_labels; got it alone")
+        if self_index is not None:
+            raise ValueError("self_index needs ref_embeddings: without references no row is its own positive anyway")
         return
     refs = matrix("ref_embeddings", ref_embeddings)
     alike("embeddings", x, "ref_embeddings", refs)
     labels("ref_labels", ref_labels, "ref_embeddings", refs)
     if ref_valid is not None:
         mask("ref_valid", ref_valid, "ref_embeddings", refs)
+    if self_index is not None:
+        found = tensor("self_index", self_index, INTEGERS)
+        per_row("self_index", found, "embeddings", x)
+        same_device("embeddings", x, "self_index", found)
 
 
 def segmentation(logits_: object, target_: object, mode: str) -> None:
@@ -227,6 +234,28 @@ def _aligned(valid: Tensor, shape: list[int], mode: str) -> Tensor:
     return valid
 
 
+def positive(name: str, value: object) -> None:
+    """A finite number above 0."""
+    number(name, value, minimum=0.0)
+    if value == 0:
+        raise ValueError(f"{name} must be above 0; got {value}")
+
+
+def one_number(name: str, value: Tensor) -> None:
+    """A tensor that stands for a number."""
+    if not value.is_floating_point() or value.numel() != 1:
+        raise ValueError(
+            f"{name}, if a tensor, must hold one floating-point number; got {_kind(value)} {_shape(value)}"
+        )
+
+
+def per_anchor(name: str, value: object, rows: Tensor) -> None:
+    """A floating-point number for each row of the embeddings."""
+    found = tensor(name, value, FLOATING)
+    per_row(name, found, "embeddings", rows)
+    same_device("embeddings", rows, name, found)
+
+
 def weights(name: str, value: Mapping[str, float], known: Collection[str]) -> None:
     """Named weights: known names, positive finite numbers, at least one."""
     if not isinstance(value, Mapping):
@@ -240,6 +269,37 @@ def weights(name: str, value: Mapping[str, float], known: Collection[str]) -> No
         number(f"{name}[{key!r}]", weight, minimum=0.0)
         if weight == 0:
             raise ValueError(f"{name}[{key!r}] is 0, which would silently switch it off; leave it out instead")
+
+
+def class_vectors(embeddings: Tensor, value: object) -> None:
+    """Learned vectors of classes: [C, D], or [C, K, D] with several for each, of the embeddings' length and device."""
+    weight = tensor("weight", value, FLOATING)
+    if weight.dim() not in (2, 3) or weight.shape[0] < 2 or (weight.dim() == 3 and weight.shape[1] == 0):
+        raise ValueError(
+            "weight must have shape [C, D], one vector for each of at least 2 classes, or [C, K, D]; got "
+            f"{_shape(weight)}"
+        )
+    if weight.shape[-1] != embeddings.shape[1]:
+        raise ValueError(
+            f"weight must have as many features as embeddings, {embeddings.shape[1]}; got shape {_shape(weight)}"
+        )
+    same_device("embeddings", embeddings, "weight", weight)
+
+
+def factors(name: str, value: object, rows_of: str, rows: Tensor) -> None:
+    """Floating-point factors, one per row."""
+    found = tensor(name, value, FLOATING, f"use {name}.float()")
+    per_row(name, found, rows_of, rows)
+    same_device(rows_of, rows, name, found)
+
+
+def whole(name: str, value: object, minimum: int) -> int:
+    """A whole number, at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number; got {_kind(value)}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}; got {value}")
+    return value
 
 
 def per_class(name: str, value: object, *, minimum: float = 0.0, maximum: float = math.inf) -> None:

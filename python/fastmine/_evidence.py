@@ -40,7 +40,7 @@ class Evidence:
 
 
 class MiningEvidence(Evidence):
-    """What batch-hard mining saw. Distances are over valid anchors and 0 where there are none: ``valid`` tells."""
+    """What mining saw. Distances are over valid anchors and 0 where there are none: ``valid`` tells."""
 
     @property
     def spread(self) -> float:
@@ -59,6 +59,11 @@ class MiningEvidence(Evidence):
     def negative_distance_mean(self) -> float:
         """Mean distance of the valid anchors to their mined negatives; NaN when there are none."""
         return self._mean("negative_distance_sum")
+
+    @property
+    def easy_share(self) -> float:
+        """Share of a batch-all loss's triplets that meet the margin; NaN without triplets."""
+        return 1.0 - self.active_triplets / self.triplets if self.triplets else float("nan")
 
     def _mean(self, field: str) -> float:
         read = self.as_dict()

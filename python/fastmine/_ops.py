@@ -21,7 +21,9 @@ from torch.overrides import has_torch_function
 
 from . import __path__ as _folders
 from . import reference
+from .reference.batch_all import batch_all_backward, batch_all_forward
 from .reference.batch_hard import batch_hard_backward, mined_distance
+from .reference.pair_sums import pair_sums_backward, pair_sums_forward, scale_gradient
 from .reference.pairwise_distance import pairwise_distance_backward, pairwise_distance_forward
 from .reference.segmentation_loss import segmentation_loss_backward
 from .reference.segmentation_sums import SUMS_FIELDS, segmentation_sums_backward
@@ -31,6 +33,9 @@ _LIBRARY: Any = torch.library.Library("fastmine", "DEF")  # type: ignore[no-unty
 
 _MINED = """Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddings, Tensor? ref_labels,
     Tensor? ref_valid, str metric, str positive, str negative"""
+_PAIRS = """Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddings, Tensor? ref_labels,
+    Tensor? ref_valid, Tensor? positive_bound, Tensor? negative_bound, str metric, str form, float[] curve,
+    Tensor? scale"""
 _FOCAL = "float? focal_alpha, float focal_gamma"
 _SUMMED = """Tensor logits, Tensor target, Tensor? valid, Tensor? merged, str mode, str[] wanted,
     float focal_gamma"""
@@ -45,7 +50,7 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         pairwise_distance_backward,
     ),
     "batch_hard": (
-        f"({_MINED}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        f"({_MINED}, Tensor? self_index=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         reference.batch_hard,
     ),
     "batch_hard_backward": (
@@ -55,14 +60,36 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         batch_hard_backward,
     ),
     "triplet_loss": (
-        f"""({_MINED}, str shape, float margin, float leak, str on_empty, str reduction)
-        -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)""",
+        f"""({_MINED}, str shape, float margin, float leak, str on_empty, str reduction, Tensor? weight=None,
+        Tensor? self_index=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)""",
         reference.triplet_loss,
     ),
     "triplet_loss_backward": (
         """(Tensor grad, Tensor slopes, Tensor embeddings, Tensor? ref_embeddings, Tensor positive_index,
         Tensor negative_index, Tensor has_positive, Tensor has_negative, str metric) -> (Tensor, Tensor)""",
         triplet_loss_backward,
+    ),
+    "pair_sums": (
+        f"({_PAIRS}) -> (Tensor, Tensor)",
+        pair_sums_forward,
+    ),
+    "pair_sums_backward": (
+        f"(Tensor grad, Tensor sums, {_PAIRS}) -> (Tensor, Tensor)",
+        pair_sums_backward,
+    ),
+    "batch_all": (
+        """(Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddings, Tensor? ref_labels,
+        Tensor? ref_valid, Tensor? self_index, Tensor? weight, str metric, str triplets, float margin, float leak,
+        str on_empty, str reduction, str average)
+        -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)""",
+        batch_all_forward,
+    ),
+    "batch_all_backward": (
+        """(Tensor grad, Tensor slopes, Tensor scale, Tensor embeddings, Tensor labels, Tensor? valid,
+        Tensor? ref_embeddings, Tensor? ref_labels, Tensor? ref_valid, Tensor? self_index, Tensor positive_index,
+        Tensor negative_index, Tensor has_positive, Tensor has_negative, str metric, str triplets, float margin,
+        float leak) -> (Tensor, Tensor)""",
+        batch_all_backward,
     ),
     "segmentation_loss": (
         f"""(Tensor logits, Tensor target, Tensor? valid, str mode, float[] weights, float smooth, {_FOCAL},
@@ -121,7 +148,8 @@ def _pairwise_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 def _mining_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    embeddings, _, _, ref_embeddings, _, _, ctx.metric, _, _ = inputs
+    embeddings, _, _, ref_embeddings, _, _, ctx.metric, *rest = inputs
+    ctx.untouched = [None] * (1 + len(rest))
     positive_index, negative_index, _, _, has_positive, has_negative, evidence = output
     ctx.save_for_backward(embeddings, ref_embeddings, positive_index, negative_index, has_positive, has_negative)
     ctx.mark_non_differentiable(positive_index, negative_index, has_positive, has_negative, evidence)
@@ -136,7 +164,7 @@ def _mining_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         grad_x, grad_refs = _again(lambda x, y: _mined_distances(x, y, saved, metric), [x, refs], distances)
     else:
         grad_x, grad_refs = torch.ops.fastmine.batch_hard_backward.default(grad_p, grad_n, *saved, metric)
-    return grad_x, None, None, None if refs is None else grad_refs, *[None] * 5
+    return grad_x, None, None, None if refs is None else grad_refs, None, None, *ctx.untouched
 
 
 def _mined_distances(embeddings: Tensor, refs: Tensor | None, saved: Sequence[Any], metric: str) -> list[Tensor]:
@@ -148,10 +176,12 @@ def _mined_distances(embeddings: Tensor, refs: Tensor | None, saved: Sequence[An
 
 
 def _triplet_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    embeddings, _, _, ref_embeddings, _, _, ctx.metric, _, _, *ctx.formula = inputs
+    embeddings, _, _, ref_embeddings, _, _, ctx.metric, _, _, *formula = inputs
+    *ctx.formula, weight, _ = (*formula, None, None)[:7]  # the last two may be left at their defaults
+    ctx.untouched = [None] * (3 + len(formula))
     _, positive_index, negative_index, has_positive, has_negative, slopes, evidence = output
     ctx.save_for_backward(
-        slopes, embeddings, ref_embeddings, positive_index, negative_index, has_positive, has_negative
+        weight, slopes, embeddings, ref_embeddings, positive_index, negative_index, has_positive, has_negative
     )
     ctx.mark_non_differentiable(positive_index, negative_index, has_positive, has_negative, slopes, evidence)
     ctx.set_materialize_grads(False)  # only the loss has a gradient: no zeros for the others
@@ -159,19 +189,80 @@ def _triplet_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _triplet_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
     if grad is None:
-        return (None,) * 14
-    slopes, *saved = ctx.saved_tensors
+        return (*[None] * 6, *ctx.untouched)
+    weight, slopes, *saved = ctx.saved_tensors
     x, refs, _, _, has_positive, has_negative = saved
     if torch.is_grad_enabled():
 
         def run(x: Tensor, refs: Tensor | None) -> Tensor:
             d_p, d_n = _mined_distances(x, refs, saved, ctx.metric)
-            return triplet_formula(d_p, d_n, has_positive, has_negative, ctx.metric, *ctx.formula)[0]
+            options = (ctx.metric, *ctx.formula, weight)
+            return triplet_formula(d_p, d_n, has_positive, has_negative, *options)[0]
 
         grad_x, grad_refs = _again(run, [x, refs], grad.double())
     else:
         grad_x, grad_refs = torch.ops.fastmine.triplet_loss_backward.default(grad, slopes, *saved, ctx.metric)
-    return grad_x, None, None, None if refs is None else grad_refs, *[None] * 10
+    return grad_x, None, None, None if refs is None else grad_refs, None, None, *ctx.untouched
+
+
+def _pairs_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, metric, form, curve, scale = inputs
+    ctx.options = metric, form, curve
+    sums, evidence = output
+    ctx.save_for_backward(sums, scale, *tensors)
+    ctx.mark_non_differentiable(evidence)
+    ctx.set_materialize_grads(False)
+
+
+def _pairs_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 12
+    sums, scale, *tensors = ctx.saved_tensors
+    embeddings, labels, valid, refs, ref_labels, ref_valid, *bounds = tensors
+    metric, form, curve = ctx.options
+    if torch.is_grad_enabled():
+
+        def run(x: Tensor, y: Tensor | None, by: Tensor | None) -> Tensor:
+            return reference.pair_sums(
+                x, labels, valid, y, ref_labels, ref_valid, bounds[0], bounds[1], metric, form, curve, by
+            )[0]
+
+        grad_x, grad_refs, grad_scale = _again(run, [embeddings, refs, scale], grad)
+    else:
+        grad_x, grad_refs = torch.ops.fastmine.pair_sums_backward.default(
+            grad, sums, *tensors, metric, form, curve, scale
+        )
+        wanted = scale is not None and ctx.needs_input_grad[-1]
+        grad_scale = scale_gradient(grad, sums, form, scale) if wanted else None
+    return grad_x, None, None, None if refs is None else grad_refs, *[None] * 7, grad_scale
+
+
+def _batch_all_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *batch, metric, triplets, margin, leak, on_empty, reduction, average = inputs
+    ctx.curve, ctx.policies = (metric, triplets, margin, leak), (on_empty, reduction, average)
+    _, *kept, evidence = output
+    ctx.save_for_backward(*batch, *kept)
+    ctx.mark_non_differentiable(*kept, evidence)
+    ctx.set_materialize_grads(False)
+
+
+def _batch_all_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 15
+    *batch, weight, positive_index, negative_index, has_positive, has_negative, slopes, scale = ctx.saved_tensors
+    x, labels, valid, refs, ref_labels, ref_valid, self_index = batch
+    if torch.is_grad_enabled():
+
+        def run(x: Tensor, refs: Tensor | None) -> Tensor:
+            options = (self_index, weight, *ctx.curve, *ctx.policies)
+            return reference.batch_all(x, labels, valid, refs, ref_labels, ref_valid, *options)[0]
+
+        grad_x, grad_refs = _again(run, [x, refs], grad)
+    else:
+        grad_x, grad_refs = torch.ops.fastmine.batch_all_backward.default(
+            grad, slopes, scale, *batch, positive_index, negative_index, has_positive, has_negative, *ctx.curve
+        )
+    return grad_x, None, None, None if refs is None else grad_refs, *[None] * 11
 
 
 def _segmentation_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -285,6 +376,8 @@ pairwise_distance = _differentiable(
 )
 batch_hard = _differentiable("batch_hard", reference.batch_hard, _mining_setup, _mining_backward)
 triplet_loss = _differentiable("triplet_loss", reference.triplet_loss, _triplet_setup, _triplet_backward)
+pair_sums = _differentiable("pair_sums", reference.pair_sums, _pairs_setup, _pairs_backward)
+batch_all = _differentiable("batch_all", reference.batch_all, _batch_all_setup, _batch_all_backward)
 segmentation_loss = _differentiable(
     "segmentation_loss", reference.segmentation_loss, _segmentation_setup, _segmentation_backward
 )

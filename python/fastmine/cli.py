@@ -17,7 +17,7 @@ import numpy as np
 from . import __version__, config, show_config
 from .bench import command as bench
 from .data import check_labels, check_masks
-from .recipes import embeddings, folders, loss_check, mask_files, overfit, segmentation
+from .recipes import doa, embeddings, folders, loss_check, mask_files, overfit, segmentation
 from .recipes.errors import CommandError, InterruptionError, UsageError, listed
 from .recipes.screen import Screen
 from .recipes.settings import Option, Settings, flag, options_of, whole
@@ -25,6 +25,7 @@ from .recipes.settings import Option, Settings, flag, options_of, whole
 RECIPES: dict[str, tuple[Any, type[Settings]]] = {
     "embeddings": (embeddings, embeddings.EmbeddingSettings),
     "segmentation": (segmentation, segmentation.SegmentationSettings),
+    "doa": (doa, doa.DoaSettings),
 }
 
 EXAMPLES = """\
@@ -32,6 +33,7 @@ examples:
   fastmine train embeddings                       handwritten digits, in well under a minute
   fastmine train segmentation --annotated 0.1     with nine masks of ten marked as not annotated
   fastmine train embeddings --data photos --epochs 50 --batch-size 16
+  fastmine train doa                              directions of arrival, beside MUSIC and the least possible error
   fastmine train embeddings --resume              go on with the latest run
   fastmine doctor env                             who computes the losses here: kernels or reference
   fastmine doctor labels photos --batch-size 16   can a shuffled batch of 16 teach anything?
@@ -62,6 +64,18 @@ examples:
   fastmine train segmentation --annotated 0.1
   fastmine train segmentation --data scans --loss tversky --epochs 50 --out runs/scans
   fastmine train segmentation --resume runs/scans
+"""
+
+DOA_EXAMPLES = """\
+Recordings of an array are simulated, new ones in every epoch. --search tries other weights in as many short runs; the
+study is kept in the folder of the search, and --resume goes on with it.
+
+examples:
+  fastmine train doa
+  fastmine train doa --snr 0 --snr-spread 10 --sources 3 --sensors 12
+  fastmine train doa --correlation 1 --out runs/coherent
+  fastmine train doa --search 24 --samples 1024
+  fastmine train doa --search 24 --samples 1024 --resume
 """
 
 LABELS_HELP = """\
@@ -100,6 +114,7 @@ READY, MARGINAL or FAIL, with the reason; exit code 1 for FAIL.
 examples:
   fastmine doctor overfit
   fastmine doctor overfit segmentation --json
+  fastmine doctor overfit doa
 """
 
 COLUMNS = ("label", "labels", "class", "target")
@@ -140,6 +155,7 @@ def parser() -> Parser:
     )
     _add_system(systems, "embeddings", "images of one class close together", EMBEDDING_EXAMPLES)
     _add_system(systems, "segmentation", "the pixels that belong to an object", SEGMENTATION_EXAMPLES)
+    _add_search(_add_system(systems, "doa", "directions of arrival at an array", DOA_EXAMPLES))
     doctor = commands.add_parser("doctor", help="examine an environment or a data set")
     checks = _described(doctor, "Examine an environment or a data set.", EXAMPLES).add_subparsers(
         title="checks", required=True, metavar="CHECK"
@@ -189,13 +205,13 @@ def _described(found: Parser, description: str, examples: str = "") -> Parser:
     return found
 
 
-def _add_system(systems: Any, name: str, summary: str, examples: str) -> None:
+def _add_system(systems: Any, name: str, summary: str, examples: str) -> Parser:
     """``fastmine train NAME``, with an argument per field of its settings."""
     _, kind = RECIPES[name]
     found = _described(systems.add_parser(name, help=summary), f"Train a model: {summary}.", examples)
     for field, option in options_of(kind).items():
         default = getattr(kind, field)
-        shown = "" if default is None else f" (default: {default})"
+        shown = "" if default in {None, ""} else f" (default: {default})"
         found.add_argument(
             flag(field),
             type=_parsed(option),
@@ -215,6 +231,15 @@ def _add_system(systems: Any, name: str, summary: str, examples: str) -> None:
         help="go on with the run in this folder, or from this checkpoint; without PATH, with the latest run",
     )
     found.set_defaults(run=_train, recipe=name)
+    return found
+
+
+def _add_search(system: Parser) -> None:
+    """``--search N``: runs with other weights instead of one."""
+    option = Option("try other weights in so many runs (optuna), each of --epochs", whole, "N", at_least=1)
+    system.add_argument(
+        "--search", type=_parsed(option), default=argparse.SUPPRESS, metavar=option.metavar, help=option.help
+    )
 
 
 def _parsed(option: Option) -> Any:
@@ -236,6 +261,8 @@ def _parsed(option: Option) -> Any:
 def _train(arguments: argparse.Namespace) -> int:
     recipe, kind = RECIPES[arguments.recipe]
     given = {field: value for field, value in vars(arguments).items() if field in options_of(kind)}
+    if "search" in arguments:
+        given["search"] = arguments.search
     recipe.train(out=arguments.out, resume=arguments.resume, **given)
     return 0
 

@@ -463,9 +463,23 @@ void formula() {
   const double d_p[] = {1, 2, 3}, d_n[] = {2, 2, 0};
   const bool has_p[] = {true, true, true}, has_n[] = {true, true, false};
   double loss[3], slopes[6], active = kNan, semi_hard = kNan;
-  TripletLoss p{3,       d_p,       d_n,           has_p,           has_n, Metric::euclidean, TripletShape::hinge,
-                0.5,     0.1,       OnEmpty::zero, Reduction::mean, loss,  DType::float64,    slopes,
-                &active, &semi_hard};
+  TripletLoss p{3,
+                d_p,
+                d_n,
+                has_p,
+                has_n,
+                nullptr,
+                Metric::euclidean,
+                TripletShape::hinge,
+                0.5,
+                0.1,
+                OnEmpty::zero,
+                Reduction::mean,
+                loss,
+                DType::float64,
+                slopes,
+                &active,
+                &semi_hard};
   cpu::triplet_loss(p);
   check(loss[0] == 0.25 && active == 1 && semi_hard == 1, "hinge: mean over the two valid anchors");
   check(slopes[0] == 0 && slopes[1] == 0.5 && slopes[2] == 0 && slopes[4] == -0.5, "hinge: slopes");

@@ -12,6 +12,7 @@
 
 #include "kernels/cpu/dispatch.h"
 #include "kernels/stage.h"
+#include "threads/stage_walk.h"
 
 namespace fastmine::test {
 
@@ -96,26 +97,29 @@ class Guarded {
 /// How the tasks of a step are handed out.
 enum class Order { serial, one_by_one_backwards, threads };
 
-inline void run_stage(const Stage& stage, void* plan, Order order) {
-  const std::int64_t tasks = stage.tasks(plan);
-  if (tasks == 0) {
-    return;
+/// Every task of every step on its own, the last one first.
+inline void run_backwards(const Stage* stages, int count, void* plan) {
+  for (int k = 0; k < count; ++k) {
+    for (std::int64_t task = stages[k].tasks(plan) - 1; task >= 0; --task) {
+      stages[k].run(plan, task, task + 1);
+    }
   }
-  if (order == Order::serial) {
-    stage.run(plan, 0, tasks);
-  } else if (order == Order::one_by_one_backwards) {
-    for (std::int64_t task = tasks - 1; task >= 0; --task) {
-      stage.run(plan, task, task + 1);
+}
+
+/// On as many threads as given, however little there is to do.
+inline void run_on_threads(const Stage* stages, int count, void* plan, std::int64_t threads) {
+  std::vector<Stage> shared(stages, stages + count);
+  for (Stage& stage : shared) {
+    stage.grain = [](const void*) -> std::int64_t { return 1; };
+  }
+  StageWalk walk(shared.data(), count, plan, threads);
+  while (const std::int64_t team = walk.next_team()) {
+    std::vector<std::thread> others;
+    for (std::int64_t k = 1; k < team; ++k) {
+      others.emplace_back([&walk] { walk.join(); });
     }
-  } else {
-    std::vector<std::thread> threads;
-    for (std::int64_t k = 0; k < 3; ++k) {
-      const std::int64_t begin = tasks * k / 3, end = tasks * (k + 1) / 3;
-      if (begin < end) {
-        threads.emplace_back([&stage, plan, begin, end] { stage.run(plan, begin, end); });
-      }
-    }
-    for (std::thread& thread : threads) {
+    walk.join();
+    for (std::thread& thread : others) {
       thread.join();
     }
   }
@@ -130,8 +134,10 @@ void run(const StagedKernel<P>& kernel, const P& problem, Order order = Order::s
   const std::unique_ptr<void, decltype(release)> memory(::operator new(bytes, std::align_val_t(kLine)), release);
   std::memset(memory.get(), 0xff, bytes);
   void* plan = kernel.plan(problem, memory.get());
-  for (int k = 0; k < kernel.count; ++k) {
-    run_stage(kernel.stages[k], plan, order);
+  if (order == Order::one_by_one_backwards) {
+    run_backwards(kernel.stages, kernel.count, plan);
+  } else {
+    run_on_threads(kernel.stages, kernel.count, plan, order == Order::threads ? 3 : 1);
   }
 }
 

@@ -5,6 +5,7 @@
 #include "kernels/cpu/batch_hard_positives.h"
 #include "kernels/cpu/batch_hard_screen.h"
 #include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/grain.h"
 
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
 namespace {
@@ -27,10 +28,10 @@ template <class W>
 void find_for_poisoned(const Plan<W>& p, std::int64_t i) {
   const BatchHard& q = p.problem;
   for (std::int64_t j = 0; j < q.y.n && !(q.has_positive[i] && q.has_negative[i]); ++j) {
-    if (!takes_part(p.y, j) || (q.self && i == j)) {
+    if (!takes_part(p.y, j)) {
       continue;
     }
-    if (q.ref_labels[j] == q.labels[i] && !q.has_positive[i]) {
+    if (q.ref_labels[j] == q.labels[i] && !q.has_positive[i] && j != itself(q, i)) {
       settle_poisoned(i, j, q.positive_index, q.positive_distance, q.has_positive);
     } else if (q.ref_labels[j] != q.labels[i] && !q.has_negative[i]) {
       settle_poisoned(i, j, q.negative_index, q.negative_distance, q.has_negative);
@@ -48,11 +49,10 @@ void finish(void* plan, std::int64_t, std::int64_t) {
 }
 
 std::int64_t once(const void*) { return 1; }
-std::int64_t few(const void*) { return 4; }
 
-/// Tasks of `work` multiply-adds each that are worth a thread.
-std::int64_t worth_a_thread(std::int64_t work) {
-  return larger<std::int64_t>(1, 400000 / larger<std::int64_t>(work, 1));
+template <class W, std::int64_t Rows>
+std::int64_t row_grain(const void* plan) {
+  return reading_worth_a_thread(as_plan<W>(plan).problem.x.d * Rows);
 }
 
 template <class W>
@@ -84,10 +84,10 @@ std::int64_t unless_small(const void* plan) {
 template <class W>
 constexpr Stage kStages[] = {
     {&small_tasks<W>, &once, &mine_small<W>},
-    {&unless_small<W, look_tasks<W>>, &few, &look<W>},
+    {&unless_small<W, look_tasks<W>>, &row_grain<W, kRowBlock>, &look<W>},
     {&unless_small<W, once>, &once, &group<W>},
-    {&unless_small<W, pack_tasks<W>>, &few, &pack<W>},
-    {&unless_small<W, round_tasks<W>>, &few, &round<W>},
+    {&unless_small<W, pack_tasks<W>>, &row_grain<W, kSliver<W>>, &pack<W>},
+    {&unless_small<W, round_tasks<W>>, &row_grain<W, kBlockRows>, &round<W>},
     {&unless_small<W, once>, &once, &measure<W>},
     {&unless_small<W, tile_tasks<W>>, &tile_grain<W>, &find_positives<W>},
     {&unless_small<W, screen_tasks<W>>, &screen_grain<W>, &screen<W>},

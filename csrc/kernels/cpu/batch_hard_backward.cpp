@@ -1,5 +1,6 @@
 #include "kernels/batch_hard.h"
 #include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/grain.h"
 #include "kernels/cpu/packing.h"
 
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
@@ -281,7 +282,7 @@ std::int64_t once(const void*) { return 1; }
 
 template <class W>
 std::int64_t row_grain(const void* plan) {
-  return larger<std::int64_t>(1, 100000 / as_plan<W>(plan).problem.x.d);
+  return reading_worth_a_thread(as_plan<W>(plan).problem.x.d);
 }
 
 template <class W>

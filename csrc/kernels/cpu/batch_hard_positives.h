@@ -79,8 +79,12 @@ void find_positive_among_few(const Plan<W>& p, std::int64_t anchor) {
   Best best{};
   double keys[kFew];
   keys_of(p, anchor, p.same_begin[anchor], same(p, anchor), keys);
+  const std::int64_t own = itself(p.problem, p.a.row(anchor));
   for (std::int64_t k = 0; k < same(p, anchor); ++k) {
-    consider(best, sign * keys[k], p.b.row(p.same_begin[anchor] + k));
+    const std::int64_t row = p.b.row(p.same_begin[anchor] + k);
+    if (row != own) {
+      consider(best, sign * keys[k], row);
+    }
   }
   settle_positive(p, anchor, best);
 }
@@ -114,14 +118,14 @@ void find_positives_among_many(const Plan<W>& p, std::int64_t first) {
       Search<W> found = search(p, anchor, sign);
       found.best = best[r];
       found.limit = limit[r];
-      const std::int64_t itself = p.problem.self ? anchor : same_end;
+      const std::int64_t own = itself(p.problem, p.a.row(anchor));
       const double error =
           key_error<W>(p.problem.x.d, static_cast<double>(p.a.norm[anchor]), static_cast<double>(p.b.radius[s]));
       screen_products(p, s, dots + r * sliver);
       scan<kSliverVectors>(found, s * sliver, dots + r * sliver, W{1}, error,
-                           {p.same_begin[anchor], same_end, itself, itself + 1},
+                           {p.same_begin[anchor], same_end, same_end, same_end},
                            [&](std::int64_t position, double screened) {
-                             if (!(sign * screened - error > found.limit)) {
+                             if (p.b.row(position) != own && !(sign * screened - error > found.limit)) {
                                compare(found, position);
                              }
                            });

@@ -108,12 +108,12 @@ FASTMINE_INLINE std::int64_t choose(const SmallPlan& p, std::int64_t i, bool sam
   using V = Vec<double>;
   using I = Vec<std::int64_t>;
   constexpr std::int64_t step = static_cast<std::int64_t>(lanes<double>);
-  const I label = broadcast(p.problem.labels[i]), itself = broadcast(p.problem.self ? i : std::int64_t{-1});
+  const I label = broadcast(p.problem.labels[i]), own = broadcast(same ? itself(p.problem, i) : std::int64_t{-1});
   const I flip = broadcast(static_cast<std::int64_t>(same ? 0 : -1));
   const double* keys = p.keys + i * p.width;
   const auto candidates = [&](std::int64_t j) {
     const I here = load(p.number + j);
-    return load(p.open + j) & ((load(p.label + j) == label) ^ flip) & (here != itself) & ~(load(keys + j) <= above);
+    return load(p.open + j) & ((load(p.label + j) == label) ^ flip) & (here != own) & ~(load(keys + j) <= above);
   };
   const V none = broadcast(__builtin_inf());
   V least = none;

@@ -5,7 +5,9 @@
 
 #include <cstddef>
 
+#include "kernels/batch_all.h"
 #include "kernels/batch_hard.h"
+#include "kernels/pair_sums.h"
 #include "kernels/pairwise_distance.h"
 #include "kernels/segmentation_loss.h"
 #include "kernels/segmentation_sums.h"
@@ -20,6 +22,10 @@ struct KernelTable {
   const PairwiseDistanceBackwardKernel* pairwise_distance_backward[2];
   const BatchHardKernel* batch_hard[2];
   const BatchHardBackwardKernel* batch_hard_backward[2];
+  const PairSumsKernel* pair_sums[2];
+  const PairSumsBackwardKernel* pair_sums_backward[2];
+  const BatchAllKernel* batch_all[2];
+  const BatchAllBackwardKernel* batch_all_backward[2];
   const SegmentationLossKernel* segmentation_loss[2];
   const SegmentationLossBackwardKernel* segmentation_loss_backward[2];
   const SegmentationSumsKernel* segmentation_sums[2];

@@ -67,4 +67,6 @@ void sort_by_label(const std::int64_t* labels, std::int64_t* rows, std::int64_t*
   }
 }
 
+void sort_values(double* values, std::int64_t count) noexcept { std::sort(values, values + count); }
+
 }  // namespace fastmine::cpu

@@ -1,14 +1,11 @@
 #include "kernels/pairwise_distance.h"
 
 #include "kernels/cpu/dispatch.h"
-#include "kernels/cpu/packing.h"
+#include "kernels/cpu/distance_row.h"
+#include "kernels/cpu/grain.h"
 
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
 namespace {
-
-/// Keys below this share of |x|^2 + |y|^2 have lost too many digits in the subtraction.
-template <class W>
-constexpr W kClose = static_cast<W>(1.0 / 16);
 
 constexpr std::int64_t kPanelSlivers = 4;  // slivers of rows and of columns that one task compares, from the cache
 constexpr std::int64_t kFewestPanels = 8;  // of either side, where there are as many slivers: enough tasks for threads
@@ -85,33 +82,6 @@ void pack(void* plan, std::int64_t begin, std::int64_t end) {
   }
 }
 
-/// row[columns[k]] = the distance of position i to position first + columns[k] by direct difference, for k < count.
-template <class W>
-FASTMINE_NOINLINE void take_directly(const Plan<W>& p, std::int64_t i, std::int64_t first, const std::int64_t* columns,
-                                     std::int64_t count, W* row) {
-  std::int64_t rows[kSliver<W>];
-  double keys[kSliver<W>];
-  for (std::int64_t k = 0; k < count; ++k) {
-    rows[k] = first + columns[k];
-  }
-  exact_keys<W>(p.problem.x, i, p.x.norm, p.problem.y, rows, count, p.y.norm, p.problem.metric, keys);
-  for (std::int64_t k = 0; k < count; ++k) {
-    row[columns[k]] = static_cast<W>(distance_of(keys[k], p.problem.metric));
-  }
-}
-
-FASTMINE_INLINE float root(float x) { return __builtin_sqrtf(x); }
-FASTMINE_INLINE double root(double x) { return __builtin_sqrt(x); }
-
-/// Lane by lane; one instruction, which GCC finds in this loop.
-template <class V>
-FASTMINE_INLINE V root(V x) {
-  for (std::size_t lane = 0; lane < size<V>; ++lane) {
-    x[lane] = root(x[lane]);
-  }
-  return x;
-}
-
 /// The first `count` lanes of v, all of them where it has no more.
 template <class W>
 FASTMINE_INLINE void write_part(Vec<W> v, std::int64_t count, W* out) {
@@ -132,67 +102,6 @@ FASTMINE_INLINE void write_row(const W* row, std::int64_t width, W* out) {
   }
   if (c < width) {
     write_part(load(row + c), width - c, out + c);
-  }
-}
-
-/// Whether products of rows of these norms may overflow, or fall among the subnormal numbers and lose digits.
-template <class W>
-bool extreme(W a, W b) {
-  constexpr double huge = sizeof(W) == 8 ? 0x1p1000 : 0x1p120, tiny = sizeof(W) == 8 ? 0x1p-900 : 0x1p-80;
-  const double scale =
-      (static_cast<double>(a) + static_cast<double>(b)) * (static_cast<double>(a) + static_cast<double>(b));
-  return !(scale > tiny && scale < huge);
-}
-
-/// Distances of position i to the first `width` rows of sliver s, in place of their dot products; up to whole vectors
-/// more are overwritten.
-template <class W>
-FASTMINE_INLINE void distances_of_row(const Plan<W>& p, std::int64_t i, std::int64_t s, std::int64_t width, W* row) {
-  using V = Vec<W>;
-  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<W>);
-  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
-  const Metric metric = p.problem.metric;
-  const W own = p.a.c[i];  // a NaN marks a poisoned row, here and in `other`
-  const W* other = p.b.c + s * sliver;
-  std::int64_t again[kSliver<W>];  // columns to be taken directly
-  std::int64_t count = 0;
-  if (extreme(p.a.norm[i], p.b.radius[s])) {
-    for (std::int64_t c = 0; c < width; ++c) {
-      row[c] = static_cast<W>(__builtin_nan(""));
-      again[count] = c;
-      count += own == own && other[c] == other[c] ? 1 : 0;
-    }
-    return take_directly(p, i, s * sliver, again, count, row);
-  }
-  if (metric == Metric::dot) {
-    for (std::int64_t c = 0; c < width; c += step) {
-      store(row + c, load(row + c) + (own + load(other + c)));  // plus 0, or NaN
-    }
-    return;
-  }
-  auto close = V{} != V{};
-  for (std::int64_t c = 0; c < width; c += step) {
-    const V sum = own + load(other + c);
-    const V key = sum - 2 * load(row + c);
-    close |= key < sum * kClose<W>;  // never where both are 0, or both Inf for padding
-    store(row + c, select(key < 0, V{}, key));
-  }
-  for (std::int64_t c = 0; any(close) && c < width; ++c) {
-    again[count] = c;
-    count += row[c] < (own + other[c]) * kClose<W> ? 1 : 0;
-  }
-  if (metric == Metric::cosine) {
-    for (std::int64_t c = 0; c < width; c += step) {
-      store(row + c, load(row + c) * static_cast<W>(0.5));
-    }
-  }
-  if (metric == Metric::euclidean) {
-    for (std::int64_t c = 0; c < width; c += step) {
-      store(row + c, root(load(row + c)));
-    }
-  }
-  if (count > 0) {
-    take_directly(p, i, s * sliver, again, count, row);
   }
 }
 
@@ -241,10 +150,11 @@ void fill_block(const Plan<W>& p, std::int64_t rows, std::int64_t s) {
   if (mirrored != nullptr) {
     prefetch_block(mirrored, width, height, m);
   }
+  const Sides<W> sides{p.x, p.y, p.a, p.b};
   dot_block(p.a.sliver(rows, d), p.b.sliver(s, d), static_cast<std::size_t>(d), static_cast<std::size_t>(height),
             static_cast<std::size_t>(width), block);
   for (std::int64_t r = 0; r < height; ++r) {
-    distances_of_row(p, rows * sliver + r, s, width, block + r * sliver);
+    distances_of_row(sides, rows * sliver + r, s, width, block + r * sliver);
   }
   if (p.problem.self && s == rows && p.problem.metric != Metric::dot) {
     for (std::int64_t r = 0; r < height; ++r) {  // to itself: 0, of a zero vector's cosine too; a NaN stays
@@ -295,19 +205,21 @@ std::int64_t once(const void*) { return 1; }
 
 template <class W>
 std::int64_t fill_grain(const void* plan) {
-  constexpr std::int64_t worthwhile = 2'000'000;  // multiply-adds
   const Plan<W>& p = as_plan<W>(plan);
   const std::int64_t side = p.panel * static_cast<std::int64_t>(kSliver<W>);
-  return divide_up(worthwhile, side * side * p.problem.x.d);
+  return worth_a_thread(side * side * p.problem.x.d);
 }
 
-std::int64_t few(const void*) { return 4; }
+template <class W, std::int64_t Rows>
+std::int64_t row_grain(const void* plan) {
+  return reading_worth_a_thread(as_plan<W>(plan).problem.x.d * Rows);
+}
 
 template <class W>
 constexpr Stage kStages[] = {
-    {&look_tasks<W>, &few, &look<W>},
+    {&look_tasks<W>, &row_grain<W, kRowBlock>, &look<W>},
     {&once, &once, &centre<W>},
-    {&pack_tasks<W>, &few, &pack<W>},
+    {&pack_tasks<W>, &row_grain<W, kSliver<W>>, &pack<W>},
     {&fill_tasks<W>, &fill_grain<W>, &fill<W>},
 };
 

@@ -1,5 +1,6 @@
 #include "kernels/cpu/dispatch.h"
-#include "kernels/cpu/packing.h"
+#include "kernels/cpu/gradient_rows.h"
+#include "kernels/cpu/grain.h"
 #include "kernels/pairwise_distance.h"
 
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
@@ -13,41 +14,15 @@ constexpr std::int64_t kRowsAhead = 16;  // of grad and distance, asked for befo
 template <class W>
 constexpr W kClose = static_cast<W>(1.0 / 16);
 
-/// Rows divided by their norms and centred, in panels of kSliver elements of all rows: element k of row i is at
-/// data[((k / kSliver) n + i) kSliver + k % kSliver].
-template <class W>
-struct Columns {
-  W* data;
-  W* squared;  // [n]: squared norms; Inf for a zero row of cosine, which is thereby close to all
-};
-
 template <class W>
 struct Plan {
   PairwiseDistanceBackward problem;
   RowSet x, y;  // with one set, y is x, here and below
   double* centre;
   Columns<W> a, b;
-  double* sum_x;  // [slivers, panels, kSliver, kSliver]: what the rows of a sliver have gathered of a panel
+  double* sum_x;
   double* sum_y;
 };
-
-template <class W>
-constexpr std::int64_t kWidth = static_cast<std::int64_t>(kSliver<W>);
-
-template <class W>
-std::int64_t slivers_of(std::int64_t n) {
-  return divide_up(n, kWidth<W>);
-}
-
-template <class W>
-Columns<W> lay_out_columns(Arena& arena, const Rows& rows) {
-  return {arena.take<W>(slivers_of<W>(rows.d) * rows.n * kWidth<W>), arena.take<W>(rows.n)};
-}
-
-template <class W>
-double* lay_out_sums(Arena& arena, const Rows& rows) {
-  return arena.take<double>(slivers_of<W>(rows.n) * slivers_of<W>(rows.d) * kWidth<W> * kWidth<W>);
-}
 
 template <class W>
 Plan<W> lay_out(const PairwiseDistanceBackward& problem, Arena& arena) {
@@ -100,27 +75,11 @@ std::int64_t row_tasks(const void* plan) {
 }
 
 template <class W>
-void pack_row(const RowSet& set, const double* centre, std::int64_t i, const Columns<W>& columns) {
-  alignas(64) W row[kSliver<W>];
-  double squared = 0;
-  for (std::int64_t from = 0; from < set.rows.d; from += kWidth<W>) {
-    const std::int64_t count = smaller(kWidth<W>, set.rows.d - from);
-    for (std::int64_t k = count; k < kWidth<W>; ++k) {
-      row[k] = 0;
-    }
-    squared += centre_row(set, centre, i, from, count, row);
-    for (std::size_t v = 0; v < kSliverVectors; ++v) {
-      store(columns.data + from * set.rows.n + i * kWidth<W> + v * lanes<W>, load(row + v * lanes<W>));
-    }
-  }
-  columns.squared[i] = static_cast<W>(set.norm[i] == 0 ? __builtin_inf() : squared);
-}
-
-template <class W>
 void pack_rows(void* plan, std::int64_t begin, std::int64_t end) {
   const Plan<W>& p = as_plan<W>(plan);
   for (std::int64_t t = begin; t < end; ++t) {
-    t < p.problem.x.n ? pack_row(p.x, p.centre, t, p.a) : pack_row(p.y, p.centre, t - p.problem.x.n, p.b);
+    const std::int64_t own = p.problem.x.n;
+    t < own ? pack_column(p.x, p.centre, t, t, p.a) : pack_column(p.y, p.centre, t - own, t - own, p.b);
   }
 }
 
@@ -187,22 +146,6 @@ FASTMINE_INLINE Weights<W> weights(const Plan<W>& p, std::int64_t i, std::int64_
   const auto close = key < limit;
   const V apart = select(close, V{}, weight);
   return {apart, select(close, weight, V{}), any(close)};
-}
-
-/// sums += w (x[i] - y[j]), from the rows as they were given.
-template <class W>
-FASTMINE_NOINLINE void pull(const RowSet& own, std::int64_t i, const RowSet& other, std::int64_t j, double w,
-                            double* sums) {
-  const double own_scale = scale_of(own, i), other_scale = scale_of(other, j);
-  W own_buffer[kWidth<W>], other_buffer[kWidth<W>];
-  for (std::int64_t from = 0; from < own.rows.d; from += kWidth<W>, sums += kWidth<W> * kWidth<W>) {
-    const std::int64_t count = smaller(kWidth<W>, own.rows.d - from);
-    const W* x = chunk(own.rows, i, from, count, own_buffer);
-    const W* y = chunk(other.rows, j, from, count, other_buffer);
-    for (std::int64_t k = 0; k < count; ++k) {
-      sums[k] += w * (static_cast<double>(x[k]) * own_scale - static_cast<double>(y[k]) * other_scale);
-    }
-  }
 }
 
 /// What one task carries: weights[c][r] of row r of its sliver with row c across, and their sums over all rows across.
@@ -293,82 +236,6 @@ void add_weights(const W* weights, std::int64_t count, double* total) {
   }
 }
 
-/// sums[r, k] += sign times the sum over c of weights[c][r] across[c, k].
-template <class W>
-void add_products(const Plan<W>& p, const Side<W>& side, const W* weights, std::int64_t rows, std::int64_t begin,
-                  std::int64_t count, double* sums) {
-  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<double>);
-  const double sign = p.problem.metric == Metric::dot ? 1 : -1;
-  alignas(64) W block[kSliver<W> * kSliver<W>];
-  for (std::int64_t panel = 0; panel < side.panels(); ++panel, sums += kWidth<W> * kWidth<W>) {
-    const std::int64_t width = smaller(kWidth<W>, side.own.rows.d - panel * kWidth<W>);
-    const W* across = side.across.data + (panel * side.other.rows.n + begin) * kWidth<W>;
-    dot_block(weights, across, static_cast<std::size_t>(count), static_cast<std::size_t>(rows),
-              static_cast<std::size_t>(width), block);
-    for (std::int64_t r = 0; r < rows; ++r) {
-      for (std::int64_t k = 0; k < width; k += step) {  // up to the end of a vector, which the block fills
-        double* sum = sums + r * kWidth<W> + k;
-        store(sum, load(sum) + sign * load_double(block + r * kWidth<W> + k));
-      }
-    }
-  }
-}
-
-/// sums[k] += total (x[k] - centre[k]), with x divided by its norm.
-template <class W>
-FASTMINE_INLINE void add_own(const W* x, double scale, const double* centre, double total, std::int64_t count,
-                             double* sums) {
-  for (std::int64_t k = 0; k < count; ++k) {
-    sums[k] += total * (static_cast<double>(x[k]) * scale - centre[k]);
-  }
-}
-
-/// The sum over k of sums[k] x[k].
-template <class W>
-FASTMINE_INLINE double project(const W* x, std::int64_t count, const double* sums) {
-  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<double>);
-  Vec<double> along{};
-  double tail = 0;
-  std::int64_t k = 0;
-  for (; k + step <= count; k += step) {
-    along += load_double(x + k) * load(sums + k);
-  }
-  for (; k < count; ++k) {
-    tail += static_cast<double>(x[k]) * sums[k];
-  }
-  return sum_lanes(along) + tail;
-}
-
-/// The gradient of row i from its sums: out of total x[i] - sum of w y, and for cosine the part along the row taken
-/// off.
-template <class W>
-void write_row(const Plan<W>& p, const Side<W>& side, std::int64_t i, double total, double* sums) {
-  const std::int64_t d = side.own.rows.d;
-  const double scale = scale_of(side.own, i);
-  W buffer[kWidth<W>];
-  double along = 0;
-  for (std::int64_t from = 0; p.problem.metric != Metric::dot && from < d; from += kWidth<W>) {
-    const std::int64_t count = smaller(kWidth<W>, d - from);
-    const W* x = chunk(side.own.rows, i, from, count, buffer);
-    add_own(x, scale, p.centre + from, total, count, sums + from * kWidth<W>);
-    along += scale * project(x, count, sums + from * kWidth<W>);
-  }
-  char* bytes = static_cast<char*>(side.out);
-  const DType type = side.own.rows.dtype;
-  for (std::int64_t from = 0; from < d; from += kWidth<W>) {
-    const std::int64_t count = smaller(kWidth<W>, d - from);
-    double* sum = sums + from * kWidth<W>;
-    if (p.problem.metric == Metric::cosine) {
-      const W* x = chunk(side.own.rows, i, from, count, buffer);
-      for (std::int64_t k = 0; k < count; ++k) {
-        sum[k] = (sum[k] - along * (static_cast<double>(x[k]) * scale)) * scale;
-      }
-    }
-    write(sum, static_cast<std::size_t>(count), bytes + (i * d + from) * static_cast<std::int64_t>(size_of(type)),
-          type);
-  }
-}
-
 template <class W>
 void gather_sliver(const Plan<W>& p, const Side<W>& side, std::int64_t sliver) {
   const std::int64_t first = sliver * kWidth<W>, rows = smaller(kWidth<W>, side.own.rows.n - first);
@@ -391,10 +258,10 @@ void gather_sliver(const Plan<W>& p, const Side<W>& side, std::int64_t sliver) {
       }
     }
     add_weights(own.weights, count, own.total);
-    add_products(p, side, own.weights, rows, begin, count, sums);
+    add_products(side.across, p.problem.metric, side.own.rows.d, own.weights, rows, begin, count, sums);
   }
   for (std::int64_t r = 0; r < rows; ++r) {
-    write_row(p, side, first + r, own.total[r], sums + r * kWidth<W>);
+    write_gradient<W>(side.own, p.centre, first + r, own.total[r], sums + r * kWidth<W>, side.out);
   }
 }
 
@@ -416,21 +283,24 @@ void gather(void* plan, std::int64_t begin, std::int64_t end) {
 }
 
 std::int64_t once(const void*) { return 1; }
-std::int64_t few(const void*) { return 4; }
-std::int64_t row_grain(const void*) { return 64; }
+
+template <class W, std::int64_t Rows>
+std::int64_t row_grain(const void* plan) {
+  return reading_worth_a_thread(as_plan<W>(plan).problem.x.d * Rows);
+}
+
 template <class W>
 std::int64_t gather_grain(const void* plan) {
-  constexpr std::int64_t worthwhile = 2'000'000;  // multiply-adds
   const Plan<W>& p = as_plan<W>(plan);
   const std::int64_t terms = smaller(p.problem.x.n, p.problem.y.n) * p.problem.x.d;
-  return divide_up(worthwhile, larger<std::int64_t>(1, terms * kWidth<W>));
+  return worth_a_thread(terms * kWidth<W>);
 }
 
 template <class W>
 constexpr Stage kStages[] = {
-    {&look_tasks<W>, &few, &look<W>},
+    {&look_tasks<W>, &row_grain<W, kRowBlock>, &look<W>},
     {&once, &once, &centre<W>},
-    {&row_tasks<W>, &row_grain, &pack_rows<W>},
+    {&row_tasks<W>, &row_grain<W, 1>, &pack_rows<W>},
     {&gather_tasks<W>, &gather_grain<W>, &gather<W>},
 };
 

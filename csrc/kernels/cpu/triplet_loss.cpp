@@ -71,8 +71,7 @@ void triplet_loss(const TripletLoss& p) noexcept {
   for (std::int64_t i = 0; i < p.n; ++i) {
     empty = empty && !(p.has_positive[i] && p.has_negative[i]);
   }
-  double sum = 0;
-  std::int64_t counted = 0;
+  double sum = 0, counted = 0;
   *p.active = *p.semi_hard = 0;
   for (std::int64_t i = 0; i < p.n; ++i) {
     const Term t = term(p, i, empty, sign);
@@ -81,18 +80,19 @@ void triplet_loss(const TripletLoss& p) noexcept {
       *p.active += p.shape == TripletShape::soft || gap + p.margin > 0;
       *p.semi_hard += gap <= 0 && gap + p.margin > 0;
     }
-    slope_p[i] = sign * t.slope_p;
-    slope_n[i] = sign * t.slope_n;
-    counted += t.counted;
-    sum += t.value;
+    const double weight = p.weight == nullptr ? 1 : p.weight[i];
+    slope_p[i] = weight * sign * t.slope_p;
+    slope_n[i] = weight * sign * t.slope_n;
+    counted += t.counted ? weight : 0;
+    sum += weight * t.value;
     if (p.reduction == Reduction::none) {
-      write_loss(p, i, t.value);
+      write_loss(p, i, weight * t.value);
     }
   }
   if (p.reduction == Reduction::none) {
     return;
   }
-  const double scale = p.reduction == Reduction::mean ? 1 / static_cast<double>(std::max<std::int64_t>(counted, 1)) : 1;
+  const double scale = p.reduction == Reduction::mean && counted > 0 ? 1 / counted : 1;
   write_loss(p, 0, sum * scale);
   for (std::int64_t k = 0; k < 2 * p.n; ++k) {
     p.slopes[k] *= scale;

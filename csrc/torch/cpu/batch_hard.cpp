@@ -6,27 +6,25 @@
 #include <tuple>
 
 #include "kernels/triplet_loss.h"
-#include "torch/cpu/embeddings.h"
 #include "torch/cpu/kernels.h"
+#include "torch/cpu/mining.h"
 
 namespace fastmine {
 namespace {
 
-using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+TripletShape shape_of(const std::string& name) {
+  return name == "soft" ? TripletShape::soft : name == "leaky" ? TripletShape::leaky : TripletShape::hinge;
+}
 
-/// The tensors that mining reads, made such that kernels can, and those that it writes.
-struct Mined {
-  Tensor embeddings, labels, ref_embeddings, ref_labels;
-  MaybeTensor valid, ref_valid;
-  Tensor positive_index, negative_index, distances, has_positive, has_negative, evidence;
-};
+OnEmpty on_empty_of(const std::string& name) {
+  return name == "pull" ? OnEmpty::pull : name == "push" ? OnEmpty::push : OnEmpty::zero;
+}
 
-const bool* flags(const MaybeTensor& mask) { return mask ? static_cast<const bool*>(mask->const_data_ptr()) : nullptr; }
+}  // namespace
 
-/// `extra` places are left at the end of the evidence, and stay for the caller to fill.
 Mined mine(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid, const MaybeTensor& ref_embeddings,
-           const MaybeTensor& ref_labels, const MaybeTensor& ref_valid, const std::string& metric,
-           const std::string& positive, const std::string& negative, int64_t extra) {
+           const MaybeTensor& ref_labels, const MaybeTensor& ref_valid, const MaybeTensor& self_index,
+           const std::string& metric, const std::string& positive, const std::string& negative, int64_t extra) {
   const bool self = !ref_embeddings.has_value();
   Mined m;
   m.embeddings = with_dense_rows(embeddings);
@@ -35,6 +33,7 @@ Mined mine(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& va
   m.ref_embeddings = self ? m.embeddings : with_dense_rows(*ref_embeddings);
   m.ref_labels = self ? m.labels : dense(ref_labels.value());
   m.ref_valid = self ? m.valid : dense(ref_valid);
+  m.self_index = dense(self_index);
   const int64_t n = m.embeddings.size(0);
   FASTMINE_CHECK(m.labels.numel() == n && m.ref_labels.numel() == m.ref_embeddings.size(0), "one label per row");
   FASTMINE_CHECK(
@@ -55,6 +54,7 @@ Mined mine(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& va
   problem.ref_labels = static_cast<const int64_t*>(m.ref_labels.const_data_ptr());
   problem.ref_valid = flags(m.ref_valid);
   problem.self = self;
+  problem.self_index = for_anchors<int64_t>(m.self_index, n);
   problem.metric = metric_of(metric);
   problem.easiest_positive = positive == "easiest";
   problem.semi_hard_negative = negative == "semi_hard";
@@ -69,35 +69,13 @@ Mined mine(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& va
   return m;
 }
 
-Seven batch_hard(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid,
-                 const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels, const MaybeTensor& ref_valid,
-                 const std::string& metric, const std::string& positive, const std::string& negative) {
-  const Mined m = mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, positive, negative, 0);
+Formula apply_formula(const Mined& m, const MaybeTensor& weight_in, const std::string& metric, const std::string& shape,
+                      double margin, double leak, const std::string& on_empty, const std::string& reduction) {
   const int64_t n = m.embeddings.size(0);
-  Tensor d_p = make({n}, result_type(embeddings)), d_n = make({n}, result_type(embeddings));
-  torch::stable::copy_(d_p, torch::stable::select(m.distances, 0, 0));
-  torch::stable::copy_(d_n, torch::stable::select(m.distances, 0, 1));
-  return {m.positive_index, m.negative_index, d_p, d_n, m.has_positive, m.has_negative, m.evidence};
-}
-
-TripletShape shape_of(const std::string& name) {
-  return name == "soft" ? TripletShape::soft : name == "leaky" ? TripletShape::leaky : TripletShape::hinge;
-}
-
-OnEmpty on_empty_of(const std::string& name) {
-  return name == "pull" ? OnEmpty::pull : name == "push" ? OnEmpty::push : OnEmpty::zero;
-}
-
-Seven triplet_loss(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid,
-                   const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels, const MaybeTensor& ref_valid,
-                   const std::string& metric, const std::string& positive, const std::string& negative,
-                   const std::string& shape, double margin, double leak, const std::string& on_empty,
-                   const std::string& reduction) {
-  const Mined m = mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, positive, negative, 2);
-  const int64_t n = m.embeddings.size(0);
-  const ScalarType type = result_type(embeddings);
+  const ScalarType type = result_type(m.embeddings);
   const Tensor loss = reduction == "none" ? make({n}, type) : make({}, type);
   const Tensor slopes = make({2, n}, ScalarType::Double);
+  const MaybeTensor weight = dense(weight_in);
   double* extra = data<double>(m.evidence) + static_cast<int>(Mining::count);
 
   TripletLoss problem{};
@@ -106,6 +84,7 @@ Seven triplet_loss(const Tensor& embeddings, const Tensor& labels, const MaybeTe
   problem.negative_distance = data<double>(m.distances) + n;
   problem.has_positive = data<bool>(m.has_positive);
   problem.has_negative = data<bool>(m.has_negative);
+  problem.weight = for_anchors<double>(weight, n);
   problem.metric = metric_of(metric);
   problem.shape = shape_of(shape);
   problem.margin = margin;
@@ -118,17 +97,9 @@ Seven triplet_loss(const Tensor& embeddings, const Tensor& labels, const MaybeTe
   problem.active = extra;
   problem.semi_hard = extra + 1;
   cpu::triplet_loss(problem);
-  return {loss, m.positive_index, m.negative_index, m.has_positive, m.has_negative, slopes, m.evidence};
+  return {loss, slopes};
 }
 
-/// The gradient of a distance: one number for each anchor, or one for all of them.
-void check_grad(const Tensor& grad, int64_t n) {
-  FASTMINE_CHECK(grad.dim() == 0 || (grad.dim() == 1 && grad.size(0) == n), "one gradient per anchor, or one for all");
-}
-
-int64_t step(const Tensor& grad) { return grad.dim() == 0 ? 0 : grad.stride(0); }
-
-/// `slopes` [2, n], if any, are factors of the gradients.
 std::tuple<Tensor, Tensor> mining_gradient(const Tensor& grad_positive, const Tensor& grad_negative,
                                            const MaybeTensor& slopes_in, const Tensor& embeddings,
                                            const MaybeTensor& ref_embeddings, const Tensor& positive_index,
@@ -166,6 +137,34 @@ std::tuple<Tensor, Tensor> mining_gradient(const Tensor& grad_positive, const Te
   problem.grad_y = grad_y.mutable_data_ptr();
   run(*kernels().batch_hard_backward[result_type(x) == ScalarType::Double], problem);
   return {grad_x, grad_y};
+}
+
+namespace {
+
+using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Seven batch_hard(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid,
+                 const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels, const MaybeTensor& ref_valid,
+                 const std::string& metric, const std::string& positive, const std::string& negative,
+                 const MaybeTensor& self_index) {
+  const Mined m =
+      mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index, metric, positive, negative, 0);
+  const int64_t n = m.embeddings.size(0);
+  Tensor d_p = make({n}, result_type(embeddings)), d_n = make({n}, result_type(embeddings));
+  torch::stable::copy_(d_p, torch::stable::select(m.distances, 0, 0));
+  torch::stable::copy_(d_n, torch::stable::select(m.distances, 0, 1));
+  return {m.positive_index, m.negative_index, d_p, d_n, m.has_positive, m.has_negative, m.evidence};
+}
+
+Seven triplet_loss(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid,
+                   const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels, const MaybeTensor& ref_valid,
+                   const std::string& metric, const std::string& positive, const std::string& negative,
+                   const std::string& shape, double margin, double leak, const std::string& on_empty,
+                   const std::string& reduction, const MaybeTensor& weight, const MaybeTensor& self_index) {
+  const Mined m =
+      mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index, metric, positive, negative, 2);
+  const Formula f = apply_formula(m, weight, metric, shape, margin, leak, on_empty, reduction);
+  return {f.loss, m.positive_index, m.negative_index, m.has_positive, m.has_negative, f.slopes, m.evidence};
 }
 
 std::tuple<Tensor, Tensor> batch_hard_backward(const Tensor& grad_positive, const Tensor& grad_negative,

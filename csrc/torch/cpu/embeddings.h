@@ -2,12 +2,12 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <string>
 #include <vector>
 
 #include "kernels/embeddings.h"
 #include "kernels/stage.h"
+#include "threads/stage_walk.h"
 #include "torch/tensors.h"
 
 namespace fastmine {
@@ -46,28 +46,6 @@ inline Metric metric_of(const std::string& name) {
   return Metric::dot;
 }
 
-/// Run one step of a kernel. Threads take ranges of tasks off a counter, so that one that is held up, or whose tasks
-/// take longer, does not keep the others waiting.
-inline void run_stage(const Stage& stage, void* plan) {
-  constexpr int64_t kRanges = 16;  // per thread: enough to even out, few enough that a range reuses what is in cache
-  const int64_t tasks = stage.tasks(plan);
-  if (tasks == 0) {
-    return;
-  }
-  const int64_t grain = std::max<int64_t>(stage.grain(plan), 1);
-  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), tasks / grain);
-  if (threads <= 1) {
-    return stage.run(plan, 0, tasks);
-  }
-  const int64_t range = std::max(grain, tasks / (threads * kRanges));
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (int64_t begin; (begin = next.fetch_add(range, std::memory_order_relaxed)) < tasks;) {
-      stage.run(plan, begin, std::min(begin + range, tasks));
-    }
-  });
-}
-
 /// Lay out the workspace of a kernel and run its stages, each on as many threads as torch allows.
 template <class P>
 void run(const StagedKernel<P>& kernel, const P& problem) {
@@ -75,8 +53,9 @@ void run(const StagedKernel<P>& kernel, const P& problem) {
   const Tensor memory = make({static_cast<int64_t>(kernel.workspace(problem) + kLine)}, ScalarType::Byte);
   const auto address = reinterpret_cast<uintptr_t>(memory.mutable_data_ptr());
   void* plan = kernel.plan(problem, reinterpret_cast<void*>((address + kLine - 1) / kLine * kLine));
-  for (int k = 0; k < kernel.count; ++k) {
-    run_stage(kernel.stages[k], plan);
+  StageWalk walk(kernel.stages, kernel.count, plan, torch::stable::get_num_threads());
+  while (const int64_t team = walk.next_team()) {
+    torch::stable::parallel_for(0, team, 1, [&](int64_t, int64_t) { walk.join(); });
   }
 }
 

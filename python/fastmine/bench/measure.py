@@ -23,7 +23,7 @@ from .. import config
 Call = Callable[[], Any]
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 200
-LEAST_SECONDS = 2e-3  # of one turn: shorter calls are repeated within it
+LEAST_SECONDS = 1e-2  # of one turn: shorter calls are repeated, so that the first, on cold caches, weighs little
 LOADED = 0.05  # waited for a processor in more than this share of the time
 WARM_HEAP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 """glibc's environment for a heap that keeps what it got: large buffers come without page faults."""

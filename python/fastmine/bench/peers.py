@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .cases import SAMPLES_PER_CLASS, Case
-from .works import GAMMA, MARGIN, SOFTMAX_WEIGHTS, WEIGHTS
+from .works import GAMMA, MARGIN, SOFTMAX_WEIGHTS, TEMPERATURE, WEIGHTS
 
 Function = Callable[..., Any]
 
@@ -76,6 +76,37 @@ def pml_triplet(_: Case) -> Function:
     return lambda x, labels: loss(x, labels, miner(x, labels))
 
 
+def pml_supcon(_: Case) -> Function:
+    """SupConLoss; MeanReducer averages over all anchors."""
+    from pytorch_metric_learning import losses, reducers
+
+    return losses.SupConLoss(TEMPERATURE, reducer=reducers.MeanReducer())  # type: ignore[no-any-return]
+
+
+def pml_ntxent(_: Case) -> Function:
+    """NTXentLoss, which averages over positive pairs."""
+    from pytorch_metric_learning import losses
+
+    return losses.NTXentLoss(TEMPERATURE)  # type: ignore[no-any-return]
+
+
+def pml_multi_similarity(_: Case) -> Function:
+    """MultiSimilarityLoss of MultiSimilarityMiner's pairs."""
+    from pytorch_metric_learning import losses, miners, reducers
+
+    miner = miners.MultiSimilarityMiner(epsilon=0.1)
+    loss = losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5, reducer=reducers.MeanReducer())
+    return lambda x, labels: loss(x, labels, miner(x, labels))
+
+
+def pml_batch_all(_: Case) -> Function:
+    """TripletMarginLoss of every triplet; its default reducer averages over those above 0."""
+    from pytorch_metric_learning import distances, losses
+
+    distance = distances.LpDistance(normalize_embeddings=False)
+    return losses.TripletMarginLoss(margin=MARGIN, distance=distance)  # type: ignore[no-any-return]
+
+
 def pml_distance(_: Case) -> Function:
     """LpDistance."""
     from pytorch_metric_learning import distances
@@ -91,6 +122,14 @@ def st_triplet(_: Case) -> Function:
     from sentence_transformers.losses import BatchHardTripletLoss
 
     loss = BatchHardTripletLoss(model=None, margin=MARGIN)
+    return lambda x, labels: loss.compute_loss_from_embeddings([x], labels)
+
+
+def st_batch_all(_: Case) -> Function:
+    """BatchAllTripletLoss, the mean over the triplets above 0."""
+    from sentence_transformers.losses import BatchAllTripletLoss
+
+    loss = BatchAllTripletLoss(model=None, margin=MARGIN)
     return lambda x, labels: loss.compute_loss_from_embeddings([x], labels)
 
 

@@ -8,9 +8,25 @@ from typing import Any
 from torch import nn
 
 from ._base import EvidentLoss
+from .array import (
+    AngleLoss,
+    ArrayPrediction,
+    ArrayTarget,
+    ChamferLoss,
+    CovarianceLoss,
+    EigengapLoss,
+    HybridCovarianceLoss,
+    OrthogonalityLoss,
+    PeakLoss,
+    SourceCountLoss,
+    SubspaceLoss,
+)
 from .composite import CompositeLoss
 from .deep_supervision import DeepSupervisionLoss
+from .memory import CrossBatchMemory
 from .metric import TripletLoss
+from .pairs import CircleLoss, ContrastiveLoss, MultiSimilarityLoss, NTXentLoss, SupConLoss
+from .proxies import ArcFaceLoss, CosFaceLoss, ProxyAnchorLoss
 from .segmentation import (
     BCELoss,
     CombinedSegmentationLoss,
@@ -28,38 +44,68 @@ from .segmentation import (
 )
 
 __all__ = [
+    "AngleLoss",
+    "ArcFaceLoss",
+    "ArrayPrediction",
+    "ArrayTarget",
     "BCELoss",
+    "ChamferLoss",
+    "CircleLoss",
     "CombinedSegmentationLoss",
     "CompositeLoss",
+    "ContrastiveLoss",
+    "CosFaceLoss",
+    "CovarianceLoss",
+    "CrossBatchMemory",
     "CrossEntropyLoss",
     "DeepSupervisionLoss",
     "DiceLoss",
+    "EigengapLoss",
     "EvidentLoss",
     "FocalLoss",
     "FocalTverskyLoss",
     "GeneralizedDiceLoss",
+    "HybridCovarianceLoss",
     "IoULoss",
     "LogDiceLoss",
     "LovaszLoss",
     "MCCLoss",
+    "MultiSimilarityLoss",
+    "NTXentLoss",
+    "OrthogonalityLoss",
+    "PeakLoss",
+    "ProxyAnchorLoss",
     "SegmentationLoss",
+    "SourceCountLoss",
+    "SubspaceLoss",
+    "SupConLoss",
     "TripletLoss",
     "TverskyLoss",
     "get_loss_function",
 ]
 
 _BY_NAME: dict[str, Callable[..., nn.Module]] = {
+    "arcface": ArcFaceLoss,
     "bce": BCELoss,
     "ce": CrossEntropyLoss,
+    "circle": CircleLoss,
     "combined": CombinedSegmentationLoss,
+    "cosface": CosFaceLoss,
+    "contrastive": ContrastiveLoss,
     "dice": DiceLoss,
     "focal": FocalLoss,
     "focal_tversky": FocalTverskyLoss,
     "generalized_dice": GeneralizedDiceLoss,
+    "hybrid_covariance": HybridCovarianceLoss,
+    "infonce": NTXentLoss,
     "iou": IoULoss,
+    "proxy_anchor": ProxyAnchorLoss,
     "log_dice": LogDiceLoss,
     "lovasz": LovaszLoss,
     "mcc": MCCLoss,
+    "multi_similarity": MultiSimilarityLoss,
+    "ntxent": NTXentLoss,
+    "supcon": SupConLoss,
     "triplet": TripletLoss,
     "tversky": TverskyLoss,
 }

@@ -33,7 +33,7 @@ from . import folders, training
 from .errors import UsageError, from_extra, listed
 from .screen import Column, Screen
 from .settings import Option, Settings, real, whole
-from .training import Numbers, Step, mean, random_for
+from .training import Goal, Numbers, Step, mean, random_for
 
 LOSSES = ("triplet",)
 HELD_OUT = 0.25  # of every class
@@ -204,7 +204,9 @@ class Embeddings(training.System[Batch, MiningEvidence]):
 
     name: ClassVar[str] = "embeddings"
     metric: ClassVar[Column] = Column("recall", "recall@1")
-    fit: ClassVar[str] = "anchors whose hardest positive is nearer than any negative"
+    fit: ClassVar[tuple[Goal, ...]] = (
+        Goal("fitted", "share of anchors whose hardest positive is nearer than any negative", ready=0.95, marginal=0.8),
+    )
     ops: ClassVar[tuple[str, ...]] = ("triplet_loss", "batch_hard")
     columns = (
         Column("loss", "loss"),
@@ -296,9 +298,9 @@ class Embeddings(training.System[Batch, MiningEvidence]):
             )
         return found
 
-    def fitted(self, evidence: MiningEvidence) -> float:
+    def fitted(self, evidence: MiningEvidence) -> Numbers:
         """The share of anchors that are not hard."""
-        return 1 - evidence.hard / evidence.valid if evidence.valid else 0.0
+        return {"fitted": 1 - evidence.hard / evidence.valid if evidence.valid else 0.0}
 
     def judge(self, model: nn.Module) -> Numbers:
         """Recall@1 and spread on held-out images."""

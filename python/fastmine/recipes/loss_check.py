@@ -60,7 +60,12 @@ def load(name: str) -> Callable[..., Any]:
     finally:
         sys.path.pop(0)
     if isinstance(found, type) and issubclass(found, nn.Module):
-        found = found()
+        try:
+            found = found()
+        except TypeError as error:
+            raise UsageError(
+                f"{name} cannot be built with its defaults ({error}); name an instance of it in a module of your own"
+            ) from error
     if not callable(found):
         raise UsageError(f"{name} is {type(found).__name__} and no loss: it cannot be called")
     loss: Callable[..., Any] = found

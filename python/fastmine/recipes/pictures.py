@@ -11,7 +11,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
 
 from .checkpoint import write_atomically
@@ -19,7 +19,7 @@ from .checkpoint import write_atomically
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")  # Okabe and Ito
 TRUE, PREDICTED = "#00D084", "#FF3D9A"
 _MANY = 20  # classes, beyond which a legend would be longer than the picture
 
@@ -137,6 +137,94 @@ def _outline(axes: Axes, values: Tensor, colour: str, style: str) -> None:
     """The line where values pass 0.5, if they do."""
     if values.min() < 0.5 < values.max():
         axes.contour(values.numpy(), levels=[0.5], colors=colour, linestyles=style, linewidths=1.5)
+
+
+def draw_errors(path: Path, title: str, levels: Sequence[int], lines: Mapping[str, Sequence[float]]) -> None:
+    """Root mean square errors in degrees against the signal-to-noise ratio, on a logarithmic scale."""
+    figure = _figure(6.4, 4.2)
+    axes = figure.subplots()
+    for colour, (label, values) in zip(COLOURS, lines.items(), strict=False):
+        bound = label.startswith("Cramér")
+        style = {"color": "0.2", "linestyle": "dashed"} if bound else {"color": colour, "marker": "o", "markersize": 4}
+        axes.plot(levels, values, label=label, **style)
+    axes.set_yscale("log")
+    axes.set_xlabel("signal-to-noise ratio of a source at one sensor, dB")
+    axes.set_ylabel("root mean square error, degrees")
+    axes.grid(visible=True, which="both", color="0.92")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=9, frameon=False)
+    axes.set_title(title, fontsize=11)
+    _save(figure, path)
+
+
+class Directions(NamedTuple):
+    """A recording: spectra over the grid in dB, true and predicted directions in degrees, and a caption."""
+
+    spectra: Mapping[str, Tensor]
+    true: Tensor
+    predicted: Tensor
+    caption: str
+
+
+def draw_spectra(path: Path, title: str, grid: Tensor, examples: Sequence[Directions]) -> None:
+    """Classic spectra over the grid in degrees, with the true and the predicted directions."""
+    figure = _figure(3.6 * len(examples), 3.8)
+    for axes, example in zip(figure.subplots(1, len(examples), squeeze=False, sharey=True)[0], examples, strict=True):
+        for colour, (label, values) in zip(COLOURS, example.spectra.items(), strict=False):
+            axes.plot(grid.numpy(), values.numpy(), color=colour, label=label, linewidth=1.3)
+        for place in example.true.tolist():
+            axes.axvline(place, color="0.75", linewidth=5, zorder=0)
+        for place in example.predicted.tolist():
+            axes.axvline(place, color=PREDICTED, linestyle="dashed", linewidth=1.3)
+        axes.set_title(example.caption, fontsize=10)
+        axes.set_xlabel("azimuth, degrees")
+        axes.set_xlim(float(grid[0]), float(grid[-1]))
+        axes.set_ylim(-40, 2)
+        axes.grid(visible=True, color="0.92")
+        axes.spines[["top", "right"]].set_visible(False)
+    first = figure.axes[0]
+    first.set_ylabel("dB below the highest")
+    lines = [
+        *first.get_lines()[: len(examples[0].spectra)],
+        Line2D([], [], color="0.75", linewidth=5, label="true"),
+    ]
+    if any(example.predicted.numel() for example in examples):
+        lines.append(Line2D([], [], color=PREDICTED, linestyle="dashed", label="network"))
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), fontsize=9, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def draw_trials(
+    path: Path, title: str, metric: str, values: Sequence[float], factors: Mapping[str, Sequence[float]]
+) -> None:
+    """The metric of every trial and the best so far, then against every factor that was searched."""
+    rows, columns = 2, -(-(len(factors) + 1) // 2)
+    figure = _figure(2.8 * columns, 2.7 * rows)
+    first, *others = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
+    first.plot(range(1, len(values) + 1), values, color=COLOURS[0], marker="o", markersize=4, linestyle="none")
+    first.plot(range(1, len(values) + 1), np.maximum.accumulate(values), color=COLOURS[1], label="best so far")
+    first.set_xlabel("trial")
+    first.xaxis.set_major_locator(MaxNLocator(integer=True))
+    first.legend(fontsize=8, frameon=False)
+    best = int(np.argmax(values))
+    tried = [factor for found in factors.values() for factor in found]
+    for axes, (name, found) in zip(others, factors.items(), strict=False):
+        axes.plot(found, values, color=COLOURS[0], marker="o", markersize=4, linestyle="none")
+        axes.plot(found[best], values[best], color=COLOURS[1], marker="o", markersize=6, linestyle="none")
+        axes.set_xscale("log")
+        axes.set_xlim(min(tried) / 1.2, max(tried) * 1.2)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(f"factor on {name}")
+    for axes in others[len(factors) :]:
+        axes.remove()
+    for axes in figure.axes:
+        axes.grid(visible=True, color="0.92")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supylabel(metric, fontsize=10)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
 
 
 def _figure(width: float, height: float) -> Figure:

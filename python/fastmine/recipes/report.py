@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import config
+from ..health import Monitor
 from .checkpoint import write_atomically
 from .screen import Column, Screen, written
 
@@ -16,6 +17,8 @@ from .screen import Column, Screen, written
 def implementation(ops: Sequence[str], device: str) -> str:
     """One sentence: the native kernels and their instruction set, or the reference and why."""
     found, place = config(), device.upper()
+    if not ops:
+        return "All of it is plain PyTorch; no kernel of fastmine took part."
     native = [op for op in ops if found["ops"][op][place] == "native"]
     reference = [op for op in ops if op not in native]
     chip = found["cpu"] if place == "CPU" else found["cuda"]
@@ -47,6 +50,32 @@ def table(
     for name, value in baselines.items():
         rows.append([name, "nan" if math.isnan(value) else f"{value:.4f}", ""])
     screen.table(title, heads, rows)
+
+
+def components(monitor: Monitor) -> dict[str, dict[str, float]]:
+    """Weight, value and share in the gradient of every component of a composite, as last measured; empty for others."""
+    found = {}
+    for measured in monitor.history().of_kind("composite"):
+        for name in measured.facts["components"]:
+            kinds = {kind: measured[f"{name}.{kind}"] for kind in ("weight", "value", "gradient_share")}
+            found[name] = {kind: _last(values.tolist()) for kind, values in kinds.items()}
+    return found
+
+
+def _last(values: Sequence[float]) -> float:
+    """The last that was measured."""
+    return next((value for value in reversed(values) if not math.isnan(value)), math.nan)
+
+
+def component_rows(found: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """The rows of a table of them."""
+    return [
+        [name, f"{row['weight']:.4g}", f"{row['value']:.4g}", f"{row['gradient_share']:.1%}"]
+        for name, row in found.items()
+    ]
+
+
+COMPONENT_HEADS = ("component", "weight", "value", "share of the gradient")
 
 
 def write_json(path: Path, contents: Mapping[str, Any]) -> None:

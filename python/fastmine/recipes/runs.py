@@ -38,11 +38,11 @@ def folder_for(name: str, out: Path | None, source: Path | None) -> Path:
             f"--out {out} exists and is not empty; nothing there was touched. Choose a new folder, or go on "
             f"with the run in it: --resume {out}"
         )
-    return _made(out)
+    return made(out)
 
 
 def _next_free(name: str) -> Path:
-    _made(RUNS)
+    made(RUNS)
     number = 1
     while True:
         folder = RUNS / f"{name}-{number}"
@@ -56,7 +56,8 @@ def _next_free(name: str) -> Path:
             return folder
 
 
-def _made(folder: Path) -> Path:
+def made(folder: Path) -> Path:
+    """A folder, made if need be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

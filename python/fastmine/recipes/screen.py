@@ -34,10 +34,10 @@ class Column(NamedTuple):
 class Screen:
     """Standard output, in colour and with progress bars on a terminal, as plain lines elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
         with from_extra("train", "rich"):
             from rich.console import Console
-        self._console = Console(highlight=False)
+        self._console = Console(highlight=False, quiet=quiet)
         if not self._console.is_terminal:
             self._console.width = max(self._console.width, 120)  # a file has no edge to wrap at
         self._bar: Progress | None = None
@@ -75,7 +75,7 @@ class Screen:
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         )  # fmt: skip
-        hidden = not self._console.is_terminal
+        hidden = self._console.quiet or not self._console.is_terminal
         with Progress(*columns, console=self._console, transient=True, disable=hidden) as bar:
             bar.add_task("", total=None)
             self._bar = bar

@@ -34,7 +34,7 @@ from .errors import UsageError, from_extra, listed
 from .screen import Column, Screen
 from .settings import Option, Settings, real, whole
 from .textures import SIZE, compose
-from .training import Numbers, Step, mean, random_for
+from .training import Goal, Numbers, Step, mean, random_for
 
 if TYPE_CHECKING:
     from .pictures import Example
@@ -234,20 +234,19 @@ def flip(images: Tensor, masks: Tensor, random: torch.Generator) -> tuple[Tensor
 
 
 class UNet(nn.Module):
-    """A small U-Net (arXiv:1505.04597): images [N, C, S, S] in 0 .. 255 to logits [N, 1, S, S].
+    """A small U-Net (arXiv:1505.04597): images [N, C, S, S] in 0 .. 255 to logits [N, classes, S, S].
 
     It works on patches of 2 x 2 pixels, which costs a quarter, and puts them back at the end.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, classes: int = 1, widths: Sequence[int] = (16, 32, 64, 128)) -> None:
         super().__init__()
-        widths = (16, 32, 64, 128)
         self.patches = nn.Conv2d(channels, widths[0], 2, stride=2)
-        self.down = nn.ModuleList(convolutions(a, b) for a, b in zip((16, *widths), widths, strict=False))
+        self.down = nn.ModuleList(convolutions(a, b) for a, b in zip((widths[0], *widths), widths, strict=False))
         self.up = nn.ModuleList(
             convolutions(deep + shallow, shallow) for shallow, deep in zip(widths[-2::-1], widths[:0:-1], strict=True)
         )
-        self.head = nn.ConvTranspose2d(widths[0], 1, 2, stride=2)
+        self.head = nn.ConvTranspose2d(widths[0], classes, 2, stride=2)
 
     def forward(self, images: Tensor) -> Tensor:
         """A logit per pixel."""
@@ -289,7 +288,7 @@ class Segmentation(training.System[Batch, SegmentationEvidence]):
 
     name: ClassVar[str] = "segmentation"
     metric: ClassVar[Column] = Column("f1", "F1")
-    fit: ClassVar[str] = "Dice of the probabilities"
+    fit: ClassVar[tuple[Goal, ...]] = (Goal("fitted", "Dice of the probabilities", ready=0.95, marginal=0.8),)
     ops: ClassVar[tuple[str, ...]] = ("segmentation_loss",)
 
     settings: SegmentationSettings
@@ -378,10 +377,10 @@ class Segmentation(training.System[Batch, SegmentationEvidence]):
             )
         return found
 
-    def fitted(self, evidence: SegmentationEvidence) -> float:
+    def fitted(self, evidence: SegmentationEvidence) -> Numbers:
         """2A / (P + T) over the batch."""
         area = evidence.prediction_sum + evidence.target_sum
-        return 2 * evidence.overlap_sum / area if area else 0.0
+        return {"fitted": 2 * evidence.overlap_sum / area if area else 0.0}
 
     def judge(self, model: nn.Module) -> Numbers:
         """F1, IoU, precision and recall of all held-out pixels together."""

@@ -73,7 +73,6 @@ class Option:
 class Settings:
     """The options that all training systems have."""
 
-    data: Annotated[Path | None, Option("a folder of your own", Path, "DIR")] = None
     epochs: Annotated[int, Option("passes over the training images", whole, "N", at_least=1)]
     batch_size: Annotated[int, Option("images in a batch", whole, "N", at_least=1, at_most=65536)]
     lr: Annotated[float, Option("learning rate of AdamW", real, "X", above=0, at_most=1000)] = 3e-3
@@ -94,6 +93,11 @@ class Settings:
         str, Option("name what keeps the model from learning (fastmine.health)", choices=("on", "off"))
     ] = "on"
 
+    @property
+    def own_data(self) -> bool:
+        """Whether the data is the user's, and may be large."""
+        return getattr(self, "data", None) is not None
+
     def __post_init__(self) -> None:
         for name, option in options_of(type(self)).items():
             value = getattr(self, name)
@@ -110,7 +114,8 @@ def options_of(kind: type[Settings]) -> dict[str, Option]:
 
 def settings_to_resume(kind: type[SettingsT], saved: Mapping[str, Any], given: Mapping[str, Any]) -> SettingsT:
     """The settings of an interrupted run, with what may change in it as given now."""
-    before = kind(**{**saved, "data": saved["data"] and Path(saved["data"])})
+    paths = {"data": Path(saved["data"])} if saved.get("data") else {}
+    before = kind(**{**saved, **paths})
     changes = {name: value for name, value in given.items() if _resolved(value) != _resolved(getattr(before, name))}
     for name, value in changes.items():
         if name not in MAY_CHANGE:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import Evidence, config
-from ..health import Monitor
+from ..health import LossReport, Monitor
 from . import checkpoint, report, runs
 from .errors import CommandError, InterruptionError, UsageError
 from .screen import Column, Screen
@@ -59,17 +59,31 @@ class Step(Generic[EvidenceT]):
     evidence: EvidenceT
 
 
+@dataclass(frozen=True)
+class Goal:
+    """What a number must come to on the very samples that were trained on, for a system that can learn."""
+
+    key: str
+    title: str
+    ready: float
+    marginal: float
+
+    def met(self, value: float, bound: float) -> bool:
+        """Whether a value is as good as a bound; what was not measured is not."""
+        return value >= bound if self.ready > self.marginal else value <= bound
+
+
 class System(ABC, Generic[BatchT, EvidenceT]):
     """A training system: data, model, what to learn from a batch, and how the model is judged."""
 
     name: ClassVar[str]
     metric: ClassVar[Column]  # decides which epoch is best; larger is better
-    fit: ClassVar[str]  # what :meth:`fitted` returns
+    fit: ClassVar[tuple[Goal, ...]]  # for the numbers of :meth:`fitted`, and the loss
     ops: ClassVar[tuple[str, ...]]  # of fastmine, that a run uses
 
     settings: Settings
     model: nn.Module
-    model_options: dict[str, int]  # the arguments that build the model again
+    model_options: dict[str, Any]  # the arguments that build the model again
     loss: nn.Module
     data_summary: list[str]  # what was loaded, in a few lines
     fingerprint: str  # of all that is learned from and judged by
@@ -105,8 +119,12 @@ class System(ABC, Generic[BatchT, EvidenceT]):
         """Sentences on what kept an epoch from learning; none if it learned."""
 
     @abstractmethod
-    def fitted(self, evidence: EvidenceT) -> float:
-        """How much of a batch was learned, from 0 to 1, from the evidence of its loss: :attr:`fit`."""
+    def fitted(self, evidence: EvidenceT) -> Numbers:
+        """How well a batch was learned, from the evidence of its loss: what :attr:`fit` has goals for."""
+
+    def examine(self) -> LossReport | None:
+        """The loss by itself, before training; None where there is nothing to ask."""
+        return None
 
     @abstractmethod
     def judge(self, model: nn.Module) -> Numbers:
@@ -285,7 +303,7 @@ class Run(Generic[BatchT, EvidenceT]):
             self.folder / name,
             {
                 "recipe": system.name,
-                "settings": _plain(system.settings),
+                "settings": plain(system.settings),
                 "model_options": system.model_options,
                 "data": {"fingerprint": system.fingerprint, "summary": system.data_summary},
                 "progress": asdict(self.progress),
@@ -396,7 +414,7 @@ def reproducible(settings: Settings) -> Iterator[None]:
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        torch.set_num_threads(settings.threads or (threads if settings.data else 1))
+        torch.set_num_threads(settings.threads or (threads if settings.own_data else 1))
         torch.use_deterministic_algorithms(mode=True)
         try:
             yield
@@ -405,7 +423,7 @@ def reproducible(settings: Settings) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def _plain(settings: Settings) -> dict[str, Any]:
+def plain(settings: Settings) -> dict[str, Any]:
     """Settings as a checkpoint and a report hold them; a folder by its full path."""
     found = asdict(settings)
     return {name: str(v.resolve()) if isinstance(v, Path) else v for name, v in found.items()}
@@ -417,7 +435,8 @@ def _introduce(run: Run[Any, Any]) -> None:
     for line in system.data_summary:
         screen.say(line)
     weights = sum(parameter.numel() for parameter in system.model.parameters())
-    screen.say(f"model: {type(system.model).__name__} with {weights:,} weights; loss: {system.loss}")
+    loss = f"{type(system.loss).__name__}({system.loss.extra_repr()})"
+    screen.say(f"model: {type(system.model).__name__} with {weights:,} weights; loss: {loss}")
     screen.say(report.implementation(system.ops, system.settings.device))
     progress, last = run.progress, system.settings.epochs
     if progress.epochs >= last:
@@ -434,9 +453,10 @@ def _report(run: Run[Any, Any]) -> dict[str, Any]:
     history, best, last = progress.history, progress.best_epoch, progress.epochs
     implementation = report.implementation(system.ops, system.settings.device)
     seconds = sum(row["seconds"] for row in history)
+    parts = report.components(run.monitor) if run.monitor else {}
     contents = {
         "recipe": system.name,
-        "settings": _plain(system.settings),
+        "settings": plain(system.settings),
         "data": system.data_summary,
         "implementation": implementation,
         "versions": config()["versions"],
@@ -447,13 +467,16 @@ def _report(run: Run[Any, Any]) -> dict[str, Any]:
         "best": history[best - 1] if best else None,
         "seconds": seconds,
         "remarks": progress.remarks,
+        "components": parts,
         "health": _health(run),
         "history": history,
     }
     report.write_json(run.folder / "report.json", contents)
     report.table(screen, f"{system.name}, on held-out data", system.judged, system.baselines, history, best)
+    if parts:
+        screen.table("components of the loss, as last measured", report.COMPONENT_HEADS, report.component_rows(parts))
     if best:
-        screen.say(f"The best epoch was chosen by {system.metric.title} on these same held-out images.")
+        screen.say(f"The best epoch was chosen by {system.metric.title} on this same held-out data.")
     try:
         drawn = system.pictures(run.average.model, history, best, run.folder)
     except UsageError as missing:

@@ -6,10 +6,20 @@ It computes in float64 and rounds once, needs nothing but torch, is differentiab
 
 from __future__ import annotations
 
+from .batch_all import batch_all
 from .batch_hard import batch_hard
+from .pair_sums import pair_sums
 from .pairwise_distance import pairwise_distance
 from .segmentation_loss import segmentation_loss
 from .segmentation_sums import segmentation_sums
 from .triplet_loss import triplet_loss
 
-__all__ = ["batch_hard", "pairwise_distance", "segmentation_loss", "segmentation_sums", "triplet_loss"]
+__all__ = [
+    "batch_all",
+    "batch_hard",
+    "pair_sums",
+    "pairwise_distance",
+    "segmentation_loss",
+    "segmentation_sums",
+    "triplet_loss",
+]

@@ -44,12 +44,15 @@ def batch_hard(
     metric: str = "euclidean",
     positive: str = "hardest",
     negative: str = "hardest",
+    self_index: Tensor | None = None,
 ) -> Mined:
     """(positive_index, negative_index, positive_distance, negative_distance, has_positive, has_negative, evidence).
 
     An absent pair has its bit unset, index 0 and distance 0, and no gradient. Ties go to the lowest index.
     """
-    mined = mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, positive, negative)
+    mined = mine(
+        embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, positive, negative, self_index
+    )
     positive_index, negative_index, d_p, d_n, has_positive, has_negative, evidence = mined
     dtype = result_dtype(embeddings)
     return positive_index, negative_index, d_p.to(dtype), d_n.to(dtype), has_positive, has_negative, evidence
@@ -65,12 +68,13 @@ def mine(
     metric: str,
     positive: str,
     negative: str,
+    self_index: Tensor | None,
 ) -> Mined:
     """:func:`batch_hard` with its distances still in float64."""
     closeness = distance_matrix(embeddings, ref_embeddings, metric)
     if metric == "dot":  # a similarity: near means large
         closeness = -closeness
-    is_positive, is_negative = candidate_masks(labels, valid, ref_labels, ref_valid)
+    is_positive, is_negative = candidate_masks(labels, valid, ref_labels, ref_valid, self_index)
 
     positive_index = select(closeness, is_positive, largest=positive == "hardest")
     has_positive, has_negative = is_positive.any(dim=1), is_negative.any(dim=1)
@@ -98,9 +102,16 @@ def mine(
 
 
 def candidate_masks(
-    labels: Tensor, valid: Tensor | None, ref_labels: Tensor | None, ref_valid: Tensor | None
+    labels: Tensor,
+    valid: Tensor | None,
+    ref_labels: Tensor | None,
+    ref_valid: Tensor | None,
+    self_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Which (anchor, candidate) pairs are positive and which negative; an anchor is not its own positive."""
+    """Which (anchor, candidate) pairs are positive and which negative; an anchor is not its own positive.
+
+    Which reference it is, ``self_index`` says, with -1 for none; without references it is its own row.
+    """
     anchor_valid = labels.new_ones(labels.shape, dtype=torch.bool) if valid is None else valid
     if ref_labels is None:
         other, other_valid = labels, anchor_valid
@@ -108,7 +119,8 @@ def candidate_masks(
     else:
         other = ref_labels
         other_valid = torch.ones_like(other, dtype=torch.bool) if ref_valid is None else ref_valid
-        distinct = torch.ones((), dtype=torch.bool, device=labels.device)
+        place = torch.arange(other.shape[0], device=labels.device)
+        distinct = labels.new_ones((), dtype=torch.bool) if self_index is None else self_index[:, None] != place
     same = labels[:, None] == other[None, :]
     exists = anchor_valid[:, None] & other_valid[None, :]
     return same & exists & distinct, ~same & exists

@@ -18,14 +18,14 @@ def poisoned_rows(x: Tensor) -> Tensor:
     return ~x.isfinite().all(dim=-1)
 
 
-def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
+def unit(x: Tensor) -> tuple[Tensor, Tensor]:
     """``x / ||x||`` with zero rows left at zero (and with zero gradient), and which rows those are."""
     zero = (x == 0).all(dim=-1, keepdim=True)
     norm = torch.where(zero, 1.0, x).square().sum(dim=-1, keepdim=True).sqrt()
     return torch.where(zero, 0.0, x / norm), zero.squeeze(-1)
 
 
-def _safe_sqrt(squared: Tensor) -> Tensor:
+def safe_sqrt(squared: Tensor) -> Tensor:
     """The square root with derivative 0 at 0: coincident points do not attract each other."""
     zero = squared == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
@@ -41,13 +41,13 @@ def paired_distance(x: Tensor, y: Tensor, metric: str) -> Tensor:
     if metric == "dot":
         return (x * y).sum(dim=-1)
     if metric == "cosine":
-        x, x_zero = _unit(x)
-        y, y_zero = _unit(y)
+        x, x_zero = unit(x)
+        y, y_zero = unit(y)
         # 1 - cos for unit vectors; a zero vector has cosine 0, so distance 1, to everything.
         distance = 0.5 * (x - y).square().sum(dim=-1)
         return torch.where(x_zero | y_zero, 1.0, distance)
     squared = (x - y).square().sum(dim=-1)
-    return squared if metric == "sqeuclidean" else _safe_sqrt(squared)
+    return squared if metric == "sqeuclidean" else safe_sqrt(squared)
 
 
 def pairwise_distance(x: Tensor, y: Tensor | None = None, metric: str = "euclidean") -> Tensor:
@@ -69,8 +69,8 @@ def distance_matrix(x: Tensor, y: Tensor | None, metric: str) -> Tensor:
         return (a @ b.T).masked_fill(poisoned, torch.nan)
     a_zero = b_zero = None
     if metric == "cosine":
-        a, a_zero = _unit(a)
-        b, b_zero = _unit(b)
+        a, a_zero = unit(a)
+        b, b_zero = unit(b)
     distance = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
     if metric == "sqeuclidean":
         distance = distance.square()
@@ -119,8 +119,8 @@ def _cosine_backward(g: Tensor, x: Tensor, y: Tensor, same: bool) -> tuple[Tenso
         g = g.masked_fill(_diagonal(x), 0.0)
     grads = []
     for w, a, b in ((g, x, y), (g.T, y, x)):
-        unit_a, a_zero = _unit(a)
-        unit_b, _ = _unit(b)
+        unit_a, a_zero = unit(a)
+        unit_b, _ = unit(b)
         pull = -(w @ unit_b)
         tangent = pull - (pull * unit_a).sum(dim=-1, keepdim=True) * unit_a
         norm = torch.where(a_zero[:, None], 1.0, a).square().sum(dim=-1, keepdim=True).sqrt()

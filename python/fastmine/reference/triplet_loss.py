@@ -37,17 +37,21 @@ def triplet_loss(
     leak: float = 0.0,
     on_empty: str = "zero",
     reduction: str = "mean",
+    weight: Tensor | None = None,
+    self_index: Tensor | None = None,
 ) -> TripletLoss:
     """(loss, positive_index, negative_index, has_positive, has_negative, slopes [2, N], evidence).
 
     ``slopes``, float64, are the derivatives of the loss by the distances of each anchor to its positive and its
     negative.
     """
-    mined = mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, positive, negative)
+    mined = mine(
+        embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, positive, negative, self_index
+    )
     positive_index, negative_index, d_p, d_n, has_positive, has_negative, evidence = mined
     loss, slopes, active = triplet_formula(
         d_p, d_n, has_positive, has_negative,
-        metric, shape, margin, leak, on_empty, reduction,
+        metric, shape, margin, leak, on_empty, reduction, weight,
     )  # fmt: skip
     gap = _gap(d_p, d_n, metric).detach()
     semi_hard = has_positive & has_negative & (gap <= 0) & (gap + margin > 0)
@@ -93,8 +97,9 @@ def triplet_formula(
     leak: float,
     on_empty: str,
     reduction: str,
+    weight: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, slopes [2, N] and the active anchors, from two distances and two bits per anchor."""
+    """Loss, slopes [2, N] and the active anchors, from two distances, two bits and a weight per anchor."""
     valid = has_positive & has_negative
     violation = _gap(d_p, d_n, metric) + margin
     active = valid & ((violation > 0) | (shape == "soft"))
@@ -118,11 +123,17 @@ def triplet_formula(
         slope_n = torch.where(pushed, -closeness.sigmoid(), slope_n)
         counted = counted | pushed
 
-    slopes = sign * torch.stack([slope_p, slope_n])
+    share = torch.ones_like(term) if weight is None else weight.double()
+    term, slopes = share * term, share * sign * torch.stack([slope_p, slope_n])
     if reduction == "none":
         return term, slopes, active
-    count = counted.sum().clamp(min=1) if reduction == "mean" else 1
+    count = positive_or_one((share * counted).sum()) if reduction == "mean" else 1
     return term.sum() / count, slopes / count, active
+
+
+def positive_or_one(count: Tensor) -> Tensor:
+    """What to divide by: where nothing counts the sum is 0 already."""
+    return torch.where(count > 0, count, 1.0)
 
 
 def _gap(d_p: Tensor, d_n: Tensor, metric: str) -> Tensor:
