@@ -46,6 +46,7 @@ DIFFERS: dict[tuple[str, str], str] = {
     ("pml", "MultiSimilarityLoss"): "anchors without a positive or a negative have no loss",
     ("pml", "CircleLoss"): _NAN,
     ("pml", "ContrastiveLoss"): _NAN,
+    ("pml", "TripletMarginMiner"): "a block of anchors at a time, not N^3 memory at once",
     ("pml", "MultiSimilarityMiner"): "pairs in the order of rows, not of distance",
     ("pml", "BatchHardMiner"): "exact float64 choices, ties to the lowest index",
     ("pml", "BatchEasyHardMiner"): "exact float64 choices, ties to the lowest index",
