@@ -13,7 +13,9 @@ set(FASTMINE_CPU_KERNELS
     csrc/kernels/cpu/batch_all_backward.cpp
     csrc/kernels/cpu/segmentation_loss.cpp
     csrc/kernels/cpu/segmentation_sigmoid.cpp
-    csrc/kernels/cpu/segmentation_softmax.cpp)
+    csrc/kernels/cpu/segmentation_softmax.cpp
+    csrc/kernels/cpu/segmentation_softmax_backward.cpp
+    csrc/kernels/cpu/segmentation_sums.cpp)
 
 set(FASTMINE_COMMON_KERNELS # once, for every CPU
     csrc/kernels/cpu/batch_all_formula.cpp

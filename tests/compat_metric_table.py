@@ -19,7 +19,7 @@ BEGIN, END = "<!-- written by python tests/compat_metric_table.py -->", "<!-- en
 # Per module of ours: the package that pip knows, and the modules whose classes are compared.
 PEERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "pml": ("pytorch-metric-learning", ("pytorch_metric_learning.losses", "pytorch_metric_learning.miners")),
-    "sentence_transformers": ("sentence-transformers", ("sentence_transformers.losses",)),
+    "sentence_transformers": ("sentence-transformers", ("sentence_transformers.sentence_transformer.losses",)),
     "oml": (
         "open-metric-learning",
         ("oml.losses.triplet", "oml.losses.arcface", "oml.miners.inbatch_hard_tri", "oml.miners.inbatch_all_tri"),
@@ -59,6 +59,11 @@ DIFFERS: dict[tuple[str, str], str] = {
     ("oml", "HardTripletsMiner"): "an anchor without a positive or a negative is left out",
     ("oml", "ArcFaceLoss"): f"{_ARC}; theirs is NaN there",
 }
+# Offered beside losses and miners: bases, mixins, and wrappers, which take ours.
+NO_LOSS = ("GenericPairLoss", "MultipleLosses", "EmbeddingRegularizerMixin", "WeightRegularizerMixin")
+WRAPPERS = ("CrossBatchMemory", "SelfSupervisedLoss")
+# What a class hands to its base by itself.
+FIXED = {("BatchHardMiner", "pos_strategy"), ("BatchHardMiner", "neg_strategy")}
 # Options that we take, but not every value of.
 PARTLY: dict[tuple[str, str], str] = {
     (
@@ -96,9 +101,8 @@ def theirs(peer: str) -> dict[str, type]:
         module = importlib.import_module(name)
         for public in getattr(module, "__all__", None) or vars(module):
             kind = getattr(module, public, None)
-            if inspect.isclass(kind) and not public.startswith(("_", "Base", "I")) and kind.__module__.startswith(
-                name.split(".")[0]
-            ):  # fmt: skip
+            offered = not public.startswith(("_", "Base", "I")) and public not in NO_LOSS
+            if inspect.isclass(kind) and offered and kind.__module__.startswith(name.split(".")[0]):
                 found[public] = kind
     return dict(sorted(found.items()))
 
@@ -116,7 +120,9 @@ def options_of(kind: type) -> dict[str, inspect.Parameter]:
             continue
         parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
         for parameter in list(parameters)[1:]:
-            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            given = base is not kind and parameter.default is parameter.empty
+            if named and not given and (kind.__name__, parameter.name) not in FIXED:
                 found.setdefault(parameter.name, parameter)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
@@ -143,15 +149,18 @@ def tables() -> Iterator[str]:
         yield f"| `fastmine.compat.{peer}` | {package} | {metadata.version(package)} | {len(has)} | {len(kinds)} |"
     for peer, (package, _) in PEERS.items():
         kinds = theirs(peer)
-        yield from ("", f"## {package}", "", "| theirs | here | differs |", "|---|---|---|")
+        yield from ("", f"## {package}", "", "| theirs | here |", "|---|---|")
         absent = []
-        for name, kind in kinds.items():
+        for name in kinds:
             if name not in ours(peer).__all__:
-                absent.append(f"`{name}`")
+                absent.append(name)
                 continue
-            same = all(verdict(peer, name, option) == "equal" for option in options_of(kind))
-            yield f"| `{name}` | {'equal' if same else 'has'} | {DIFFERS.get((peer, name), '')} |"
+            why = DIFFERS.get((peer, name))
+            yield f"| `{name}` | equal{'; differs: ' + why if why else ''} |"
+        absent, wrappers = ([f"`{name}`" for name in absent if (name in WRAPPERS) == kept] for kept in (False, True))
         yield from ("", f"Not here: {', '.join(absent)}." if absent else "Everything is here.")
+        if wrappers:
+            yield from ("", f"Wrappers, which take the classes here: {', '.join(wrappers)}.")
         for name, kind in kinds.items():
             if name in ours(peer).__all__ and options_of(kind):
                 yield from ("", f"### `{name}`", "", "| option | default | here |", "|---|---|---|")

@@ -124,6 +124,16 @@ def test_an_invalid_nonfinite_row_changes_nothing() -> None:
     assert x.grad.isfinite().all()
 
 
+def test_one_function_and_one_option_are_one_loss() -> None:
+    x, labels = torch.randn(12, 3), torch.arange(12) % 3
+    for options in ({}, {"triplets": "semi_hard", "average": "valid"}, {"margin": "leaky", "reduction": "none"}):
+        got, evidence = F.batch_all(x, labels, return_evidence=True, **options)
+        want = F.triplet_loss(x, labels, mining="batch_all", **options)
+        assert torch.equal(got, want)
+        assert torch.equal(F.batch_all(x, labels, **options), want)
+        assert evidence.triplets > 0
+
+
 def test_all_triplets_easy_is_a_zero_that_says_so() -> None:
     x = torch.tensor([[0.0], [0.1], [9.0], [9.1]], requires_grad=True)
     loss, evidence = found(x, torch.tensor([0, 0, 1, 1]), 0.5)

@@ -296,6 +296,16 @@ class TestWherePmlDiffers:
         assert ours(x, labels).isnan()
         assert ours.evidence.nonfinite_rows == 1
 
+    @pytest.mark.parametrize("name", PAIR_LOSSES)
+    def test_nor_is_it_by_a_loss_of_pairs(self, name: str) -> None:
+        peer("pytorch_metric_learning")
+        x, labels = batch()
+        x[3] = torch.nan
+        for distance in PAIR_LOSSES[name][0]:
+            ours, _ = pair_losses(name, distance, None)
+            assert ours(x, labels).isnan()
+            assert ours.evidence.nonfinite_rows == 1
+
     def test_two_views_may_share_one_label_tensor(self) -> None:
         """Theirs takes that for the batch itself, and leaves each row's own other view out of its positives."""
         peer("pytorch_metric_learning")
@@ -403,7 +413,7 @@ ST = ("BatchHardTripletLoss", "BatchHardSoftMarginTripletLoss", "BatchSemiHardTr
 @pytest.mark.parametrize("margin", [None, 0.3])
 def test_sentence_transformers(name: str, metric: str, margin: float | None) -> None:
     peer("sentence_transformers")
-    from sentence_transformers import losses
+    from sentence_transformers.sentence_transformer import losses
 
     if margin is not None and "Soft" in name:
         pytest.skip("it has no margin")
@@ -424,7 +434,7 @@ def test_sentence_transformers(name: str, metric: str, margin: float | None) -> 
 def test_sentence_transformers_return_their_margin_where_there_is_nothing_to_learn() -> None:
     """Theirs: 5 for a batch of one class, and for collapsed embeddings too; ours: 0, and the evidence says which."""
     peer("sentence_transformers")
-    from sentence_transformers import losses
+    from sentence_transformers.sentence_transformer import losses
 
     x, labels = batch()[0], torch.zeros(24).long()
     assert losses.BatchHardTripletLoss(None).compute_loss_from_embeddings([x], labels) >= 5
@@ -439,7 +449,7 @@ def test_sentence_transformers_return_their_margin_where_there_is_nothing_to_lea
 
 def test_sentence_transformers_average_over_anchors_without_a_positive() -> None:
     peer("sentence_transformers")
-    from sentence_transformers import losses
+    from sentence_transformers.sentence_transformer import losses
 
     x, labels = torch.tensor([[0.0], [1.0], [10.0]]), torch.tensor([0, 0, 1])
     theirs = losses.BatchHardTripletLoss(None, margin=12.0).compute_loss_from_embeddings([x], labels)
@@ -449,6 +459,7 @@ def test_sentence_transformers_average_over_anchors_without_a_positive() -> None
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the libraries beneath the trainer
 def test_trained_by_the_trainer_of_sentence_transformers(tmp_path: Any) -> None:
     peer("sentence_transformers")
     datasets, tokenizers = pytest.importorskip("datasets"), pytest.importorskip("tokenizers")
@@ -475,14 +486,16 @@ def test_trained_by_the_trainer_of_sentence_transformers(tmp_path: Any) -> None:
     PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
     torch.manual_seed(0)
     BertModel(
-        BertConfig(len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        BertConfig(
+            vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        )
     ).save_pretrained(folder)
     transformer = modules.Transformer(str(folder))
     model = SentenceTransformer(modules=[transformer, modules.Pooling(16)], device="cpu")
     data = datasets.Dataset.from_dict({"sentence": sentences, "label": [i // 9 for i in range(27)]})
     loss = our_st.BatchHardTripletLoss(model, margin=1.0)
     arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(tmp_path), num_train_epochs=10, per_device_train_batch_size=27, learning_rate=1e-2,
+        output_dir=str(tmp_path), num_train_epochs=10, per_device_train_batch_size=12, learning_rate=1e-2,
         batch_sampler="group_by_label", report_to=[], save_strategy="no", logging_steps=1, use_cpu=True,
         disable_tqdm=True,
     )  # fmt: skip
@@ -490,7 +503,7 @@ def test_trained_by_the_trainer_of_sentence_transformers(tmp_path: Any) -> None:
     trainer.train()
     seen = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert seen[-1] < 0.5 * seen[0]
-    assert loss.evidence.valid == 27
+    assert loss.evidence.valid == loss.evidence.anchors > 0
 
 
 def test_sentence_transformers_know_two_distances() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fastmine.functional as F
 from fastmine import Evidence
-from fastmine.losses import ArcFaceLoss, CrossBatchMemory, EvidentLoss, TripletLoss
+from fastmine.losses import ArcFaceLoss, CrossBatchMemory, EvidentLoss, MultiSimilarityLoss, SupConLoss, TripletLoss
 
 D = 3
 
@@ -44,6 +44,16 @@ def test_value_and_gradient_are_of_the_batch_and_of_the_memory() -> None:
     want.backward()
     assert torch.allclose(got, want)
     assert torch.allclose(got_x.grad, want_x.grad)
+
+
+@pytest.mark.parametrize("inner", [TripletLoss(mining="batch_all"), SupConLoss(), MultiSimilarityLoss()], ids=str)
+def test_any_loss_that_takes_references(inner: EvidentLoss[Any]) -> None:
+    loss = CrossBatchMemory(inner, 8, D)
+    earlier, x = batch(6, 1), batch(7, 2)
+    loss.enqueue(*earlier)
+    want = inner(*x) + inner(*x, ref_embeddings=earlier[0], ref_labels=earlier[1])
+    torch.testing.assert_close(loss(*x), want)
+    assert loss.evidence.stored == 6
 
 
 def test_the_first_batch_has_no_memory_and_does_not_meet_itself() -> None:

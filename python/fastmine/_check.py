@@ -300,6 +300,8 @@ def whole(name: str, value: object, minimum: int) -> int:
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}; got {value}")
     return value
+
+
 def per_class(name: str, value: object, *, minimum: float = 0.0, maximum: float = math.inf) -> None:
     """One number, or one per class as a sequence or a tensor, whose values stay unread unless they are on the CPU."""
     if isinstance(value, Tensor):

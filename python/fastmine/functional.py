@@ -23,7 +23,7 @@ from .reference import pair_losses
 from .reference.batch_all import AVERAGES, BATCH_ALL_FIELDS, TRIPLETS
 from .reference.batch_hard import MINING_FIELDS, NEGATIVES, POSITIVES
 from .reference.margin_softmax import margin_softmax
-from .reference.pair_sums import FORMS, PAIR_FIELDS, Sums
+from .reference.pair_sums import FORMS, PAIR_FIELDS, Sums, named
 from .reference.pairwise_distance import METRICS, result_dtype
 from .reference.proxies import PROXY_FIELDS
 from .reference.proxy_anchor import proxy_anchor
@@ -49,6 +49,7 @@ __all__ = [
     "Retrieval",
     "SegmentationSums",
     "arcface_loss",
+    "batch_all",
     "batch_hard",
     "bce_loss",
     "circle_loss",
@@ -331,6 +332,53 @@ def triplet_loss(
     return (loss, evidence) if return_evidence else loss
 
 
+@overload
+def batch_all(
+    embeddings: Tensor, labels: Tensor, *, margin: float | Literal["leaky"] = 0.2, leak: float | None = None,
+    triplets: Triplets = "all", average: Average = "active", valid: Tensor | None = None,
+    ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, ref_valid: Tensor | None = None,
+    self_index: Tensor | None = None, sample_weight: Tensor | None = None, metric: Metric = "euclidean",
+    on_empty: OnEmpty = "zero", reduction: Reduction = "mean", return_evidence: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def batch_all(
+    embeddings: Tensor, labels: Tensor, *, margin: float | Literal["leaky"] = 0.2, leak: float | None = None,
+    triplets: Triplets = "all", average: Average = "active", valid: Tensor | None = None,
+    ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, ref_valid: Tensor | None = None,
+    self_index: Tensor | None = None, sample_weight: Tensor | None = None, metric: Metric = "euclidean",
+    on_empty: OnEmpty = "zero", reduction: Reduction = "mean", return_evidence: Literal[True],
+) -> tuple[Tensor, MiningEvidence]: ...  # fmt: skip
+
+
+def batch_all(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    margin: float | Literal["leaky"] = 0.2,
+    leak: float | None = None,
+    triplets: Triplets = "all",
+    average: Average = "active",
+    valid: Tensor | None = None,
+    ref_embeddings: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    ref_valid: Tensor | None = None,
+    self_index: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    metric: Metric = "euclidean",
+    on_empty: OnEmpty = "zero",
+    reduction: Reduction = "mean",
+    return_evidence: bool = False,
+) -> Tensor | tuple[Tensor, MiningEvidence]:
+    """The triplet loss over every triplet of the batch: :func:`triplet_loss` with ``mining="batch_all"``."""
+    loss, evidence = triplet_loss(
+        embeddings, labels, margin=margin, leak=leak, mining="batch_all", triplets=triplets, average=average,
+        valid=valid, ref_embeddings=ref_embeddings, ref_labels=ref_labels, ref_valid=ref_valid,
+        self_index=self_index, sample_weight=sample_weight, metric=metric, on_empty=on_empty, reduction=reduction,
+        return_evidence=True,
+    )  # fmt: skip
+    return (loss, evidence) if return_evidence else loss
+
+
 def triplet_options(
     margin: object, leak: object, mining: object, positive: object, negative: object,
     metric: object, on_empty: object, reduction: object, triplets: object,
@@ -480,7 +528,7 @@ def segmentation_loss(
     ``valid``, boolean, says what is *annotated*: [B], [B, C], [B, 1, ...] or the shape of the logits. What is not
     annotated has no loss, no gradient and no place in any denominator. Under a softmax a position is valid for all
     classes or none; there [B, C] (or [B, C, 1, ...]) says which classes a sample is annotated for, and the others
-    become part of its background, class 0 (label sets: arXiv:2102.05374, arXiv:2007.03868). Target values equal to
+    become part of its background, class 0 (label sets: arXiv:2107.03846, arXiv:2007.03868). Target values equal to
     ``ignore_index`` are not valid either. Annotated but empty (T = 0) is something else, and ``empty`` decides:
     ``"area"``, the mean probability P / N, 0 at the right answer and never without a gradient; ``"skip"``, the group
     does not count; ``"smooth"``, the formula above, which then needs d > 0. With nothing valid the loss is 0,
@@ -822,7 +870,7 @@ def pair_sums(
         None if negative_bound is None else negative_bound.detach().double(), metric, form,
         [float(value) for value in (*positive_curve, *negative_curve)], None,
     )  # fmt: skip
-    found = Sums(*sums)
+    found = named(sums)
     return (found, MiningEvidence(evidence, PAIR_FIELDS)) if return_evidence else found
 
 
@@ -1233,8 +1281,8 @@ def lovasz_loss(
     ``classes="present"`` elsewhere; ``"smooth"`` takes the extension, their largest error, as ``classes="all"``;
     ``"area"`` their mean probability.
 
-    Cost: one sort of the errors of each group, O(S log S), beside the pass over the logits, in float64: about ten
-    tensors of the size of the logits at a time, where the other terms need none. Targets are meant to be hard.
+    Cost: one sort of the errors of each group, O(S log S), beside the pass over the logits, and a handful of tensors of
+    the size of the logits at a time, where the other terms need none. Targets are meant to be hard.
     """
     return segmentation_loss(
         logits, target, mode=mode, terms={"lovasz": 1.0}, valid=valid, ignore_index=ignore_index, empty=empty,
@@ -1379,7 +1427,7 @@ def arcface_loss(
 
     With ``return_evidence`` also a :class:`~fastmine.MiningEvidence`: for each row its own class is the positive and
     the nearest other class the negative, at distance 1 - cosine. Cost: one product of [N, D] and [D, C K] in float32
-    (float64 for float64), autocast or not, and two tensors [N, C] kept for the backward pass. Works under
+    (float64 for float64), autocast or not, and one tensor [N, C] kept for the backward pass. Works under
     ``torch.func``, forward-mode AD and ``torch.compile(fullgraph=True)``, and differentiates any number of times.
     """
     _class_batch(embeddings, labels, weight, valid, sample_weight, class_weight)
@@ -1467,7 +1515,7 @@ def proxy_anchor_loss(
     ``sample_weight`` [N] multiplies a row's exponentials (a row of weight 2 counts as that row twice),
     ``class_weight`` [C] a class vector's terms, in both means. ``reduction``: ``"mean"`` as above; ``"none"``, the two
     terms of each class vector [C], weighted and added; ``"sum"``, the sum of these. Everything else is as in
-    :func:`arcface_loss`; three tensors [N, C] are kept for the backward pass.
+    :func:`arcface_loss`; two tensors [N, C] and two masks are kept for the backward pass.
     """
     _class_batch(embeddings, labels, weight, valid, sample_weight, class_weight)
     margin_softmax_options(scale, margin, 2.0, on_empty, reduction)
@@ -1577,7 +1625,7 @@ def retrieval(
     or an Inf has NaN for results; a valid reference with one makes all of them NaN.
 
     Cost: O(N M D) time, on the kernel of :func:`pairwise_distance`; O(block M) memory, for ``block`` queries at a time.
-    It has no gradient and reads one number from the device. Errors as in :func:`batch_hard`, and ``ValueError`` for a
+    It has no gradient, and waits for the device. Errors as in :func:`batch_hard`, and ``ValueError`` for a
     ``k`` below 1.
     """
     _check.mined_batch(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid)

@@ -141,10 +141,11 @@ void group_rows(Plan<W>& p) {
     for (; end < references && q.ref_labels[p.y_order[end]] == label; ++end) {
     }
     for (; k < anchors && q.labels[p.x_order[k]] == label; ++k) {
-      const std::int64_t row = p.x_order[k];
+      const std::int64_t row = p.x_order[k], own = itself(q, row);
       if (q.triplets != nullptr) {
-        q.triplets[row] =
-            static_cast<double>(end - begin - (q.self ? 1 : 0)) * static_cast<double>(references - (end - begin));
+        const bool present = own >= 0 && own < q.y.n && q.ref_labels[own] == label && (p.y.kind[own] & kSkipped) == 0;
+        const std::int64_t positives = end - begin - (present ? 1 : 0), negatives = references - (end - begin);
+        q.triplets[row] = static_cast<double>(positives) * static_cast<double>(negatives);
       }
       if (q.use[row]) {
         p.x_order[used] = row;

@@ -76,7 +76,7 @@ class _Measure:
         """The rows that are compared; a zero row stays zero, without a gradient."""
         if not self.normalize:
             return embeddings
-        return unit(embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings)[0]
+        return unit(embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings)
 
 
 def _reduction(reducer: Any, default: str) -> str:

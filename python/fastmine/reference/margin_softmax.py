@@ -28,14 +28,15 @@ def margin_softmax(
 ) -> tuple[Tensor, Tensor]:
     """(loss, evidence) of ``embeddings`` [N, D] against ``weight`` [C, D] or [C, K, D]."""
     scores = score(embeddings, labels, weight, valid, sample_weight, class_weight, scale)
-    target = _angular(scores, margin) if kind == "angular" else (scores.rows * scores.own).sum(dim=1) - margin
+    target = _angular(scores, margin) if kind == "angular" else scores.cosine - margin
     others = scores.logits.scatter(1, scores.target[:, None], -torch.inf)
+    nearest = others.detach().amax(dim=1)
+    total = nearest + (others - nearest[:, None]).exp().sum(dim=1).log()
     # log(sum over all) - own, without the cancellation of a row that is nearly certain.
-    value = F.softplus(others.logsumexp(dim=1) - scale * target, threshold=40.0)
-    value = torch.where(scores.admitted, value, 0.0)
-    evidence = proxy_evidence(
-        scores, embeddings, labels, weight, others.detach().amax(dim=1) / scale, value.detach() != 0
-    )
+    value = F.softplus(total - scale * target, threshold=40.0)
+    if valid is not None:
+        value = torch.where(valid, value, 0.0)
+    evidence = proxy_evidence(scores, embeddings, labels, nearest / scale, value.detach() != 0)
     row_weight = scores.valid.to(value.dtype) if scores.weight is None else scores.weight
     return _reduced(value, row_weight, reduction), evidence
 
@@ -46,12 +47,10 @@ def _angular(scores: Scores, margin: float) -> Tensor:
     The two meet at -1. No arc cosine: its derivative is infinite where an embedding meets its class vector. The sine
     is the length of what is left of the embedding beside that vector, with a derivative of length 1.
     """
-    rows, own = scores.rows, scores.own
-    cosine = (rows * own).sum(dim=1)
-    apart = rows - cosine[:, None] * own
+    cosine = scores.cosine
+    apart = scores.rows - cosine[:, None] * scores.own
     # A zero vector is at a right angle to everything.
-    right = (rows.detach() == 0).all(dim=1) | (own.detach() == 0).all(dim=1)
-    sine = torch.where(right, 1.0, safe_sqrt(apart.square().sum(dim=1)))
+    sine = torch.where(scores.right_angle, 1.0, safe_sqrt(apart.square().sum(dim=1)))
     turned = cosine * math.cos(margin) - sine * math.sin(margin)
     return torch.where(cosine < -math.cos(margin), cosine + (math.cos(margin) - 1.0), turned)
 

@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from .pairwise_distance import poisoned_rows
+from torch.nn import functional as F
 
 PROXY_FIELDS = (
     "anchors",  # rows of the batch
@@ -26,16 +25,16 @@ PROXY_FIELDS = (
     "nonfinite_rows",  # admitted rows with a NaN or an Inf
     "negative_labels",  # admitted rows with a label below 0
     "out_of_range",  # admitted rows with a label that is of no class
-    "classes",  # distinct labels among the valid rows
-    "nonfinite_refs",  # class vectors with a NaN or an Inf
-    "zero_refs",  # class vectors of norm 0
     "weight_sum",  # of the valid rows, 1 each unless weighted
     "positive_distance_sum",  # 1 - cosine to the own class, over valid rows
     "negative_distance_sum",  # 1 - cosine to the nearest other class
-    "positive_distance_max",
-    "negative_distance_min",
     "norm_squared_sum",  # sum ||z||^2 over admitted finite rows
     "sum_norm_squared",  # ||sum z||^2 over admitted finite rows
+    "positive_distance_max",
+    "negative_distance_min",
+    "classes",  # distinct labels among the valid rows
+    "nonfinite_refs",  # class vectors with a NaN or an Inf
+    "zero_refs",  # class vectors of norm 0
 )
 
 
@@ -46,19 +45,30 @@ class Scores(NamedTuple):
     target: Tensor  # the label where it is of a class, else 0 [N]
     rows: Tensor  # unit embeddings [N, D]: 0 for zero rows and rows that take no part, NaN for labels out of range
     own: Tensor  # the unit vector of the own class [N, D], the nearest of several
+    cosine: Tensor  # of each row to its own class [N]
+    right_angle: Tensor  # rows that are zero, or whose class vector is
     admitted: Tensor  # rows that take part [N]
     valid: Tensor  # of these, those with a label that is of a class
-    zero_refs: Tensor  # class vectors of norm 0
+    row_norm: Tensor  # float64, 0 for rows that take no part
+    vector_norm: Tensor  # float64, of every class vector
     weight: Tensor | None  # of each row [N], 0 where not valid
 
 
-def unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``x / ||x||`` for any norm, and which rows are 0: those stay 0, without a gradient."""
-    largest = x.detach().abs().amax(dim=-1, keepdim=True)  # so that no square overflows or underflows
-    zero = largest == 0
-    scaled = x / torch.where(zero, 1.0, largest)
-    norm = torch.where(zero, 1.0, scaled).square().sum(dim=-1, keepdim=True).sqrt()
-    return torch.where(zero, 0.0, scaled / norm), zero.squeeze(-1)
+def norms(x: Tensor) -> Tensor:
+    """The lengths of rows [N, 1] in float64, where no square of a float32 overflows."""
+    found: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
+    return found
+
+
+def unit(x: Tensor) -> Tensor:
+    """``x / ||x||``: 0, without a gradient, for a row shorter than any normal number; NaN for one with an Inf."""
+    return x * _inverse(norms(x), x.dtype)
+
+
+def _inverse(norm: Tensor, dtype: torch.dtype) -> Tensor:
+    zero = norm < torch.finfo(dtype).tiny
+    inverse = torch.where(zero, 0.0, 1.0 / torch.where(zero, 1.0, norm))
+    return torch.where(norm == torch.inf, torch.nan, inverse).to(dtype)
 
 
 def score(
@@ -74,13 +84,16 @@ def score(
     wide = torch.promote_types(torch.promote_types(embeddings.dtype, weight.dtype), torch.float32)
     classes = weight.shape[0]
     in_range = (labels >= 0) & (labels < classes)
-    admitted = torch.ones_like(in_range) if valid is None else valid
-    target = torch.where(in_range & admitted, labels, 0)
+    rows, admitted, taking_part = embeddings.to(wide), torch.ones_like(in_range), in_range
+    if valid is not None:
+        # Zeroed before the arithmetic: a NaN in a row that takes no part must not reach a gradient.
+        rows, admitted, taking_part = torch.where(valid[:, None], rows, 0.0), valid, in_range & valid
+    target = torch.where(taking_part, labels, 0)
     poison = torch.where(admitted & ~in_range, torch.nan, 1.0).to(wide)
-    # Zeroed before the arithmetic: a NaN in a row that takes no part must not reach a gradient.
-    rows, _ = unit(torch.where(admitted[:, None], embeddings, 0.0).to(wide))
-    rows = rows * poison[:, None]
-    vectors, zero_refs = unit(weight.to(wide).flatten(0, -2))
+    vectors = weight.to(wide).flatten(0, -2)
+    row_norm, vector_norm = norms(rows), norms(vectors)
+    rows = rows * (_inverse(row_norm, wide) * poison[:, None])
+    vectors = vectors * _inverse(vector_norm, wide)
     logits = _product(scale * rows, vectors)
     nearest = target
     if weight.dim() == 3:
@@ -88,16 +101,21 @@ def score(
         logits, which = logits.view(labels.shape[0], classes, several).max(dim=2)
         nearest = target * several + which.gather(1, target[:, None]).squeeze(1)
     # An embedding, whose backward pass adds in a fixed order on every device.
-    own = torch.nn.functional.embedding(nearest, vectors)
+    own = F.embedding(nearest, vectors)
+    cosine = (rows * own).sum(dim=1)
     row_weight = None
     for given in (sample_weight, None if class_weight is None else class_weight[target]):
         if given is not None:
             factor = torch.where(given >= 0, given, torch.nan).to(wide)
             row_weight = factor if row_weight is None else row_weight * factor
-    valid = admitted & in_range
     if row_weight is not None:
-        row_weight = torch.where(valid, row_weight, 0.0).detach()
-    return Scores(logits, target, rows, own, admitted, valid, zero_refs, row_weight)
+        row_weight = torch.where(taking_part, row_weight, 0.0).detach()
+    row_norm, vector_norm = row_norm.detach().squeeze(1), vector_norm.detach().squeeze(1)
+    tiny = torch.finfo(wide).tiny
+    right_angle = (row_norm < tiny) | (vector_norm < tiny)[nearest]
+    return Scores(
+        logits, target, rows, own, cosine, right_angle, admitted, taking_part, row_norm, vector_norm, row_weight
+    )
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
@@ -109,32 +127,27 @@ def _product(x: Tensor, y: Tensor) -> Tensor:
         return x @ y.T
 
 
-def proxy_evidence(
-    scores: Scores, embeddings: Tensor, labels: Tensor, weight: Tensor, nearest_other: Tensor, active: Tensor
-) -> Tensor:
+@torch.no_grad()
+def proxy_evidence(scores: Scores, embeddings: Tensor, labels: Tensor, nearest_other: Tensor, active: Tensor) -> Tensor:
     """The counts and sums of ``PROXY_FIELDS``, as float64; ``nearest_other`` is the cosine to another class."""
-    admitted, valid = scores.admitted, scores.valid
-    z = embeddings.detach()
-    poisoned = admitted & poisoned_rows(z)
-    finite = admitted & ~poisoned
-    z = torch.where(finite[:, None], z, 0.0).double()
-    squares = z.square().sum(dim=1)
-    d_p = torch.where(valid, 1.0 - (scores.rows * scores.own).sum(dim=1).detach(), 0.0)
-    d_n = torch.where(valid, 1.0 - nearest_other.detach(), 0.0)
-    rows_of_class = torch.zeros(weight.shape[0], dtype=torch.int64, device=z.device)
-    rows_of_class = rows_of_class.index_add(0, scores.target, valid.long())
-    flags = (
-        torch.ones_like(valid), admitted, valid, admitted, valid, d_n < d_p, valid & active, finite & (squares == 0),
-        poisoned, admitted & (labels < 0), admitted & ~valid,
-    )  # fmt: skip
-    far = torch.cat([d_p, d_p.new_zeros(1)]).amax()  # one more, so that there is a maximum without rows
-    near = torch.cat([d_n.masked_fill(~valid, torch.inf), d_n.new_full((1,), torch.inf)]).amin()
-    numbers = (
-        (rows_of_class > 0).sum(), poisoned_rows(weight.detach()).sum(), scores.zero_refs.sum(),
-        valid.sum() if scores.weight is None else scores.weight.sum(), d_p.sum(), d_n.sum(), far,
-        torch.where(valid.any(), near, 0.0), squares.sum(), z.sum(dim=0).square().sum(),
-    )  # fmt: skip
-    return torch.cat([torch.stack(flags).sum(dim=1).double(), torch.stack([number.double() for number in numbers])])
+    admitted, valid, norm, vector_norm = scores.admitted, scores.valid, scores.row_norm, scores.vector_norm
+    finite = admitted & norm.isfinite()
+    d_p, d_n = (torch.where(valid, 1.0 - cosine, 0.0) for cosine in (scores.cosine, nearest_other))
+    by_row = torch.stack([
+        torch.ones_like(valid), admitted, valid, admitted, valid, d_n < d_p, valid & active, finite & (norm == 0),
+        admitted & ~finite, admitted & (labels < 0), admitted & ~valid,
+    ]).sum(dim=1)  # fmt: skip
+    share = by_row[4] if scores.weight is None else scores.weight.sum()
+    total = torch.where(finite[:, None], embeddings, 0.0).sum(dim=0, dtype=torch.float64)
+    squares = torch.where(finite, norm, 0.0).square().sum(), total.square().sum()
+    # One more, so that there is a maximum without rows.
+    ends = F.pad(torch.stack([d_p, torch.where(valid, -d_n, -torch.inf)]), (0, 1), value=-torch.inf).amax(dim=1)
+    farthest, nearest = torch.where(by_row[4] > 0, ends, 0.0).unbind()
+    present = torch.zeros(scores.logits.shape[1], dtype=torch.int64, device=norm.device)
+    present = (present.index_add(0, scores.target, valid.long()) > 0).sum()
+    by_class = (~vector_norm.isfinite()).sum(), (vector_norm == 0).sum()
+    numbers = (share, d_p.sum(), d_n.sum(), *squares, farthest, -nearest, present, *by_class)
+    return torch.cat([by_row.double(), torch.stack([number.double() for number in numbers])])
 
 
 def weighted_mean(value: Tensor, weight: Tensor) -> Tensor:

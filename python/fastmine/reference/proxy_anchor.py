@@ -31,7 +31,7 @@ def proxy_anchor(
     push = _softplus_sum(torch.where(own | ~taking_part, -torch.inf, offset + scores.logits), scale * margin)
 
     nearest_other = scores.logits.detach().masked_fill(own, -torch.inf).amax(dim=1) / scale
-    evidence = proxy_evidence(scores, embeddings, labels, weight, nearest_other, torch.ones_like(scores.valid))
+    evidence = proxy_evidence(scores, embeddings, labels, nearest_other, torch.ones_like(scores.valid))
     share = torch.ones_like(push) if class_weight is None else torch.where(class_weight >= 0, class_weight, torch.nan)
     share = share.to(push.dtype).detach()
     if reduction == "mean":
