@@ -301,32 +301,28 @@ Block find_positives(const Plan<W>& p, std::int64_t number, const Scratch<W>& sc
 
 // --- ranks -----------------------------------------------------------------------------------------------------------
 
-/// How far W's closeness may be from a direct difference where one of them is on the other side of a threshold: `error`
-/// bounds that of the key, and of similarities and cosines twice that of the closeness.
-template <class W>
-double slack_at(double threshold, double error, Metric metric) {
-  constexpr double roundings = sizeof(W) == 8 ? 0x1p-51 : 0x1p-22;  // of a root, and of the threshold in W
-  const double size = ::fabs(threshold), root = ::sqrt(error);
-  // Where roots a and b have a threshold between them, |a - b| <= |a^2 - b^2| / threshold; and always its root.
-  const double of_root = size * root > error ? error / size : root;
-  return (metric == Metric::euclidean     ? of_root
-          : metric == Metric::sqeuclidean ? error
-                                          : error * 0.5) +
-         roundings * size;
-}
-
-/// What the negatives of an anchor are compared with: its positives, ascending, plus a margin. One whose closeness,
-/// W's, is within `slack` of a threshold might be on the other side.
+/// What the negatives of an anchor are compared with: its positives, ascending, plus a margin. Where their closeness
+/// is W's, one that is nearer a threshold than its `room` might be on the other side: `error` bounds that of its key.
 template <class W>
 struct Thresholds {
   const double* positive;
   std::int64_t count;
   double margin;
-  double slack;
+  double error;
+  Metric metric;
 
   FASTMINE_INLINE double at(std::int64_t k) const { return positive[k] + margin; }
+  FASTMINE_INLINE double room(double threshold) const {
+    constexpr double roundings = sizeof(W) == 8 ? 0x1p-51 : 0x1p-22;  // of a root, and of the threshold in W
+    const double size = ::fabs(threshold);
+    // Where roots a and b have a threshold between them, |a - b| <= |a^2 - b^2| / threshold; and always its root.
+    const double root = ::sqrt(error);
+    const double of_key = metric != Metric::euclidean ? error : size * root > error ? error / size : root;
+    return of_key + roundings * size;
+  }
   FASTMINE_INLINE bool is_near(W value, std::int64_t k) const {
-    return ::fabs(static_cast<double>(value) - at(k)) <= slack;
+    const double threshold = at(k);
+    return ::fabs(static_cast<double>(value) - threshold) <= room(threshold);
   }
   /// How many thresholds a closeness has met, so that they are not above it; T is that of the closeness.
   template <class T>
@@ -339,15 +335,6 @@ struct Thresholds {
   }
 };
 
-/// `error` bounds that of a key.
-template <class W>
-Thresholds<W> thresholds_of(const double* positive, std::int64_t count, double margin, double error, Metric metric) {
-  constexpr double hair = 1 + 0x1p-10;  // between the ends, what they need may be exceeded by less
-  const double most = larger(slack_at<W>(positive[0] + margin, error, metric),
-                             slack_at<W>(positive[count - 1] + margin, error, metric));
-  return {positive, count, margin, most * hair};
-}
-
 /// rank[c] += `by` for each of the thresholds above row[c], below[k] += `by` for each of the row below threshold k.
 /// Returns whether any is so near a threshold that it might be on the other side.
 template <class W>
@@ -358,9 +345,9 @@ FASTMINE_NOINLINE bool rank_among_few(const W* row, std::int64_t width, const Th
   const V one = broadcast(by);
   auto near = V{} != V{};
   for (std::int64_t k = 0; k < thresholds.count; ++k) {
-    const double threshold = thresholds.at(k);
-    const V t = broadcast(static_cast<W>(threshold)), low = broadcast(static_cast<W>(threshold - thresholds.slack)),
-            high = broadcast(static_cast<W>(threshold + thresholds.slack));
+    const double threshold = thresholds.at(k), room = thresholds.room(threshold);
+    const V t = broadcast(static_cast<W>(threshold)), low = broadcast(static_cast<W>(threshold - room)),
+            high = broadcast(static_cast<W>(threshold + room));
     V found{};
     for (std::int64_t c = 0; c < width; c += step) {
       const V value = load(row + c);
@@ -445,9 +432,10 @@ FASTMINE_INLINE void rank_row(const Plan<W>& p, const Block& block, const Scratc
     rank[c] = 0;
   }
   const double of_key = key_error<W>(p.problem.x.d, static_cast<double>(p.a.norm[i]), p.widest);
+  const double halved = p.problem.metric == Metric::cosine || p.problem.metric == Metric::dot ? 0.5 : 1;
   const auto count = [&](double margin, W by) {
-    const Thresholds<W> thresholds =
-        thresholds_of<W>(scratch.ascending + block.offset[r], block.positives[r], margin, of_key, p.problem.metric);
+    const Thresholds<W> thresholds{scratch.ascending + block.offset[r], block.positives[r], margin, halved * of_key,
+                                   p.problem.metric};
     const auto ranked = thresholds.count <= kFewThresholds ? &rank_among_few<W> : &rank_among_many<W>;
     if (ranked(row, width, thresholds, by, rank, below)) {
       settle_ties(p, i, begin, width, thresholds, row, by, rank, below);
