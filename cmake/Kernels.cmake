@@ -13,7 +13,9 @@ set(FASTMINE_CPU_KERNELS
     csrc/kernels/cpu/batch_all_backward.cpp
     csrc/kernels/cpu/segmentation_loss.cpp
     csrc/kernels/cpu/segmentation_sigmoid.cpp
-    csrc/kernels/cpu/segmentation_softmax.cpp)
+    csrc/kernels/cpu/segmentation_softmax.cpp
+    csrc/kernels/cpu/segmentation_softmax_backward.cpp
+    csrc/kernels/cpu/segmentation_sums.cpp)
 
 set(FASTMINE_COMMON_KERNELS # once, for every CPU
     csrc/kernels/cpu/batch_all_formula.cpp
@@ -29,6 +31,9 @@ set(FASTMINE_KERNEL_FLAGS
 if(NOT CMAKE_BUILD_TYPE STREQUAL "Debug")
   list(APPEND FASTMINE_KERNEL_FLAGS -O3)
 endif()
+
+# A loop of a kilobyte that starts anywhere runs as fast in cache, and up to 20 % slower where its data come from memory.
+set_source_files_properties(csrc/kernels/cpu/segmentation_sigmoid.cpp PROPERTIES COMPILE_OPTIONS -falign-loops=64)
 
 add_library(fastmine_kernels INTERFACE)
 target_include_directories(fastmine_kernels INTERFACE "${PROJECT_SOURCE_DIR}/csrc")

@@ -377,6 +377,71 @@ def _append(found: dict[str, list[float]], name: str, value: float) -> None:
         found[name].append(value)
 
 
+def _cosine(x: Sequence[float], y: Sequence[float]) -> float:
+    x_norm, y_norm = (math.sqrt(math.fsum(a * a for a in z)) for z in (x, y))
+    return math.fsum(a * b for a, b in zip(x, y, strict=True)) / (x_norm * y_norm) if x_norm and y_norm else 0.0
+
+
+def margin_softmax(
+    embeddings: Rows, labels: Sequence[int], weight: Sequence[Rows], valid: Sequence[bool] | None = None,
+    sample_weight: Sequence[float] | None = None, class_weight: Sequence[float] | None = None, *, angular: bool,
+    scale: float, margin: float, reduction: str = "mean",
+) -> float | list[float]:  # fmt: skip
+    """ArcFace with an arc cosine, or CosFace, row by row; ``weight`` holds a list of vectors for each class."""
+    values, factors = [], []
+    for i, row in enumerate(embeddings):
+        if valid is not None and not valid[i]:
+            values.append(0.0)
+            factors.append(0.0)
+            continue
+        cosines = [max(_cosine(row, vector) for vector in several) for several in weight]
+        theta = math.acos(max(-1.0, min(1.0, cosines[labels[i]])))
+        if not angular:
+            own = cosines[labels[i]] - margin
+        elif theta <= math.pi - margin:
+            own = math.cos(theta + margin)
+        else:
+            own = math.cos(theta) - 1 + math.cos(margin)
+        others = math.fsum(math.exp(scale * c) for j, c in enumerate(cosines) if j != labels[i])
+        values.append(math.log(math.exp(scale * own) + others) - scale * own)
+        factor = 1.0 if sample_weight is None else sample_weight[i]
+        factors.append(factor * (1.0 if class_weight is None else class_weight[labels[i]]))
+    products = [v * f for v, f in zip(values, factors, strict=True)]
+    if reduction == "none":
+        return products
+    total = math.fsum(products)
+    return total / (math.fsum(factors) or 1.0) if reduction == "mean" else total
+
+
+def proxy_anchor(
+    embeddings: Rows, labels: Sequence[int], weight: Sequence[Rows], valid: Sequence[bool] | None = None,
+    sample_weight: Sequence[float] | None = None, class_weight: Sequence[float] | None = None, *,
+    scale: float, margin: float, reduction: str = "mean",
+) -> float | list[float]:  # fmt: skip
+    """Proxy-Anchor, class vector by class vector."""
+    pulls, pushes, shares, present = [], [], [], []
+    for p, several in enumerate(weight):
+        pull, push = [], []
+        for i, row in enumerate(embeddings):
+            if valid is None or valid[i]:
+                cosine = max(_cosine(row, vector) for vector in several)
+                times = 1.0 if sample_weight is None else sample_weight[i]
+                if labels[i] == p:
+                    pull.append(times * math.exp(-scale * (cosine - margin)))
+                else:
+                    push.append(times * math.exp(scale * (cosine + margin)))
+        shares.append(1.0 if class_weight is None else class_weight[p])
+        present.append(shares[-1] if pull else 0.0)
+        pulls.append(math.log1p(math.fsum(pull)))
+        pushes.append(math.log1p(math.fsum(push)))
+    if reduction == "mean":
+        return math.fsum(a * b for a, b in zip(pulls, present, strict=True)) / (math.fsum(present) or 1.0) + math.fsum(
+            a * b for a, b in zip(pushes, shares, strict=True)
+        ) / (math.fsum(shares) or 1.0)
+    each = [(a + b) * c for a, b, c in zip(pulls, pushes, shares, strict=True)]
+    return each if reduction == "none" else math.fsum(each)
+
+
 # --- every segmentation term and option ----------------------------------------------------------------------------
 
 

@@ -511,6 +511,23 @@ def test_real_matrices_are_refused() -> None:
         array.covariance_nmse(random_complex(2, 3, 3), random_complex(3, 3))
 
 
+def test_masks_are_boolean_and_of_every_source() -> None:
+    x = torch.zeros(2, 3, 1)
+    with pytest.raises(TypeError, match=r"present must be a tensor of type bool; got a torch\.float32 tensor; make it"):
+        array.matched_error(x, x, torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"present must have shape \[2, 3\]; got \[3\]"):
+        array.chamfer_error(x, x, torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"valid must have shape \[2\]; got \[1\]"):
+        array.orthogonality(random_complex(2, 3, 2), torch.ones(1, dtype=torch.bool))
+    with pytest.raises(ValueError, match="as many places for sources"):
+        array.matched_error(x[:, :2], x, torch.ones(2, 3, dtype=torch.bool))
+
+
+def test_a_covariance_that_is_not_finite_has_no_eigenvalues() -> None:
+    with pytest.raises(torch.linalg.LinAlgError):
+        array.eigengap(spoiled(random_covariance(2), 0), torch.tensor([1, 1]))
+
+
 # --- nothing to learn from, and what is not finite --------------------------------------------------------------------
 
 

@@ -162,8 +162,10 @@ SEGMENTATION: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "mask of other batch": ({"valid": torch.ones(3) > 0}, ValueError, r"for each sample \[B\].*got shape \[3\]"),
     "mask of one sample": ({"valid": torch.ones(1) > 0}, ValueError, r"annotated; got shape \[1\] for binary logits"),
     "mask of other size": ({"valid": torch.ones(2, 1, 3, 2) > 0}, ValueError, r"got shape \[2, 1, 3, 2\]"),
-    "mask per class": ({"logits": X3, "target": CLASSES, "mode": "multiclass", "valid": torch.ones(2, 3) > 0},
-                       ValueError, r"each element \[2, 1, 4\].*got shape \[2, 3\]"),
+    "mask of other classes": ({"logits": X3, "target": CLASSES, "mode": "multiclass", "valid": torch.ones(2, 2) > 0},
+                              ValueError, r"each element \[2, 1, 4\].*got shape \[2, 2\]"),
+    "weights as mask": ({"logits": X3, "target": CLASSES, "mode": "multiclass", "valid": torch.ones(2, 3)},
+                        TypeError, r"valid must be a tensor of type bool.*valid > 0"),
     "mask elsewhere": ({"valid": ANY[:2].to("meta")}, ValueError, "on the device of logits, cpu; got meta"),
     "unknown mode": ({"mode": "softmax"}, ValueError, "mode must be one of 'binary', .*'multiclass'; got 'softmax'"),
 }  # fmt: skip

@@ -22,11 +22,8 @@ ROWS = (
     "batch_hard-references_masked-euclidean-hardest-semi_hard",
     "triplet_loss-hinge-sum",
     "triplet_loss-pull-one_class-euclidean",
-    "supcon_loss-references_masked",
     "ntxent_loss-push-all_unique",
     "multi_similarity_loss-masked-none",
-    "circle_loss-plain",
-    "contrastive_loss-plain",
     "triplet_loss-batch_all-masked-euclidean",
     "triplet_loss-batch_all-pull-one_class",
     "segmentation_loss-binary-valid_element",
@@ -134,11 +131,14 @@ def test_formulas_on_sums_compile_without_a_graph_break(mode: str) -> None:
     "loss",
     [
         losses.TripletLoss(),
+        losses.SupConLoss(),
+        losses.CircleLoss(),
+        losses.ContrastiveLoss(),
         losses.CompositeLoss(
             {"hinge": losses.TripletLoss(), "soft": losses.TripletLoss("soft")}, {"hinge": 1.0, "soft": 0.5}
         ),
     ],
-    ids=["TripletLoss", "CompositeLoss"],
+    ids=["TripletLoss", "SupConLoss", "CircleLoss", "ContrastiveLoss", "CompositeLoss"],
 )
 def test_modules_compile_and_keep_their_evidence(loss: losses.EvidentLoss[Any]) -> None:
     embeddings, labels = batch(9)

@@ -376,6 +376,7 @@ def test_a_search_goes_on_where_it_stopped(capsys: pytest.CaptureFixture[str]) -
     before = json.loads(Path("found/search.json").read_text())
     assert [trial["number"] for trial in before["trials"]] == [1, 2]
     assert set(before["best"]["factors"]) == set(doa.HYBRID_WEIGHTS)
+    assert before["trials"][0]["factors"] == dict.fromkeys(doa.HYBRID_WEIGHTS, 1.0)
     capsys.readouterr()
     assert search("--search", 3, "--resume") == 0
     text, after = capsys.readouterr().out, json.loads(Path("found/search.json").read_text())
@@ -401,7 +402,8 @@ def test_a_search_that_was_cut_off_does_its_trial_again(
         assert search("--search", 1) == 130
     assert ("--resume found" in capsys.readouterr().err) == (stop is not KeyboardInterrupt)
     assert search("--search", 1, "--resume") == 0
-    assert len(json.loads(Path("found/search.json").read_text())["trials"]) == 1
+    (trial,) = json.loads(Path("found/search.json").read_text())["trials"]
+    assert set(trial["factors"].values()) == {1.0}
 
 
 @pytest.mark.usefixtures("optuna")

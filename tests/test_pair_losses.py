@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 import fastmine.functional as F
 from compare import assert_gradients_agree, assert_values_agree
 from fastmine import losses
+from fastmine.health import Monitor
 from fastmine.reference.pair_sums import PAIR_FIELDS
 
 NAMES = ("supcon_loss", "ntxent_loss", "multi_similarity_loss", "circle_loss", "contrastive_loss")
@@ -219,6 +220,46 @@ def test_the_same_rows_as_batch_and_as_references_differ_by_the_pairs_with_thems
     assert torch.equal(both.positives, alone.positives + 1)
     assert torch.equal(both.negatives, alone.negatives)
     torch.testing.assert_close(both.negative_lse, alone.negative_lse)
+
+
+@every_loss
+@pytest.mark.filterwarnings("ignore")  # it speaks
+@pytest.mark.parametrize(("classes", "codes"), [(8, set()), (64, {"NO_POSITIVES"})])
+def test_health_reads_their_evidence(name: str, classes: int, codes: set[str]) -> None:
+    torch.manual_seed(0)
+    net, criterion, centres = nn.Linear(10, 16), LOSSES[name](), 2 * torch.randn(classes, 10)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    monitor = Monitor(net, criterion, optimizer)
+    labels = torch.arange(64) % classes
+    for _ in range(80):
+        loss = criterion(net(centres[labels] + torch.randn(64, 10)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    assert codes == {finding.code for finding in monitor.check()}
+    monitor.close()
+
+
+@pytest.mark.usefixtures("native_ops")
+def test_many_rows_against_a_few_anchors_of_them() -> None:
+    """So many that a task of the kernel takes several slivers of anchors at once; float64 sees some anchors alone."""
+    n = 12_500
+    x, labels = batch(n, 2, n // 5)
+    some = torch.randint(n, (16,), generator=torch.Generator().manual_seed(1))
+    x.requires_grad_()
+    loss = F.supcon_loss(x, labels, metric="sqeuclidean", temperature=2.0, reduction="none")[some].sum()
+    (gradient,) = torch.autograd.grad(loss, x)
+    leaf = x.detach().double().requires_grad_()
+    t = -(leaf[some, None] - leaf).square().sum(dim=2) / 2.0
+    t = t.masked_fill(some[:, None] == torch.arange(n), -torch.inf)
+    positive = (labels[some, None] == labels) & (some[:, None] != torch.arange(n))
+    want = (t.logsumexp(dim=1) - torch.where(positive, t, 0.0).sum(dim=1) / positive.sum(dim=1)).sum()
+    assert loss.item() == pytest.approx(want.item(), rel=1e-5)
+    (want_gradient,) = torch.autograd.grad(want, leaf)
+    torch.testing.assert_close(
+        gradient.double(), want_gradient, rtol=1e-3, atol=1e-5 * want_gradient.abs().max().item()
+    )
 
 
 @pytest.mark.usefixtures("native_ops")

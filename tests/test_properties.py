@@ -14,7 +14,7 @@ from cases import ALL_TERMS
 from compare import assert_gradients_agree, assert_values_agree
 from fastmine.reference.batch_hard import NEGATIVES, POSITIVES
 from fastmine.reference.pairwise_distance import METRICS
-from fastmine.reference.segmentation_loss import MODES
+from fastmine.reference.segmentation_sums import MODES
 
 # --- mining --------------------------------------------------------------------------------------------------------
 

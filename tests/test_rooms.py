@@ -37,8 +37,9 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "numpy.py": ({"_native", "functional", "reference"}, {"numpy"}),
     "health": ({"", "health", "_evidence", "_version", "losses", "functional", "reference"}, {"torch", "numpy"}),
     "data": ({"data"}, {"torch", "numpy"}),
+    "distributed.py": ({"losses", "_check", "_evidence"}, {"torch"}),
 }
-PROGRAMS = ("recipes", "bench", "cli.py")
+PROGRAMS = ("recipes", "bench", "cli.py", "compat")
 
 
 def modules_of(room: str) -> list[Path]:
@@ -170,12 +171,12 @@ def test_one_noun_in_every_room(name: str) -> None:
 FUNCTIONS = (
     "pairwise_distance", "batch_hard", "triplet_loss", "segmentation_loss", "dice_loss", "focal_loss", "bce_loss",
     "iou_loss", "tversky_loss", "pair_sums", "supcon_loss", "ntxent_loss", "multi_similarity_loss", "circle_loss",
-    "contrastive_loss",
+    "contrastive_loss", "arcface_loss", "cosface_loss", "proxy_anchor_loss", "retrieval",
 )  # fmt: skip
 LOSSES = (
     "TripletLoss", "DiceLoss", "FocalLoss", "BCELoss", "IoULoss", "TverskyLoss", "CombinedSegmentationLoss",
     "CompositeLoss", "SupConLoss", "NTXentLoss", "MultiSimilarityLoss", "CircleLoss", "ContrastiveLoss",
-    "HybridCovarianceLoss", "get_loss_function",
+    "HybridCovarianceLoss", "ArcFaceLoss", "CosFaceLoss", "ProxyAnchorLoss", "CrossBatchMemory", "get_loss_function",
 )  # fmt: skip
 
 

@@ -234,6 +234,24 @@ def test_lovasz_softmax_by_hand() -> None:
     assert F.lovasz_loss(logits, target, mode="multiclass").item() == pytest.approx((one + zero) / 2, rel=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", SHAPES)
+def test_lovasz_of_many_pixels_in_float32(mode: Any, dtype: torch.dtype) -> None:
+    """Steps of 1e-5 between Jaccard losses of about 1, of which a difference would keep two digits."""
+    x = torch.randn(1, *(() if mode == "binary" else (3,)), 100_003).to(dtype)
+    target = torch.randint(3, (1, 100_003)) if mode == "multiclass" else torch.rand(x.shape) < 1e-3
+    found = []
+    for logits in (x, x.double()):
+        logits.requires_grad_()
+        loss = F.lovasz_loss(logits, target, mode=mode)
+        found.append((loss, torch.autograd.grad(loss, logits)[0].double()))
+    (got, got_gradient), (want, want_gradient) = found
+    assert got.item() == pytest.approx(want.item(), rel=1e-5)
+    if dtype == torch.float32:  # ties of bfloat16 logits are broken by the rounding of their probabilities
+        error = (got_gradient - want_gradient).norm() / want_gradient.norm()
+        assert error < 1e-2 if mode == "multiclass" else error < 1e-5
+
+
 def test_generalized_dice_by_hand() -> None:
     """Areas 3 and 1 of two classes: weights 1/9 and 1."""
     logits = torch.zeros(1, 2, 4, dtype=torch.float64)
@@ -387,6 +405,27 @@ def test_second_derivatives_and_transforms(mode: str) -> None:
     direction = torch.randn_like(logits)
     _, tangent = torch.func.jvp(loss, (logits,), (direction,))
     torch.testing.assert_close(tangent, (gradient * direction).sum())
+
+
+@pytest.mark.parametrize("mode", SHAPES)
+@pytest.mark.parametrize("full", [False, True])
+def test_no_value_is_read_while_computing(mode: str, full: bool) -> None:
+    """On the meta device there are no values: a host sync would raise."""
+    logits, target = batch(mode)
+    valid = torch.rand(logits.shape[:1] if mode == "binary" else logits.shape[:2]) < 0.5
+    options: dict[str, Any] = {} if mode == "binary" else {"classes": [2, 0], "class_weights": torch.ones(4)}
+    meta = {name: x.to("meta") if isinstance(x, Tensor) else x for name, x in options.items()}
+
+    def call(x: Tensor, *others: Tensor, **more: Any) -> tuple[Tensor, Tensor, Tensor]:
+        loss, evidence = F.segmentation_loss(
+            x.requires_grad_(), others[0], valid=others[1], mode=mode, terms=dict.fromkeys(TERMS[mode], 1.0),
+            squared=True, ignore_index=7, full_evidence=full, return_evidence=True, **more,
+        )  # fmt: skip
+        return loss, evidence.tensor, torch.autograd.grad(loss, x)[0]
+
+    real = call(logits, target.long(), valid, **options)
+    found = call(*(x.to("meta") for x in (logits, target.long(), valid)), **meta)
+    assert [(x.shape, x.dtype) for x in found] == [(x.shape, x.dtype) for x in real]
 
 
 # --- numerics ------------------------------------------------------------------------------------------------------

@@ -173,10 +173,8 @@ FASTMINE_HOST_DEVICE inline void put(double* evidence, Segmentation field, doubl
   evidence[static_cast<int>(field)] = value;
 }
 
-FASTMINE_HOST_DEVICE inline void write_evidence(const SegmentationLoss& problem, const Found& found,
-                                                const Totals& totals) {
-  double* out = problem.evidence;
-  const SegmentationInputs& in = problem.in;
+/// The fields before the terms.
+FASTMINE_HOST_DEVICE inline void write_found(const SegmentationInputs& in, const Found& found, double* out) {
   const double items = static_cast<double>(in.samples * (is_softmax(in) ? 1 : in.classes) * in.positions);
   const bool seen = found.items > 0;
   put(out, Segmentation::groups, static_cast<double>(in.samples * in.classes));
@@ -193,6 +191,12 @@ FASTMINE_HOST_DEVICE inline void write_evidence(const SegmentationLoss& problem,
   put(out, Segmentation::logit_max, seen ? found.logit_max : 0);
   put(out, Segmentation::nonfinite, found.nonfinite);
   put(out, Segmentation::out_of_range, found.out_of_range);
+}
+
+FASTMINE_HOST_DEVICE inline void write_evidence(const SegmentationLoss& problem, const Found& found,
+                                                const Totals& totals) {
+  double* out = problem.evidence;
+  write_found(problem.in, found, out);
   FASTMINE_UNROLL for (int term = 0; term < kSegmentationTerms; ++term) {
     out[static_cast<int>(Segmentation::first_term) + term] = problem.weights[term] != 0 ? totals.mean(term) : 0;
   }

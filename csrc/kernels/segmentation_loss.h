@@ -86,6 +86,8 @@ struct SegmentationInputs {
   std::int64_t classes;  // binary: 1; at most 2^24
   std::int64_t positions;
   SegmentationMode mode;
+  /// [samples, classes], contiguous, or null: which classes of a sample are part of its class 0 (segmentation_sums.h).
+  const std::uint8_t* merged = nullptr;
 };
 
 /// -alpha_t (1 - p_t)^gamma log p_t, with alpha_t 1 where nobody asked for an alpha. Multiclass uses gamma alone.

@@ -22,4 +22,9 @@ struct SegmentationGroup {
   double overlap;
 };
 
+/// The same with all sums, in the order of SegmentationSum; a part of those that are wanted.
+struct SegmentationGroupSums {
+  double n, t, p, a, pp, tt, e1, e0, f1, f0, x, tx, g1, g0;
+};
+
 }  // namespace fastmine

@@ -1,11 +1,14 @@
 // What the bindings of the segmentation losses share: tensors and options in the kernels' terms, on any device.
 #pragma once
 
+#include <algorithm>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "kernels/segmentation_loss.h"
+#include "kernels/segmentation_sums.h"
 #include "torch/tensors.h"
 
 namespace fastmine {
@@ -94,6 +97,31 @@ inline Inputs inputs_of(const Tensor& logits, const Tensor& target, const std::o
   }
   FASTMINE_CHECK(in.kernel.classes <= kMostClasses, "more classes than fit");
   return in;
+}
+
+/// The classes of each sample that are part of its class 0; a tensor that owns what the kernel reads.
+inline MaybeTensor add_merged(const MaybeTensor& merged, SegmentationInputs& in) {
+  if (!merged) {
+    return std::nullopt;
+  }
+  FASTMINE_CHECK(in.mode == SegmentationMode::multiclass, "only classes of a softmax are merged");
+  FASTMINE_CHECK(merged->scalar_type() == ScalarType::Bool && merged->dim() == 2 && merged->size(0) == in.samples &&
+                     merged->size(1) == in.classes,
+                 "merged is not boolean of shape [samples, classes]");
+  const Tensor rows = dense(*merged);
+  in.merged = static_cast<const std::uint8_t*>(rows.const_data_ptr());
+  return rows;
+}
+
+inline SegmentationSumSet sums_of(const std::vector<std::string>& names) {
+  SegmentationSumSet set = 0;
+  for (const std::string& name : names) {
+    const auto* const end = std::end(kSegmentationSumNames);
+    const auto* const found = std::find(std::begin(kSegmentationSumNames), end, name);
+    FASTMINE_CHECK(found != end, "unknown sum ", name);
+    set |= SegmentationSumSet{1} << (found - std::begin(kSegmentationSumNames));
+  }
+  return set;
 }
 
 /// The problem but for its outputs.

@@ -44,8 +44,8 @@ def option(name: str, value: object, known: Collection[str]) -> None:
 
 def number(name: str, value: object, *, minimum: float = -math.inf, maximum: float = math.inf) -> None:
     """A finite number in [minimum, maximum]."""
-    if type(value) is float and minimum <= value <= maximum and math.isfinite(value):
-        return  # nearly every value, at a tenth of the cost of the questions below
+    if type(value) is float and minimum <= value <= maximum and -math.inf < value < math.inf:
+        return  # nearly every value, at a tenth of the cost of the questions below, and traceable
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
     if not (math.isfinite(value) and minimum <= float(value) <= maximum):
@@ -269,6 +269,37 @@ def weights(name: str, value: Mapping[str, float], known: Collection[str]) -> No
         number(f"{name}[{key!r}]", weight, minimum=0.0)
         if weight == 0:
             raise ValueError(f"{name}[{key!r}] is 0, which would silently switch it off; leave it out instead")
+
+
+def class_vectors(embeddings: Tensor, value: object) -> None:
+    """Learned vectors of classes: [C, D], or [C, K, D] with several for each, of the embeddings' length and device."""
+    weight = tensor("weight", value, FLOATING)
+    if weight.dim() not in (2, 3) or weight.shape[0] < 2 or (weight.dim() == 3 and weight.shape[1] == 0):
+        raise ValueError(
+            "weight must have shape [C, D], one vector for each of at least 2 classes, or [C, K, D]; got "
+            f"{_shape(weight)}"
+        )
+    if weight.shape[-1] != embeddings.shape[1]:
+        raise ValueError(
+            f"weight must have as many features as embeddings, {embeddings.shape[1]}; got shape {_shape(weight)}"
+        )
+    same_device("embeddings", embeddings, "weight", weight)
+
+
+def factors(name: str, value: object, rows_of: str, rows: Tensor) -> None:
+    """Floating-point factors, one per row."""
+    found = tensor(name, value, FLOATING, f"use {name}.float()")
+    per_row(name, found, rows_of, rows)
+    same_device(rows_of, rows, name, found)
+
+
+def whole(name: str, value: object, minimum: int) -> int:
+    """A whole number, at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number; got {_kind(value)}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}; got {value}")
+    return value
 
 
 def per_class(name: str, value: object, *, minimum: float = 0.0, maximum: float = math.inf) -> None:

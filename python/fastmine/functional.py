@@ -22,8 +22,12 @@ from ._evidence import MiningEvidence, SegmentationEvidence
 from .reference import pair_losses
 from .reference.batch_all import AVERAGES, BATCH_ALL_FIELDS, TRIPLETS
 from .reference.batch_hard import MINING_FIELDS, NEGATIVES, POSITIVES
-from .reference.pair_sums import FORMS, PAIR_FIELDS, Sums
+from .reference.margin_softmax import margin_softmax
+from .reference.pair_sums import FORMS, PAIR_FIELDS, Sums, named
 from .reference.pairwise_distance import METRICS, result_dtype
+from .reference.proxies import PROXY_FIELDS
+from .reference.proxy_anchor import proxy_anchor
+from .reference.retrieval import retrieval as _retrieval
 from .reference.segmentation_formula import (
     ALL_TERMS,
     CLASS_WEIGHT_NORMS,
@@ -42,12 +46,15 @@ if TYPE_CHECKING:
 __all__ = [
     "SUMS",
     "BatchHard",
+    "Retrieval",
     "SegmentationSums",
+    "arcface_loss",
     "batch_all",
     "batch_hard",
     "bce_loss",
     "circle_loss",
     "contrastive_loss",
+    "cosface_loss",
     "dice_loss",
     "focal_loss",
     "iou_loss",
@@ -56,7 +63,9 @@ __all__ = [
     "ntxent_loss",
     "pair_sums",
     "pairwise_distance",
+    "proxy_anchor_loss",
     "resized_nearest",
+    "retrieval",
     "segmentation_loss",
     "segmentation_sums",
     "supcon_loss",
@@ -519,7 +528,7 @@ def segmentation_loss(
     ``valid``, boolean, says what is *annotated*: [B], [B, C], [B, 1, ...] or the shape of the logits. What is not
     annotated has no loss, no gradient and no place in any denominator. Under a softmax a position is valid for all
     classes or none; there [B, C] (or [B, C, 1, ...]) says which classes a sample is annotated for, and the others
-    become part of its background, class 0 (label sets: arXiv:2102.05374, arXiv:2007.03868). Target values equal to
+    become part of its background, class 0 (label sets: arXiv:2107.03846, arXiv:2007.03868). Target values equal to
     ``ignore_index`` are not valid either. Annotated but empty (T = 0) is something else, and ``empty`` decides:
     ``"area"``, the mean probability P / N, 0 at the right answer and never without a gradient; ``"skip"``, the group
     does not count; ``"smooth"``, the formula above, which then needs d > 0. With nothing valid the loss is 0,
@@ -789,7 +798,26 @@ def bce_loss(
 
 Temperature: TypeAlias = float | Tensor
 Similarity: TypeAlias = Literal["cosine", "dot"]
+Curve: TypeAlias = tuple[float, float, float]
 Form: TypeAlias = Literal["sum", "lse", "nce", "circle"]
+
+
+@overload
+def pair_sums(
+    embeddings: Tensor, labels: Tensor, *, valid: Tensor | None = None, ref_embeddings: Tensor | None = None,
+    ref_labels: Tensor | None = None, ref_valid: Tensor | None = None, positive_bound: Tensor | None = None,
+    negative_bound: Tensor | None = None, metric: Metric = "cosine", form: Form = "lse",
+    positive_curve: Curve = (-1.0, 1.0, 0.0), negative_curve: Curve = (-1.0, 1.0, 0.0),
+    return_evidence: Literal[False] = False,
+) -> Sums: ...  # fmt: skip
+@overload
+def pair_sums(
+    embeddings: Tensor, labels: Tensor, *, valid: Tensor | None = None, ref_embeddings: Tensor | None = None,
+    ref_labels: Tensor | None = None, ref_valid: Tensor | None = None, positive_bound: Tensor | None = None,
+    negative_bound: Tensor | None = None, metric: Metric = "cosine", form: Form = "lse",
+    positive_curve: Curve = (-1.0, 1.0, 0.0), negative_curve: Curve = (-1.0, 1.0, 0.0),
+    return_evidence: Literal[True],
+) -> tuple[Sums, MiningEvidence]: ...  # fmt: skip
 
 
 def pair_sums(
@@ -804,8 +832,8 @@ def pair_sums(
     negative_bound: Tensor | None = None,
     metric: Metric = "cosine",
     form: Form = "lse",
-    positive_curve: tuple[float, float, float] = (-1.0, 1.0, 0.0),
-    negative_curve: tuple[float, float, float] = (-1.0, 1.0, 0.0),
+    positive_curve: Curve = (-1.0, 1.0, 0.0),
+    negative_curve: Curve = (-1.0, 1.0, 0.0),
     return_evidence: bool = False,
 ) -> Sums | tuple[Sums, MiningEvidence]:
     r"""Per anchor, a few sums over its positive and over its negative pairs: what the losses below are made of.
@@ -820,7 +848,8 @@ def pair_sums(
     ``form="nce"``, over positives :math:`\sum \log(1 + e^{L - t})` with L that of the negatives.
     ``form="sum"`` leaves out what needs an exponential.
 
-    Returns :class:`~fastmine.reference.pair_sums.Sums`, float64, every field [N]; differentiable are distances,
+    The curves' default is the cosine, for ``metric="cosine"``. Returns
+    :class:`~fastmine.reference.pair_sums.Sums`, float64, every field [N]; differentiable are distances,
     log-sum-exps and ``nce``. Of no pairs a sum is 0 and a log-sum-exp -Inf. A row with a NaN or an Inf makes the
     sums of all who are paired with it NaN. Cost: O(N M D) time, no N x M memory, backward neither; the same bits
     at any number of threads. Errors are those of :func:`batch_hard`.
@@ -841,7 +870,7 @@ def pair_sums(
         None if negative_bound is None else negative_bound.detach().double(), metric, form,
         [float(value) for value in (*positive_curve, *negative_curve)], None,
     )  # fmt: skip
-    found = Sums(*sums)
+    found = named(sums)
     return (found, MiningEvidence(evidence, PAIR_FIELDS)) if return_evidence else found
 
 
@@ -1252,8 +1281,8 @@ def lovasz_loss(
     ``classes="present"`` elsewhere; ``"smooth"`` takes the extension, their largest error, as ``classes="all"``;
     ``"area"`` their mean probability.
 
-    Cost: one sort of the errors of each group, O(S log S), beside the pass over the logits, in float64: about ten
-    tensors of the size of the logits at a time, where the other terms need none. Targets are meant to be hard.
+    Cost: one sort of the errors of each group, O(S log S), beside the pass over the logits, and a handful of tensors of
+    the size of the logits at a time, where the other terms need none. Targets are meant to be hard.
     """
     return segmentation_loss(
         logits, target, mode=mode, terms={"lovasz": 1.0}, valid=valid, ignore_index=ignore_index, empty=empty,
@@ -1333,3 +1362,282 @@ def resized_nearest(mask: Tensor, size: Sequence[int]) -> Tensor:
             index = (2 * torch.arange(want, device=mask.device) + 1) * have // (2 * want)
             mask = mask.index_select(axis, index)
     return mask
+
+
+# --- losses against learned class vectors ---------------------------------------------------------------------------
+
+ClassOnEmpty: TypeAlias = Literal["zero", "warn", "raise"]
+
+_LABELS_OUT_OF_RANGE = PROXY_FIELDS.index("out_of_range")
+_VALID_ROWS = PROXY_FIELDS.index("valid")
+
+
+@overload
+def arcface_loss(
+    embeddings: Tensor, labels: Tensor, weight: Tensor, *, scale: float = 32.0, margin: float = 0.5,
+    valid: Tensor | None = None, sample_weight: Tensor | None = None, class_weight: Tensor | None = None,
+    on_empty: ClassOnEmpty = "zero", reduction: Reduction = "mean", return_evidence: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def arcface_loss(
+    embeddings: Tensor, labels: Tensor, weight: Tensor, *, scale: float = 32.0, margin: float = 0.5,
+    valid: Tensor | None = None, sample_weight: Tensor | None = None, class_weight: Tensor | None = None,
+    on_empty: ClassOnEmpty = "zero", reduction: Reduction = "mean", return_evidence: Literal[True],
+) -> tuple[Tensor, MiningEvidence]: ...  # fmt: skip
+
+
+def arcface_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    *,
+    scale: float = 32.0,
+    margin: float = 0.5,
+    valid: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    class_weight: Tensor | None = None,
+    on_empty: ClassOnEmpty = "zero",
+    reduction: Reduction = "mean",
+    return_evidence: bool = False,
+) -> Tensor | tuple[Tensor, MiningEvidence]:
+    r"""ArcFace (arXiv:1801.07698): a softmax over cosines to class vectors, with an angular margin on the own class.
+
+    ``embeddings`` [N, D], ``labels`` [N] in 0 .. C - 1, and the learned ``weight`` [C, D]; or [C, K, D], K sub-centres
+    for each class of which the nearest counts (ECCV 2020, "Sub-center ArcFace"). Neither needs to be normalised. With
+    theta_j the angle of a row to class j, y its label, s = ``scale``, m = ``margin`` in radians, the loss of a row is
+
+    .. math:: -\log \frac{e^{s \phi(\theta_y)}}{e^{s \phi(\theta_y)} + \sum_{j \ne y} e^{s \cos \theta_j}},
+        \quad \phi(\theta) = \cos(\theta + m)
+
+    Beyond theta = pi - m, where cos(theta + m) would rise again and reward what is most wrong, phi is
+    cos theta - (1 - cos m): it meets the other branch at -1 and goes on falling, with a gradient. (Where others
+    subtract m sin m instead, the value jumps there; the gradient is the same.) No arc cosine is taken, so that the
+    gradient by a unit embedding stays within 2 ``scale``, whether it meets its class vector or is opposite to it; at
+    either point itself the direction is undefined, and only what the softmax of the others contributes is left.
+
+    ``valid``: rows that take part. A label of no class is a ``ValueError`` on the CPU where its row is valid;
+    elsewhere, and while compiling, nothing waits for the device: the loss is NaN, and the evidence counts it as
+    ``out_of_range``. A valid NaN or Inf row makes the loss NaN; a zero row, and a zero class vector, is at cosine 0 to
+    everything and gets no gradient.
+
+    ``sample_weight`` [N] and ``class_weight`` [C], at least 0: the mean is weighted, so that a row of weight 2 counts
+    as that row twice. ``reduction``: ``"mean"`` over valid rows, ``"sum"``, or ``"none"``, the weighted loss of each
+    row [N], 0 where not valid. ``on_empty``: without a valid row the loss is a zero, connected to the graph;
+    ``"warn"`` and ``"raise"`` say so aloud (they read one number from the device).
+
+    With ``return_evidence`` also a :class:`~fastmine.MiningEvidence`: for each row its own class is the positive and
+    the nearest other class the negative, at distance 1 - cosine. Cost: one product of [N, D] and [D, C K] in float32
+    (float64 for float64), autocast or not, and one tensor [N, C] kept for the backward pass. Works under
+    ``torch.func``, forward-mode AD and ``torch.compile(fullgraph=True)``, and differentiates any number of times.
+    """
+    _class_batch(embeddings, labels, weight, valid, sample_weight, class_weight)
+    margin_softmax_options(scale, margin, math.pi, on_empty, reduction)
+    loss, evidence = margin_softmax(
+        embeddings, labels.long(), weight, valid, sample_weight, class_weight, "angular", scale, margin, reduction
+    )
+    found = _class_evidence(evidence, labels, weight, valid, on_empty)
+    return (loss, found) if return_evidence else loss
+
+
+@overload
+def cosface_loss(
+    embeddings: Tensor, labels: Tensor, weight: Tensor, *, scale: float = 32.0, margin: float = 0.35,
+    valid: Tensor | None = None, sample_weight: Tensor | None = None, class_weight: Tensor | None = None,
+    on_empty: ClassOnEmpty = "zero", reduction: Reduction = "mean", return_evidence: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def cosface_loss(
+    embeddings: Tensor, labels: Tensor, weight: Tensor, *, scale: float = 32.0, margin: float = 0.35,
+    valid: Tensor | None = None, sample_weight: Tensor | None = None, class_weight: Tensor | None = None,
+    on_empty: ClassOnEmpty = "zero", reduction: Reduction = "mean", return_evidence: Literal[True],
+) -> tuple[Tensor, MiningEvidence]: ...  # fmt: skip
+
+
+def cosface_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    *,
+    scale: float = 32.0,
+    margin: float = 0.35,
+    valid: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    class_weight: Tensor | None = None,
+    on_empty: ClassOnEmpty = "zero",
+    reduction: Reduction = "mean",
+    return_evidence: bool = False,
+) -> Tensor | tuple[Tensor, MiningEvidence]:
+    r"""CosFace (arXiv:1801.09414): :func:`arcface_loss` with :math:`\phi(\theta) = \cos\theta - m`, m in 0 .. 2."""
+    _class_batch(embeddings, labels, weight, valid, sample_weight, class_weight)
+    margin_softmax_options(scale, margin, 2.0, on_empty, reduction)
+    loss, evidence = margin_softmax(
+        embeddings, labels.long(), weight, valid, sample_weight, class_weight, "cosine", scale, margin, reduction
+    )
+    found = _class_evidence(evidence, labels, weight, valid, on_empty)
+    return (loss, found) if return_evidence else loss
+
+
+@overload
+def proxy_anchor_loss(
+    embeddings: Tensor, labels: Tensor, weight: Tensor, *, scale: float = 32.0, margin: float = 0.1,
+    valid: Tensor | None = None, sample_weight: Tensor | None = None, class_weight: Tensor | None = None,
+    on_empty: ClassOnEmpty = "zero", reduction: Reduction = "mean", return_evidence: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def proxy_anchor_loss(
+    embeddings: Tensor, labels: Tensor, weight: Tensor, *, scale: float = 32.0, margin: float = 0.1,
+    valid: Tensor | None = None, sample_weight: Tensor | None = None, class_weight: Tensor | None = None,
+    on_empty: ClassOnEmpty = "zero", reduction: Reduction = "mean", return_evidence: Literal[True],
+) -> tuple[Tensor, MiningEvidence]: ...  # fmt: skip
+
+
+def proxy_anchor_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    *,
+    scale: float = 32.0,
+    margin: float = 0.1,
+    valid: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    class_weight: Tensor | None = None,
+    on_empty: ClassOnEmpty = "zero",
+    reduction: Reduction = "mean",
+    return_evidence: bool = False,
+) -> Tensor | tuple[Tensor, MiningEvidence]:
+    r"""Proxy-Anchor (arXiv:2003.13911): every class vector p of ``weight`` [C, D] pulls its rows and pushes all others.
+
+    With s the cosine, a = ``scale``, d = ``margin``, and P+ the classes that the batch has valid rows of:
+
+    .. math:: \frac{1}{|P^+|} \sum_{p \in P^+} \log\Big(1 + \sum_{x: y_x = p} e^{-a (s(x, p) - d)}\Big)
+        + \frac{1}{C} \sum_p \log\Big(1 + \sum_{x: y_x \ne p} e^{a (s(x, p) + d)}\Big)
+
+    ``sample_weight`` [N] multiplies a row's exponentials (a row of weight 2 counts as that row twice),
+    ``class_weight`` [C] a class vector's terms, in both means. ``reduction``: ``"mean"`` as above; ``"none"``, the two
+    terms of each class vector [C], weighted and added; ``"sum"``, the sum of these. Everything else is as in
+    :func:`arcface_loss`; two tensors [N, C] and two masks are kept for the backward pass.
+    """
+    _class_batch(embeddings, labels, weight, valid, sample_weight, class_weight)
+    margin_softmax_options(scale, margin, 2.0, on_empty, reduction)
+    loss, evidence = proxy_anchor(
+        embeddings, labels.long(), weight, valid, sample_weight, class_weight, scale, margin, reduction
+    )
+    found = _class_evidence(evidence, labels, weight, valid, on_empty)
+    return (loss, found) if return_evidence else loss
+
+
+def margin_softmax_options(
+    scale: object, margin: object, largest_margin: float, on_empty: object, reduction: object
+) -> None:
+    """Refuse what the losses against class vectors could not use; the modules call it when they are built."""
+    _check.number("scale", scale, minimum=0.0)
+    if scale == 0:
+        raise ValueError("scale must be above 0: at 0 every class is equally likely, whatever the embeddings; got 0")
+    _check.number("margin", margin, minimum=0.0, maximum=largest_margin)
+    _check.option("on_empty", on_empty, ("zero", "warn", "raise"))
+    _check.option("reduction", reduction, REDUCTIONS)
+
+
+def _class_batch(
+    embeddings: Tensor, labels: Tensor, weight: Tensor, valid: Tensor | None, sample_weight: Tensor | None,
+    class_weight: Tensor | None,
+) -> None:  # fmt: skip
+    _check.mined_batch(embeddings, labels, valid, None, None, None)
+    _check.class_vectors(embeddings, weight)
+    if sample_weight is not None:
+        _check.factors("sample_weight", sample_weight, "embeddings", embeddings)
+    if class_weight is not None:
+        _check.factors("class_weight", class_weight, "weight", weight)
+    for name, factors in (("sample_weight", sample_weight), ("class_weight", class_weight)):
+        if factors is not None and _ops.readable(factors) and bool((factors < 0).any()):
+            raise ValueError(f"{name} must be at least 0; got {factors.min().item():g}")
+
+
+def _class_evidence(
+    evidence: Tensor, labels: Tensor, weight: Tensor, valid: Tensor | None, on_empty: str
+) -> MiningEvidence:
+    found = MiningEvidence(evidence, PROXY_FIELDS)
+    if _ops.readable(evidence) and evidence[_LABELS_OUT_OF_RANGE] > 0:
+        seen = labels if valid is None else labels[valid]
+        raise ValueError(
+            f"labels must be 0 .. {weight.shape[0] - 1} where valid, one for each row of weight; got {seen.min()} .. "
+            f"{seen.max()} ({found.out_of_range:.0f} outside); leave rows of no class out with valid=(labels >= 0)"
+        )
+    if on_empty != "zero" and evidence[_VALID_ROWS] == 0:
+        why = f"no row of this batch takes part: {found.anchors:.0f} rows, of which valid admits {found.admitted:.0f}"
+        if on_empty == "raise":
+            raise ValueError(why)
+        warnings.warn(why, stacklevel=3)
+    return found
+
+
+# --- retrieval ------------------------------------------------------------------------------------------------------
+
+
+class Retrieval(NamedTuple):
+    """How well each query finds what has its label: float64 numbers [N], and 0 where ``valid`` is unset."""
+
+    k: tuple[int, ...]
+    recall: Tensor  # [N, len(k)]: 1 where any of the k nearest references is relevant
+    r_precision: Tensor  # of the R nearest references, the share that is relevant
+    map_at_r: Tensor  # the mean over the R nearest of the precision so far, where relevant
+    relevant: Tensor  # R: how many references have the query's label [N], int64
+    valid: Tensor  # queries that take part, with something to find and something to confuse it with [N], bool
+
+    def means(self) -> dict[str, float]:
+        """Means over the valid queries, by name (``"recall@1"``, ``"r_precision"``, ``"map@r"``); NaN without any."""
+        named = {f"recall@{k}": column for k, column in zip(self.k, self.recall.unbind(dim=1), strict=True)}
+        named |= {"r_precision": self.r_precision, "map@r": self.map_at_r}
+        count = self.valid.sum()
+        return {name: (values.sum() / count).item() for name, values in named.items()}
+
+
+def retrieval(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    k: int | Sequence[int] = (1, 2, 4, 8),
+    valid: Tensor | None = None,
+    ref_embeddings: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    ref_valid: Tensor | None = None,
+    metric: Metric = "euclidean",
+    block: int = 256,
+) -> Retrieval:
+    r"""Recall@k, R-precision and MAP@R (arXiv:2003.08505) of every row as a query, against all others.
+
+    A reference is relevant where it has the label of the query; R is how many are. With rank_r the rank of the r-th
+    relevant reference among all, in order of distance:
+
+    ============ =============================================================================================
+    recall@k     1 where :math:`rank_1 \le k`, else 0; at k = 1 this is precision@1
+    r_precision  :math:`\frac1R \#\{r: rank_r \le R\}`
+    map@r        :math:`\frac1R \sum_{r: rank_r \le R} r / rank_r`
+    ============ =============================================================================================
+
+    References are the other rows of the batch, the query itself left out by its place and not by its distance; or
+    ``ref_embeddings`` with ``ref_labels``, and then nothing is left out. ``valid`` and ``ref_valid`` mark rows that
+    take part. A query is valid iff it takes part, has a relevant reference, and has one that is not: where nothing
+    could be wrong, a perfect score says nothing.
+
+    Distances are compared in float64. Of references at the same distance the irrelevant come first, so that the result
+    does not depend on the order of rows, and embeddings that have collapsed to one point score 0. A query with a NaN
+    or an Inf has NaN for results; a valid reference with one makes all of them NaN.
+
+    Cost: O(N M D) time, on the kernel of :func:`pairwise_distance`; O(block M) memory, for ``block`` queries at a time.
+    It has no gradient, and waits for the device. Errors as in :func:`batch_hard`, and ``ValueError`` for a
+    ``k`` below 1.
+    """
+    _check.mined_batch(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid)
+    _check.option("metric", metric, METRICS)
+    _check.whole("block", block, 1)
+    cuts = (k,) if isinstance(k, int) else tuple(k)
+    if not cuts:
+        raise ValueError("k must name at least one rank; got none")
+    for cut in cuts:
+        _check.whole("k", cut, 1)
+    recall, r_precision, map_at_r, relevant, asked = _retrieval(
+        embeddings, labels.long(), valid, ref_embeddings, None if ref_labels is None else ref_labels.long(),
+        ref_valid, metric, cuts, block, _ops.pairwise_distance,
+    )  # fmt: skip
+    return Retrieval(cuts, recall, r_precision, map_at_r, relevant, asked)

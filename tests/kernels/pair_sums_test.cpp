@@ -64,7 +64,7 @@ std::vector<double> expected(const Batch& b, const std::vector<double>& x, const
   const std::vector<double> x0(b.x.begin(), b.x.end()), y0(b.self ? x0 : std::vector<double>(b.y.begin(), b.y.end()));
   const double sign = b.metric == Metric::dot ? -1 : 1;
   for (std::int64_t i = 0; i < b.n; ++i) {
-    double mass[2] = {0, 0};
+    double mass[2] = {0, 0}, total[2] = {0, 0};
     std::vector<double> curves;
     for (std::int64_t j = 0; j < m; ++j) {
       const auto u = static_cast<std::size_t>(i), w = static_cast<std::size_t>(j);
@@ -84,6 +84,7 @@ std::vector<double> expected(const Batch& b, const std::vector<double>& x, const
       at(positive ? PairSum::positive_distance : PairSum::negative_distance, i) += v;
       const double t = curve(positive ? b.positive : b.negative, b.form, v, v0);
       mass[positive ? 0 : 1] += std::exp(t);
+      total[positive ? 0 : 1] += std::exp(t) * t;
       if (positive) {
         curves.push_back(t);
       }
@@ -91,11 +92,14 @@ std::vector<double> expected(const Batch& b, const std::vector<double>& x, const
     if (b.form != PairForm::sum) {
       at(PairSum::positive_lse, i) = std::log(mass[0]);
       at(PairSum::negative_lse, i) = std::log(mass[1]);
+      at(PairSum::positive_curve, i) = mass[0] > 0 ? total[0] / mass[0] : 0;
+      at(PairSum::negative_curve, i) = mass[1] > 0 ? total[1] / mass[1] : 0;
     }
     for (std::size_t k = 0; b.form == PairForm::nce && mass[1] > 0 && k < curves.size(); ++k) {
       const double excess = std::log(mass[1]) - curves[k];
       at(PairSum::nce, i) += excess > 0 ? excess + std::log1p(std::exp(-excess)) : std::log1p(std::exp(excess));
       at(PairSum::nce_slope, i) += 1 / (1 + std::exp(-excess));
+      at(PairSum::nce_curve, i) += curves[k] / (1 + std::exp(-excess));
     }
   }
   return sums;

@@ -10,6 +10,7 @@
 #include "kernels/pair_sums.h"
 #include "kernels/pairwise_distance.h"
 #include "kernels/segmentation_loss.h"
+#include "kernels/segmentation_sums.h"
 
 namespace fastmine::cpu {
 
@@ -27,6 +28,8 @@ struct KernelTable {
   const BatchAllBackwardKernel* batch_all_backward[2];
   const SegmentationLossKernel* segmentation_loss[2];
   const SegmentationLossBackwardKernel* segmentation_loss_backward[2];
+  const SegmentationSumsKernel* segmentation_sums[2];
+  const SegmentationSumsBackwardKernel* segmentation_sums_backward[2];
 };
 
 /// The i-th compiled table, best first; nullptr past the last.

@@ -163,6 +163,30 @@ void pack(const RowBlocks<W>& b, std::int64_t task) {
              : pack_sliver(b.y.set, b.centre, b.y.packed, task - own);
 }
 
+/// These steps of a plan that keeps its row blocks in `rows`; grouping, which fixes what follows, is the plan's own
+/// step.
+template <class Plan>
+constexpr Stage kLookStage = {
+    [](const void* plan) { return look_tasks(static_cast<const Plan*>(plan)->rows); },
+    [](const void*) { return std::int64_t{4}; },
+    [](void* plan, std::int64_t begin, std::int64_t end) {
+      for (std::int64_t task = begin; task < end; ++task) {
+        look(static_cast<const Plan*>(plan)->rows, task);
+      }
+    },
+};
+
+template <class Plan>
+constexpr Stage kPackStage = {
+    [](const void* plan) { return pack_tasks(static_cast<const Plan*>(plan)->rows); },
+    [](const void*) { return std::int64_t{4}; },
+    [](void* plan, std::int64_t begin, std::int64_t end) {
+      for (std::int64_t task = begin; task < end; ++task) {
+        pack(static_cast<const Plan*>(plan)->rows, task);
+      }
+    },
+};
+
 // --- blocks ----------------------------------------------------------------------------------------------------------
 
 inline constexpr std::int64_t kPanelSlivers = 8;  // slivers across in a panel: the block and they stay in the cache
@@ -197,6 +221,27 @@ void walk(const LabelledRows<W>& own, std::int64_t sliver, const LabelledRows<W>
     const std::int64_t count = smaller(kPanelRows<W>, across.count() - first);
     fill_block(own, sliver, across, first, count, block);
     f(first, count, block);
+  }
+}
+
+/// Slivers of a task that goes through each panel together, while it is in the cache: one, until the rows across are
+/// too many to stay there from one sliver to the next. No result depends on it.
+inline constexpr std::int64_t kMostTogether = 4;
+
+FASTMINE_INLINE std::int64_t together(std::int64_t slivers) {
+  return slivers >= 512 ? kMostTogether : slivers >= 256 ? 2 : 1;
+}
+
+/// Walk all panels across with the slivers of a task: f(sliver, first, count, block).
+template <class W, class F>
+void walk_together(const LabelledRows<W>& own, std::int64_t begin, std::int64_t end, const LabelledRows<W>& across,
+                   W* block, F f) {
+  for (std::int64_t first = 0; first < across.count(); first += kPanelRows<W>) {
+    const std::int64_t count = smaller(kPanelRows<W>, across.count() - first);
+    for (std::int64_t sliver = begin; sliver < end; ++sliver) {
+      fill_block(own, sliver, across, first, count, block);
+      f(sliver, first, count, block);
+    }
   }
 }
 

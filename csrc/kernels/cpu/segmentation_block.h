@@ -151,6 +151,32 @@ struct Range {
   }
 };
 
+/// The range of the valid ones of n values; NaN is passed over.
+template <class T>
+FASTMINE_NOINLINE inline void add_range(const T* values, std::int64_t n, const Validity& validity, Range& range) {
+  using V = Vec<T>;
+  constexpr auto kLanes = static_cast<std::int64_t>(size<V>);
+  V low = fill<V>(kLargest<T>), high = -low;
+  std::int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const V v = load(values + i);
+    if (validity.all()) {
+      low = minimum(v, low);
+      high = maximum(v, high);
+    } else {
+      const auto flags = convert<Bits<V>>(load<std::uint8_t, size<V>>(validity.flags + i)) != 0;
+      low = minimum(select(flags, v, low), low);
+      high = maximum(select(flags, v, high), high);
+    }
+  }
+  range.cover_lanes(low, high);
+  for (; i < n; ++i) {
+    if (validity.all() || validity.flags[i] != 0) {
+      range.cover(static_cast<double>(values[i]), static_cast<double>(values[i]));
+    }
+  }
+}
+
 // A second look at a run, in float64 and item by item: only where the first found something odd, or might have missed
 // it.
 
@@ -216,105 +242,5 @@ inline void look_again(const SegmentationInputs& in, const Run& run, double pred
     inspect_targets(in, run, part);
   }
 }
-
-// One kernel for each mode, in segmentation_sigmoid.cpp and segmentation_softmax.cpp; T is the working type.
-
-template <class T>
-void sigmoid_sums(const SegmentationLoss& problem, const Run& run, SegmentationPart& part, SegmentationGroup* group);
-template <class T>
-void softmax_sums(const SegmentationLoss& problem, const Run& run, SegmentationPart& part, SegmentationGroup* groups);
-template <class T>
-void sigmoid_gradient(const SegmentationLossBackward& problem, const Run& run);
-template <class T>
-void softmax_gradient(const SegmentationLossBackward& problem, const Run& run);
-
-/// Which pointwise terms an inner loop computes, and by which power; focal terms include the entropy.
-enum class Pointwise : std::uint8_t { none, entropy, focal_0, focal_1, focal_2, focal };
-
-FASTMINE_INLINE Pointwise pointwise(bool entropy, bool focal, double gamma) {
-  if (!focal) {
-    return entropy ? Pointwise::entropy : Pointwise::none;
-  }
-  if (gamma == 0) {
-    return Pointwise::focal_0;
-  }
-  return gamma == 1 ? Pointwise::focal_1 : gamma == 2 ? Pointwise::focal_2 : Pointwise::focal;
-}
-
-/// u^gamma, given u and its logarithm (used by no other kind than Pointwise::focal).
-template <Pointwise kKind, class V>
-FASTMINE_INLINE V power(V u, V log_u, Lane<V> gamma) {
-  if constexpr (kKind == Pointwise::focal_0) {
-    return fill<V>(1);
-  } else if constexpr (kKind == Pointwise::focal_1) {
-    return u;
-  } else if constexpr (kKind == Pointwise::focal_2) {
-    return u * u;
-  } else {
-    return exp_negative(log_u * -gamma);
-  }
-}
-
-/// The upstream gradient of a sample's loss.
-FASTMINE_INLINE double upstream(const SegmentationLossBackward& problem, std::int64_t sample) {
-  double grad = 0;
-  const std::int64_t offset = sample * problem.grad_stride * static_cast<std::int64_t>(size_of(problem.grad_dtype));
-  read(static_cast<const char*>(problem.grad) + offset, problem.grad_dtype, 1, 1, &grad);
-  return grad;
-}
-
-/// Gradients of more bytes are written past the caches, which saves reading each line first. Measured on a softmax of
-/// 14 classes (AVX-512, 2 MB of second cache, a busy machine), backward and a sum over the gradient, time of cached
-/// stores over streamed: 0.46 to 0.96 at 1 MiB, 0.95 at 4, 1.08 to 1.33 at 8, 0.84 to 1.22 from 16 to 64.
-inline constexpr std::int64_t kStreamed = std::int64_t{1} << 22;
-
-template <class T, class V>
-FASTMINE_INLINE void put(T* p, V v, bool streamed) {
-  if (streamed) {
-    stream(p, v);
-  } else {
-    store(p, v);
-  }
-}
-
-/// Where the gradient of a few positions of one class goes.
-template <class T>
-class GradientRow {
- public:
-  GradientRow(const SegmentationLossBackward& problem, std::int64_t sample, std::int64_t k, std::int64_t begin,
-              std::int64_t n)
-      : dtype_(problem.in.logits.dtype), n_(n) {
-    const auto& in = problem.in;
-    const auto bytes = static_cast<std::int64_t>(size_of(dtype_));
-    out_ = static_cast<char*>(problem.grad_logits) + ((sample * in.classes + k) * in.positions + begin) * bytes;
-    streamed_ = in.samples * in.classes * in.positions * bytes > kStreamed;
-    aligned_ = reinterpret_cast<std::uintptr_t>(out_) % kVectorBytes == 0;
-  }
-
-  void clear() const { __builtin_memset(out_, 0, static_cast<std::size_t>(n_) * size_of(dtype_)); }
-
-  /// Room for full steps: the place itself if it can be written there, else the buffer. Then finish().
-  T* room(const Validity& validity, T* buffer) const {
-    const bool direct = dtype_ == kDType<T> && validity.all() && padded<T>(n_) == n_ && (aligned_ || !streamed_);
-    return direct ? reinterpret_cast<T*>(out_) : buffer;
-  }
-
-  /// Whether that room is to be written past the caches.
-  bool streamed(const T* room) const { return streamed_ && reinterpret_cast<const char*>(room) == out_; }
-
-  /// A poisoned coefficient must not reach what is invalid.
-  void finish(const Validity& validity, T* values) const {
-    if (reinterpret_cast<char*>(values) != out_) {
-      neutralise(values, n_, validity, T{0});
-      write(values, static_cast<std::size_t>(n_), out_, dtype_, streamed_);
-    }
-  }
-
- private:
-  char* out_;
-  DType dtype_;
-  std::int64_t n_;
-  bool streamed_, aligned_;
-};
 
 }  // namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE

@@ -1,5 +1,7 @@
 #include "kernels/cpu/segmentation_formula.h"
 
+#include <initializer_list>
+
 #include "kernels/segmentation_formula.h"
 
 namespace fastmine::cpu {
@@ -67,6 +69,56 @@ Totals totals_of(const Context& c, std::int64_t sample) {
   return totals;
 }
 
+// --- all sums
+
+bool merged(const SegmentationInputs& in, std::int64_t sample, std::int64_t k) {
+  return in.merged != nullptr && k > 0 && in.merged[sample * in.classes + k] != 0;
+}
+
+/// Add up the parts of one row of tasks: into the sums of its groups, and what was found.
+void add_row(const SegmentationSums& problem, const SegmentationTasks& tasks, const double* parts, std::int64_t row,
+             Found& found) {
+  double* sums = problem.sums + row * tasks.classes * kSegmentationSums;
+  const std::int64_t size = segmentation_sums_part_size(tasks);
+  for (std::int64_t run = 0; run < tasks.runs; ++run) {
+    const double* at = parts + (row * tasks.runs + run) * size;
+    const auto& part = *reinterpret_cast<const SegmentationPart*>(at);
+    const double* groups = at + sizeof part / sizeof *at;
+    for (std::int64_t i = 0; i < tasks.classes * kSegmentationSums; ++i) {
+      sums[i] += groups[i];
+    }
+    for (std::int64_t k = 0; k < tasks.classes; ++k) {
+      const bool has_items = !(is_softmax(problem.in) && merged(problem.in, row, k));
+      sums[k * kSegmentationSums] += has_items ? part.items : 0;
+    }
+    found.add(part);
+  }
+}
+
+/// What the passes leave out because it follows; then only what is wanted, and NaN where something was wrong.
+void finish_group(const SegmentationSums& problem, double poison, double* sums) {
+  const auto sum = [sums](SegmentationSum which) -> double& { return sums[static_cast<int>(which)]; };
+  using enum SegmentationSum;
+  if (is_softmax(problem.in)) {
+    sum(tt) = sum(t);
+  }
+  if (problem.gamma == 0) {
+    sum(f1) = sum(e1);
+    sum(f0) = sum(e0);
+  }
+  for (const SegmentationSum spoiled : {p, a, pp, tt, e1, f1, x, g1, g0}) {
+    sum(spoiled) *= poison;
+  }
+  if (!is_softmax(problem.in)) {  // which has none of these
+    sum(e0) *= poison, sum(f0) *= poison, sum(tx) *= poison;
+  }
+  for (int i = 0; i < kSegmentationSums; ++i) {
+    sums[i] = (problem.wanted >> i & 1) != 0 ? sums[i] : 0;
+  }
+}
+
+// --- the fused loss
+
 void write_coefficients_of(const Context& c, std::int64_t sample, const Totals& totals, double poison) {
   for (std::int64_t group = sample * c.classes; group < (sample + 1) * c.classes; ++group) {
     write_coefficients(c.problem, group, *c.sums(group), totals, poison);
@@ -93,6 +145,32 @@ std::int64_t segmentation_part_size(const SegmentationTasks& tasks) noexcept {
   return static_cast<std::int64_t>(
       (sizeof(SegmentationPart) + static_cast<std::size_t>(tasks.classes) * sizeof(SegmentationGroup)) /
       sizeof(double));
+}
+
+std::int64_t segmentation_sums_part_size(const SegmentationTasks& tasks) noexcept {
+  return static_cast<std::int64_t>(
+      (sizeof(SegmentationPart) + static_cast<std::size_t>(tasks.classes) * sizeof(SegmentationGroupSums)) /
+      sizeof(double));
+}
+
+void segmentation_sums(const SegmentationSums& problem, const SegmentationTasks& tasks, const double* parts) noexcept {
+  static_assert(sizeof(SegmentationGroupSums) == kSegmentationSums * sizeof(double));
+  const SegmentationInputs& in = problem.in;
+  const std::int64_t groups = in.samples * in.classes;
+  for (std::int64_t i = 0; i < groups * kSegmentationSums; ++i) {
+    problem.sums[i] = 0;
+  }
+  Found found;
+  for (std::int64_t row = 0; row < tasks.rows; ++row) {
+    add_row(problem, tasks, parts, row, found);
+  }
+  const double poison = found.poison();
+  for (std::int64_t g = 0; g < groups; ++g) {
+    double* sums = problem.sums + g * kSegmentationSums;
+    found.add(Sums{sums[0], sums[1], sums[2], sums[3]}, !(is_softmax(in) && g % in.classes == 0));
+    finish_group(problem, poison, sums);
+  }
+  write_found(in, found, problem.evidence);
 }
 
 void segmentation_formula(const SegmentationLoss& problem, const SegmentationTasks& tasks,

@@ -1,10 +1,12 @@
-// From the sums of all tasks to loss, coefficients and evidence, compiled once.
+// How the work of the segmentation losses is cut, and from the sums of all tasks to loss, coefficients and evidence, or
+// to their sums; compiled once.
 #pragma once
 
 #include <cstdint>
 
 #include "kernels/segmentation_loss.h"
 #include "kernels/segmentation_parts.h"
+#include "kernels/segmentation_sums.h"
 
 namespace fastmine::cpu {
 
@@ -20,11 +22,15 @@ struct SegmentationTasks {
 /// Depends on the shape alone.
 SegmentationTasks segmentation_tasks(const SegmentationInputs& in) noexcept;
 
-/// Doubles of one part with its groups.
+/// Doubles of one part with its groups, as SegmentationGroup and as SegmentationGroupSums.
 std::int64_t segmentation_part_size(const SegmentationTasks& tasks) noexcept;
+std::int64_t segmentation_sums_part_size(const SegmentationTasks& tasks) noexcept;
 
 /// Add the parts in order, and write the outputs of the problem. Needs room for sums and entropies in the problem.
 void segmentation_formula(const SegmentationLoss& problem, const SegmentationTasks& tasks,
                           const double* parts) noexcept;
+
+/// Add the parts in order, and write sums and evidence.
+void segmentation_sums(const SegmentationSums& problem, const SegmentationTasks& tasks, const double* parts) noexcept;
 
 }  // namespace fastmine::cpu

@@ -21,6 +21,8 @@ extern const BatchAllKernel batch_all_float32, batch_all_float64;
 extern const BatchAllBackwardKernel batch_all_backward_float32, batch_all_backward_float64;
 extern const SegmentationLossKernel segmentation_loss_float32, segmentation_loss_float64;
 extern const SegmentationLossBackwardKernel segmentation_loss_backward_float32, segmentation_loss_backward_float64;
+extern const SegmentationSumsKernel segmentation_sums_float32, segmentation_sums_float64;
+extern const SegmentationSumsBackwardKernel segmentation_sums_backward_float32, segmentation_sums_backward_float64;
 
 }  // namespace fastmine::cpu::FASTMINE_ISA_EXTENDS
 
@@ -43,6 +45,8 @@ const KernelTable table = {
     .batch_all_backward = {&batch_all_backward_float32, &batch_all_backward_float64},
     .segmentation_loss = {&segmentation_loss_float32, &segmentation_loss_float64},
     .segmentation_loss_backward = {&segmentation_loss_backward_float32, &segmentation_loss_backward_float64},
+    .segmentation_sums = {&segmentation_sums_float32, &segmentation_sums_float64},
+    .segmentation_sums_backward = {&segmentation_sums_backward_float32, &segmentation_sums_backward_float64},
 };
 
 }  // namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE

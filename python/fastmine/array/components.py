@@ -109,11 +109,11 @@ def matched_error(
     """
     points, truth = _points(prediction, target)
     K = truth.shape[-2]
-    if points.shape[-2] != K or present.shape != truth.shape[:-1]:
+    if points.shape != truth.shape:
         raise ValueError(
-            f"prediction, target and present must have as many places for sources; got {points.shape[-2]}, {K} and "
-            f"{list(present.shape)}"
+            f"prediction must have as many places for sources as target, {list(truth.shape)}; got {list(points.shape)}"
         )
+    _boolean("present", present, truth.shape[:-1])
     if K > MOST_SOURCES:
         raise ValueError(f"at most {MOST_SOURCES} sources can be matched in every order; got {K}; use chamfer_error")
     _check.number("power", power, minimum=1.0)
@@ -145,6 +145,8 @@ def chamfer_error(
     """
     points, truth = _points(prediction, target)
     here = torch.ones(points.shape[:-1], dtype=torch.bool, device=points.device) if predicted is None else predicted
+    _boolean("present", present, truth.shape[:-1])
+    _boolean("predicted", here, points.shape[:-1])
     points, truth = torch.where(here.unsqueeze(-1), points, 0), torch.where(present.unsqueeze(-1), truth, 0)
     apart = _distance(points.unsqueeze(-2), truth.unsqueeze(-3), period)
     to_source = torch.where(present.unsqueeze(-2), apart, torch.inf).min(dim=-1).values
@@ -172,6 +174,7 @@ def subspace_leakage(covariance: Tensor, steering: Tensor, present: Tensor) -> T
     :math:`F F^H`: noise leaks by nature.
     """
     R, A = widened(hermitian("covariance", covariance), as_complex("steering", steering))
+    _boolean("present", present, (*A.shape[:-2], A.shape[-1]))
     some = present.any(dim=-1)
     R = _selected(R, some, _eye(R))
     A = torch.where(present.unsqueeze(-2), A, 0)
@@ -194,6 +197,7 @@ def peak_nll(
     Its least value depends on the array, and is not 0. Differentiable in covariance and steering.
     """
     R, A = hermitian("covariance", covariance), as_complex("steering", steering)
+    _boolean("present", present, (*A.shape[:-2], A.shape[-1]))
     R = _selected(R, present.any(dim=-1), _eye(R))
     A = torch.where(present.unsqueeze(-2), A, 1)
     compared, A = widened(as_complex("grid", grid), A)
@@ -208,7 +212,8 @@ def peak_nll(
 def eigengap(covariance: Tensor, count: Tensor) -> Tensor:
     r""":math:`\log \lambda_n - \log \lambda_{n+1}` of the eigenvalues from the largest, n = ``count`` [...] -> [...].
 
-    How clearly n sources stand out of the noise. 0 where there is no gap to speak of: n = 0 or n = M.
+    How clearly n sources stand out of the noise. 0 where there is no gap to speak of: n = 0 or n = M. A covariance
+    that is not finite raises ``torch.linalg.LinAlgError``, as it does for MUSIC: it has no eigenvalues.
     """
     R = hermitian("covariance", covariance)
     M = R.shape[-1]
@@ -291,9 +296,19 @@ def _pair(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return R, T
 
 
+def _boolean(name: str, mask: Tensor, shape: Sequence[int]) -> None:
+    """A mask says yes or no, of every sample or source."""
+    _check.tensor(name, mask, (torch.bool,), f"make it boolean, such as {name} > 0")
+    if list(mask.shape) != list(shape):
+        raise ValueError(f"{name} must have shape {list(shape)}; got {list(mask.shape)}")
+
+
 def _selected(x: Tensor, valid: Tensor | None, instead: Tensor, dims: int = 2) -> Tensor:
     """``x`` where valid, elsewhere something harmless."""
-    return x if valid is None else torch.where(valid.reshape(*valid.shape, *[1] * dims), x, instead)
+    if valid is None:
+        return x
+    _boolean("valid", valid, x.shape[:-dims])
+    return torch.where(valid.reshape(*valid.shape, *[1] * dims), x, instead)
 
 
 def _shown(values: Tensor, valid: Tensor | None) -> Tensor:

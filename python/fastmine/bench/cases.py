@@ -91,6 +91,23 @@ def _triplet() -> list[Case]:
     ]  # fmt: skip
 
 
+def _pairs() -> list[Case]:
+    """Losses over all pairs, forward and backward. NT-Xent of the library takes N^3 memory."""
+    crowd = ("native", "eager", "compiled", "torch.mm")
+    library = "pytorch-metric-learning"
+    found = [Case("ntxent/N256-D128", "ntxent", (256, 128), providers=(*crowd, library), quick=True)]
+    for work in ("supcon", "ntxent", "multi_similarity"):
+        everybody = crowd if work == "ntxent" else (*crowd, library)
+        found.append(Case(f"{work}/N1024-D128", work, (1024, 128), providers=everybody, seconds=3.0, quick=True))
+        found.append(
+            Case(
+                f"{work}/N4096-D128", work, (4096, 128), providers=everybody, threads=(0, 1), seconds=12.0,
+                memory=True,
+            )
+        )  # fmt: skip
+    return found
+
+
 def _batch_all() -> list[Case]:
     """Every triplet: the loss module's call and its backward pass."""
     crowd = ("native", "eager", "pytorch-metric-learning", "sentence-transformers")
@@ -199,7 +216,7 @@ def _scaling() -> list[Case]:
 
 
 CASES: tuple[Case, ...] = (
-    *_mining(), *_triplet(), *_batch_all(), *_distance(), *_segmentation(), *_accuracy(), *_scaling()
+    *_mining(), *_triplet(), *_batch_all(), *_pairs(), *_distance(), *_segmentation(), *_accuracy(), *_scaling()
 )  # fmt: skip
 
 

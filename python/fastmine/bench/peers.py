@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .cases import SAMPLES_PER_CLASS, Case
-from .works import GAMMA, MARGIN, SOFTMAX_WEIGHTS, WEIGHTS
+from .works import GAMMA, MARGIN, SOFTMAX_WEIGHTS, TEMPERATURE, WEIGHTS
 
 Function = Callable[..., Any]
 
@@ -73,6 +73,29 @@ def pml_triplet(_: Case) -> Function:
     distance = distances.LpDistance(normalize_embeddings=False)
     miner = miners.BatchHardMiner(distance=distance)
     loss = losses.TripletMarginLoss(margin=MARGIN, distance=distance, reducer=reducers.MeanReducer())
+    return lambda x, labels: loss(x, labels, miner(x, labels))
+
+
+def pml_supcon(_: Case) -> Function:
+    """SupConLoss; MeanReducer averages over all anchors."""
+    from pytorch_metric_learning import losses, reducers
+
+    return losses.SupConLoss(TEMPERATURE, reducer=reducers.MeanReducer())  # type: ignore[no-any-return]
+
+
+def pml_ntxent(_: Case) -> Function:
+    """NTXentLoss, which averages over positive pairs."""
+    from pytorch_metric_learning import losses
+
+    return losses.NTXentLoss(TEMPERATURE)  # type: ignore[no-any-return]
+
+
+def pml_multi_similarity(_: Case) -> Function:
+    """MultiSimilarityLoss of MultiSimilarityMiner's pairs."""
+    from pytorch_metric_learning import losses, miners, reducers
+
+    miner = miners.MultiSimilarityMiner(epsilon=0.1)
+    loss = losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5, reducer=reducers.MeanReducer())
     return lambda x, labels: loss(x, labels, miner(x, labels))
 
 

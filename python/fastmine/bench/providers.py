@@ -17,7 +17,7 @@ from torch.nn import functional as torch_functional
 from .. import __version__, functional, losses, reference
 from . import peers, torch_forms
 from .cases import Case
-from .works import GAMMA, MARGIN, SOFTMAX_WEIGHTS, WEIGHTS
+from .works import GAMMA, MARGIN, SOFTMAX_WEIGHTS, TEMPERATURE, WEIGHTS
 
 Function = Callable[..., Any]
 Kind = Literal["ours", "torch", "yardstick", "library"]
@@ -85,6 +85,18 @@ def _native_mine(_: Case) -> Function:
 
 def _native_triplet(_: Case) -> Function:
     return losses.TripletLoss(margin=MARGIN)
+
+
+def _native_supcon(_: Case) -> Function:
+    return losses.SupConLoss(TEMPERATURE)
+
+
+def _native_ntxent(_: Case) -> Function:
+    return losses.NTXentLoss(TEMPERATURE)
+
+
+def _native_multi_similarity(_: Case) -> Function:
+    return losses.MultiSimilarityLoss()
 
 
 def _native_batch_all(_: Case) -> Function:
@@ -165,6 +177,7 @@ PROVIDERS: tuple[Provider, ...] = (
         "native", "ours",
         {
             "batch_hard": _native_mine, "hardest_pairs": _native_mine, "triplet": _native_triplet,
+            "supcon": _native_supcon, "ntxent": _native_ntxent, "multi_similarity": _native_multi_similarity,
             "batch_all": _native_batch_all,
             "pairwise_distance": _native_distance, "distance_error": _native_distance,
             "dice_focal_bce": _native_triple, "dice_ce": _native_softmax, "focal": _native_focal,
@@ -186,8 +199,12 @@ PROVIDERS: tuple[Provider, ...] = (
     ),
     Provider("compiled", "torch", dict.fromkeys(torch_forms.COMPILED, torch_forms.compiled)),
     Provider(
-        "torch.mm", "yardstick", {"batch_hard": _product, "triplet": _product},
-        notes=dict.fromkeys(("batch_hard", "triplet"), "the bare matrix product, out= a buffer that is reused"),
+        "torch.mm", "yardstick",
+        dict.fromkeys(("batch_hard", "triplet", "supcon", "ntxent", "multi_similarity"), _product),
+        notes=dict.fromkeys(
+            ("batch_hard", "triplet", "supcon", "ntxent", "multi_similarity"),
+            "the bare matrix product, out= a buffer that is reused",
+        ),
     ),
     Provider("torch.cdist", "torch", {"pairwise_distance": _cdist, "distance_error": _cdist}),
     Provider(
@@ -199,6 +216,8 @@ PROVIDERS: tuple[Provider, ...] = (
         "pytorch-metric-learning", "library",
         {
             "batch_hard": peers.pml_mine, "hardest_pairs": peers.pml_mine, "triplet": peers.pml_triplet,
+            "supcon": peers.pml_supcon, "ntxent": peers.pml_ntxent,
+            "multi_similarity": peers.pml_multi_similarity,
             "batch_all": peers.pml_batch_all,
             "pairwise_distance": peers.pml_distance, "distance_error": peers.pml_distance,
         },

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .cases import SAMPLES_PER_CLASS, Case
-from .works import GAMMA, MARGIN, SOFTMAX_WEIGHTS, WEIGHTS, WORKS
+from .works import GAMMA, MARGIN, SOFTMAX_WEIGHTS, TEMPERATURE, WEIGHTS, WORKS
 
 Function = Callable[..., Any]
 _ROWS = 512  # of a block; the fastest of 64, 256, 512 and 1024 where it was tried
@@ -97,6 +97,44 @@ def strong_triplet(case: Case) -> Function:
     return lambda x, labels: loss_of_pairs(x, *miner(x, labels))
 
 
+def _similarities(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosines, which pairs are of one label, and which of them are of a row with itself."""
+    unit = F.normalize(x, dim=1)
+    same = labels[:, None] == labels
+    return unit @ unit.T, same, torch.eye(len(x), dtype=torch.bool, device=x.device)
+
+
+def supcon(x: Tensor, labels: Tensor) -> Tensor:
+    """The mean over positives by one product with the mask."""
+    s, same, itself = _similarities(x, labels)
+    t = (s / TEMPERATURE).masked_fill(itself, -torch.inf)
+    positive = same & ~itself
+    mean = torch.where(positive, t, 0.0).sum(dim=1) / positive.sum(dim=1)
+    return (t.logsumexp(dim=1) - mean).mean()
+
+
+def ntxent(x: Tensor, labels: Tensor) -> Tensor:
+    """All pairs' excess, masked."""
+    s, same, itself = _similarities(x, labels)
+    t = s / TEMPERATURE
+    positive = same & ~itself
+    excess = t.masked_fill(same, -torch.inf).logsumexp(dim=1, keepdim=True) - t
+    return torch.where(positive, F.softplus(excess), 0.0).sum() / positive.sum()
+
+
+def multi_similarity(x: Tensor, labels: Tensor) -> Tensor:
+    """Mined and summed by masks."""
+    s, same, itself = _similarities(x, labels)
+    positive, negative = same & ~itself, ~same
+    with torch.no_grad():
+        hardest_n = s.masked_fill(same, -torch.inf).amax(dim=1, keepdim=True)
+        hardest_p = s.masked_fill(~positive, torch.inf).amin(dim=1, keepdim=True)
+        positive, negative = positive & (s - 0.1 < hardest_n), negative & (s + 0.1 > hardest_p)
+    pull = (-2.0 * (s - 0.5)).exp().masked_fill(~positive, 0.0).sum(dim=1).log1p() / 2
+    push = (50.0 * (s - 0.5)).exp().masked_fill(~negative, 0.0).sum(dim=1).log1p() / 50
+    return (pull + push).mean()
+
+
 def focal(x: Tensor, t: Tensor) -> Tensor:
     """Focal loss from the cross entropy, in float32 at least."""
     x, t = x.float(), t.float()
@@ -144,6 +182,9 @@ EAGER: Mapping[str, Function] = {
     "batch_hard": mine,
     "hardest_pairs": mine,
     "triplet": triplet,
+    "supcon": supcon,
+    "ntxent": ntxent,
+    "multi_similarity": multi_similarity,
     "batch_all": batch_all,
     "focal": focal,
     "dice_focal_bce": dice_focal_bce,
@@ -152,6 +193,9 @@ EAGER: Mapping[str, Function] = {
 
 COMPILED: Mapping[str, Mapping[str, Function]] = {
     "triplet": {"through N x N": triplet, "recomputed pairs": triplet_of_pairs},
+    "supcon": {"one graph": supcon},
+    "ntxent": {"one graph": ntxent},
+    "multi_similarity": {"one graph": multi_similarity},
     "focal": {"one graph": focal},
     "dice_focal_bce": {"one graph": dice_focal_bce},
     "dice_ce": {"gather": dice_ce, "one-hot": dice_ce_one_hot},

@@ -22,6 +22,7 @@ MARGIN = 0.2
 WEIGHTS = {"bce": 0.4, "dice": 0.4, "focal": 0.2}
 SOFTMAX_WEIGHTS = {"ce": 0.5, "dice": 0.5}
 GAMMA = 2.0
+TEMPERATURE = 0.1
 
 NEAR_TIE = 1e-12  # relative: two candidates closer than this are one to float64 as well
 SWAPPED = 1e-5  # relative: candidates closer than this may change places in float32 expansions
@@ -163,6 +164,49 @@ def triplet_truth(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return _loss_and_gradient((p - n + MARGIN).relu().mean(), leaf)
 
 
+def pair_masks(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Which pairs are positive, and which negative."""
+    same = labels[:, None] == labels
+    return same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~same
+
+
+def supcon_truth(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Supervised contrastive loss of cosines."""
+    leaf = x.double().requires_grad_()
+    positive, negative = pair_masks(labels)
+    t = _cosines(leaf) / TEMPERATURE
+    log_p = t - t.masked_fill(~(positive | negative), -torch.inf).logsumexp(dim=1, keepdim=True)
+    per_anchor = -torch.where(positive, log_p, 0.0).sum(dim=1) / positive.sum(dim=1)
+    return _loss_and_gradient(per_anchor.mean(), leaf)
+
+
+def ntxent_truth(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Every positive against the negatives alone; all anchors have as many."""
+    leaf = x.double().requires_grad_()
+    positive, negative = pair_masks(labels)
+    t = _cosines(leaf) / TEMPERATURE
+    excess = t.masked_fill(~negative, -torch.inf).logsumexp(dim=1, keepdim=True) - t
+    return _loss_and_gradient(F.softplus(excess[positive], threshold=40.0).mean(), leaf)
+
+
+def multi_similarity_truth(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """With the paper's mining, alpha 2, beta 50, base 0.5 and epsilon 0.1."""
+    leaf = x.double().requires_grad_()
+    positive, negative = pair_masks(labels)
+    s = _cosines(leaf)
+    hardest_n = s.detach().masked_fill(~negative, -torch.inf).amax(dim=1, keepdim=True)
+    hardest_p = s.detach().masked_fill(~positive, torch.inf).amin(dim=1, keepdim=True)
+    positive, negative = positive & (s - 0.1 < hardest_n), negative & (s + 0.1 > hardest_p)
+    pull = torch.where(positive, (-2 * (s - 0.5)).exp(), 0.0).sum(dim=1).log1p() / 2
+    push = torch.where(negative, (50 * (s - 0.5)).exp(), 0.0).sum(dim=1).log1p() / 50
+    return _loss_and_gradient((pull + push).mean(), leaf)
+
+
+def _cosines(x: Tensor) -> Tensor:
+    unit = F.normalize(x, dim=1)
+    return unit @ unit.T
+
+
 def batch_all_truth(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean hinge over the triplets above the kink, listed 32 anchors at a time, and its gradient."""
     leaf = x.double().requires_grad_()
@@ -278,7 +322,7 @@ def judge_loss(
     }
     limits = {
         "value_error": VALUE_TOLERANCE[case.dtype],
-        "gradient_error": GRADIENT_TOLERANCE["triplet" if case.work == "triplet" else case.dtype],
+        "gradient_error": GRADIENT_TOLERANCE["triplet" if case.work in ("triplet", "multi_similarity") else case.dtype],
     }
     far = [name for name, limit in limits.items() if not errors[name] <= limit]
     return errors, ", ".join(f"{name.replace('_', ' ')} {errors[name]:.1e} > {limits[name]:.0e}" for name in far)
@@ -300,6 +344,10 @@ def _products(case: Case) -> float:
     return 2.0 * case.shape[0] ** 2 * case.shape[1]
 
 
+def _three_products(case: Case) -> float:
+    return 3.0 * _products(case)
+
+
 def _passes(case: Case) -> float:
     """Logits and targets read forward and backward, the gradient written."""
     items, size = math.prod(case.shape), case.torch_dtype.itemsize
@@ -311,6 +359,11 @@ WORKS: dict[str, Work] = {
     "batch_hard": Work(labelled_embeddings, likely_hardest_pairs, judge_pairs, operations=_products),
     "hardest_pairs": Work(labelled_embeddings, hardest_pairs, judge_pairs),
     "triplet": Work(labelled_embeddings, triplet_truth, judge_loss, backward=True, operations=_products),
+    "supcon": Work(labelled_embeddings, supcon_truth, judge_loss, backward=True, operations=_three_products),
+    "ntxent": Work(labelled_embeddings, ntxent_truth, judge_loss, backward=True, operations=_three_products),
+    "multi_similarity": Work(
+        labelled_embeddings, multi_similarity_truth, judge_loss, backward=True, operations=_three_products
+    ),
     "batch_all": Work(labelled_embeddings, batch_all_truth, judge_loss, backward=True, operations=_products),
     "pairwise_distance": Work(two_sides, distance_truth, judge_distances, operations=_products),
     "distance_error": Work(one_side, distance_truth, judge_distances),

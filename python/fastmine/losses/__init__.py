@@ -23,8 +23,10 @@ from .array import (
 )
 from .composite import CompositeLoss
 from .deep_supervision import DeepSupervisionLoss
+from .memory import CrossBatchMemory
 from .metric import TripletLoss
 from .pairs import CircleLoss, ContrastiveLoss, MultiSimilarityLoss, NTXentLoss, SupConLoss
+from .proxies import ArcFaceLoss, CosFaceLoss, ProxyAnchorLoss
 from .segmentation import (
     BCELoss,
     CombinedSegmentationLoss,
@@ -43,6 +45,7 @@ from .segmentation import (
 
 __all__ = [
     "AngleLoss",
+    "ArcFaceLoss",
     "ArrayPrediction",
     "ArrayTarget",
     "BCELoss",
@@ -51,7 +54,9 @@ __all__ = [
     "CombinedSegmentationLoss",
     "CompositeLoss",
     "ContrastiveLoss",
+    "CosFaceLoss",
     "CovarianceLoss",
+    "CrossBatchMemory",
     "CrossEntropyLoss",
     "DeepSupervisionLoss",
     "DiceLoss",
@@ -69,6 +74,7 @@ __all__ = [
     "NTXentLoss",
     "OrthogonalityLoss",
     "PeakLoss",
+    "ProxyAnchorLoss",
     "SegmentationLoss",
     "SourceCountLoss",
     "SubspaceLoss",
@@ -79,10 +85,12 @@ __all__ = [
 ]
 
 _BY_NAME: dict[str, Callable[..., nn.Module]] = {
+    "arcface": ArcFaceLoss,
     "bce": BCELoss,
     "ce": CrossEntropyLoss,
     "circle": CircleLoss,
     "combined": CombinedSegmentationLoss,
+    "cosface": CosFaceLoss,
     "contrastive": ContrastiveLoss,
     "dice": DiceLoss,
     "focal": FocalLoss,
@@ -91,6 +99,7 @@ _BY_NAME: dict[str, Callable[..., nn.Module]] = {
     "hybrid_covariance": HybridCovarianceLoss,
     "infonce": NTXentLoss,
     "iou": IoULoss,
+    "proxy_anchor": ProxyAnchorLoss,
     "log_dice": LogDiceLoss,
     "lovasz": LovaszLoss,
     "mcc": MCCLoss,

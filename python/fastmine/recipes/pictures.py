@@ -11,7 +11,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
 
 from .checkpoint import write_atomically
@@ -199,24 +199,30 @@ def draw_trials(
     path: Path, title: str, metric: str, values: Sequence[float], factors: Mapping[str, Sequence[float]]
 ) -> None:
     """The metric of every trial and the best so far, then against every factor that was searched."""
-    figure = _figure(2.6 * (len(factors) + 1), 3.2)
-    first, *others = figure.subplots(1, len(factors) + 1, squeeze=False, sharey=True)[0]
-    trials = range(1, len(values) + 1)
-    first.plot(trials, values, color=COLOURS[0], marker="o", markersize=4, linestyle="none", label="trial")
-    first.plot(trials, np.maximum.accumulate(values), color=COLOURS[1], linewidth=1.2, label="best so far")
+    rows, columns = 2, -(-(len(factors) + 1) // 2)
+    figure = _figure(2.8 * columns, 2.7 * rows)
+    first, *others = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
+    first.plot(range(1, len(values) + 1), values, color=COLOURS[0], marker="o", markersize=4, linestyle="none")
+    first.plot(range(1, len(values) + 1), np.maximum.accumulate(values), color=COLOURS[1], label="best so far")
     first.set_xlabel("trial")
-    first.set_ylabel(metric)
     first.xaxis.set_major_locator(MaxNLocator(integer=True))
     first.legend(fontsize=8, frameon=False)
     best = int(np.argmax(values))
-    for axes, (name, tried) in zip(others, factors.items(), strict=True):
-        axes.plot(tried, values, color=COLOURS[0], marker="o", markersize=4, linestyle="none")
-        axes.plot(tried[best], values[best], color=COLOURS[1], marker="o", markersize=6, linestyle="none")
+    tried = [factor for found in factors.values() for factor in found]
+    for axes, (name, found) in zip(others, factors.items(), strict=False):
+        axes.plot(found, values, color=COLOURS[0], marker="o", markersize=4, linestyle="none")
+        axes.plot(found[best], values[best], color=COLOURS[1], marker="o", markersize=6, linestyle="none")
         axes.set_xscale("log")
+        axes.set_xlim(min(tried) / 1.2, max(tried) * 1.2)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(f"factor on {name}")
+    for axes in others[len(factors) :]:
+        axes.remove()
     for axes in figure.axes:
         axes.grid(visible=True, color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
+    figure.supylabel(metric, fontsize=10)
     figure.suptitle(title, fontsize=11)
     _save(figure, path)
 

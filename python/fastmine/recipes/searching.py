@@ -36,7 +36,7 @@ def search(
     out: Path | None = None,
     resume: Path | bool | None = None,
 ) -> dict[str, Any]:
-    """``trials`` runs with factors on the weights of the loss; returns what ``search.json`` holds.
+    """``trials`` runs with factors on the weights of the loss, all 1 in the first; returns what ``search.json`` holds.
 
     Every system can be searched whose loss is a :class:`~fastmine.losses.CompositeLoss` and whose settings have
     ``search_weights``. What counts is the metric of the system in the best epoch of a run.
@@ -50,6 +50,8 @@ def search(
         system = kind(settings, screen)
         names = searched(system)
     study = _study(folder, kind, settings, trials)
+    if all(trial.state == optuna.trial.TrialState.RUNNING for trial in study.trials):  # none, or cut off
+        study.enqueue_trial(dict.fromkeys(names, 1.0))  # the weights as they are, to hold the others against
     metric = kind.metric
     columns = (Column(metric.key, metric.title, ".4f"), *(Column(name, name, ".3g") for name in names))
     screen.say(f"searching factors from {LOW:g} to {HIGH:g} on {len(names)} weights: every one changes the total")
@@ -215,7 +217,10 @@ def _conclude(
     }
     report.write_json(folder / "search.json", contents)
     title = kind.metric.title
-    screen.say(f"best: trial {best.number + 1}, {title} {_value(best):.4f}; mean {mean:.4f}, spread {spread:.1%} of it")
+    as_they_are = [_value(t) for t in good if set(t.params.values()) == {1.0}]
+    beside = f"; {as_they_are[0]:.4f} with the weights as they are" if as_they_are else ""
+    screen.say(f"best: trial {best.number + 1}, {title} {_value(best):.4f}{beside}")
+    screen.say(f"mean of {len(good)} trials {mean:.4f}; from the worst to the best it is {spread:.1%} of that")
     if len(good) < len(_finished(study)):
         screen.say(f"{len(_finished(study)) - len(good)} trials failed: their loss did not stay finite", style="yellow")
     try:

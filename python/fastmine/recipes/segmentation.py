@@ -234,20 +234,19 @@ def flip(images: Tensor, masks: Tensor, random: torch.Generator) -> tuple[Tensor
 
 
 class UNet(nn.Module):
-    """A small U-Net (arXiv:1505.04597): images [N, C, S, S] in 0 .. 255 to logits [N, 1, S, S].
+    """A small U-Net (arXiv:1505.04597): images [N, C, S, S] in 0 .. 255 to logits [N, classes, S, S].
 
     It works on patches of 2 x 2 pixels, which costs a quarter, and puts them back at the end.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, classes: int = 1, widths: Sequence[int] = (16, 32, 64, 128)) -> None:
         super().__init__()
-        widths = (16, 32, 64, 128)
         self.patches = nn.Conv2d(channels, widths[0], 2, stride=2)
-        self.down = nn.ModuleList(convolutions(a, b) for a, b in zip((16, *widths), widths, strict=False))
+        self.down = nn.ModuleList(convolutions(a, b) for a, b in zip((widths[0], *widths), widths, strict=False))
         self.up = nn.ModuleList(
             convolutions(deep + shallow, shallow) for shallow, deep in zip(widths[-2::-1], widths[:0:-1], strict=True)
         )
-        self.head = nn.ConvTranspose2d(widths[0], 1, 2, stride=2)
+        self.head = nn.ConvTranspose2d(widths[0], classes, 2, stride=2)
 
     def forward(self, images: Tensor) -> Tensor:
         """A logit per pixel."""

@@ -9,6 +9,7 @@ Training and held-out samples come from different regions: the left and the righ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 from .errors import from_extra
 
 Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
+Masks = NDArray[np.bool_]
 
 SIZE = 64  # pixels
 OBJECT = "brick"
@@ -31,20 +32,20 @@ _LUMINANCE = (0.2125, 0.7154, 0.0721)
 
 
 class Samples(NamedTuple):
-    """Images [N, 1, 64, 64] in uint8 and masks of the same shape, boolean."""
+    """Images [N, 1, 64, 64] in uint8 and boolean masks [N, objects, 64, 64], which do not overlap."""
 
     images: Tensor
     masks: Tensor
 
 
-def compose(count: int, seed: int, *, held_out: bool) -> Samples:
-    """``count`` samples; the n-th is a function of the seed and of n alone."""
-    pictures = _pictures()
-    halves = {name: _half(picture, right=held_out) for name, picture in pictures.items()}
-    bricks, others = halves[OBJECT], [halves[name] for name in OTHERS]
-    samples = [_sample(np.random.default_rng([seed, held_out, number]), bricks, others) for number in range(count)]
-    images, masks = (np.stack(part)[:, None] for part in zip(*samples, strict=True))
-    return Samples(torch.from_numpy(images), torch.from_numpy(masks))
+def compose(count: int, seed: int, *, held_out: bool, objects: Sequence[str] = (OBJECT,)) -> Samples:
+    """``count`` samples; the n-th is a function of the seed, of n and of what are objects, with a mask for each."""
+    halves = {name: _half(picture, right=held_out) for name, picture in _pictures().items()}
+    sought = [halves[name] for name in objects]
+    others = [halves[name] for name in OTHERS if name not in objects]
+    samples = [_sample(np.random.default_rng([seed, held_out, number]), sought, others) for number in range(count)]
+    images, masks = (np.stack(part) for part in zip(*samples, strict=True))
+    return Samples(torch.from_numpy(images[:, None]), torch.from_numpy(masks))
 
 
 def _pictures() -> dict[str, Floats]:
@@ -60,19 +61,26 @@ def _half(picture: Floats, *, right: bool) -> Floats:
     return picture[:, middle:] if right else picture[:, :middle]
 
 
-def _sample(random: np.random.Generator, bricks: Floats, others: list[Floats]) -> tuple[Any, Mask]:
-    image = _cut(random, others[random.integers(len(others))])
-    mask = np.zeros((SIZE, SIZE), dtype=bool)
+def _sample(random: np.random.Generator, sought: list[Floats], others: list[Floats]) -> tuple[Any, Masks]:
+    image = _cut(random, _any_of(random, others))
+    masks = np.zeros((len(sought), SIZE, SIZE), dtype=bool)
     objects = 0 if random.random() < 1 / 7 else random.integers(1, 3)
     layers = random.permutation([True] * objects + [False] * random.integers(0, 2))
     for is_object in layers:
         shape = _blob(random)
-        source = bricks if is_object else others[random.integers(len(others))]
+        which = random.integers(len(sought)) if is_object else None
+        source = _any_of(random, others) if which is None else sought[which]
         image = np.where(shape, _cut(random, source), image)
-        mask = mask | shape if is_object else mask & ~shape
+        masks &= ~shape
+        if which is not None:
+            masks[which] |= shape
     down, right = (np.mgrid[:SIZE, :SIZE] / (SIZE - 1) - 0.5) * random.normal(0, 0.25, (2, 1, 1))
     image = image * (1 + down + right) + random.normal(0, 0.03, image.shape)
-    return np.round(image.clip(0, 1) * 255).astype(np.uint8), mask
+    return np.round(image.clip(0, 1) * 255).astype(np.uint8), masks
+
+
+def _any_of(random: np.random.Generator, pictures: list[Floats]) -> Floats:
+    return pictures[random.integers(len(pictures))]
 
 
 def _cut(random: np.random.Generator, picture: Floats) -> Floats:
@@ -87,7 +95,7 @@ def _cut(random: np.random.Generator, picture: Floats) -> Floats:
     return np.asarray((0.5 + (turned - 0.5) * contrast + brightness).clip(0, 1))
 
 
-def _blob(random: np.random.Generator) -> Mask:
+def _blob(random: np.random.Generator) -> Masks:
     """A smooth closed shape: a circle whose radius is waved by five harmonics."""
     centre, radius = random.uniform(0.15, 0.85, 2) * SIZE, random.uniform(0.2, 0.4) * SIZE
     waves = np.arange(1, 6)

@@ -83,7 +83,7 @@ class System(ABC, Generic[BatchT, EvidenceT]):
 
     settings: Settings
     model: nn.Module
-    model_options: dict[str, int]  # the arguments that build the model again
+    model_options: dict[str, Any]  # the arguments that build the model again
     loss: nn.Module
     data_summary: list[str]  # what was loaded, in a few lines
     fingerprint: str  # of all that is learned from and judged by

@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .pairwise_distance import result_dtype
 from .segmentation_sums import logit_groups, merge, target_groups, valid_groups
+
+_EXACT_COUNTS = 1 << 24  # in float32
 
 
 def lovasz(
@@ -14,29 +17,40 @@ def lovasz(
 ) -> Tensor:
     """The extension per group [B, C], or [1, C] over the whole batch, in float64; 0 where nothing is valid.
 
-    Errors are 1 - (2t - 1) x, cut at 0, under a sigmoid (the hinge), and abs(t - p_k) under a softmax. An empty group
-    has the value of its largest error. Exact, in O(S log S) per group for the sort; about ten float64 tensors of the
-    size of the logits live at a time.
+    Errors are 1 - (2t - 1) x, cut at 0, under a sigmoid (the hinge), and abs(t - p_k) under a softmax, float64 for
+    float64 logits and else float32. An empty group has the value of its largest error. Exact, O(S log S) per group
+    for the sort; a handful of tensors of the size of the logits live at a time.
     """
+    dtype = result_dtype(logits)
     v = valid_groups(logits, valid, mode)
-    x = torch.where(v, logit_groups(logits, mode), 0.0)
-    t, _ = target_groups(target, v, x.shape[1], mode)
+    x = torch.where(v, logit_groups(logits, mode, dtype), 0.0)
+    t = target_groups(target, v, x.shape[1], mode)[0].to(dtype)
     if merged is not None:
         x, t = merge(x, t, merged)
-    errors = (t - F.log_softmax(x, dim=1).exp()).abs() if mode == "multiclass" else 1 - (2 * t - 1) * x
+    errors = (t - F.softmax(x, dim=1)).abs() if mode == "multiclass" else (1 - (2 * t - 1) * x).relu()
     v = v.expand_as(errors)
     if batch:
         errors, t, v = (z.transpose(0, 1).flatten(1).unsqueeze(0) for z in (errors, t, v))
-    # What is not valid goes last, and has a share of nothing there.
-    errors, order = torch.where(v, errors, -torch.inf).sort(dim=2, descending=True, stable=True)
-    v, t = v.gather(2, order), t.gather(2, order)
-    share = torch.where(v, _jaccard_steps(t, v), 0.0)
-    return (torch.where(v, errors, 0.0).relu() * share).sum(dim=2)
+    hard = not target.is_floating_point() and t.shape[2] < _EXACT_COUNTS
+    share = _shares(errors.detach(), t if hard else t.double(), v)
+    return (errors * share.to(dtype)).sum(dim=2, dtype=torch.float64)
 
 
-def _jaccard_steps(t: Tensor, v: Tensor) -> Tensor:
-    """How much the Jaccard loss grows with each further mistake, in the order given."""
-    total = t.sum(dim=2, keepdim=True)
-    union = total + ((1 - t) * v).cumsum(dim=2)
-    loss = 1 - (total - t.cumsum(dim=2)) / torch.where(union == 0, 1.0, union)
-    return torch.diff(loss, dim=2, prepend=torch.zeros_like(total))
+def _shares(errors: Tensor, t: Tensor, v: Tensor) -> Tensor:
+    """By how much each mistake raises the Jaccard loss, when they are made in the order of their size.
+
+    With I of the target left and U the union afterwards, (t U + (1 - t) I) / (U (U - (1 - t))): the difference of two
+    Jaccard losses without its cancellation.
+    """
+    # What is not valid goes last.
+    order = torch.where(v, errors, -1.0).sort(dim=2, descending=True, stable=True).indices
+    t = t.gather(2, order)
+    count = torch.arange(1, t.shape[2] + 1, device=t.device).to(t.dtype)
+    found = t.cumsum(dim=2)
+    left = t.sum(dim=2, keepdim=True) - found
+    union = left + count
+    before = union - (1 - t)
+    nothing = before == 0  # the first mistake where there is no target: from a loss of 0 to one of 1
+    steps = torch.where(nothing, 1.0, (t * union + (1 - t) * left) / torch.where(nothing, 1.0, union * before))
+    steps = torch.where(count <= v.sum(dim=2, keepdim=True), steps, 0.0)
+    return torch.zeros_like(steps).scatter(2, order, steps)

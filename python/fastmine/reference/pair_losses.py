@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .pair_sums import Sums
+from .pair_sums import Sums, named
 
 Formula = Callable[[Sums], Tensor]
 
@@ -86,31 +86,34 @@ def reduce_anchors(
     Where none is valid, ``on_empty="pull"`` takes the mean distance of the positives of the anchors that have some,
     and ``"push"`` log(1 + the sum of e^t over negatives) of those that have negatives.
     """
-    every = Sums(*sums)
-    has_positive, has_negative = every.positives > 0, every.negatives > 0
-    counted = has_positive & has_negative
+    counted = (sums.detach()[:2] > 0).all(dim=0)  # the rows `positives` and `negatives`
     # What the others hold is replaced before the arithmetic: -Inf would have no gradient but NaN.
-    term = torch.where(counted, formula(Sums(*torch.where(counted, sums, 1.0))), 0.0)
-    empty = ~counted.any()
-    if on_empty == "pull":
-        pulled = empty & has_positive
-        distance = every.positive_distance / every.positives.clamp(min=1)
-        term = torch.where(pulled, -distance if metric == "dot" else distance, term)
-        counted = counted | pulled
-    elif on_empty == "push":
-        pushed = empty & has_negative
-        lse = torch.where(pushed, every.negative_lse, 0.0)
-        term = torch.where(pushed, F.softplus(lse, threshold=_SOFTPLUS), term)
-        counted = counted | pushed
-    share = counted.double() if weight is None else torch.where(counted, weight.double(), 0.0)
+    term = torch.where(counted, formula(named(torch.where(counted, sums, 1.0))), 0.0)
+    if on_empty in ("pull", "push"):
+        term, counted = _where_empty(named(sums), term, counted, metric, on_empty)
     if weight is not None:
-        term = torch.where(counted, term * share, 0.0)
+        weight = torch.where(counted, weight.double(), 0.0)
+        term = term * weight
     if reduction == "none":
         return term
     if reduction == "sum":
         return term.sum()
-    whole = share.sum()
+    if weight is None:
+        return term.sum() / counted.sum().clamp(min=1)
+    whole = weight.sum()
     return term.sum() / torch.where(whole == 0, 1.0, whole)
+
+
+def _where_empty(s: Sums, term: Tensor, counted: Tensor, metric: str, on_empty: str) -> tuple[Tensor, Tensor]:
+    """What ``on_empty`` makes of a batch without a valid anchor: terms, and who has one."""
+    empty = ~counted.any()
+    if on_empty == "pull":
+        pulled = empty & (s.positives > 0)
+        distance = s.positive_distance / s.positives.clamp(min=1)
+        return torch.where(pulled, -distance if metric == "dot" else distance, term), counted | pulled
+    pushed = empty & (s.negatives > 0)
+    lse = torch.where(pushed, s.negative_lse, 0.0)
+    return torch.where(pushed, F.softplus(lse, threshold=_SOFTPLUS), term), counted | pushed
 
 
 def mining_bounds(

@@ -40,6 +40,16 @@ class Sums(NamedTuple):
     """Sum over admitted positives of the curve times the term's derivative by negative_lse."""
 
 
+_DIFFERENTIABLE = slice(Sums._fields.index("positive_distance"), Sums._fields.index("nce") + 1)
+
+
+def named(sums: Tensor) -> Sums:
+    """The rows by name; those without a gradient say so."""
+    rows = list(sums.detach())
+    rows[_DIFFERENTIABLE] = sums[_DIFFERENTIABLE]
+    return Sums(*rows)
+
+
 PAIR_FIELDS = (
     *MINING_FIELDS,  # an anchor's distances are the means over all its positives, and over all its negatives
     "active",  # valid anchors with an admitted pair

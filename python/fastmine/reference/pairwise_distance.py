@@ -25,7 +25,7 @@ def unit(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(zero, 0.0, x / norm), zero.squeeze(-1)
 
 
-def _safe_sqrt(squared: Tensor) -> Tensor:
+def safe_sqrt(squared: Tensor) -> Tensor:
     """The square root with derivative 0 at 0: coincident points do not attract each other."""
     zero = squared == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
@@ -47,7 +47,7 @@ def paired_distance(x: Tensor, y: Tensor, metric: str) -> Tensor:
         distance = 0.5 * (x - y).square().sum(dim=-1)
         return torch.where(x_zero | y_zero, 1.0, distance)
     squared = (x - y).square().sum(dim=-1)
-    return squared if metric == "sqeuclidean" else _safe_sqrt(squared)
+    return squared if metric == "sqeuclidean" else safe_sqrt(squared)
 
 
 def pairwise_distance(x: Tensor, y: Tensor | None = None, metric: str = "euclidean") -> Tensor:

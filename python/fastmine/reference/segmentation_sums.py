@@ -66,7 +66,7 @@ def segmentation_sums(
 
     ``merged`` [B, C], boolean, multiclass alone: a class that is not annotated in a sample is part of the background
     there, class 0. The probability of class 0 is then that of all of them, a target among them counts as 0, and the
-    sums of the class itself are 0 (label sets: arXiv:2102.05374, arXiv:2007.03868). Class 0 itself is never merged.
+    sums of the class itself are 0 (label sets: arXiv:2107.03846, arXiv:2007.03868). Class 0 itself is never merged.
 
     A valid NaN or Inf, or an impossible target, makes every sum NaN but the counts n and t. Differentiable by the
     logits; g1 and g0 are evidence, and constant.
@@ -208,10 +208,10 @@ def softmax_focal_slope(x: Tensor, log_p: Tensor, t: Tensor, gamma: float) -> Te
 # --- tensors as [B, C, S] ------------------------------------------------------------------------------------------
 
 
-def logit_groups(logits: Tensor, mode: str) -> Tensor:
-    """[B, C, S] in float64; binary has one class."""
+def logit_groups(logits: Tensor, mode: str, dtype: torch.dtype = torch.float64) -> Tensor:
+    """[B, C, S]; binary has one class."""
     classes = 1 if mode == "binary" else logits.shape[1]
-    return logits.double().reshape(logits.shape[0], classes, _positions(logits.shape, mode))
+    return logits.to(dtype).reshape(logits.shape[0], classes, _positions(logits.shape, mode))
 
 
 def _positions(shape: torch.Size, mode: str) -> int:
