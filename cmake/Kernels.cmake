@@ -32,6 +32,9 @@ if(NOT CMAKE_BUILD_TYPE STREQUAL "Debug")
   list(APPEND FASTMINE_KERNEL_FLAGS -O3)
 endif()
 
+# A loop of a kilobyte that starts anywhere runs as fast in cache, and up to 20 % slower where its data come from memory.
+set_source_files_properties(csrc/kernels/cpu/segmentation_sigmoid.cpp PROPERTIES COMPILE_OPTIONS -falign-loops=64)
+
 add_library(fastmine_kernels INTERFACE)
 target_include_directories(fastmine_kernels INTERFACE "${PROJECT_SOURCE_DIR}/csrc")
 

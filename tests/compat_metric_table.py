@@ -51,10 +51,9 @@ DIFFERS: dict[tuple[str, str], str] = {
     ("pml", "BatchEasyHardMiner"): "exact float64 choices, ties to the lowest index",
     ("sentence_transformers", "BatchHardTripletLoss"): _EMPTY,
     ("sentence_transformers", "BatchHardSoftMarginTripletLoss"): _EMPTY,
-    ("sentence_transformers", "BatchAllTripletLoss"): "counted, not listed: no N^3 memory",
     ("sentence_transformers", "BatchSemiHardTripletLoss"): "positive pairs of anchors without a negative do not count",
-    ("oml", "TripletLossWithMiner"): "a class of one row is no error; triplets of AllTripletsMiner are counted, not "
-    'listed; reduction="none" is per anchor with the miners here; soft margin over all triplets lists them',
+    ("oml", "TripletLossWithMiner"): "a class of one row is no error; "
+    'reduction="none" is per anchor with the miners here',
     ("oml", "TripletLoss"): "the soft margin does not overflow",
     ("oml", "HardTripletsMiner"): "an anchor without a positive or a negative is left out",
     ("oml", "ArcFaceLoss"): f"{_ARC}; theirs is NaN there",

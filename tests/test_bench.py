@@ -24,7 +24,7 @@ from support import REPOSITORY, succeeds
 NAMES = [case.name for case in CASES]
 TINY = {
     "batch_hard": (64, 16), "hardest_pairs": (64, 16), "triplet": (48, 16), "supcon": (48, 16), "ntxent": (48, 16),
-    "multi_similarity": (48, 16), "pairwise_distance": (48, 16), "distance_error": (48, 16),
+    "batch_all": (48, 16), "multi_similarity": (48, 16), "pairwise_distance": (48, 16), "distance_error": (48, 16),
     "dice_focal_bce": (2, 3, 8, 8), "dice_ce": (2, 3, 8, 8), "focal": (2, 3, 8, 8),
 }  # fmt: skip
 SLOW = {"compiled", "pykeops"}  # they call a C++ compiler

@@ -193,6 +193,24 @@ def test_pml_pairs_of_a_miner(name: str, distance: str, reducer: str | None) -> 
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("kind", ["all", "hard", "semihard", "easy"])
+def test_pml_triplet_margin_miner(distance: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer("pytorch_metric_learning")
+    from pytorch_metric_learning import distances, miners
+
+    monkeypatch.setattr(our_pml.TripletMarginMiner, "_most", 5000)  # several blocks
+    options = {"margin": 0.3, "type_of_triplets": kind, "distance": DISTANCES[distance](distances)}
+    x, labels = batch()
+    labels[0] = 99
+    for references in ((), batch(30)):
+        got, want = (m.TripletMarginMiner(**options)(x, labels, *references) for m in (our_pml, miners))
+        assert len(got[0])
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    empty = our_pml.TripletMarginMiner(**options)(torch.ones(0, D), torch.ones(0).long())
+    assert [len(index) for index in empty] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
 def test_pml_multi_similarity_miner(distance: str) -> None:
     """The same pairs; theirs come in the order of distance."""
     peer("pytorch_metric_learning")

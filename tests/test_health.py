@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import logging
+import pickle
 import runpy
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,7 +24,7 @@ from fastmine.health import CODES, Finding, HealthWarning, History, Monitor, Tab
 from fastmine.health._finding import finding
 from fastmine.health._ring import RECENT, THINNED, Ring
 from fastmine.health.rules import examine
-from fastmine.losses import BCELoss, CombinedSegmentationLoss, CompositeLoss, DiceLoss, TripletLoss
+from fastmine.losses import ArcFaceLoss, BCELoss, CombinedSegmentationLoss, CompositeLoss, DiceLoss, TripletLoss
 from support import REPOSITORY
 
 SCRIPTS = REPOSITORY / "docs" / "health"
@@ -243,6 +245,11 @@ HEALTHY: dict[str, Callable[[], Monitor]] = {
     "a scaler that finds its scale": healthy_scaler,
     "running mean in the log": healthy_running_mean,
     "reentrant checkpoints": healthy_checkpointed,
+    "directions alike, points apart": lambda: train(
+        nn.Linear(16, 8), (triplet := TripletLoss()), lambda s: pk(s, noise=1.0),
+        call=lambda z, labels: triplet(z + 50, labels), steps=130,
+    ),
+    "masks that are soft": lambda: train(segmenter(), BCELoss(), lambda s: (masks(s)[0], 0.1 + 0.5 * masks(s)[1])),
 }  # fmt: skip
 
 
@@ -251,6 +258,89 @@ def test_a_healthy_run_raises_no_alarm(name: str) -> None:
     monitor = HEALTHY[name]()
     assert alarms(monitor) == []
     assert monitor.verdict == "healthy"
+
+
+def test_masks_that_were_divided_by_255_once_more() -> None:
+    for criterion in (BCELoss(), DiceLoss(), nn.BCEWithLogitsLoss()):
+        monitor = train(segmenter(), criterion, lambda s: (masks(s)[0], masks(s)[1] / 255), steps=40)
+        assert alarms(monitor) == ["TARGET_RANGE"]
+
+
+def test_logits_out_of_a_rectifier() -> None:
+    for criterion in (BCELoss(), nn.BCEWithLogitsLoss()):
+        model = nn.Sequential(segmenter(), nn.ReLU())
+        nn.init.constant_(model[0][2].bias, 0.5)
+        assert alarms(train(model, criterion, masks, steps=60)) == ["INPUT_DOMAIN"]
+
+
+def test_a_teacher_inside_the_model_is_in_no_optimizer_by_right() -> None:
+    student, teacher = nn.Linear(16, 4), nn.Linear(16, 4)
+    teacher(pk(0)[0]).sum().backward()  # from its own training, and never cleared
+    model, criterion = nn.ModuleDict({"student": student, "teacher": teacher}), nn.MSELoss()
+    optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
+    with Monitor(model, criterion, optimizer, speak=False) as monitor:
+        for step in range(100):
+            x, _ = pk(step)
+            loss = criterion(student(x), teacher(x).detach())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            monitor.step(loss)
+    assert alarms(monitor) == []
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_ranking_loss_whose_distances_change_places(swapped: bool) -> None:
+    ranking = nn.MarginRankingLoss(margin=0.3)
+
+    def pair_loss(z: Tensor, labels: Tensor) -> Tensor:
+        distance, same = torch.cdist(z, z), labels[:, None] == labels[None, :]
+        farthest = distance.masked_fill(~same, -torch.inf).amax(dim=1)
+        nearest = distance.masked_fill(same, torch.inf).amin(dim=1)
+        first, second = (farthest, nearest) if swapped else (nearest, farthest)
+        return ranking(first, second, torch.ones_like(first))
+
+    class Pairs(nn.Module):
+        def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+            return pair_loss(z, labels)
+
+    model = Embed()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    monitor = train(model, Pairs(), lambda s: pk(s, noise=1.0), steps=100, optimizer=optimizer)
+    assert alarms(monitor) == (["NO_SEPARATION"] if swapped else [])
+
+
+def test_a_triplet_loss_with_an_inverted_sign() -> None:
+    criterion, model = TripletLoss("soft"), Embed()
+    monitor = train(
+        model, criterion, lambda s: pk(s, noise=1.0), call=lambda z, labels: -criterion(z, labels), steps=100,
+        optimizer=torch.optim.Adam(model.parameters(), lr=1e-2),
+    )  # fmt: skip
+    assert alarms(monitor)[0] == "NO_SEPARATION"
+
+
+@pytest.mark.parametrize("advanced", [False, True])
+def test_a_ramp_that_nobody_advances(advanced: bool) -> None:
+    criterion = CompositeLoss(
+        {"main": F.mse_loss, "late": F.l1_loss}, {"main": 1.0, "late": 0.1},
+        schedule={"late": lambda step: float(step > 500)}, required={"main"},
+    )  # fmt: skip
+    monitor = train(
+        nn.Linear(16, 16), criterion, lambda s: (pk(s)[0], pk(s)[0].flip(1)), steps=80,
+        after=lambda _: criterion.step() if advanced else None,
+    )  # fmt: skip
+    assert alarms(monitor) == ([] if advanced else ["ZERO_WEIGHT"])
+
+
+def test_predictions_that_differ_by_rounding_alone() -> None:
+    class Faint(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1 + self.bias + 1e-7 * super().forward(x)
+
+    model = Faint(16, 4)
+    prediction = model(pk(0)[0])
+    assert 0 < (prediction - prediction[0]).abs().amax() < 1e-6
+    assert alarms(train(model, nn.MSELoss(), lambda s: (pk(s)[0], pk(s)[0][:, :4]))) == ["PREDICTION_COLLAPSE"]
 
 
 # --- losses of others -------------------------------------------------------------------------------------------------
@@ -325,6 +415,14 @@ def test_no_backward() -> None:
         optimizer.step()
 
     assert loop(forgotten).evidence["variant"] == "no_backward"
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_class_vectors_that_no_optimizer_holds(given: bool) -> None:
+    model, criterion = Embed(), ArcFaceLoss(100, 8)
+    parameters = [*model.parameters(), *(criterion.parameters() if given else ())]
+    monitor = train(model, criterion, pk, optimizer=torch.optim.Adam(parameters, lr=1e-3))
+    assert alarms(monitor) == ([] if given else ["NO_UPDATE"])
 
 
 def test_an_optimizer_of_another_model() -> None:
@@ -578,8 +676,66 @@ def test_close_removes_every_hook() -> None:
     model, criterion = Embed(), TripletLoss()
     monitor = Monitor(model, criterion, torch.optim.Adam(model.parameters()))
     assert criterion._forward_hooks
+    assert criterion._listeners
     monitor.close()
     assert not criterion._forward_hooks
+    assert not criterion._listeners
+
+
+def test_a_plain_step_has_no_hook_and_every_call_of_it_is_a_row() -> None:
+    criterion, monitor = watched_for(40)
+    assert not criterion._forward_hooks
+    before = len(monitor.history().tables["criterion"])
+    for step in range(3):
+        criterion(*pk(step))
+    monitor.close()
+    assert len(monitor.history().tables["criterion"]) == before + 3
+
+
+def test_a_call_without_gradients_is_no_row() -> None:
+    criterion, monitor = watched_for(40)
+    before = len(monitor.history().tables["criterion"])
+    with torch.no_grad():
+        criterion(*pk(0))
+    monitor.close()
+    assert len(monitor.history().tables["criterion"]) == before
+
+
+def test_two_monitors_of_one_loss_see_the_same() -> None:
+    criterion, first = watched_for(0)
+    second = Monitor(None, criterion, speak=False)
+    for step in range(40):
+        x, labels = pk(step)
+        loss = criterion(x.requires_grad_(), labels)
+        loss.backward()
+        first.step(loss)
+        second.step(loss)
+    first.close()
+    second.close()
+    one, other = (monitor.history().tables["criterion"] for monitor in (first, second))
+    assert len(one) == 40
+    assert all(np.array_equal(values, other[name], equal_nan=True) for name, values in one.columns.items())
+
+
+def test_a_copy_of_a_watched_loss_is_not_watched() -> None:
+    criterion, monitor = watched_for(40)
+    for other in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+        assert not other._listeners
+        other(*pk(0))
+    monitor.close()
+    assert len(monitor.history().tables["criterion"]) == 40
+
+
+def watched_for(steps: int) -> tuple[TripletLoss, Monitor]:
+    """A loss in a plain step, and who watches it."""
+    criterion = TripletLoss()
+    monitor = Monitor(None, criterion, speak=False)
+    for step in range(steps):
+        x, labels = pk(step)
+        loss = criterion(x.requires_grad_(), labels)
+        loss.backward()
+        monitor.step(loss)
+    return criterion, monitor
 
 
 # --- pre-flight -------------------------------------------------------------------------------------------------------

@@ -56,6 +56,17 @@ def test_any_loss_that_takes_references(inner: EvidentLoss[Any]) -> None:
     assert loss.evidence.stored == 6
 
 
+def test_weights_of_rows_reach_the_loss() -> None:
+    loss, weight = memory(8), torch.rand(7)
+    earlier, (x, labels) = batch(6, 1), batch(7, 2)
+    loss.enqueue(*earlier)
+    weighted = {"margin": 1.0, "sample_weight": weight}
+    want = F.triplet_loss(x, labels, **weighted) + F.triplet_loss(
+        x, labels, ref_embeddings=earlier[0], ref_labels=earlier[1], **weighted
+    )
+    torch.testing.assert_close(loss(x, labels, sample_weight=weight), want)
+
+
 def test_the_first_batch_has_no_memory_and_does_not_meet_itself() -> None:
     loss = memory()
     x, labels = batch(4)

@@ -242,6 +242,27 @@ def test_health_reads_their_evidence(name: str, classes: int, codes: set[str]) -
 
 
 @pytest.mark.usefixtures("native_ops")
+def test_many_rows_against_a_few_anchors_of_them() -> None:
+    """So many that a task of the kernel takes several slivers of anchors at once; float64 sees some anchors alone."""
+    n = 12_500
+    x, labels = batch(n, 2, n // 5)
+    some = torch.randint(n, (16,), generator=torch.Generator().manual_seed(1))
+    x.requires_grad_()
+    loss = F.supcon_loss(x, labels, metric="sqeuclidean", temperature=2.0, reduction="none")[some].sum()
+    (gradient,) = torch.autograd.grad(loss, x)
+    leaf = x.detach().double().requires_grad_()
+    t = -(leaf[some, None] - leaf).square().sum(dim=2) / 2.0
+    t = t.masked_fill(some[:, None] == torch.arange(n), -torch.inf)
+    positive = (labels[some, None] == labels) & (some[:, None] != torch.arange(n))
+    want = (t.logsumexp(dim=1) - torch.where(positive, t, 0.0).sum(dim=1) / positive.sum(dim=1)).sum()
+    assert loss.item() == pytest.approx(want.item(), rel=1e-5)
+    (want_gradient,) = torch.autograd.grad(want, leaf)
+    torch.testing.assert_close(
+        gradient.double(), want_gradient, rtol=1e-3, atol=1e-5 * want_gradient.abs().max().item()
+    )
+
+
+@pytest.mark.usefixtures("native_ops")
 def test_no_matrix_of_all_pairs_is_allocated() -> None:
     n, d = 3000, 8
     x, labels = batch(n, d, 300)

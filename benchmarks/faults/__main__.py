@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from .runs import CASES, run
+from .runs import CASES, digest, run
 from .table import detail, summary, write_readme
 from .tools import TOOLS
 
@@ -28,8 +28,9 @@ def main() -> int:
     parser.add_argument("--tool", action="append", choices=[*TOOLS, "none"], help="these tools alone")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
     parser.add_argument(
-        "--write", action="store_true", help="keep the rows in benchmarks/results and the table in README.md"
-    )
+        "--write", action="store_true",
+        help="keep the rows in benchmarks/results and the table in README.md, and run only what has none yet",
+    )  # fmt: skip
     arguments = parser.parse_args()
 
     only = arguments.only or [""]
@@ -39,11 +40,16 @@ def main() -> int:
         "fastmine",
         *(name for name in TOOLS if arguments.anchors and name != "fastmine"),
     ]
-    jobs = [(name, seed, tool) for name in names for seed in range(arguments.seeds) for tool in tools]
+    jobs = [(name, seed, tool) for seed in range(arguments.seeds) for tool in tools for name in names]
     if not jobs:
         parser.error(f"no case is called {arguments.only}")
 
     rows = []
+    if arguments.write:
+        kept = {key: row for key, row in _kept().items() if row.get("digest") == digest(row["case"], row["tool"])}
+        rows = [kept[job] for job in jobs if job in kept]
+        jobs = [job for job in jobs if job not in kept]
+        print(f"{len(rows)} rows are there, {len(jobs)} to run", file=sys.stderr)
     for done, row in enumerate(_run_all(jobs, arguments.jobs), start=1):
         rows.append(row)
         _progress(done, len(jobs), row)
@@ -85,11 +91,15 @@ def _append(row: dict[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
+def _kept() -> dict[tuple[str, int, str], dict[str, Any]]:
+    """The last row of each case, seed and tool."""
+    rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    return {(row["case"], row["seed"], row["tool"]): row for row in rows if row["case"] in CASES}
+
+
 def tidy() -> None:
     """The last row of each case, seed and tool, in order; and the tables made of them."""
-    rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
-    kept = {(row["case"], row["seed"], row["tool"]): row for row in rows if row["case"] in CASES}
-    order = sorted(kept.values(), key=lambda row: (list(CASES).index(row["case"]), row["seed"], row["tool"]))
+    order = sorted(_kept().values(), key=lambda row: (list(CASES).index(row["case"]), row["seed"], row["tool"]))
     ROWS.write_text("".join(json.dumps(row) + "\n" for row in order))
     write_readme()
 

@@ -512,7 +512,7 @@ def singletons(seed: int, Monitor: Any) -> float:
     data, model, criterion = Digits(seed), embedder(128, 32), TripletLoss(margin=0.5)
     optimizer = Adam(model.parameters(), lr=3e-3)
     monitor = Monitor(model, criterion, optimizer)
-    for x, labels in data.batches(300):
+    for x, labels in data.batches(400):
         alone = torch.rand(len(x)) < 0.3
         loss = criterion(model(x), torch.where(alone, 100 + torch.arange(len(x)), labels))
         optimizer.zero_grad()
@@ -584,7 +584,7 @@ def huge_foreground(seed: int, Monitor: Any) -> float:
     data, model, criterion = Disks(seed, radius=(3.0, 4.5)), segmenter(), CombinedSegmentationLoss()
     optimizer = Adam(model.parameters(), lr=3e-3)
     monitor = Monitor(model, criterion, optimizer)
-    for images, disks in data.batches(200):
+    for images, disks in data.batches(400):
         loss = criterion(-model(images), 1 - disks)
         optimizer.zero_grad()
         loss.backward()

@@ -81,7 +81,7 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
 def main() -> None:
     """Measure here, and once more in a process without the native ops; keep the rows and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=300)
+    parser.add_argument("--repeats", type=int, default=1000)
     parser.add_argument("--rows", action="store_true", help="print rows as JSON and measure these ops alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -89,7 +89,7 @@ def main() -> None:
     if arguments.rows:
         print(json.dumps(rows))
         return
-    fewer = str(max(20, arguments.repeats // 5))
+    fewer = str(max(20, arguments.repeats // 40))  # slow, and with a wider bar
     other = subprocess.run(
         [sys.executable, "-m", "benchmarks.faults.overhead", "--rows", "--repeats", fewer],
         env={**os.environ, "FASTMINE_NATIVE": "0"}, capture_output=True, text=True, check=True,

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import inspect
+import sys
 import time
 import warnings
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import listed, threads, unseen
+import fastmine.health
+
+from . import listed, nets, tasks, threads, unseen
 from .case import Case
 from .tools import Watcher, load
 
@@ -52,6 +60,26 @@ class _Clocked:
             self.first_right = self.watcher.steps
 
 
+def digest(name: str, tool: str) -> str:
+    """What a row follows from, comments and layout apart: the script, its task, and the tool. Rows that agree keep."""
+    script = CASES[name].script
+    module = sys.modules[script.__module__]
+    helpers = [value for key, value in vars(module).items() if key.startswith("_") and inspect.isfunction(value)]
+    sources = [inspect.getsource(part) for part in (script, *helpers, tasks, nets)]
+    parsed = "".join(ast.dump(ast.parse(source)) for source in sources)
+    return hashlib.sha256((parsed + _of_tool(tool)).encode()).hexdigest()[:12]
+
+
+@cache
+def _of_tool(tool: str) -> str:
+    if tool == "none":
+        return ""
+    if tool == "fastmine":
+        files = sorted(Path(fastmine.health.__file__).parent.rglob("*.py"))
+        return "".join(ast.dump(ast.parse(file.read_text())) for file in files)
+    return ast.dump(ast.parse(inspect.getsource(sys.modules[load(tool).__module__])))
+
+
 def run(name: str, seed: int, tool: str) -> dict[str, Any]:
     """Train the case once under the tool ("none" for nobody) and say what was found."""
     torch.set_num_threads(1)
@@ -83,5 +111,5 @@ def run(name: str, seed: int, tool: str) -> dict[str, Any]:
         "right": [bool(alarm.codes & case.codes) for alarm in alarms],
         "first_right": clocked.first_right, "first_alarm": clocked.first_alarm,
         "metric": metric, "at_least": case.at_least, "steps": watcher.steps if watcher else 0,
-        "seconds": seconds, "asking": clocked.asking, "error": error,
+        "seconds": seconds, "asking": clocked.asking, "error": error, "digest": digest(name, tool),
     }  # fmt: skip

@@ -28,7 +28,7 @@
 // n, t and tt do not depend on the logits; g1 and g0 are there to be read, and have no gradient.
 //
 // Label sets (softmax): a class that is merged in a sample is part of its class 0, whose logit is then the log of the
-// sum of the exponentials of both, and so is a target of that class (arXiv:2102.05374). A merged class has no sums.
+// sum of the exponentials of both, and so is a target of that class (arXiv:2107.03846). A merged class has no sums.
 //
 // Precision, validity, determinism: as in segmentation_loss.h, whose pass over the logits this is. Each sum is added up
 // by itself and not as a difference of others, so that a few items keep their digits beside many. Merging rounds once

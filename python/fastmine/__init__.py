@@ -2,8 +2,9 @@
 
 ``fastmine.losses`` holds the ``nn.Module`` losses, ``fastmine.functional`` the same as functions,
 ``fastmine.reference`` the pure-PyTorch specification of each, ``fastmine.array`` steering vectors, spectra and the
-parts of array-processing losses, ``fastmine.data`` samplers and checks of labels, ``fastmine.numpy`` (imported by that
-name) the kernels on NumPy arrays, and :func:`show_config` says which implementation answers on this machine.
+parts of array-processing losses, ``fastmine.data`` samplers and checks of labels; imported by their names,
+``fastmine.numpy`` the kernels on NumPy arrays, ``fastmine.distributed`` losses over all processes, ``fastmine.compat``
+other libraries' losses by their own names. :func:`show_config` says which implementation answers on this machine.
 """
 
 from __future__ import annotations

@@ -1625,7 +1625,7 @@ def retrieval(
     or an Inf has NaN for results; a valid reference with one makes all of them NaN.
 
     Cost: O(N M D) time, on the kernel of :func:`pairwise_distance`; O(block M) memory, for ``block`` queries at a time.
-    It has no gradient and reads one number from the device. Errors as in :func:`batch_hard`, and ``ValueError`` for a
+    It has no gradient, and waits for the device. Errors as in :func:`batch_hard`, and ``ValueError`` for a
     ``k`` below 1.
     """
     _check.mined_batch(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid)

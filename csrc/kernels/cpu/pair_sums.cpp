@@ -65,12 +65,11 @@ struct Part {
   Vec<Position<W>> admitted[kVectors];
 };
 
-/// What a task carries.
+/// What a task carries of a sliver.
 template <class W>
 struct State {
   Total<W> positive{}, negative{};
   double nce[kSliver<W>] = {}, nce_slope[kSliver<W>] = {}, nce_curve[kSliver<W>] = {};
-  alignas(64) W block[static_cast<std::size_t>(kPanelRows<W>) * kSliver<W>];
 };
 
 /// A part of a panel: c in [begin, end), at positions first + c across.
@@ -296,32 +295,40 @@ void write_sums(const Plan<W>& p, std::int64_t sliver, const State<W>& state) {
 }
 
 template <PairForm form, bool bounded, class W>
-void sum_sliver(const Plan<W>& p, std::int64_t sliver) {
+void sum_task(const Plan<W>& p, std::int64_t task) {
   const LabelledRows<W>&x = p.rows.x, &y = p.rows.y;
-  State<W> state;
-  for (std::size_t r = 0; r < kSliver<W>; ++r) {
-    state.positive.top[r] = state.negative.top[r] = -kInf<W>;
-  }
-  walk(x, sliver, y, 0, y.count(), state.block, [&](std::int64_t first, std::int64_t count, const W* block) {
-    add_panel<form, bounded>(p, sliver, first, count, block, state);
-  });
-  if (p.problem.form == PairForm::nce) {
-    const auto add = [&](std::int64_t first, std::int64_t count, const W* block) {
-      add_nce<bounded>(p, sliver, first, count, block, state);
-    };
-    if (y.count() <= kPanelRows<W>) {  // the block still holds them all
-      add(0, y.count(), state.block);
-    } else {
-      walk(x, sliver, y, x.same_begin(sliver), x.same_end(sliver), state.block, add);
+  const std::int64_t step = together(x.slivers()), begin = task * step, end = smaller(x.slivers(), begin + step);
+  alignas(64) W memory[static_cast<std::size_t>(kPanelRows<W>) * kSliver<W>];
+  State<W> states[kMostTogether];
+  for (State<W>& state : states) {
+    for (std::size_t r = 0; r < kSliver<W>; ++r) {
+      state.positive.top[r] = state.negative.top[r] = -kInf<W>;
     }
   }
-  write_sums<form, bounded>(p, sliver, state);
+  walk_together(x, begin, end, y, memory,
+                [&](std::int64_t sliver, std::int64_t first, std::int64_t count, const W* block) {
+                  add_panel<form, bounded>(p, sliver, first, count, block, states[sliver - begin]);
+                });
+  for (std::int64_t sliver = begin; sliver < end; ++sliver) {
+    State<W>& state = states[sliver - begin];
+    if (p.problem.form == PairForm::nce) {
+      const auto add = [&](std::int64_t first, std::int64_t count, const W* block) {
+        add_nce<bounded>(p, sliver, first, count, block, state);
+      };
+      if (step == 1 && y.count() <= kPanelRows<W>) {  // the block still holds them all
+        add(0, y.count(), memory);
+      } else {
+        walk(x, sliver, y, x.same_begin(sliver), x.same_end(sliver), memory, add);
+      }
+    }
+    write_sums<form, bounded>(p, sliver, state);
+  }
 }
 
 template <PairForm form, class W>
-void sum_sliver(const Plan<W>& p, std::int64_t sliver) {
+void sum_task(const Plan<W>& p, std::int64_t task) {
   const bool bounded = p.problem.positive_bound != nullptr || p.problem.negative_bound != nullptr;
-  bounded ? sum_sliver<form, true>(p, sliver) : sum_sliver<form, false>(p, sliver);
+  bounded ? sum_task<form, true>(p, task) : sum_task<form, false>(p, task);
 }
 
 // --- stages ----------------------------------------------------------------------------------------------------------
@@ -354,7 +361,8 @@ void group_all(void* plan, std::int64_t, std::int64_t) {
 
 template <class W>
 std::int64_t sum_count(const void* plan) {
-  return as_plan<W>(plan).rows.x.slivers();
+  const std::int64_t slivers = as_plan<W>(plan).rows.x.slivers();
+  return divide_up(slivers, together(slivers));
 }
 template <class W>
 std::int64_t sum_grain(const void* plan) {
@@ -368,13 +376,13 @@ void sum_all(void* plan, std::int64_t begin, std::int64_t end) {
   for (std::int64_t t = begin; t < end; ++t) {
     switch (p.problem.form) {
       case PairForm::sum:
-        sum_sliver<PairForm::sum>(p, t);
+        sum_task<PairForm::sum>(p, t);
         break;
       case PairForm::circle:
-        sum_sliver<PairForm::circle>(p, t);
+        sum_task<PairForm::circle>(p, t);
         break;
       default:
-        sum_sliver<PairForm::lse>(p, t);
+        sum_task<PairForm::lse>(p, t);
     }
   }
 }

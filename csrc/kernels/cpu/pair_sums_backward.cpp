@@ -228,42 +228,50 @@ void add_weights(const W* weights, std::int64_t count, double* total) {
 }
 
 template <PairForm form, Ends ends, bool bounded, class W>
-void gather_sliver(const Plan<W>& p, const Side<W>& side, std::int64_t sliver) {
+void gather(const Plan<W>& p, const Side<W>& side, std::int64_t task) {
   const Metric metric = p.problem.metric;
-  const std::int64_t d = side.own.set.rows.d, rows = side.own.height(sliver);
-  const Lanes<W> own(side.own, sliver, p.problem.self);
+  const std::int64_t d = side.own.set.rows.d, slivers = side.own.slivers(), step = together(slivers);
+  const std::int64_t begin = task * step, end = smaller(slivers, begin + step);
   alignas(64) W memory[static_cast<std::size_t>(kPanelRows<W>) * kSliver<W>];
-  double total[kSliver<W>] = {};
-  double* sums = side.sums_of(sliver);
-  for (std::int64_t k = 0; k < slivers_of<W>(d) * kWidth<W> * kWidth<W>; ++k) {
-    sums[k] = 0;
+  double total[kMostTogether][kSliver<W>] = {};
+  for (double* sum = side.sums_of(begin); sum < side.sums_of(end); ++sum) {
+    *sum = 0;
   }
-  walk(side.own, sliver, side.across, 0, side.across.count(), memory,
-       [&](std::int64_t first, std::int64_t count, W* block) {
-         const Cut<W> cut = cut_panel(side.own, sliver, first, count);
-         weigh<form, ends, false, bounded>(p, side, own, sliver, {first, 0, cut.same_begin}, block);
-         weigh<form, ends, true, bounded>(p, side, own, sliver, {first, cut.same_begin, cut.same_end}, block);
-         weigh<form, ends, false, bounded>(p, side, own, sliver, {first, cut.same_end, count}, block);
-         add_weights(block, count, total);
-         add_products(side.columns, metric, d, block, rows, first, count, sums);
-       });
-  for (std::int64_t r = 0; r < rows; ++r) {
-    write_gradient<W>(side.own.set, p.rows.centre, side.own.order[side.own.first(sliver) + r], total[r],
-                      sums + r * kWidth<W>, side.out);
+  walk_together(side.own, begin, end, side.across, memory,
+                [&](std::int64_t sliver, std::int64_t first, std::int64_t count, W* block) {
+                  const Lanes<W> own(side.own, sliver, p.problem.self);
+                  const Cut<W> cut = cut_panel(side.own, sliver, first, count);
+                  weigh<form, ends, false, bounded>(p, side, own, sliver, {first, 0, cut.same_begin}, block);
+                  weigh<form, ends, true, bounded>(p, side, own, sliver, {first, cut.same_begin, cut.same_end}, block);
+                  weigh<form, ends, false, bounded>(p, side, own, sliver, {first, cut.same_end, count}, block);
+                  add_weights(block, count, total[sliver - begin]);
+                  add_products(side.columns, metric, d, block, side.own.height(sliver), first, count,
+                               side.sums_of(sliver));
+                });
+  for (std::int64_t sliver = begin; sliver < end; ++sliver) {
+    for (std::int64_t r = 0; r < side.own.height(sliver); ++r) {
+      write_gradient<W>(side.own.set, p.rows.centre, side.own.order[side.own.first(sliver) + r],
+                        total[sliver - begin][r], side.sums_of(sliver) + r * kWidth<W>, side.out);
+    }
   }
+}
+
+template <class W>
+std::int64_t tasks_of(const LabelledRows<W>& own) {
+  return divide_up(own.slivers(), together(own.slivers()));
 }
 
 template <PairForm form, bool bounded, class W>
 void gather_task(const Plan<W>& p, std::int64_t task) {
-  const std::int64_t own = p.rows.x.slivers();
+  const std::int64_t own = tasks_of(p.rows.x);
   const Side<W> of_x{p.rows.x, p.rows.y, p.x_columns, p.y_columns, p.x_sums, p.problem.grad_x};
   const Side<W> of_y{p.rows.y, p.rows.x, p.y_columns, p.x_columns, p.y_sums, p.problem.grad_y};
   if (p.problem.self) {
-    gather_sliver<form, Ends::both, bounded>(p, of_x, task);
+    gather<form, Ends::both, bounded>(p, of_x, task);
   } else if (task < own) {
-    gather_sliver<form, Ends::own, bounded>(p, of_x, task);
+    gather<form, Ends::own, bounded>(p, of_x, task);
   } else {
-    gather_sliver<form, Ends::across, bounded>(p, of_y, task - own);
+    gather<form, Ends::across, bounded>(p, of_y, task - own);
   }
 }
 
@@ -352,7 +360,8 @@ void pack_columns(void* plan, std::int64_t begin, std::int64_t end) {
 
 template <class W>
 std::int64_t gather_count(const void* plan) {
-  return pack_tasks(as_plan<W>(plan).rows);
+  const RowBlocks<W>& rows = as_plan<W>(plan).rows;
+  return tasks_of(rows.x) + (rows.self ? 0 : tasks_of(rows.y));
 }
 template <class W>
 std::int64_t gather_grain(const void* plan) {

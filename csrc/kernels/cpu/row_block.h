@@ -224,6 +224,27 @@ void walk(const LabelledRows<W>& own, std::int64_t sliver, const LabelledRows<W>
   }
 }
 
+/// Slivers of a task that goes through each panel together, while it is in the cache: one, until the rows across are
+/// too many to stay there from one sliver to the next. No result depends on it.
+inline constexpr std::int64_t kMostTogether = 4;
+
+FASTMINE_INLINE std::int64_t together(std::int64_t slivers) {
+  return slivers >= 512 ? kMostTogether : slivers >= 256 ? 2 : 1;
+}
+
+/// Walk all panels across with the slivers of a task: f(sliver, first, count, block).
+template <class W, class F>
+void walk_together(const LabelledRows<W>& own, std::int64_t begin, std::int64_t end, const LabelledRows<W>& across,
+                   W* block, F f) {
+  for (std::int64_t first = 0; first < across.count(); first += kPanelRows<W>) {
+    const std::int64_t count = smaller(kPanelRows<W>, across.count() - first);
+    for (std::int64_t sliver = begin; sliver < end; ++sliver) {
+      fill_block(own, sliver, across, first, count, block);
+      f(sliver, first, count, block);
+    }
+  }
+}
+
 /// A panel, cut by label: rows across that have a label of the sliver can only be in [same_begin, same_end), relative
 /// to the panel.
 template <class W>

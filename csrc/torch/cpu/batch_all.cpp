@@ -87,7 +87,8 @@ Eight batch_all(const Tensor& embeddings, const Tensor& labels, const MaybeTenso
   problem.triplets = data<double>(found);
   problem.sum = data<double>(found) + n;
   problem.active = data<double>(found) + 2 * n;
-  run(*kernels().batch_all[result_type(embeddings) == ScalarType::Double], problem);
+  // Similarities may be far larger than their differences, and rows are not centred for them: in float64 always.
+  run(*kernels().batch_all[result_type(embeddings) == ScalarType::Double || problem.metric == Metric::dot], problem);
   cpu::batch_all_formula(formula);
   return {hardest.loss, m.positive_index, m.negative_index, m.has_positive, m.has_negative, hardest.slopes,
           scale,        m.evidence};

@@ -226,8 +226,11 @@ class CompatLoss(EvidentLoss[SegmentationEvidence]):
                 self.register_buffer(name, value)
 
     def _answer(self, value: Tensor, sums: Sums, like: Tensor) -> Tensor:
-        object.__setattr__(self, "_last", sums.evidence)
-        return in_result_dtype(sums.spoil(value), like)
+        loss = in_result_dtype(sums.spoil(value), like)
+        if sums.evidence is not None:
+            return self._keep((loss, sums.evidence))
+        object.__setattr__(self, "_last", None)
+        return loss
 
 
 def in_result_dtype(value: Tensor, like: Tensor) -> Tensor:

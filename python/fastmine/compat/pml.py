@@ -44,6 +44,7 @@ __all__ = [
     "SubCenterArcFaceLoss",
     "SupConLoss",
     "TripletMarginLoss",
+    "TripletMarginMiner",
 ]
 
 Indices = Sequence[Tensor]
@@ -586,6 +587,23 @@ class _Miner(_MinerBase):  # type: ignore[misc]
         self._positive, self._negative = positive, negative
 
     @torch.no_grad()
+    def _pairs(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All distances [N, M], which pairs are positive, and which negative."""
+        given = labels.to(embeddings.device)
+        others = given if ref_labels is None else ref_labels.to(embeddings.device)
+        distance = F.pairwise_distance(
+            self._measure.rows(embeddings), None if ref_emb is None else self._measure.rows(ref_emb),
+            metric=self._measure.metric,
+        )  # fmt: skip
+        if self._measure.metric == "dot":
+            distance = -distance
+        same = given[:, None] == others
+        positive = same & ~torch.eye(len(given), dtype=torch.bool, device=given.device) if ref_emb is None else same
+        return distance, positive, ~same
+
+    @torch.no_grad()
     def _mined(
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -660,16 +678,7 @@ class MultiSimilarityMiner(_Miner):
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Indices into the batch, or for positives and negatives into ``ref_emb``."""
-        rows, given = self._measure.rows(embeddings), labels.to(embeddings.device)
-        refs = None if ref_emb is None else self._measure.rows(ref_emb)
-        others = given if ref_labels is None else ref_labels.to(embeddings.device)
-        distance = F.pairwise_distance(rows, refs, metric=self._measure.metric)
-        if self._measure.metric == "dot":
-            distance = -distance
-        positive = given[:, None] == others
-        negative = ~positive
-        if refs is None:
-            positive = positive & ~torch.eye(len(given), dtype=torch.bool, device=given.device)
+        distance, positive, negative = self._pairs(embeddings, labels, ref_emb, ref_labels)
         nearest, farthest = (
             nn.functional.pad(distance.masked_fill(~mask, sign * torch.inf), (0, 1), value=sign * torch.inf)
             for mask, sign in ((negative, 1), (positive, -1))
@@ -678,3 +687,43 @@ class MultiSimilarityMiner(_Miner):
         kept_negative = negative & (distance - self.epsilon < farthest.amax(dim=1, keepdim=True))
         first, second = torch.where(kept_positive), torch.where(kept_negative)
         return first[0], first[1], second[0], second[1]
+
+
+class TripletMarginMiner(_Miner):
+    """(anchor, positive, negative): all triplets that violate the margin, or of these the hard or semi-hard ones.
+
+    ``"easy"``: those that do not. They are listed, N^3 of them at worst, a block of anchors at a time;
+    :class:`TripletMarginLoss` without a miner counts the same ones (its margin) and lists none.
+    """
+
+    _most = 1 << 24  # triplets looked at in one go
+
+    def __init__(
+        self, margin: float = 0.2, type_of_triplets: str = "all", *, distance: Any = None, **options: Any
+    ) -> None:
+        super().__init__("hardest", "hardest", distance, options)
+        if type_of_triplets not in ("all", "hard", "semihard", "easy"):
+            raise ValueError(
+                f"type_of_triplets must be one of 'all', 'hard', 'semihard', 'easy'; got {type_of_triplets!r}"
+            )
+        self.margin, self.type_of_triplets = margin, type_of_triplets
+
+    @torch.no_grad()
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices into the batch, or for positives and negatives into ``ref_emb``."""
+        distance, positive, negative = self._pairs(embeddings, labels, ref_emb, ref_labels)
+        block = max(1, self._most // max(1, distance.shape[1] ** 2))
+        parts = []
+        for start in range(0, max(len(distance), 1), block):
+            d, p, n = (table[start : start + block] for table in (distance, positive, negative))
+            gap = d[:, None, :] - d[:, :, None]
+            wanted = {
+                "all": gap <= self.margin, "easy": gap > self.margin, "hard": (gap <= self.margin) & (gap <= 0),
+                "semihard": (gap <= self.margin) & (gap > 0),
+            }[self.type_of_triplets]  # fmt: skip
+            anchor, *others = torch.where(p[:, :, None] & n[:, None, :] & wanted)
+            parts.append((anchor + start, *others))
+        first, second, third = (torch.cat(column) for column in zip(*parts, strict=True))
+        return first, second, third

@@ -8,24 +8,47 @@ class Clock:
 
     ``gradient``: gradients at the inputs of the losses, one pass over them, at steps 0, 1, 2, 4, 8, 16, 32 and every
     64th. ``sample``: weights and their gradients, 1,024 numbers, in the first four steps and every 16th. ``look``: what
-    a loss from elsewhere is given, every step up to 16, every 4th up to 128 and every 16th then.
+    a loss from elsewhere is given, every step up to 16, every 4th up to 128 and every 16th then. ``close``: any of
+    these, the last where ``foreign`` says that there is such a loss.
     """
 
     def __init__(self) -> None:
         self.step = 0
-        self.measuring = False
+        self.foreign = False
+        self.measuring = self.close = False
+        self._next = 0
+        self._decide()
+
+    def look_too(self) -> None:
+        """There is a loss from elsewhere."""
+        self.foreign = True
         self._decide()
 
     def advance(self) -> bool:
-        """The next step begins; whether anything is measured in it. Most are plain ones, and decided at once."""
+        """The next step begins; whether anything is measured in it. Most are plain ones, and that is known before."""
         self.step += 1
-        if self.close or self.step % 4 == 0:
+        if self.step == self._next:
             self._decide()
+        elif self.close:
+            self.gradient = self.sample = self.look = self.close = False
         return self.close
 
     def _decide(self) -> None:
         step = self.step
-        self.gradient = step % 64 == 0 if step > 32 else step & (step - 1) == 0
-        self.sample = step % 16 == 0 or step < 4
-        self.look = step % 16 == 0 if step > 128 else step % 4 == 0 if step > 16 else True
+        self.gradient, self.sample, self.look = _gradient(step), _sample(step), self.foreign and _look(step)
         self.close = self.gradient or self.sample or self.look
+        self._next = step + 1
+        while not (_sample(self._next) or _gradient(self._next) or (self.foreign and _look(self._next))):
+            self._next += 1
+
+
+def _gradient(step: int) -> bool:
+    return step % 64 == 0 if step > 32 else step & (step - 1) == 0
+
+
+def _sample(step: int) -> bool:
+    return step % 16 == 0 or step < 4
+
+
+def _look(step: int) -> bool:
+    return step % 16 == 0 if step > 128 else step % 4 == 0 if step > 16 else True

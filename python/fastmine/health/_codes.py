@@ -46,7 +46,8 @@ CODES: dict[str, Code] = {
         "The targets are not probabilities or class indices: masks stored as 0 and 255 are the usual case.",
         "Convert once when loading: target = (mask > 0), or mask / 255.",
         "The targets are within the range before they reach the loss: print target.min() and target.max() there.",
-        "Targets outside [0, 1] (or outside 0 .. C-1) where the loss takes probabilities (or class indices).",
+        "Targets outside [0, 1] (or outside 0 .. C-1) where the loss takes probabilities (or class indices); or masks "
+        "none of which ever reaches 1/2.",
         ("NONFINITE", *_DYNAMICS),
     ),
     "INPUT_DOMAIN": Code(
@@ -56,8 +57,8 @@ CODES: dict[str, Code] = {
         "loss applies another one, so that no prediction can be firmer than 0.27 or 0.73.",
         "Remove the last sigmoid or softmax from the model, or use a loss that takes probabilities.",
         "The last layer has no activation, and these logits are in [0, 1] by chance: they will leave it soon.",
-        "Every input of a loss on logits in [0, 1] over all steps; a positive input to a loss on log-probabilities; "
-        "an input outside [0, 1] to one on probabilities.",
+        "Every input of a loss on logits in [0, 1] over all steps, or none below 0 and the least exactly 0; a positive "
+        "input to a loss on log-probabilities; an input outside [0, 1] to one on probabilities.",
         _DYNAMICS,
     ),
     # --- data -------------------------------------------------------------------------------------------------------
@@ -246,8 +247,8 @@ CODES: dict[str, Code] = {
         "Lower the learning rate or warm it up; put a BatchNorm before the embedding; mine semi-hard negatives "
         "until the spread recovers.",
         "The spread of a held-out batch is above the threshold, or negatives are clearly farther than positives.",
-        "spread = 1 - ||mean z||^2 / mean ||z||^2 below .05 in the last steps, not recovering, and negatives no "
-        "farther than positives.",
+        "spread = 1 - ||mean z||^2 / mean ||z||^2 below .05 in the last steps, not recovering, negatives no farther "
+        "than positives, and distances below the margin of the loss.",
         ("NO_SEPARATION", "LOSS_FLOOR", "SATURATED_GRADIENT", "UNEXPLAINED_STALL", "MARGIN_UNREACHABLE"),
     ),
     "ALL_EASY_FROM_START": Code(
@@ -277,7 +278,8 @@ CODES: dict[str, Code] = {
         "learning rate far too small or large.",
         "Train on 64 samples until they are learned; if that fails, look at samples beside their labels.",
         "d_n - d_p grows over the next steps, or recall on held-out data rises.",
-        "Mean d_n - d_p below 0, most anchors hard, and no significant gain over 200 steps.",
+        "Mean d_n - d_p below 0, most anchors hard, and no significant gain over 200 steps; or 95 % of them hard, "
+        "always, and a significant loss.",
     ),
     "PREDICTION_COLLAPSE": Code(
         "error", 5,
@@ -287,8 +289,8 @@ CODES: dict[str, Code] = {
         "Add an overlap term (Dice, Tversky), lower the learning rate, start the last bias at log(p / (1 - p)) of the "
         "share p of target pixels.",
         "The mean probability on target pixels is clearly above that elsewhere.",
-        "Mean probability on the target below .05 and no larger than elsewhere, not rising; or constant logits while "
-        "inputs differ; or the mirror image.",
+        "Mean probability on the target below .05 and no larger than elsewhere, not rising; or constant logits, up to "
+        "rounding, while inputs differ; or the mirror image.",
         ("UNEXPLAINED_STALL", "LOSS_FLOOR", "SATURATED_GRADIENT"),
     ),
     "STARVED_COMPONENT": Code(

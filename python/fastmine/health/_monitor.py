@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import optimizer as optim
+from torch.utils.hooks import RemovableHandle
 
 from .. import __version__
+from ..losses import EvidentLoss
 from . import _report
 from ._clock import Clock
 from ._finding import Finding, HealthWarning
@@ -28,10 +30,21 @@ from ._history import History, Table
 from ._ring import Ring
 from ._thresholds import Thresholds
 from ._updates import Updates
-from ._watch import CompositeWatch, EvidentWatch, ForeignWatch, Watch, is_training_call, merged, original, watches
+from ._watch import (
+    CompositeWatch,
+    EvidentWatch,
+    ForeignWatch,
+    HeardWatch,
+    Watch,
+    is_training_call,
+    merged,
+    original,
+    watches,
+)
 from .rules import examine
 
 LossT = TypeVar("LossT", bound=Callable[..., Any])
+Hook = Callable[[nn.Module, Any, Any, Any], None]
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
 OPTIMIZERS = 16  # that are followed at most
 
@@ -80,14 +93,18 @@ class Monitor:
         self.thresholds = Thresholds() if thresholds is None else thresholds
         self.writer, self.speak = writer, speak
         self._clock = Clock()
+        self._learning: list[EvidentLoss[Any]] = []  # losses that may have parameters, as a classifier has
         self._models = [] if model is None else [model] if isinstance(model, nn.Module) else list(model)
         self._watches: list[Watch] = []
         self._polled: list[EvidentWatch] = []
-        self._handles: list[Any] = []
+        self._hooks: list[tuple[nn.Module, Hook]] = []
+        self._armed: list[RemovableHandle] = []
+        self._endings: list[Callable[[], None]] = []
         self._loss = Ring(
             ("value",), torch.device("cpu"), ("logged", "connected", "updates", "model", "optimizer", "sure")
         )
         self._started = False
+        self._plain = False  # nothing is measured in this step
         self._logged: Ring | None = None
         self._told: set[tuple[str, str]] = set()
         self._pending = False
@@ -130,6 +147,7 @@ class Monitor:
         """One line and no :meth:`step`: every call of the criterion that can be learned from counts as a step."""
         monitor = cls(model, criterion, optimizer, **options)
         monitor._steps_itself = True
+        monitor._arm()
         return monitor
 
     def _observe(self, criterion: Callable[..., Any], name: str) -> None:
@@ -137,25 +155,23 @@ class Monitor:
         if not isinstance(criterion, nn.Module):
             return
         found = watches(criterion, self._clock, name)
+        self._learning += [part for part in criterion.modules() if isinstance(part, EvidentLoss)]
         self._watches += found
         compiled = original(criterion) is not criterion
         for watch in found:
             if compiled and isinstance(watch, EvidentWatch):
-                self._polled.append(watch)  # a hook inside would be compiled in
+                self._polled.append(watch)  # what is inside is compiled as it is
+            elif isinstance(watch, HeardWatch):
+                self._endings.append(watch.loss.listen(watch.hear))
             if watch is found[0] or not compiled:
                 module = criterion if watch is found[0] else _module_of(watch, found[0])
                 self._hook(module, watch, found[0])
 
     def _hook(self, module: nn.Module, watch: Watch, outer: Watch) -> None:
         composite = outer if isinstance(outer, CompositeWatch) and watch is not outer else None
-        light = watch.lightly if isinstance(watch, EvidentWatch) else None
-        clock = self._clock
 
         def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if not is_training_call():
-                return
-            if not clock.close and light is not None and not self._steps_itself:
-                light(args, kwargs, output)
                 return
             if composite is not None:
                 composite.component_called(watch.name, args, kwargs, output)
@@ -163,18 +179,29 @@ class Monitor:
             if watch is outer:
                 self._called(output)
 
-        self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        self._hooks.append((module, hook))
+        self._arm()
 
     def _observe_outputs(self, module: nn.Module, name: str) -> None:
         """Without a loss that can be hooked, what the model returns is what there is to see."""
         watch = ForeignWatch(name, module, self._clock)
         self._watches.append(watch)
 
-        def hook(_: nn.Module, _args: Any, output: Any) -> None:
+        def hook(_: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
             if is_training_call() and isinstance(output, Tensor):
                 watch.called((output,), {}, output)
 
-        self._handles.append(module.register_forward_hook(hook))
+        self._hooks.append((module, hook))
+        self._arm()
+
+    def _arm(self) -> None:
+        """Hook the losses in close steps only: a module with hooks is called a slower way."""
+        wanted = self._hooks if self._clock.close or self._steps_itself else []
+        if len(wanted) == len(self._armed):
+            return
+        for handle in self._armed:
+            handle.remove()
+        self._armed = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in wanted]
 
     def _called(self, output: Any) -> None:
         if self._steps_itself and isinstance(output, Tensor):
@@ -184,8 +211,8 @@ class Monitor:
         given = [] if optimizer is None else [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
         for one in given:
             self._follow(one)
-        self._handles.append(optim.register_optimizer_step_pre_hook(self._before_step))
-        self._handles.append(optim.register_optimizer_step_post_hook(self._after_step))
+        self._endings.append(optim.register_optimizer_step_pre_hook(self._before_step).remove)
+        self._endings.append(optim.register_optimizer_step_post_hook(self._after_step).remove)
         self._rest = Updates("model", self._clock)
         self._hold_rest()
 
@@ -195,19 +222,22 @@ class Monitor:
         return self._updates[-1]
 
     def _hold_rest(self) -> None:
-        """Sample those parameters of the model, too, that no optimizer holds."""
+        """Sample those parameters of the model and of our losses, too, that no optimizer holds."""
         held = frozenset[int]().union(*(updates.ids for updates in self._updates))
-        rest = [p for module in self._models for p in module.parameters() if p.requires_grad and id(p) not in held]
+        ours = [p for module in self._models for p in module.parameters()]
+        ours += [p for loss in self._learning for p in loss.parameters(recurse=False)]
+        rest = [p for p in ours if p.requires_grad and id(p) not in held]
         if {id(p) for p in rest} != self._rest.ids:
             self._rest.hold(rest)
             self._rest.facts["last_layer"] = self._last_layer() if held else None
 
     def _last_layer(self) -> str | None:
-        """The last module that has parameters of its own, if all of them are in no optimizer."""
+        """The last module that has parameters of its own, if all of them are in no optimizer; losses come last."""
+        parts = [named for module in self._models for named in module.named_modules()]
+        parts += [(type(loss).__name__, loss) for loss in self._learning]
         own = [
             (name, list(part.parameters(recurse=False)))
-            for module in self._models
-            for name, part in module.named_modules()
+            for name, part in parts
             if any(p.requires_grad for p in part.parameters(recurse=False))
         ]
         return own[-1][0] if own and all(id(p) in self._rest.ids for p in own[-1][1]) else None
@@ -251,34 +281,34 @@ class Monitor:
         ``loss``: the tensor that ``backward()`` is called on. ``logged``: the number that goes to the log, to be held
         against it. ``inputs``: (predictions, targets) of a loss that is a plain function.
         """
-        clock = self._clock
-        if not clock.close and logged is None and inputs is None and self._plain(loss):
-            self._next()
-            return
+        # Most steps: the value of the loss, and nothing else.
+        if logged is None and inputs is None and self._plain and isinstance(loss, Tensor) and not loss.dim():
+            host = (math.nan, not loss.is_leaf, self._count, math.nan, math.nan, math.nan)
+            self._loss.write(self._clock.step, loss.detach(), host)
+        else:
+            self._look_closely(loss, logged, inputs)
+        if self._clock.advance() or not self._plain:
+            self._turn()
+
+    def _turn(self) -> None:
+        """A close step begins, or ends."""
+        self._arm()
+        if self.speak:
+            self._maybe_speak()
+        self._plain = not (self._clock.close or self._pending or self._polled)
+
+    def _look_closely(
+        self, loss: Tensor | float, logged: Tensor | float | None, inputs: tuple[Tensor, Tensor] | None
+    ) -> None:
         if inputs is not None:
             self._given(inputs, loss)
         self._record(loss, logged)
-        for watch in self._polled:
-            watch.poll()
         if self._clock.gradient and isinstance(loss, Tensor):
             self._find_factors(loss)
         if self._clock.sample:
             self._sample()
-        self._next()
-
-    def _next(self) -> None:
-        """The next step; a look at the rows is due at the start of a close one only."""
-        close = self._clock.advance()
-        if self.speak and (close or self._pending):
-            self._maybe_speak()
-
-    def _plain(self, loss: Tensor | float) -> bool:
-        """Most steps: the value of the loss, and nothing else. Every line here is paid for in cold caches."""
-        if not isinstance(loss, Tensor) or loss.dim() or self._polled or self._pending or not self._started:
-            return False
-        host = (math.nan, loss.grad_fn is not None, self._count, math.nan, math.nan, math.nan)
-        self._loss.write(self._clock.step, loss.detach(), host)
-        return True
+        for watch in self._polled:
+            watch.poll()
 
     def _given(self, inputs: tuple[Tensor, Tensor], loss: Tensor | float) -> None:
         watch = next((watch for watch in self._watches if watch.name == "inputs"), None)
@@ -426,9 +456,11 @@ class Monitor:
 
     def close(self) -> None:
         """Remove every hook. What was recorded stays readable."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.clear()
+        self._arm()
+        for end in self._endings:
+            end()
+        self._endings.clear()
         for updates in (*self._updates, self._rest):
             updates.close()
         self._polled.clear()

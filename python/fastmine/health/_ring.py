@@ -13,7 +13,7 @@ from torch import Tensor
 from ._history import Floats, Ints
 
 RECENT = 256  # rows kept in full
-TOGETHER = 16  # rows copied by one operation
+FIRST, TOGETHER = 16, 64  # rows copied by one operation, the first time and then
 THINNED = 512  # rows that the whole run is thinned to; even
 
 
@@ -36,7 +36,7 @@ class Ring:
             dtype = torch.float32 if device.type == "mps" else torch.float64
             self._memory = torch.full(shape, torch.nan, dtype=dtype, device=device)
         self._empty = torch.full(shape[1:], torch.nan, dtype=self._memory.dtype, device=device)
-        self._waiting: list[tuple[int, Tensor | None, Sequence[float], int]] = []
+        self._waiting: list[tuple[int, Tensor, Sequence[float], int]] = []
         self._overwritten = False
         self._host = np.full((RECENT + THINNED, len(self.host)), np.nan)
         self._steps = np.zeros(RECENT + THINNED, dtype=np.int64)
@@ -48,53 +48,57 @@ class Ring:
     def write(self, step: int, row: Tensor | None, host: Sequence[float] = ()) -> None:
         """Record a row; ``row`` has a value per column and no gradient, None leaves them as not measured.
 
-        Rows wait by reference until there are 16, and are then copied by one operation: 16 small ones would cost more
+        Rows wait by reference until there are 64, and are then copied by one operation: 64 small ones would cost more
         than the share of the loss allows. One that is overwritten meanwhile, as outputs of a CUDA graph are, or a loss
         that is scaled in place, is left out, and from then on rows are copied one by one.
         """
-        if row is not None and self._overwritten:
+        if row is None:
+            row = self._empty
+        elif self._overwritten:
             row = row.clone()
-        self._waiting.append((step, row, host, -1 if row is None else row._version))
-        if len(self._waiting) == TOGETHER:
+        self._waiting.append((step, row, host, row._version))
+        if len(self._waiting) == (TOGETHER if self._written else FIRST):
             self._settle()
 
     def _settle(self) -> None:
         """Copy the rows that wait."""
-        waiting, self._waiting = self._waiting, []
-        if not waiting:
+        if not self._waiting:
             return
+        steps, waiting, hosts, versions = zip(*self._waiting, strict=True)
+        self._waiting.clear()
+        missing = self._empty.reshape(next((row.shape for row in waiting if row is not self._empty), (-1,)))
         rows, places = [], set()
-        for _, row, _, version in waiting:
-            written = row is not None and (row._version != version or row.data_ptr() in places)
+        for row, version in zip(waiting, versions, strict=True):
+            place = row.data_ptr()
+            written = row is not self._empty and (row._version != version or place in places)
             self._overwritten = self._overwritten or written
-            rows.append(self._empty if row is None or written else row.reshape(-1))
-            places.add(None if row is None else row.data_ptr())
-        block = torch.stack(rows).to(self._memory.dtype)
-        for offset, (step, _, host, _) in enumerate(waiting):
-            number = self._written + offset
-            self._note(number % RECENT, step, host)
-        self._put(self._written % RECENT, block)
-        for offset, (step, _, host, _) in enumerate(waiting):
-            if (self._written + offset) % self._stride == 0:
-                if self._thinned == THINNED:
-                    self._thin()
-                if (self._written + offset) % self._stride == 0:
-                    self._note(RECENT + self._thinned, step, host)
-                    self._memory[RECENT + self._thinned].copy_(block[offset])
-                    self._thinned += 1
-        self._written += len(waiting)
+            rows.append(missing if written or row is self._empty else row)
+            places.add(place)
+        block = torch.stack(rows).reshape(len(rows), -1).to(self._memory.dtype)
+        self._keep(block, np.array(steps), np.array(hosts, dtype=np.float64))
 
-    def _put(self, place: int, block: Tensor) -> None:
-        """Into the recent rows from ``place`` on, around the end."""
-        fitting = min(len(block), RECENT - place)
-        self._memory[place : place + fitting].copy_(block[:fitting])
-        if fitting < len(block):
-            self._memory[: len(block) - fitting].copy_(block[fitting:])
+    def _keep(self, block: Tensor, steps: Ints, hosts: Floats) -> None:
+        """All rows among the recent ones, and every so manieth in the thinned run."""
+        first, n = self._written, len(block)
+        fitting = min(n, RECENT - first % RECENT)
+        self._put(first % RECENT, block[:fitting], steps[:fitting], hosts[:fitting])
+        self._put(0, block[fitting:], steps[fitting:], hosts[fitting:])
+        self._written += n
+        start = -first % self._stride
+        while start < n:
+            if self._thinned == THINNED:
+                self._thin()
+                start += -(first + start) % self._stride
+            part = slice(start, start + (THINNED - self._thinned) * self._stride, self._stride)
+            self._put(RECENT + self._thinned, block[part], steps[part], hosts[part])
+            self._thinned += len(steps[part])
+            start += len(steps[part]) * self._stride
 
-    def _note(self, place: int, step: int, host: Sequence[float]) -> None:
-        self._steps[place] = step
-        if host:
-            self._host[place] = host
+    def _put(self, place: int, block: Tensor, steps: Ints, hosts: Floats) -> None:
+        """Write rows from ``place`` on."""
+        part = slice(place, place + len(steps))
+        self._memory[part].copy_(block)
+        self._steps[part], self._host[part] = steps, hosts
 
     def _thin(self) -> None:
         """Keep every other row of the thinned run."""

@@ -42,6 +42,8 @@ class Thresholds:
     """STARVED_COMPONENT: share of the gradient, relative to the share of the weights that the component was given."""
     rounding: float = 1e-6
     """DEAD_COMPONENT: a share of the gradient that float32 cannot tell from 0, from the first measurement on."""
+    resolution: float = 2.0**-20
+    """PREDICTION_COLLAPSE: relative difference of predictions that is rounding, 8 units in the last place."""
     conflict_cosine: float = -0.9
     """CONFLICTING_COMPONENTS: cosine to the rest, in every measurement."""
     probes: int = 4

@@ -18,11 +18,10 @@ from ._look import FOREIGN, MINING, SEGMENTATION, Look
 from ._ring import Ring
 
 GRADIENT = ("gradient_l1",)
-CALL = ("connected", "valid_given")
 
 
 class Watch:
-    """A loss under observation. ``called`` is told of every call of it that is part of training."""
+    """A loss under observation. ``called`` is told of the calls that are part of training, in close steps at least."""
 
     def __init__(self, name: str, loss: Any, clock: Clock, *, component: bool = False) -> None:
         self.name, self.loss, self.component = name, loss, component
@@ -64,7 +63,7 @@ class Watch:
     def _write(self, columns: Sequence[str], row: Tensor | None, host: Sequence[float]) -> None:
         if self._ring is None:
             device = torch.device("cpu") if row is None else row.device
-            self._ring = Ring(columns, device, (*CALL, *self._host_columns()))
+            self._ring = Ring(columns, device, self._host_columns())
         self._ring.write(self._clock.step, row, host)
 
     def _host_columns(self) -> tuple[str, ...]:
@@ -104,45 +103,55 @@ class Watch:
         return Table(self.name, self.kind, steps, derived(self.kind, columns, self.facts.get("classes", 0)), self.facts)
 
 
-class EvidentWatch(Watch):
+class HeardWatch(Watch):
+    """A loss that hands over its evidence itself, at every call; hooks tell of more in close steps."""
+
+    loss: EvidentLoss[Evidence]
+
+    def hear(self, evidence: Evidence, output: Tensor) -> None:
+        """A call in any step: most do nothing else, and every line of it is paid for in cold caches."""
+        raise NotImplementedError
+
+    def _record(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor) -> None:  # noqa: ARG002
+        if kwargs.get("valid") is not None or (len(args) > 2 and args[2] is not None):
+            self.facts["valid_given"] = True
+
+
+class EvidentWatch(HeardWatch):
     """A loss of ours: its evidence, as it is."""
 
     def __init__(self, name: str, loss: EvidentLoss[Evidence], clock: Clock, *, component: bool = False) -> None:
         super().__init__(name, loss, clock, component=component)
         self.facts.update(foreign=False, options=loss.options)
-        self._seen: Evidence | None = None
+        self._polled: Evidence | None = None
+
+    def hear(self, evidence: Evidence, output: Tensor) -> None:  # noqa: ARG002
+        """Its evidence, as it is."""
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            ring = self._ring or self._opened(evidence)
+            ring.write(self._clock.step, evidence.tensor)
+
+    def _opened(self, evidence: Evidence) -> Ring:
+        mining, masks = isinstance(evidence, MiningEvidence), isinstance(evidence, SegmentationEvidence)
+        self.kind = MINING if mining else SEGMENTATION if masks else FOREIGN
+        self._ring = Ring(evidence.fields, evidence.tensor.device)
+        return self._ring
 
     def _record(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor) -> None:
-        self._seen = evidence = self._known_kind(self.loss.evidence)
+        super()._record(args, kwargs, output)
         if self.loss.options.get("mode") == "multiclass" and args:
             self.facts["classes"] = args[0].shape[1]
-        valid_given = kwargs.get("valid") is not None or (len(args) > 2 and args[2] is not None)
         refs = kwargs.get("ref_embeddings")
         if refs is not None and refs.data_ptr() == args[0].data_ptr():
             self.facts["refs_are_embeddings"] = True
-        self._write(evidence.fields, evidence.tensor, (output.grad_fn is not None, valid_given))
-
-    def _known_kind(self, evidence: Evidence) -> Evidence:
-        mining, masks = isinstance(evidence, MiningEvidence), isinstance(evidence, SegmentationEvidence)
-        self.kind = MINING if mining else SEGMENTATION if masks else FOREIGN
-        return evidence
-
-    def lightly(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
-        """A call in a step where nothing is measured: the evidence alone."""
-        if self._ring is None or not isinstance(output, Tensor):
-            self.called(args, kwargs, output)
-            return
-        valid_given = kwargs.get("valid") is not None or (len(args) > 2 and args[2] is not None)
-        self._seen = evidence = self.loss.evidence
-        self._ring.write(self._clock.step, evidence.tensor, (output.grad_fn is not None, valid_given))
 
     def poll(self) -> None:
-        """Take up the evidence of a call that no hook saw, inside a compiled function."""
+        """Take up the evidence of a call that nobody was told of, inside a compiled function."""
         evidence = self.loss.__dict__.get("_last")
-        if evidence is not None and evidence is not self._seen:
-            self._seen = self._known_kind(evidence)
+        if evidence is not None and evidence is not self._polled:
+            self._polled = evidence
             # A copy, for a compiled graph may write its next outputs into the same memory.
-            self._write(evidence.fields, evidence.tensor.clone(), (True, False))
+            (self._ring or self._opened(evidence)).write(self._clock.step, evidence.tensor.clone())
 
 
 class ForeignWatch(Watch):
@@ -150,20 +159,21 @@ class ForeignWatch(Watch):
 
     def __init__(self, name: str, loss: Any, clock: Clock, *, component: bool = False) -> None:
         super().__init__(name, loss, clock, component=component)
+        clock.look_too()
         self._look: Look | None = None
         smooth = getattr(loss, "smooth", None)
         if isinstance(smooth, int | float):
             self.facts["options"] = {"smooth": float(smooth)}
 
     def _host_columns(self) -> tuple[str, ...]:
-        return ("input_connected",)
+        return ("connected", "input_connected")
 
     def _record(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor) -> None:
         if not self._clock.look:
             return
         found = tensors([*args, *kwargs.values()])
         prediction = next((x for x in found if x.is_floating_point()), None)
-        host = (output.grad_fn is not None, False, any(x.requires_grad for x in found))
+        host = (output.grad_fn is not None, any(x.requires_grad for x in found))
         if prediction is None or prediction.numel() == 0:
             self._write((), None, host)
             return
@@ -190,17 +200,21 @@ class ForeignWatch(Watch):
         self._write(self._look.columns, self._look.read(prediction, target, output, again), host)
 
 
-class CompositeWatch(Watch):
+class CompositeWatch(HeardWatch):
     """A weighted sum: weight, value, connection and share in the gradient of every component."""
+
+    loss: CompositeLoss
 
     def __init__(self, name: str, loss: CompositeLoss, clock: Clock) -> None:
         super().__init__(name, loss, clock)
         self.kind = "composite"
         self._names = tuple(loss.components)
-        self._connected = dict.fromkeys(self._names, np.nan)
+        self._columns = [f"{name}.{what}" for name in self._names for what in ("weight", "value")]
+        self._connected = dict.fromkeys(self._names, np.nan)  # as of the last close step
         self._measured: dict[str, tuple[Tensor | None, ...]] = {}
         self._shares: Ring | None = None
         self.facts.update(foreign=False, components=list(self._names), required=sorted(loss.required))
+        self.facts["schedule_began"] = loss.steps
 
     @property
     def rings(self) -> list[Ring]:
@@ -230,19 +244,21 @@ class CompositeWatch(Watch):
             self._clock.measuring = False
 
     def _host_columns(self) -> tuple[str, ...]:
-        return tuple(f"{name}.connected" for name in self._names)
+        return ("connected", *(f"{name}.connected" for name in self._names))
 
-    def _record(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor) -> None:
-        loss: CompositeLoss = self.loss
-        row, active = loss.evidence.tensor, tuple(loss.parts)
+    def hear(self, evidence: Evidence, output: Tensor) -> None:
+        """Weights and values, and which components were connected when that was looked at last."""
+        if not is_training_call():
+            return
+        row, active = evidence.tensor, tuple(self.loss.parts)
         if active != self._names:
             row = self._spread(row, active)
-        columns = [f"{name}.{what}" for name in self._names for what in ("weight", "value")]
-        connected = [self._connected[name] for name in self._names]
-        valid_given = kwargs.get("valid") is not None or (len(args) > 2 and args[2] is not None)
-        self._write(columns, row, (output.grad_fn is not None, valid_given, *connected))
+        self._write(self._columns, row, (not output.is_leaf, *self._connected.values()))
+
+    def _record(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor) -> None:
+        super()._record(args, kwargs, output)
         if self._measured:
-            self._share(loss.weights())
+            self._share(self.loss.weights())
 
     def _spread(self, row: Tensor, active: Sequence[str]) -> Tensor:
         """Weights and values of the components that were evaluated, in their places; the others have weight 0."""
@@ -255,9 +271,10 @@ class CompositeWatch(Watch):
 
     def table(self, *, staged: bool = False) -> Table | None:
         """Everything recorded so far, and who changed which weight last."""
-        loss: CompositeLoss = self.loss
+        loss = self.loss
         self.facts["writers"] = {name: loss.last_writer(name) for name in self._names}
         self.facts["scheduled"] = sorted(loss.schedule)
+        self.facts["schedule_step"] = loss.steps
         self.facts["to_come"] = {name: _to_come(schedule, loss.steps) for name, schedule in loss.schedule.items()}
         found = super().table(staged=staged)
         if found is not None and self._shares is not None:

@@ -89,13 +89,16 @@ class CrossBatchMemory(EvidentLoss[Evidence]):
             "ref_valid": self.filled[:-1].clone(),
         }
 
-    def forward(self, embeddings: Tensor, labels: Tensor, valid: Tensor | None = None) -> Tensor:
-        """The loss of a batch [N, D] with labels [N]; ``valid`` [N] marks the rows that take part, and are stored."""
-        value = in_batch = self.loss(embeddings, labels, valid)
+    def forward(self, embeddings: Tensor, labels: Tensor, valid: Tensor | None = None, **per_row: Tensor) -> Tensor:
+        """The loss of a batch [N, D] with labels [N]; ``valid`` [N] marks the rows that take part, and are stored.
+
+        ``per_row``: further arguments of the loss, such as ``sample_weight`` [N].
+        """
+        value = in_batch = self.loss(embeddings, labels, valid, **per_row)
         remembered = torch.zeros_like(in_batch)
         stored = self.filled.sum()
         if self.memory_weight:
-            remembered = self.loss(embeddings, labels, valid, **self.references(embeddings))
+            remembered = self.loss(embeddings, labels, valid, **per_row, **self.references(embeddings))
             value = in_batch + self.memory_weight * remembered
         if self.training:
             self.enqueue(embeddings, labels, valid)

@@ -103,9 +103,9 @@ def overfit(kind: type[System[Any, Any]], settings: Settings, screen: Screen, sa
         batches = list(itertools.islice(itertools.cycle(system.batches(1)), max(1, samples // settings.batch_size)))
         parameters = [*system.model.parameters(), *system.loss.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=settings.lr)
-        # To a standstill, or the last epoch would be judged by the noise of its steps.
+        # From half way on to a standstill, or the last epoch would be judged by the noise of its steps.
         steps = settings.epochs * len(batches)
-        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1 - step / steps, 1 / steps))
+        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, 2 * max(steps - step, 1) / steps))
         history = []
         with Monitor(system.model, system.loss, optimizer, speak=False) as monitor:
             for epoch in range(settings.epochs):

@@ -28,7 +28,7 @@ def margin_softmax(
 ) -> tuple[Tensor, Tensor]:
     """(loss, evidence) of ``embeddings`` [N, D] against ``weight`` [C, D] or [C, K, D]."""
     scores = score(embeddings, labels, weight, valid, sample_weight, class_weight, scale)
-    target = _angular(scores, margin) if kind == "angular" else (scores.rows * scores.own).sum(dim=1) - margin
+    target = _angular(scores, margin) if kind == "angular" else scores.cosine - margin
     others = scores.logits.scatter(1, scores.target[:, None], -torch.inf)
     nearest = others.detach().amax(dim=1)
     total = nearest + (others - nearest[:, None]).exp().sum(dim=1).log()
@@ -47,9 +47,8 @@ def _angular(scores: Scores, margin: float) -> Tensor:
     The two meet at -1. No arc cosine: its derivative is infinite where an embedding meets its class vector. The sine
     is the length of what is left of the embedding beside that vector, with a derivative of length 1.
     """
-    rows, own = scores.rows, scores.own
-    cosine = (rows * own).sum(dim=1)
-    apart = rows - cosine[:, None] * own
+    cosine = scores.cosine
+    apart = scores.rows - cosine[:, None] * scores.own
     # A zero vector is at a right angle to everything.
     sine = torch.where(scores.right_angle, 1.0, safe_sqrt(apart.square().sum(dim=1)))
     turned = cosine * math.cos(margin) - sine * math.sin(margin)

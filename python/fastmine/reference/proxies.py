@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 PROXY_FIELDS = (
     "anchors",  # rows of the batch
@@ -24,16 +25,16 @@ PROXY_FIELDS = (
     "nonfinite_rows",  # admitted rows with a NaN or an Inf
     "negative_labels",  # admitted rows with a label below 0
     "out_of_range",  # admitted rows with a label that is of no class
-    "classes",  # distinct labels among the valid rows
-    "nonfinite_refs",  # class vectors with a NaN or an Inf
-    "zero_refs",  # class vectors of norm 0
     "weight_sum",  # of the valid rows, 1 each unless weighted
     "positive_distance_sum",  # 1 - cosine to the own class, over valid rows
     "negative_distance_sum",  # 1 - cosine to the nearest other class
-    "positive_distance_max",
-    "negative_distance_min",
     "norm_squared_sum",  # sum ||z||^2 over admitted finite rows
     "sum_norm_squared",  # ||sum z||^2 over admitted finite rows
+    "positive_distance_max",
+    "negative_distance_min",
+    "classes",  # distinct labels among the valid rows
+    "nonfinite_refs",  # class vectors with a NaN or an Inf
+    "zero_refs",  # class vectors of norm 0
 )
 
 
@@ -44,6 +45,7 @@ class Scores(NamedTuple):
     target: Tensor  # the label where it is of a class, else 0 [N]
     rows: Tensor  # unit embeddings [N, D]: 0 for zero rows and rows that take no part, NaN for labels out of range
     own: Tensor  # the unit vector of the own class [N, D], the nearest of several
+    cosine: Tensor  # of each row to its own class [N]
     right_angle: Tensor  # rows that are zero, or whose class vector is
     admitted: Tensor  # rows that take part [N]
     valid: Tensor  # of these, those with a label that is of a class
@@ -58,12 +60,15 @@ def norms(x: Tensor) -> Tensor:
     return found
 
 
-def unit(x: Tensor, norm: Tensor | None = None) -> Tensor:
-    """``x / ||x||``. 0, without a gradient, for a row shorter than any normal number; NaN for one with an Inf."""
-    norm = norms(x) if norm is None else norm
-    zero = norm < torch.finfo(x.dtype).tiny
+def unit(x: Tensor) -> Tensor:
+    """``x / ||x||``: 0, without a gradient, for a row shorter than any normal number; NaN for one with an Inf."""
+    return x * _inverse(norms(x), x.dtype)
+
+
+def _inverse(norm: Tensor, dtype: torch.dtype) -> Tensor:
+    zero = norm < torch.finfo(dtype).tiny
     inverse = torch.where(zero, 0.0, 1.0 / torch.where(zero, 1.0, norm))
-    return x * torch.where(norm == torch.inf, torch.nan, inverse).to(x.dtype)
+    return torch.where(norm == torch.inf, torch.nan, inverse).to(dtype)
 
 
 def score(
@@ -87,7 +92,8 @@ def score(
     poison = torch.where(admitted & ~in_range, torch.nan, 1.0).to(wide)
     vectors = weight.to(wide).flatten(0, -2)
     row_norm, vector_norm = norms(rows), norms(vectors)
-    rows, vectors = unit(rows, row_norm) * poison[:, None], unit(vectors, vector_norm)
+    rows = rows * (_inverse(row_norm, wide) * poison[:, None])
+    vectors = vectors * _inverse(vector_norm, wide)
     logits = _product(scale * rows, vectors)
     nearest = target
     if weight.dim() == 3:
@@ -95,7 +101,8 @@ def score(
         logits, which = logits.view(labels.shape[0], classes, several).max(dim=2)
         nearest = target * several + which.gather(1, target[:, None]).squeeze(1)
     # An embedding, whose backward pass adds in a fixed order on every device.
-    own = torch.nn.functional.embedding(nearest, vectors)
+    own = F.embedding(nearest, vectors)
+    cosine = (rows * own).sum(dim=1)
     row_weight = None
     for given in (sample_weight, None if class_weight is None else class_weight[target]):
         if given is not None:
@@ -106,7 +113,9 @@ def score(
     row_norm, vector_norm = row_norm.detach().squeeze(1), vector_norm.detach().squeeze(1)
     tiny = torch.finfo(wide).tiny
     right_angle = (row_norm < tiny) | (vector_norm < tiny)[nearest]
-    return Scores(logits, target, rows, own, right_angle, admitted, taking_part, row_norm, vector_norm, row_weight)
+    return Scores(
+        logits, target, rows, own, cosine, right_angle, admitted, taking_part, row_norm, vector_norm, row_weight
+    )
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
@@ -123,22 +132,22 @@ def proxy_evidence(scores: Scores, embeddings: Tensor, labels: Tensor, nearest_o
     """The counts and sums of ``PROXY_FIELDS``, as float64; ``nearest_other`` is the cosine to another class."""
     admitted, valid, norm, vector_norm = scores.admitted, scores.valid, scores.row_norm, scores.vector_norm
     finite = admitted & norm.isfinite()
-    z = torch.where(finite[:, None], embeddings, 0.0).sum(dim=0, dtype=torch.float64)
-    d_p = torch.where(valid, 1.0 - (scores.rows * scores.own).sum(dim=1), 0.0)
-    d_n = torch.where(valid, 1.0 - nearest_other, 0.0)
-    rows_of_class = torch.zeros(scores.logits.shape[1], dtype=torch.int64, device=z.device)
-    rows_of_class = rows_of_class.index_add(0, scores.target, valid.long())
-    flags = torch.stack((
+    d_p, d_n = (torch.where(valid, 1.0 - cosine, 0.0) for cosine in (scores.cosine, nearest_other))
+    by_row = torch.stack([
         torch.ones_like(valid), admitted, valid, admitted, valid, d_n < d_p, valid & active, finite & (norm == 0),
         admitted & ~finite, admitted & (labels < 0), admitted & ~valid,
-    )).sum(dim=1)  # fmt: skip
-    far = torch.cat([d_p, d_p.new_zeros(1)]).amax()  # one more, so that there is a maximum without rows
-    near = torch.cat([d_n.masked_fill(~valid, torch.inf), d_n.new_full((1,), torch.inf)]).amin()
-    counts = torch.stack([(rows_of_class > 0).sum(), (~vector_norm.isfinite()).sum(), (vector_norm == 0).sum()])
-    share = flags[4].to(d_p.dtype) if scores.weight is None else scores.weight.sum()
-    sums = torch.stack([share, d_p.sum(), d_n.sum(), far, torch.where(flags[4] > 0, near, 0.0)])
-    squares = torch.stack([torch.where(finite, norm, 0.0).square().sum(), z.square().sum()])
-    return torch.cat([flags.double(), counts.double(), sums.double(), squares])
+    ]).sum(dim=1)  # fmt: skip
+    share = by_row[4] if scores.weight is None else scores.weight.sum()
+    total = torch.where(finite[:, None], embeddings, 0.0).sum(dim=0, dtype=torch.float64)
+    squares = torch.where(finite, norm, 0.0).square().sum(), total.square().sum()
+    # One more, so that there is a maximum without rows.
+    ends = F.pad(torch.stack([d_p, torch.where(valid, -d_n, -torch.inf)]), (0, 1), value=-torch.inf).amax(dim=1)
+    farthest, nearest = torch.where(by_row[4] > 0, ends, 0.0).unbind()
+    present = torch.zeros(scores.logits.shape[1], dtype=torch.int64, device=norm.device)
+    present = (present.index_add(0, scores.target, valid.long()) > 0).sum()
+    by_class = (~vector_norm.isfinite()).sum(), (vector_norm == 0).sum()
+    numbers = (share, d_p.sum(), d_n.sum(), *squares, farthest, -nearest, present, *by_class)
+    return torch.cat([by_row.double(), torch.stack([number.double() for number in numbers])])
 
 
 def weighted_mean(value: Tensor, weight: Tensor) -> Tensor:

@@ -27,53 +27,47 @@ def retrieval(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(recall [N, len(k)], r_precision [N], map_at_r [N], relevant [N], valid [N]); 0 where not valid."""
     takes_part = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid
-    apart = ref_embeddings is not None
+    x = torch.where(takes_part[:, None], embeddings, 0.0).double()
     if ref_embeddings is None or ref_labels is None:
-        ref_embeddings, ref_labels, ref_valid = embeddings, labels, takes_part
-    elif ref_valid is None:
-        ref_valid = torch.ones_like(ref_labels, dtype=torch.bool)
-    assert ref_valid is not None
-    x, y = (
-        torch.where(mask[:, None], z, 0.0).double()
-        for mask, z in ((takes_part, embeddings), (ref_valid, ref_embeddings))
-    )
-    relevant = _same_label(labels, ref_labels, ref_valid) - (0 if apart else takes_part.long())
-    irrelevant = ref_valid.sum() - relevant - (0 if apart else takes_part.long())
-    asked = takes_part & (relevant > 0) & (irrelevant > 0)
-    relevant = torch.where(asked, relevant, 0)
+        y, y_labels = x[takes_part], labels[takes_part]
+        itself = torch.where(
+            takes_part, takes_part.cumsum(dim=0) - 1, len(y)
+        )  # beyond the last where it is not among y
+    else:
+        kept = slice(None) if ref_valid is None else ref_valid
+        y, y_labels = ref_embeddings[kept].double(), ref_labels[kept]
+        itself = torch.full_like(labels, len(y))
+    order = y_labels.argsort(stable=True)
+    begin, end = (torch.searchsorted(y_labels[order], labels, right=right) for right in (False, True))
+    counted = (itself < len(y)).long()
+    relevant = end - begin - counted
+    asked = takes_part & (relevant > 0) & (len(y) - counted > relevant)
 
-    most = int(relevant.max()) if len(relevant) else 0
+    most = int((end - begin).max()) if len(x) else 0
     deepest = min(max(most, *k), len(y))
-    found = [
-        _block(
-            distance(x[rows], y, metric) * (-1.0 if metric == "dot" else 1.0),
-            labels[rows, None] == ref_labels, ref_valid, None if apart else rows, relevant[rows], k, most, deepest,
-        )
-        for rows in torch.split(torch.arange(len(x), device=x.device), block)
-    ]  # fmt: skip
+    found = []
+    for rows in torch.split(torch.arange(len(x), device=x.device), block):
+        table = distance(x[rows], y, metric) * (-1.0 if metric == "dot" else 1.0)
+        places = begin[rows, None] + torch.arange(most, device=x.device)
+        exists = places < end[rows, None]
+        same = order[places.clamp(max=max(len(y) - 1, 0))]
+        same = torch.where(exists, same, same[:, :1])
+        exists = exists & (same != itself[rows, None])
+        nearest = table.gather(1, same).masked_fill(~exists, torch.inf).sort(dim=1).values
+        others = table.scatter_(1, same, torch.inf).topk(deepest, dim=1, largest=False).values
+        found.append(_metrics(nearest, others, relevant[rows], k))
     poison = torch.where(poisoned_rows(x) | poisoned_rows(y).any(), torch.nan, 1.0)[:, None]
     values = torch.cat(found) if found else x.new_zeros(0, len(k) + 2)
     values = torch.where(asked[:, None], values * poison, 0.0)
-    return values[:, :-2], values[:, -2], values[:, -1], relevant, asked
+    return values[:, :-2], values[:, -2], values[:, -1], torch.where(asked, relevant, 0), asked
 
 
-def _same_label(labels: Tensor, ref_labels: Tensor, ref_valid: Tensor) -> Tensor:
-    """How many valid references have the label of each query."""
-    ordered = ref_labels[ref_valid].sort().values
-    return torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
+def _metrics(nearest: Tensor, others: Tensor, relevant: Tensor, k: Sequence[int]) -> Tensor:
+    """Recall at each k, R-precision and MAP@R of some queries, one row for each.
 
-
-def _block(
-    distance: Tensor, same: Tensor, ref_valid: Tensor, itself: Tensor | None, relevant: Tensor, k: Sequence[int],
-    most: int, deepest: int,
-) -> Tensor:  # fmt: skip
-    """Recall at each k, R-precision and MAP@R of some queries, one row for each."""
-    candidate = ref_valid.expand_as(same)
-    if itself is not None:
-        candidate = candidate.scatter(1, itself[:, None], torch.zeros_like(itself, dtype=torch.bool)[:, None])
-    nearest = _smallest(distance, same & candidate, most)
-    others = _smallest(distance, candidate & ~same, deepest)
-    place = torch.arange(1, most + 1, device=distance.device)
+    ``nearest``: the distances to relevant references, ascending; ``others``: the least of the distances to others.
+    """
+    place = torch.arange(1, nearest.shape[1] + 1, device=nearest.device)
     # An irrelevant reference at the same distance comes first.
     rank = place + torch.searchsorted(others, nearest, right=True)
     exists = place <= relevant[:, None]
@@ -83,8 +77,3 @@ def _block(
     r_precision = within.sum(dim=1) / total
     map_at_r = torch.where(within, place.double() / rank, 0.0).sum(dim=1) / total
     return torch.stack([*(hit.double() for hit in recall), r_precision, map_at_r], dim=1)
-
-
-def _smallest(distance: Tensor, candidate: Tensor, count: int) -> Tensor:
-    """The smallest distances to candidates, ascending; Inf where there are no more."""
-    return distance.masked_fill(~candidate, torch.inf).topk(count, dim=1, largest=False).values

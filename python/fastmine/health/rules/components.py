@@ -20,11 +20,29 @@ def zero_weight(history: History, t: Thresholds) -> Iterator[Finding]:
             weight = table[f"{name}.weight"]
             start = lasting(weight == 0)
             scheduled = name in table.facts.get("scheduled", ())
+            if scheduled and table.facts["to_come"][name] > 0 and start == 0 and _stands_still(table, t):
+                yield _waiting(table, name)
             if len(table) - start < t.rows or (scheduled and (table.facts["to_come"][name] > 0 or start > 0)):
                 continue
             writer = table.facts.get("writers", {}).get(name, "unknown")
             evidence: dict[str, Any] = {"weight": 0, "last writer": writer, "steps": len(table) - start}
             yield finding("ZERO_WEIGHT", name, int(table.steps[start]), evidence, confidence=1.0)
+
+
+def _stands_still(table: Table, t: Thresholds) -> bool:
+    """Whether nobody advanced the schedules since the first step."""
+    return len(table) >= t.idle_steps and bool(table.facts["schedule_step"] == table.facts["schedule_began"])
+
+
+def _waiting(table: Table, name: str) -> Finding:
+    evidence: dict[str, Any] = {"weight": 0, "step of the schedules": table.facts["schedule_step"], "steps": len(table)}
+    return finding(
+        "ZERO_WEIGHT", name, int(table.steps[0]), evidence, severity="warning", confidence=0.6,
+        title="a schedule keeps the weight of a component at 0, and nobody advances it",
+        cause="CompositeLoss.step() is not called, so that the schedules stay where they were.",
+        remedy="Call criterion.step() after every step, or as often as the schedules count.",
+        refute="The schedules count epochs, and the first one is still under way.",
+    )  # fmt: skip
 
 
 def zero_factor(history: History, t: Thresholds) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ import numpy as np
 from .._finding import Finding, finding
 from .._history import Floats, Table
 from .._thresholds import Thresholds
-from .reading import began, gained, lasting, mean, option, share
+from .reading import Bools, began, gained, lasting, mean, option, share
 
 OVERLAP = ("dice", "iou", "tversky")
 
@@ -34,7 +34,7 @@ def targets_all_empty(table: Table, t: Thresholds) -> Finding | None:
 
 def targets_suspect_unannotated(table: Table, t: Thresholds) -> Finding | None:
     """Most masks are empty, and nobody said that they may be."""
-    if option(table, "mode") not in (None, "binary") or table["valid_given"].any() or table["ignored"].any():
+    if option(table, "mode") not in (None, "binary") or table.facts.get("valid_given") or table["ignored"].any():
         return None
     seen, filled = float(table["annotated"].sum()), float(table["nonempty"].sum())
     if len(table) < 16 or seen < t.groups or not 0 < filled / seen < t.nonempty_share:
@@ -62,6 +62,25 @@ def target_out_of_range(table: Table, _: Thresholds) -> Finding | None:
     return finding("TARGET_RANGE", table.name, int(rows.steps[0]), evidence, confidence=0.98)
 
 
+def target_never_half(table: Table, t: Thresholds) -> Finding | None:
+    """Masks whose best prediction, thresholded, is empty."""
+    if table.kind != "segmentation" or option(table, "mode") == "multiclass":
+        return None
+    rows = table.where(table["target_sum"] > 0)
+    if len(rows) < t.rows or rows["annotated"].sum() < t.groups or not rows["target_max"].max() < 0.5:
+        return None
+    if table.facts.get("foreign") and table["target_between"].any():  # no masks
+        return None
+    evidence = {"largest target": float(rows["target_max"].max()), "masks": float(rows["annotated"].sum())}
+    return finding(
+        "TARGET_RANGE", table.name, int(rows.steps[0]), evidence, confidence=0.9,
+        title="no target ever reaches 1/2: the best prediction there is, thresholded, is empty",
+        cause="Masks of 0 and 1 that were divided by 255 once more, or averaged with others until nothing was left.",
+        remedy="Convert once when loading: target = (mask > 0).",
+        refute="The targets are probabilities that are meant to be this low.",
+    )  # fmt: skip
+
+
 def logits_are_probabilities(table: Table, t: Thresholds) -> Finding | None:
     """Two sigmoids, or two softmaxes."""
     if table.facts.get("foreign"):
@@ -70,13 +89,29 @@ def logits_are_probabilities(table: Table, t: Thresholds) -> Finding | None:
         low, high = table["prediction_min"], table["prediction_max"]
     else:
         low, high = table["logit_min"], table["logit_max"]
-    if len(table) < 2 * t.rows or not ((low >= 0) & (high <= 1)).all() or share(high > low) < t.share:
+    if len(table) < 2 * t.rows or not (low >= 0).all() or share(high > low) < t.share:
         return None
+    if not (high <= 1).all():
+        return _rectified(table, t, low, high)
     evidence = {"logit min": float(low.min()), "logit max": float(high.max()), "steps": len(table)}
     confidence = 0.9
     if (table["prediction_row_error"] < 1e-3).all():
         evidence["sum over classes"], confidence = 1.0, 1.0
     return finding("INPUT_DOMAIN", table.name, int(table.steps[0]), evidence, confidence=confidence)
+
+
+def _rectified(table: Table, t: Thresholds, low: Floats, high: Floats) -> Finding | None:
+    """No logit below 0 and many exactly 0: to a softmax, which sees differences, that is no restriction."""
+    softmax = option(table, "mode") == "multiclass" or table.facts.get("type") == "CrossEntropyLoss"
+    if softmax or share(low == 0) < t.share:
+        return None
+    return finding(
+        "INPUT_DOMAIN", table.name, int(table.steps[0]), {"logit min": 0, "logit max": float(high.max())},
+        title="no logit is ever below 0, so that no probability can be below 1/2",
+        cause="The model ends in a rectifier: it cannot say no.",
+        remedy="Remove the last ReLU from the model.",
+        refute="Some logit is below 0.",
+    )  # fmt: skip
 
 
 def not_log_probabilities(table: Table, t: Thresholds) -> Finding | None:
@@ -115,19 +150,29 @@ def constant_prediction(table: Table, t: Thresholds) -> Finding | None:
     if table.facts.get("foreign"):
         if table.name.startswith("model"):
             return None
-        same = (table["prediction_variation"] == 0) & ~(table["target_max"] == table["target_min"])
+        same = _equal(table["prediction_variation"], table["prediction_min"], table["prediction_max"], t)
+        same &= ~(table["target_max"] == table["target_min"])
     else:
-        same = (table["logit_max"] == table["logit_min"]) & (table["items"] - table["ignored"] > 1)
+        same = _equal(table["logit_max"] - table["logit_min"], table["logit_min"], table["logit_max"], t)
+        same &= table["items"] - table["ignored"] > 1
     start = lasting(same)
     if len(table) - start < 2 * t.rows or (same & (table["prediction_nonfinite"] > 0)).any():
         return None
-    evidence = {"largest difference of two predictions": 0, "steps": len(table) - start}
+    difference = table["logit_max"] - table["logit_min"]
+    difference = table["prediction_variation"] if table.facts.get("foreign") else difference
+    evidence = {"largest difference of two predictions": mean(difference[start:]), "steps": len(table) - start}
     return finding(
         "PREDICTION_COLLAPSE", table.name, int(table.steps[start]), evidence, confidence=1.0,
         title="the model returns the same prediction for every input",
         cause="The output does not depend on the input any more: dead rectifiers, saturated activations, inputs that "
         "are constant, or weights that were driven out of range by too large a step.",
     )  # fmt: skip
+
+
+def _equal(difference: Floats, low: Floats, high: Floats, t: Thresholds) -> Bools:
+    """No difference, or one that is nothing but rounding of numbers as large as predictions mostly are."""
+    size = np.maximum(np.abs(low), np.abs(high))
+    return difference <= t.resolution * (np.median(size) if len(size) else 0.0)
 
 
 def prediction_collapse(table: Table, t: Thresholds) -> Finding | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._finding import Finding, finding
-from .._history import Table
+from .._history import Floats, Table
 from .._thresholds import Thresholds
 from .reading import about_pairs, began, gained, lasting, mean, option, share, significant_gain
 
@@ -150,11 +150,9 @@ def margin_unreachable(table: Table, t: Thresholds) -> Finding | None:
     rows, margin, metric = _pairs(table, t), option(table, "margin"), option(table, "metric")
     if rows is None or not isinstance(margin, float | int) or metric not in DIAMETER:
         return None
-    norm = rows["norm_squared_sum"] / np.maximum(rows["admitted"] - rows["nonfinite_rows"], 1)
-    unit = metric == "cosine" or bool((np.abs(norm - 1) < 1e-3).all())
-    if not unit or margin < DIAMETER[metric]:
+    if not (metric == "cosine" or _unit(rows)) or margin < DIAMETER[metric]:
         return None
-    evidence = {"margin": float(margin), "largest possible distance": DIAMETER[metric], "mean ||z||^2": mean(norm)}
+    evidence = {"margin": float(margin), "largest possible distance": DIAMETER[metric]}
     return finding("MARGIN_UNREACHABLE", table.name, int(rows.steps[0]), evidence, confidence=1.0)
 
 
@@ -168,6 +166,8 @@ def embedding_collapse(table: Table, t: Thresholds) -> Finding | None:
     )
     if option(table, "metric") == "dot":
         small = rows["spread"] < t.collapse_spread
+    # Directions may be alike because of a common mean, and the points far apart for the loss all the same.
+    small &= ~(rows["positive_distance_mean"] > _length(table))
     start = lasting(small)
     if len(rows) - start < t.collapse_rows:
         return None
@@ -192,14 +192,47 @@ def embedding_collapse(table: Table, t: Thresholds) -> Finding | None:
     return finding("EMBEDDING_COLLAPSE", table.name, int(rows.steps[start]), evidence)
 
 
+def _backwards(rows: Table, scaled: Floats, t: Thresholds) -> bool:
+    """The anchors are hard, always, and significantly more so than at first."""
+    if len(rows) < t.collapse_rows or rows.steps[-1] - rows.steps[0] < t.prediction_rows:
+        return False
+    return mean(rows["hard_share"][-t.rows :]) >= t.share and significant_gain(-scaled)
+
+
+def _unit(table: Table) -> bool:
+    """Whether all embeddings are unit vectors, as far as their mean square tells."""
+    norm = table["norm_squared_sum"] / np.maximum(table["admitted"] - table["nonfinite_rows"], 1)
+    return bool((np.abs(norm - 1) < 1e-3).all())
+
+
+def _length(table: Table) -> float:
+    """The distance that a loss compares distances with, its margin: among points closer than that none can meet it."""
+    margin = option(table, "margin")
+    if option(table, "metric") not in ("euclidean", "sqeuclidean"):
+        return np.inf
+    return 1.0 if margin == "soft" else float(margin) if isinstance(margin, float | int) and margin > 0 else np.inf
+
+
 def no_separation(table: Table, t: Thresholds) -> Finding | None:
-    """No progress from hard anchors."""
-    if table.facts.get("foreign") or option(table, "metric") == "dot":
+    """No progress from hard anchors, or progress in the wrong direction."""
+    # Of a loss from elsewhere it is not known what it measures; on the unit sphere all of them agree on what is near.
+    if option(table, "metric") == "dot" or (table.facts.get("foreign") and not (about_pairs(table) and _unit(table))):
         return None
     rows = table.where(table["valid"] > 0)
-    if len(rows) < t.separation_rows:
-        return None
     scaled = rows["gap"] / np.maximum(rows["negative_distance_mean"], 1e-30)
+    if _backwards(rows, scaled, t):
+        evidence = {"d_n - d_p": mean(rows["gap"][-10:]), "d_n - d_p at first": mean(rows["gap"][:10])}
+        evidence["hard share"] = mean(rows["hard_share"][-10:])
+        return finding(
+            "NO_SEPARATION", table.name, int(rows.steps[0]), evidence, confidence=0.8,
+            title="negatives come closer and positives move away: the loss asks for the opposite",
+            cause="A sign is inverted, the two distances of a ranking loss have changed places, or a similarity is "
+            "taken for a distance.",
+            remedy="Lower the loss by hand for three points, a pair and a stranger: the pair must come together. "
+            "fastmine.health.check_loss tests the sign of a loss.",
+        )  # fmt: skip
+    if table.facts.get("foreign") or len(rows) < t.separation_rows:
+        return None
     if mean(scaled[-50:]) >= 0 or mean(rows["hard_share"][-50:]) < 0.5:
         return None
     if significant_gain(scaled) or significant_gain(rows["spread"]) or significant_gain(-rows["hard_share"]):

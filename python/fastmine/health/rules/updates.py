@@ -184,11 +184,11 @@ def _rounded(_: History, table: Table, t: Thresholds) -> Finding | None:
 def _head_not_in_optimizer(tables: Sequence[Table], t: Thresholds) -> Iterator[Finding]:
     """The last layer gets gradients and no updates. Nobody freezes the last layer and trains what is below it."""
     for table in tables:
-        rows = table.measured("gradient_l1")
+        rows = table.measured("arrived_l1")  # by this backward(): what lies in .grad may be old
         if table.facts.get("held") or not table.facts.get("last_layer") or len(rows) < t.probes:
             continue
         if (
-            (rows["gradient_l1"] > 0).all()
+            (rows["arrived_l1"] > 0).all()
             and not np.nansum(table["changed"])
             and any(x.facts.get("held") for x in tables)
         ):
@@ -196,7 +196,8 @@ def _head_not_in_optimizer(tables: Sequence[Table], t: Thresholds) -> Iterator[F
             yield finding(
                 "NO_UPDATE", "model", int(rows.steps[0]), evidence, severity="warning", confidence=0.8,
                 title="the last layer has gradients and is in no optimizer",
-                cause="The layer was added or replaced after the optimizer was built.",
-                remedy="Build the optimizer from model.parameters() after the model is complete; freeze layers with "
-                "requires_grad_(False).",
+                cause="The layer was added or replaced after the optimizer was built, or it is the loss that learns, "
+                "as ArcFaceLoss does its class vectors, and the optimizer was given the model alone.",
+                remedy="Build the optimizer from model.parameters() after the model is complete, and from those of the "
+                "loss; freeze layers with requires_grad_(False).",
             )  # fmt: skip
