@@ -39,7 +39,7 @@ def test_who_learns_from_which_images() -> None:
 def test_every_run_is_asked_for_once() -> None:
     keys = [run.key() for run in command.runs(3)]
     assert len(set(keys)) == len(keys)
-    assert set(keys) == {command.key(row) for row in command.rows()}
+    assert {command.key(row) for row in command.rows()} <= set(keys)
 
 
 def test_a_run_is_a_function_of_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
@@ -28,9 +29,8 @@ MEASURES = {"dice": "at probability 1/2", "best_dice": "at the best threshold th
 def found(rows: Rows, method: Method, share: float, measure: str) -> list[float]:
     """A measure of each seed."""
     policy = VALIDITY if share == 1.0 else method.policy  # with every mask there is only one
-    return [
-        row[measure] for row in rows if (row["loss"], row["policy"], row["share"]) == (method.loss, policy, share)
-    ]  # fmt: skip
+    of = (method.loss, policy, share)
+    return [row[measure] for row in rows if (row["loss"], row["policy"], row["share"]) == of and measure in row]
 
 
 def tables(rows: Rows) -> str:
@@ -59,7 +59,8 @@ def _cell(values: list[float], seeds: int) -> str:
     if not values:
         return ""
     spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{mean(values):.3f}{spread}" + (f" ({len(values)} seeds)" if len(values) < seeds else "")
+    few = f" ({len(values)} seed{'s' * (len(values) > 1)})" if len(values) < seeds else ""
+    return f"{mean(values):.3f}{spread}{few}"
 
 
 def write_readme(rows: Rows) -> str:
@@ -91,14 +92,11 @@ def _panel(axes: Axes, rows: Rows, measure: str) -> None:
     losses = list(dict.fromkeys(method.loss for method in METHODS))
     for method in METHODS:
         values = [found(rows, method, share, measure) for share in SHARES]
-        known = [place for place, of_seeds in enumerate(values) if of_seeds]
+        means = [mean(of_seeds) if of_seeds else nan for of_seeds in values]
         look: dict[str, Any] = {"color": COLOURS[losses.index(method.loss)]}
-        axes.plot(
-            known, [mean(values[place]) for place in known], linestyle=STYLES[method.policy], linewidth=2,
-            label=method.name, **look,
-        )  # fmt: skip
-        for place in known:
-            axes.plot([place] * len(values[place]), values[place], ".", markersize=4, alpha=0.7, **look)
+        axes.plot(range(len(SHARES)), means, linestyle=STYLES[method.policy], linewidth=2, label=method.name, **look)
+        for place, of_seeds in enumerate(values):
+            axes.plot([place] * len(of_seeds), of_seeds, ".", markersize=4, alpha=0.7, **look)
     axes.set_xticks(range(len(SHARES)), [f"{share:.0%}" for share in SHARES])
     axes.set_xlabel("share of the masks that were drawn, of each class by itself")
     axes.set_ylim(-0.02, 1)
