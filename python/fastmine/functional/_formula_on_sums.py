@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from . import _check, _ops, _ranks
-from ._evidence import SegmentationEvidence
-from .reference.lovasz import lovasz
-from .reference.pairwise_distance import result_dtype
-from .reference.segmentation_formula import (
+from .. import _check, _ops
+from .._evidence import SegmentationEvidence
+from ..reference.lovasz import lovasz
+from ..reference.pairwise_distance import result_dtype
+from ..reference.segmentation_formula import (
     ALL_TERMS,
     SQUARED_TERMS,
     Formula,
@@ -21,7 +21,8 @@ from .reference.segmentation_formula import (
     reduced,
     segmentation_terms,
 )
-from .reference.segmentation_sums import SUMS, SUMS_FIELDS
+from ..reference.segmentation_sums import SUMS, SUMS_FIELDS
+from . import _ranks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
