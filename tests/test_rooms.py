@@ -192,7 +192,8 @@ def test_public_losses_exist() -> None:
 def test_every_public_name_is_there_and_described(module: ModuleType) -> None:
     for name in module.__all__:
         found = getattr(module, name)
-        described = name.startswith("__") or get_origin(found) is not None or found.__doc__  # types of options have none
+        # The types of options have no docstring.
+        described = name.startswith("__") or get_origin(found) is not None or found.__doc__
         assert described, f"{module.__name__}.{name} has no docstring"
 
 
