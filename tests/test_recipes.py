@@ -216,6 +216,27 @@ def test_one_epoch_and_two_more_equal_three(name: str, train: Train) -> None:
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
+def test_a_dry_run_tries_two_steps_and_writes_nothing(
+    name: str, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(name, "--epochs", 3, "--dry-run") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "dry run: loss" in said
+    assert "3 epochs of" in said
+    assert "Nothing was written" in said
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_dry_run_fails_where_the_weights_have_no_gradient(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forward = embeddings.EmbeddingNet.forward
+    monkeypatch.setattr(embeddings.EmbeddingNet, "forward", lambda *given: forward(*given).detach().requires_grad_())
+    assert train("embeddings", "--dry-run") == 1
+    assert "no weight of the model has a gradient" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
 def test_ctrl_c_within_an_epoch_loses_nothing(
     name: str, train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ examples:
   fastmine train embeddings --data photos --epochs 50 --batch-size 16
   fastmine train doa                              directions of arrival, beside MUSIC and the least possible error
   fastmine train embeddings --resume              go on with the latest run
+  fastmine train doa --dry-run                    does everything load, and how long would it take?
   fastmine doctor env                             who computes the losses here: kernels or reference
   fastmine doctor labels photos --batch-size 16   can a shuffled batch of 16 teach anything?
   fastmine doctor masks scans                     are these masks annotations, and of what values?
@@ -230,6 +231,7 @@ def _add_system(systems: Any, name: str, summary: str, examples: str) -> Parser:
         metavar="PATH",
         help="go on with the run in this folder, or from this checkpoint; without PATH, with the latest run",
     )
+    found.add_argument("--dry-run", action="store_true", help="load everything, try two steps, and write nothing")
     found.set_defaults(run=_train, recipe=name)
     return found
 
@@ -263,7 +265,7 @@ def _train(arguments: argparse.Namespace) -> int:
     given = {field: value for field, value in vars(arguments).items() if field in options_of(kind)}
     if "search" in arguments:
         given["search"] = arguments.search
-    recipe.train(out=arguments.out, resume=arguments.resume, **given)
+    recipe.train(out=arguments.out, resume=arguments.resume, dry_run=arguments.dry_run, **given)
     return 0
 
 

@@ -480,15 +480,16 @@ def train(
     out: Path | None = None,
     resume: Path | bool | None = None,
     search: int | None = None,
+    dry_run: bool = False,
     **options: Any,
 ) -> Mapping[str, Any]:
     """``fastmine train doa``; the options are those of :class:`DoaSettings`.
 
     With ``search``, so many runs with other weights instead, see :mod:`~fastmine.recipes.searching`.
     """
-    if search is not None:
+    if search is not None and not dry_run:
         return searching.search(Doa, DoaSettings, options, search, out=out, resume=resume)
-    return training.train(Doa, DoaSettings, options, out=out, resume=resume)
+    return training.train(Doa, DoaSettings, options, out=out, resume=resume, dry_run=dry_run)
 
 
 def load(path: Path | str) -> nn.Module:

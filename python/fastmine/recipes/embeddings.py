@@ -443,9 +443,11 @@ def _describe(split: Split, sampler: PKBatchSampler | ShuffledBatches, train_lab
     return lines
 
 
-def train(*, out: Path | None = None, resume: Path | bool | None = None, **options: Any) -> dict[str, Any]:
+def train(
+    *, out: Path | None = None, resume: Path | bool | None = None, dry_run: bool = False, **options: Any
+) -> dict[str, Any]:
     """``fastmine train embeddings``; the options are those of :class:`EmbeddingSettings`."""
-    return training.train(Embeddings, EmbeddingSettings, options, out=out, resume=resume)
+    return training.train(Embeddings, EmbeddingSettings, options, out=out, resume=resume, dry_run=dry_run)
 
 
 def load(path: Path | str) -> nn.Module:

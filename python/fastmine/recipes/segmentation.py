@@ -487,9 +487,11 @@ def _f1_of_all_object(masks: Tensor) -> float:
 SYSTEM = Segmentation
 
 
-def train(*, out: Path | None = None, resume: Path | bool | None = None, **options: Any) -> dict[str, Any]:
+def train(
+    *, out: Path | None = None, resume: Path | bool | None = None, dry_run: bool = False, **options: Any
+) -> dict[str, Any]:
     """``fastmine train segmentation``; the options are those of :class:`SegmentationSettings`."""
-    return training.train(Segmentation, SegmentationSettings, options, out=out, resume=resume)
+    return training.train(Segmentation, SegmentationSettings, options, out=out, resume=resume, dry_run=dry_run)
 
 
 def load(path: Path | str) -> nn.Module:

@@ -343,12 +343,14 @@ def train(
     *,
     out: Path | None = None,
     resume: Path | bool | None = None,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """Train a system and report; returns what ``report.json`` holds.
 
     ``given`` are the options that differ from the defaults or, with ``resume``, from the saved run.
     ``out`` is a new or empty folder, by default the next free ``runs/NAME-1``, ``-2``, ...
     ``resume`` names a run's folder or a checkpoint; True stands for ``out``, or else the latest run.
+    With ``dry_run`` everything is loaded and two steps are tried, and nothing is written.
     """
     screen = Screen()
     source = None
@@ -358,6 +360,8 @@ def train(
     settings = settings_to_resume(settings_kind, saved["settings"], given) if saved else settings_kind(**given)
     with reproducible(settings):
         system = kind(settings, screen)
+        if dry_run:
+            return _try_out(system, screen)
         run = Run(system, runs.folder_for(kind.name, out, source), screen)
         if saved:
             run.restore(saved)
@@ -429,15 +433,54 @@ def plain(settings: Settings) -> dict[str, Any]:
     return {name: str(v.resolve()) if isinstance(v, Path) else v for name, v in found.items()}
 
 
-def _introduce(run: Run[Any, Any]) -> None:
+def _try_out(system: System[Any, Any], screen: Screen) -> dict[str, Any]:
+    """What a run would be, from two steps of its first epoch; raises where they could not teach."""
+    _describe(system, screen)
+    teaching = list(islice((batch for batch in system.batches(1) if batch.teaches), 2))
+    if not teaching:
+        raise CommandError("no batch of the first epoch could teach anything; nothing was written")
+    parameters = dict(system.model.named_parameters())
+    system.model.train()
+    for batch in teaching:  # the second is timed: the first finds nothing in the caches
+        start = time.perf_counter()
+        system.model.zero_grad()
+        loss = system.learn(batch).loss
+        loss.backward()  # type: ignore[no-untyped-call]
+        seconds = time.perf_counter() - start
+    value, epochs, steps = float(loss.detach()), system.settings.epochs, system.steps()
+    reached = [name for name, p in parameters.items() if p.grad is not None and bool(p.grad.any())]
+    if not math.isfinite(value) or not reached:
+        what = f"the loss is {value}" if reached else "no weight of the model has a gradient"
+        raise CommandError(f"in the second step {what}; nothing was written")
+    found = {
+        "loss": value,
+        "weights_reached": len(reached),
+        "weights": len(parameters),
+        "steps": epochs * steps,
+        "seconds": epochs * steps * seconds,
+    }
+    screen.say(
+        f"dry run: loss {value:.4g}, a gradient at {len(reached)} of {len(parameters)} weight tensors; {epochs} epochs "
+        f"of {steps} steps would take about {found['seconds']:.0f} s of training. Nothing was written",
+        style="bold",
+    )
+    return found
+
+
+def _describe(system: System[Any, Any], screen: Screen) -> None:
     """What is trained, on what, by whom."""
-    system, screen = run.system, run.screen
     for line in system.data_summary:
         screen.say(line)
     weights = sum(parameter.numel() for parameter in system.model.parameters())
     loss = f"{type(system.loss).__name__}({system.loss.extra_repr()})"
     screen.say(f"model: {type(system.model).__name__} with {weights:,} weights; loss: {loss}")
     screen.say(report.implementation(system.ops, system.settings.device))
+
+
+def _introduce(run: Run[Any, Any]) -> None:
+    """The system, and where the run is."""
+    system, screen = run.system, run.screen
+    _describe(system, screen)
     progress, last = run.progress, system.settings.epochs
     if progress.epochs >= last:
         screen.say(f"all {progress.epochs} epochs are done; --epochs {progress.epochs + last} would go on")
