@@ -227,6 +227,22 @@ def test_a_dry_run_tries_two_steps_and_writes_nothing(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_there_is_no_complex_bfloat16(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("doa", "--amp", "bf16") == 2
+    assert "covariances are complex" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [name for name in SYSTEMS if name != "doa"])
+def test_in_bfloat16_it_learns_nearly_the_same(name: str, train: Train) -> None:
+    assert train(name, "--epochs", 2, "--out", f"{name}-float32") == 0
+    assert train(name, "--epochs", 2, "--amp", "bf16", "--out", f"{name}-bf16") == 0
+    exact, rough = (report(f"{name}-{kind}")["last"]["loss"] for kind in ("float32", "bf16"))
+    assert rough == pytest.approx(exact, rel=0.1)
+    assert rough != exact
+    weights = saved(f"{name}-bf16/last.pt")["model"].values()
+    assert {x.dtype for x in weights if x.is_floating_point()} == {torch.float32}
+
+
 def test_a_dry_run_fails_where_the_weights_have_no_gradient(
     train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

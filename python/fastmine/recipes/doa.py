@@ -101,6 +101,11 @@ class DoaSettings(Settings):
         ),
     ] = 1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.amp != "off":
+            raise UsageError("--amp must be off here: covariances are complex, and no complex number is bfloat16")
+
 
 # --- model ------------------------------------------------------------------------------------------------------------
 

@@ -89,6 +89,12 @@ class Settings:
         ),
     ] = None
 
+    amp: Annotated[
+        str,
+        Option(
+            "bf16: the model computes in bfloat16 (autocast), weights and losses as before", choices=("off", "bf16")
+        ),
+    ] = "off"
     monitor: Annotated[
         str, Option("name what keeps the model from learning (fastmine.health)", choices=("on", "off"))
     ] = "on"

@@ -214,7 +214,8 @@ class Run(Generic[BatchT, EvidenceT]):
     def _step(self, batch: BatchT) -> None:
         """The heart of it: one step down the gradient, unless there is nothing to learn from."""
         self.system.model.train()
-        step = self.system.learn(batch)
+        with in_low_precision(self.system.settings):
+            step = self.system.learn(batch)
         if batch.teaches:
             self.optimizer.zero_grad()
             step.loss.backward()  # type: ignore[no-untyped-call]
@@ -408,6 +409,11 @@ def fingerprint(*tensors: Tensor) -> str:
     return digest.hexdigest()
 
 
+def in_low_precision(settings: Settings) -> torch.autocast:
+    """Around a step: autocast to bfloat16 where it is asked for. It needs no loss scaling."""
+    return torch.autocast(settings.device, dtype=torch.bfloat16, enabled=settings.amp == "bf16")
+
+
 @contextmanager
 def reproducible(settings: Settings) -> Iterator[None]:
     """Seeded, deterministic, on so many threads; afterwards everything is as it was."""
@@ -444,7 +450,8 @@ def _try_out(system: System[Any, Any], screen: Screen) -> dict[str, Any]:
     for batch in teaching:  # the second is timed: the first finds nothing in the caches
         start = time.perf_counter()
         system.model.zero_grad()
-        loss = system.learn(batch).loss
+        with in_low_precision(system.settings):
+            loss = system.learn(batch).loss
         loss.backward()  # type: ignore[no-untyped-call]
         seconds = time.perf_counter() - start
     value, epochs, steps = float(loss.detach()), system.settings.epochs, system.steps()
