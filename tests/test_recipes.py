@@ -154,6 +154,17 @@ def test_segmentation_learns_and_reports(train: Train, capsys: pytest.CaptureFix
     assert 0 <= last["iou"] <= last["f1"] <= 1
 
 
+@pytest.mark.parametrize("name", embeddings.LOSSES)
+def test_every_embedding_loss_learns_and_resumes(name: str, train: Train) -> None:
+    """The last epoch is better than the first, and going on is the same as not having stopped."""
+    assert train("embeddings", "--loss", name, "--epochs", 3, "--out", "embeddings-straight") == 0
+    losses = [row["loss"] for row in report("embeddings-straight")["history"]]
+    assert losses[-1] < losses[0]
+    assert train("embeddings", "--loss", name, "--epochs", 1, "--out", "embeddings-parts") == 0
+    assert main(["train", "embeddings", "--resume", "embeddings-parts", "--epochs", "3"]) == 0
+    assert_same_bits(saved("embeddings-straight/last.pt"), saved("embeddings-parts/last.pt"))
+
+
 @pytest.mark.parametrize("name", segmentation.LOSSES)
 def test_every_loss_trains(name: str, train: Train) -> None:
     assert train("segmentation", "--epochs", 1, "--loss", name, "--samples", 8, "--out", "run") == 0

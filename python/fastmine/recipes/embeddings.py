@@ -28,14 +28,15 @@ from torch.nn import functional as F
 from .. import MiningEvidence
 from ..data import PKBatchSampler, check_labels
 from ..functional import batch_hard
-from ..losses import EvidentLoss, get_loss_function
+from ..losses import ArcFaceLoss, CompositeLoss, EvidentLoss, TripletLoss, get_loss_function
 from . import folders, training
 from .errors import UsageError, from_extra, listed
 from .screen import Column, Screen
 from .settings import Option, Settings, real, whole
 from .training import Goal, Numbers, Step, mean, random_for
 
-LOSSES = ("triplet",)
+LOSSES = ("triplet", "combined", "supcon", "ntxent", "multi_similarity", "circle", "contrastive")
+COMBINED = {"triplet": 0.7, "arcface": 0.3}
 HELD_OUT = 0.25  # of every class
 
 
@@ -65,10 +66,17 @@ class EmbeddingSettings(Settings):
         Option("images of each class in a batch; chosen from the data unless given", whole, "K", at_least=2),
     ] = None
     embedding_dim: Annotated[int, Option("length of an embedding", whole, "D", at_least=2, at_most=65536)] = 32
-    loss: Annotated[str, Option("the loss", choices=LOSSES)] = "triplet"
+    loss: Annotated[
+        str, Option("the loss; combined: .7 x triplet + .3 x ArcFace, which learns a vector per class", choices=LOSSES)
+    ] = "triplet"
     margin: Annotated[
         float | str,
-        Option("how much farther a negative must be than a positive; or soft, or leaky", margin, "M", at_least=0),
+        Option(
+            "of the triplet loss: how much farther a negative must be than a positive; or soft, or leaky",
+            margin,
+            "M",
+            at_least=0,
+        ),
     ] = 0.2
     sampler: Annotated[
         str,
@@ -199,6 +207,18 @@ class Batch(NamedTuple):
     teaches: bool
 
 
+def loss_of(settings: EmbeddingSettings, classes: int) -> tuple[nn.Module, EvidentLoss[MiningEvidence]]:
+    """The loss that was asked for, and the part of it that tells of pairs."""
+    if settings.loss not in COMBINED and settings.loss != "combined":
+        pairs = cast("EvidentLoss[MiningEvidence]", get_loss_function(settings.loss))
+        return pairs, pairs
+    triplet = TripletLoss(settings.margin)  # type: ignore[arg-type]
+    if settings.loss == "triplet":
+        return triplet, triplet
+    arcface = ArcFaceLoss(classes, settings.embedding_dim, scale=32.0, margin=0.5)
+    return CompositeLoss({"triplet": triplet, "arcface": arcface}, COMBINED), triplet
+
+
 class Embeddings(training.System[Batch, MiningEvidence]):
     """Triplets from PK batches, judged by recall@1 on held-out images."""
 
@@ -220,7 +240,7 @@ class Embeddings(training.System[Batch, MiningEvidence]):
     )
 
     settings: EmbeddingSettings
-    loss: EvidentLoss[MiningEvidence]
+    telling: EvidentLoss[MiningEvidence]  # the part of the loss whose evidence is recorded
 
     def __init__(self, settings: EmbeddingSettings, screen: Screen) -> None:
         self.settings = settings
@@ -236,8 +256,8 @@ class Embeddings(training.System[Batch, MiningEvidence]):
         _, channels, size, _ = data.images.shape
         self.model_options = {"channels": channels, "size": size, "dim": settings.embedding_dim}
         self.model = EmbeddingNet(**self.model_options).to(device)
-        loss = get_loss_function(settings.loss, margin=settings.margin)
-        self.loss = cast("EvidentLoss[MiningEvidence]", loss)
+        self.loss, self.telling = loss_of(settings, len(data.names))
+        self.loss.to(device)
         held_out = self.split.held_out
         pixels = self.images[held_out].flatten(1).float()
         self.by_pixels = recall_at_1(pixels, self.labels[held_out])
@@ -261,7 +281,7 @@ class Embeddings(training.System[Batch, MiningEvidence]):
     def learn(self, batch: Batch) -> Step[MiningEvidence]:
         """Embed, and let the loss find the hardest positive and negative of every image."""
         loss = self.loss(self.model(batch.images), batch.labels)
-        return Step(loss, self.loss.evidence)
+        return Step(loss, self.telling.evidence)
 
     def record(self, evidence: MiningEvidence) -> Numbers:
         """How many anchors had a pair, how many still teach, how far apart the pairs are."""
