@@ -53,7 +53,10 @@ endfunction()
 
 fastmine_add_kernels(common ${FASTMINE_COMMON_KERNELS})
 fastmine_add_isa(baseline)
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+if(FASTMINE_SANITIZE STREQUAL "thread")
+  # Who runs a task, and when, does not depend on the instruction set: one of them is enough.
+  target_compile_definitions(fastmine_kernels_common PRIVATE FASTMINE_BASELINE_ALONE)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(avx2 -mavx2 -mfma -mf16c -mbmi -mbmi2)
   fastmine_add_isa(avx2 ${avx2})
   set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)

@@ -36,8 +36,7 @@ inline int report() {
 /// The CUDA kernels, run on the CPU: cuda_table.cpp.
 std::vector<const cpu::KernelTable*> tables();
 #else
-/// The tables that this machine can run; under ThreadSanitizer the first and the best of them, since who runs a task
-/// does not depend on the instruction set.
+/// The tables that this machine can run.
 inline std::vector<const cpu::KernelTable*> tables() {
   std::vector<const cpu::KernelTable*> found;
   for (std::size_t i = 0; const cpu::KernelTable* table = cpu::compiled(i); ++i) {
@@ -47,11 +46,6 @@ inline std::vector<const cpu::KernelTable*> tables() {
       std::printf("SKIPPED %s: not on this CPU\n", table->isa);
     }
   }
-#ifdef __SANITIZE_THREAD__
-  if (found.size() > 2) {
-    found = {found.front(), found.back()};
-  }
-#endif
   return found;
 }
 #endif

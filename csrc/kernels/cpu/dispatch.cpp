@@ -2,7 +2,9 @@
 
 #include <cstring>
 
-#if defined(__x86_64__)
+// FASTMINE_BASELINE_ALONE: built for one instruction set (see cmake/Kernels.cmake).
+#if defined(__x86_64__) && !defined(FASTMINE_BASELINE_ALONE)
+#define FASTMINE_X86_ISAS
 #include <cpuid.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
@@ -15,7 +17,7 @@ namespace fastmine::cpu {
 namespace baseline {
 extern const KernelTable table;
 }
-#if defined(__x86_64__)
+#if defined(FASTMINE_X86_ISAS)
 namespace avx2 {
 extern const KernelTable table;
 }
@@ -48,7 +50,7 @@ bool tiles_allowed() noexcept {
 
 const KernelTable* compiled(std::size_t i) noexcept {
   static constexpr const KernelTable* tables[] = {
-#if defined(__x86_64__)
+#if defined(FASTMINE_X86_ISAS)
       &amx::table,
       &avx512::table,
       &avx2::table,
@@ -59,7 +61,7 @@ const KernelTable* compiled(std::size_t i) noexcept {
 }
 
 bool supported(const KernelTable& table) noexcept {
-#if defined(__x86_64__)
+#if defined(FASTMINE_X86_ISAS)
   __builtin_cpu_init();
   // These builtins ask the operating system too (XGETBV). F16C is absent from the list because Clang before 18 cannot
   // ask for it; every CPU with AVX2 has it.
