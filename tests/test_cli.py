@@ -103,7 +103,10 @@ def test_doctor_env_shows_the_configuration(capsys: pytest.CaptureFixture[str]) 
         ("train embeddings --lr fast", "--lr: must be a number; got 'fast'"),
         ("train embeddings --margin wide", "--margin: must be a number, soft or leaky; got 'wide'"),
         ("train embeddings --margin -0.1", "--margin: must be at least 0; got -0.1"),
-        ("train embeddings --loss dice", "--loss: must be one of triplet; got dice"),
+        (
+            "train embeddings --loss dice",
+            "--loss: must be one of triplet, combined, supcon, ntxent, multi_similarity, circle, contrastive; got dice",
+        ),
         ("train embeddings --batch-size 3", "--batch-size: must be at least 4 and at most 65536; got 3"),
         ("train embeddings --speed 9", "unrecognized arguments: --speed 9"),
         ("train embeddings --samples-per-class 40", "does not hold 2 classes of 40 images; it takes 80 or more"),
