@@ -245,11 +245,12 @@ def triplet_loss(
         )
         evidence = MiningEvidence(found, BATCH_ALL_FIELDS)
     elif swap or hardness or active_fraction is not None:
+        rows, refs = embeddings, ref_embeddings
         if swap:  # a third pair has a gradient of its own: added to the others in a wide type, and rounded once
-            batch = (_wide(embeddings), *batch[1:3], _wide(ref_embeddings), *batch[4:])
-        mined = _ops.batch_hard(*batch, metric, positive, negative, itself)
+            rows, refs = rows.to(result_dtype(rows)), None if refs is None else refs.to(result_dtype(refs))
+        mined = _ops.batch_hard(rows, *batch[1:3], refs, *batch[4:], metric, positive, negative, itself)
         loss, found = adjusted_triplet_loss(
-            mined, batch[0] if batch[3] is None else batch[3], metric, shape, offset, slope, policy, reduction,
+            mined, rows if refs is None else refs, metric, shape, offset, slope, policy, reduction,
             sample_weight, swap, hardness, active_fraction,
         )  # fmt: skip
         loss, evidence = loss.to(result_dtype(embeddings)), MiningEvidence(found, ADJUSTED_FIELDS)
@@ -376,10 +377,6 @@ def anchor_weight(sample_weight: Tensor | None, embeddings: Tensor) -> Tensor | 
     if sample_weight.requires_grad:
         raise ValueError("sample_weight is a constant of this loss; pass sample_weight.detach()")
     return sample_weight.double()
-
-
-def _wide(rows: Tensor | None) -> Tensor | None:
-    return None if rows is None else rows.to(result_dtype(rows))
 
 
 def _margin(margin: Margin, leak: float | None) -> tuple[str, float, float]:
