@@ -226,16 +226,60 @@ def test_one_epoch_and_two_more_equal_three(name: str, train: Train) -> None:
         assert_same_bits(saved(f"{name}-straight/{file}"), saved(f"{name}-parts/{file}"))
 
 
+def dry_run(capsys: pytest.CaptureFixture[str], *options: Any, code: int = 0) -> str:
+    """What a dry run says; whatever it is of, it leaves every file as it was and makes no folder."""
+
+    def everything() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() if path.is_file() else b"" for path in Path().rglob("*")}
+
+    before = everything()
+    capsys.readouterr()
+    assert main(["train", *map(str, options), "--dry-run"]) == code
+    assert everything() == before
+    return " ".join("".join(capsys.readouterr()).split())
+
+
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_a_dry_run_tries_two_steps_and_writes_nothing(
-    name: str, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train(name, "--epochs", 3, "--dry-run") == 0
-    said = " ".join(capsys.readouterr().out.split())
+def test_a_dry_run_tries_two_steps_and_writes_nothing(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = dry_run(capsys, name, *SMALL[name], "--epochs", 3)
     assert "dry run: loss" in said
-    assert "3 epochs of" in said
-    assert "Nothing was written" in said
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert "steps to epoch 3" in said
+    assert "No run was begun" in said
+
+
+def test_a_dry_run_goes_on_from_a_checkpoint_as_the_run_would(
+    train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(3, segmentation.Segmentation, patch)
+        assert train("segmentation", "--epochs", 2, "--out", "run") == 130
+    said = dry_run(capsys, "segmentation", "--resume", "run")
+    assert "; 5 steps to epoch 2" in said  # 4 an epoch, of which 3 are done
+    torch.manual_seed(0)
+    assert main(["train", "segmentation", "--resume", "run"]) == 0
+    assert "all 2 epochs are done; --epochs 3 would go on" in dry_run(capsys, "segmentation", "--resume", "run")
+
+
+def test_a_dry_run_is_refused_what_the_run_would_be(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        draw_images(Path(f"photos/{number}"), 6, seed=number)
+    assert train("embeddings", "--data", "photos", "--epochs", 1, "--batch-size", 12, "--out", "run") == 0
+    assert "exists and is not empty" in dry_run(capsys, "embeddings", "--out", "run", code=2)
+    assert "--lr was 0.001" in dry_run(capsys, "embeddings", "--resume", "run", "--lr", 0.1, code=2)
+    best = dry_run(capsys, "embeddings", "--resume", "run/best.pt", code=2)
+    assert "would overwrite the later last.pt" in best
+    draw_images(Path("photos/2"), 7)
+    main(["train", "embeddings", "--resume", "run"])  # fills the cache of decoded images, which a dry run may too
+    assert "the data is not that of the run to resume" in dry_run(capsys, "embeddings", "--resume", "run", code=2)
+
+
+def test_a_dry_run_of_one_batch_counts_one_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = segmentation.UNet.forward
+    monkeypatch.setattr(segmentation.UNet, "forward", lambda *given: forward(*given) * math.nan)
+    said = dry_run(capsys, "segmentation", "--samples", 8, "--batch-size", 8, code=1)
+    assert "in step 1 of 1 the loss is nan" in said
 
 
 def test_there_is_no_complex_bfloat16(train: Train, capsys: pytest.CaptureFixture[str]) -> None:

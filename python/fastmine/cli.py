@@ -231,7 +231,7 @@ def _add_system(systems: Any, name: str, summary: str, examples: str) -> Parser:
         metavar="PATH",
         help="go on with the run in this folder, or from this checkpoint; without PATH, with the latest run",
     )
-    found.add_argument("--dry-run", action="store_true", help="load everything, try two steps, and write nothing")
+    found.add_argument("--dry-run", action="store_true", help="load everything, try two steps, and begin no run")
     found.set_defaults(run=_train, recipe=name)
     return found
 

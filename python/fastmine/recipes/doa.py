@@ -492,8 +492,8 @@ def train(
 
     With ``search``, so many runs with other weights instead, see :mod:`~fastmine.recipes.searching`.
     """
-    if search is not None and not dry_run:
-        return searching.search(Doa, DoaSettings, options, search, out=out, resume=resume)
+    if search is not None:
+        return searching.search(Doa, DoaSettings, options, search, out=out, resume=resume, dry_run=dry_run)
     return training.train(Doa, DoaSettings, options, out=out, resume=resume, dry_run=dry_run)
 
 

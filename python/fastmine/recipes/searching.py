@@ -35,20 +35,29 @@ def search(
     *,
     out: Path | None = None,
     resume: Path | bool | None = None,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """``trials`` runs with factors on the weights of the loss, all 1 in the first; returns what ``search.json`` holds.
 
     Every system can be searched whose loss is a :class:`~fastmine.losses.CompositeLoss` and whose settings have
-    ``search_weights``. What counts is the metric of the system in the best epoch of a run.
+    ``search_weights``. What counts is the metric of the system in the best epoch of a run. With ``dry_run`` the weights
+    are tried, and two steps of the first run, and no search is begun.
     """
     with from_extra("search", "optuna"):
         import optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     screen, settings = Screen(), settings_kind(**options)
-    folder = _folder(kind.name, out, resume)
+    named = out if resume is True else resume
+    found = _to_go_on_with(kind.name, Path(named) if named else None) if resume else None
+    if found is None:
+        runs.check_folder(out, None)
     with training.reproducible(settings):
         system = kind(settings, screen)
         names = searched(system)
+        if dry_run:
+            before = _study(found, kind, settings, trials) if found else None
+            return _try_out(system, names, trials, before, screen)
+    folder = found or runs.folder_for(f"{kind.name}-search", out, None)
     study = _study(folder, kind, settings, trials)
     if all(trial.state == optuna.trial.TrialState.RUNNING for trial in study.trials):  # none, or cut off
         study.enqueue_trial(dict.fromkeys(names, 1.0))  # the weights as they are, to hold the others against
@@ -98,14 +107,24 @@ def _total(system: training.System[Any, Any], batch: Any) -> float:
         system.loss = loss
 
 
-def _folder(name: str, out: Path | None, resume: Path | bool | None) -> Path:
-    """Where the study is, or will be."""
-    if not resume:
-        return runs.folder_for(f"{name}-search", out, None)
-    if resume is not True:
-        found = resume.parent if resume.name == STUDY else resume
-    elif out is not None:
-        found = out
+def _try_out(
+    system: training.System[Any, Any], names: list[str], trials: int, study: optuna.Study | None, screen: Screen
+) -> dict[str, Any]:
+    """The first two steps of a run, and how long all that are left of a search would take."""
+    left = max(0, trials - (len(_finished(study)) if study else 0))
+    found = training.try_out(training.Run(system, Path(), screen))
+    screen.say(
+        f"a search of {', '.join(names)}, each of which changes the total: {left} of {trials} trials of "
+        f"{system.settings.epochs} epochs, about {left * found['seconds']:.0f} s. No search was begun",
+        style="bold",
+    )
+    return {**found, "trials": left, "searched": names}
+
+
+def _to_go_on_with(name: str, named: Path | None) -> Path:
+    """The folder of a study that is there: the one that was named, or the latest."""
+    if named is not None:
+        found = named.parent if named.name == STUDY else named
     else:
         latest = sorted(runs.RUNS.glob(f"{name}-search-*/{STUDY}"), key=lambda path: path.stat().st_mtime)
         found = latest[-1].parent if latest else runs.RUNS

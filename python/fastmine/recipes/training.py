@@ -351,7 +351,8 @@ def train(
     ``given`` are the options that differ from the defaults or, with ``resume``, from the saved run.
     ``out`` is a new or empty folder, by default the next free ``runs/NAME-1``, ``-2``, ...
     ``resume`` names a run's folder or a checkpoint; True stands for ``out``, or else the latest run.
-    With ``dry_run`` everything is loaded and two steps are tried, and nothing is written.
+    With ``dry_run`` everything is loaded and two steps are tried, and no run is begun: what would stop the real
+    one, such as other data than that of the run to resume, stops this one too.
     """
     screen = Screen()
     source = None
@@ -360,12 +361,14 @@ def train(
     saved = checkpoint.load(source, kind.name) if source else None
     settings = settings_to_resume(settings_kind, saved["settings"], given) if saved else settings_kind(**given)
     with reproducible(settings):
-        system = kind(settings, screen)
         if dry_run:
-            return _try_out(system, screen)
-        run = Run(system, runs.folder_for(kind.name, out, source), screen)
+            runs.check_folder(out, source)
+        folder = Path() if dry_run else runs.folder_for(kind.name, out, source)
+        run = Run(kind(settings, screen), folder, screen)
         if saved:
             run.restore(saved)
+        if dry_run:
+            return try_out(run)
         _introduce(run)
         run.fit()
         return _report(run)
@@ -439,39 +442,44 @@ def plain(settings: Settings) -> dict[str, Any]:
     return {name: str(v.resolve()) if isinstance(v, Path) else v for name, v in found.items()}
 
 
-def _try_out(system: System[Any, Any], screen: Screen) -> dict[str, Any]:
-    """What a run would be, from two steps of its first epoch; raises where they could not teach."""
+def try_out(run: Run[Any, Any]) -> dict[str, Any]:
+    """What is left of a run, from two steps of its next epoch; raises where they could not teach."""
+    system, progress, screen = run.system, run.progress, run.screen
     _describe(system, screen)
-    teaching = list(islice((batch for batch in system.batches(1) if batch.teaches), 2))
+    steps = system.settings.epochs * system.steps() - progress.epochs * system.steps() - progress.steps
+    if steps <= 0:
+        screen.say(f"dry run: all {progress.epochs} epochs are done; --epochs {progress.epochs + 1} would go on")
+        return {"steps": 0}
+    batches = islice(system.batches(progress.epochs + 1), progress.steps, None)
+    teaching = list(islice((batch for batch in batches if batch.teaches), 2))
     if not teaching:
-        raise CommandError("no batch of the first epoch could teach anything; nothing was written")
+        raise CommandError(f"no batch of epoch {progress.epochs + 1} could teach anything; no run was begun")
     parameters = dict(system.model.named_parameters())
     system.model.train()
-    for batch in teaching:  # the second is timed: the first finds nothing in the caches
+    for number, batch in enumerate(teaching, start=1):
         start = time.perf_counter()
         system.model.zero_grad()
         with in_low_precision(system.settings):
             loss = system.learn(batch).loss
         loss.backward()  # type: ignore[no-untyped-call]
-        seconds = time.perf_counter() - start
-    value, epochs, steps = float(loss.detach()), system.settings.epochs, system.steps()
-    reached = [name for name, p in parameters.items() if p.grad is not None and bool(p.grad.any())]
-    if not math.isfinite(value) or not reached:
-        what = f"the loss is {value}" if reached else "no weight of the model has a gradient"
-        raise CommandError(f"in the second step {what}; nothing was written")
-    found = {
+        value = float(loss.detach())
+        seconds = steps * (time.perf_counter() - start)  # by the last: the first finds nothing in the caches
+        reached = [name for name, p in parameters.items() if p.grad is not None and bool(p.grad.any())]
+        if not math.isfinite(value) or not reached:
+            what = f"the loss is {value}" if reached else "no weight of the model has a gradient"
+            raise CommandError(f"in step {number} of {len(teaching)} {what}; no run was begun")
+    screen.say(
+        f"dry run: loss {value:.4g}, a gradient at {len(reached)} of {len(parameters)} weight tensors; {steps} steps "
+        f"to epoch {system.settings.epochs} would take about {seconds:.0f} s of training. No run was begun",
+        style="bold",
+    )
+    return {
         "loss": value,
         "weights_reached": len(reached),
         "weights": len(parameters),
-        "steps": epochs * steps,
-        "seconds": epochs * steps * seconds,
+        "steps": steps,
+        "seconds": seconds,
     }
-    screen.say(
-        f"dry run: loss {value:.4g}, a gradient at {len(reached)} of {len(parameters)} weight tensors; {epochs} epochs "
-        f"of {steps} steps would take about {found['seconds']:.0f} s of training. Nothing was written",
-        style="bold",
-    )
-    return found
 
 
 def _describe(system: System[Any, Any], screen: Screen) -> None:
