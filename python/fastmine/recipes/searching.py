@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..losses import CompositeLoss
-from . import checkpoint, report, runs, training
+from . import checkpoint, processes, report, runs, training
 from .errors import CommandError, InterruptionError, UsageError, from_extra
 from .screen import Column, Screen
 from .settings import Settings
@@ -43,6 +43,8 @@ def search(
     ``search_weights``. What counts is the metric of the system in the best epoch of a run. With ``dry_run`` the weights
     are tried, and two steps of the first run, and no search is begun.
     """
+    if processes.launched() > 1:
+        raise UsageError("a search runs in one process: its trials follow one another; start it without torchrun")
     with from_extra("search", "optuna"):
         import optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING)

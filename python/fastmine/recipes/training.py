@@ -29,9 +29,9 @@ from torch import Tensor, nn
 
 from .. import Evidence, config
 from ..health import LossReport, Monitor
-from . import checkpoint, report, runs
+from . import board, checkpoint, processes, report, runs
 from .errors import CommandError, InterruptionError, UsageError
-from .screen import Column, Screen
+from .screen import Column, Screen, written
 from .settings import Settings, settings_to_resume
 
 
@@ -77,6 +77,7 @@ class System(ABC, Generic[BatchT, EvidenceT]):
     """A training system: data, model, what to learn from a batch, and how the model is judged."""
 
     name: ClassVar[str]
+    shown: ClassVar[str]  # what :meth:`show` draws, as its files are called
     metric: ClassVar[Column]  # decides which epoch is best; larger is better
     fit: ClassVar[tuple[Goal, ...]]  # for the numbers of :meth:`fitted`, and the loss
     ops: ClassVar[tuple[str, ...]]  # of fastmine, that a run uses
@@ -88,6 +89,7 @@ class System(ABC, Generic[BatchT, EvidenceT]):
     data_summary: list[str]  # what was loaded, in a few lines
     fingerprint: str  # of all that is learned from and judged by
     columns: tuple[Column, ...]  # of the line per epoch
+    glance: tuple[Column, ...]  # of the records, beside the progress bar
     judged: tuple[Column, ...]  # of the final table: measured on held-out data
     baselines: dict[str, float]  # numbers to hold the result against
 
@@ -134,6 +136,10 @@ class System(ABC, Generic[BatchT, EvidenceT]):
     def pictures(self, model: nn.Module, history: Sequence[Numbers], best: int, folder: Path) -> list[Path]:
         """Draw the curves of a run, and what the model does on held-out data; returns the files."""
 
+    @abstractmethod
+    def show(self, model: nn.Module, epochs: int, path: Path) -> None:
+        """Draw what the model does on held-out data after so many epochs."""
+
 
 class Average:
     """A running average of a model's weights: what is judged and kept.
@@ -177,22 +183,40 @@ class Run(Generic[BatchT, EvidenceT]):
 
     def __init__(self, system: System[BatchT, EvidenceT], folder: Path, screen: Screen) -> None:
         self.system, self.folder, self.screen = system, folder, screen
-        parameters = [*system.model.parameters(), *system.loss.parameters()]
-        self.optimizer = torch.optim.AdamW(parameters, lr=system.settings.lr, weight_decay=1e-4)
+        system.model = processes.with_whole_batches(system.model)
+        self.weights = [*system.model.parameters(), *system.loss.parameters()]
+        self.optimizer = torch.optim.AdamW(self.weights, lr=system.settings.lr, weight_decay=1e-4)
         self.average = Average(system.model)
         self.progress = Progress()
-        watched = system.settings.monitor == "on"
+        watched = system.settings.monitor == "on" and processes.is_first()
         self.monitor = Monitor(system.model, system.loss, self.optimizer, speak=False) if watched else None
+        self.board: board.Board | None = None
         self._unread: list[tuple[Step[EvidenceT], bool]] = []
+        self._read_every = CHECK_EVERY if system.settings.device == "cuda" else CHECK_EVERY // 10
+        self._draws = system.settings.pictures_every > 0
         self._stop = False
 
     def fit(self) -> None:
         """Train until the last epoch is done, or until Ctrl-C."""
-        with self._stopped_by_interrupts():
+        with self._stopped_by_interrupts(), self._logged():
             while self.progress.epochs < self.system.settings.epochs:
-                if self._stop:
+                if processes.any_of_them(self._stop):
                     self._stop_here()
                 self._epoch()
+
+    @contextmanager
+    def _logged(self) -> Iterator[None]:
+        """With TensorBoard's logs, where they are asked for."""
+        if self.system.settings.tensorboard == "on" and processes.is_first():
+            self.board = board.Board(self.folder, self._steps_done())
+        try:
+            yield
+        finally:
+            if self.board is not None:
+                self.board.close()
+
+    def _steps_done(self) -> int:
+        return self.progress.epochs * self.system.steps() + self.progress.steps
 
     def _epoch(self) -> None:
         progress, system = self.progress, self.system
@@ -201,14 +225,14 @@ class Run(Generic[BatchT, EvidenceT]):
             for batch in islice(system.batches(number), progress.steps, None):
                 self._step(batch)
                 progress.steps += 1
-                if len(self._unread) == CHECK_EVERY:
+                if len(self._unread) >= self._read_every:
                     self._read()
-                self.screen.progress(f"epoch {number}", progress.steps, total)
-                if self._stop:
+                self.screen.progress(f"epoch {number}{self._glance()}", progress.steps, total)
+                if processes.any_of_them(self._stop):
                     progress.seconds += time.perf_counter() - start
                     self._stop_here()
         self._read()
-        judged = system.judge(self.average.model)
+        judged = processes.by_the_first(lambda: system.judge(self.average.model))
         self._finish(judged, progress.seconds + time.perf_counter() - start)
 
     def _step(self, batch: BatchT) -> None:
@@ -219,6 +243,7 @@ class Run(Generic[BatchT, EvidenceT]):
         if batch.teaches:
             self.optimizer.zero_grad()
             step.loss.backward()  # type: ignore[no-untyped-call]
+            processes.average_gradients(self.weights)
             self.optimizer.step()
             self.average.update(self.system.model)
         if self.monitor is not None:
@@ -227,13 +252,23 @@ class Run(Generic[BatchT, EvidenceT]):
 
     def _read(self) -> None:
         """Copy losses and evidence of the last steps to the host, and stop if one is not finite."""
+        records = self.progress.records
+        before = len(records)
         for step, taught in self._unread:
             loss = float(step.loss)
             if not math.isfinite(loss):
                 raise self._spoiled(f"the loss became {loss} in epoch {self.progress.epochs + 1} ({step.evidence})")
             numbers = self.system.record(step.evidence)
-            self.progress.records.append({**numbers, "loss": loss if taught else math.nan})
+            records.append({**numbers, "loss": loss if taught else math.nan})
         self._unread.clear()
+        if self.board is not None:
+            self.board.steps(records[before:], self._steps_done() - len(records) + before + 1)
+
+    def _glance(self) -> str:
+        """The last that was read, for the progress bar."""
+        if not self.progress.records:
+            return ""
+        return "".join(f"  {each.title} {written(each, self.progress.records[-1])}" for each in self.system.glance)
 
     def _spoiled(self, what: str) -> CommandError:
         return CommandError(
@@ -264,6 +299,19 @@ class Run(Generic[BatchT, EvidenceT]):
         if self.progress.best_epoch == self.progress.epochs:
             self.save(checkpoint.BEST)
         self.save(checkpoint.LAST)
+        if self.board is not None:
+            self.board.epoch(row, self._steps_done())
+        if self._draws and processes.is_first() and self.progress.epochs % system.settings.pictures_every == 0:
+            self._draw()
+
+    def _draw(self) -> None:
+        """What the model does on held-out data, in a file of this epoch."""
+        epochs = self.progress.epochs
+        try:
+            self.system.show(self.average.model, epochs, self.folder / f"{self.system.shown}-{epochs:03d}.png")
+        except UsageError as missing:
+            self.screen.say(f"no pictures: {missing}")
+            self._draws = False
 
     def _stop_here(self) -> None:
         self._read()
@@ -300,6 +348,8 @@ class Run(Generic[BatchT, EvidenceT]):
         broken = [name for name, tensor in system.model.state_dict().items() if not tensor.isfinite().all()]
         if broken:
             raise self._spoiled(f"{len(broken)} of the weights, such as {broken[0]}, are no longer finite")
+        if not processes.is_first():
+            return
         checkpoint.save(
             self.folder / name,
             {
@@ -354,24 +404,27 @@ def train(
     With ``dry_run`` everything is loaded and two steps are tried, and no run is begun: what would stop the real
     one, such as other data than that of the run to resume, stops this one too.
     """
-    screen = Screen()
     source = None
     if resume:
         source = runs.checkpoint_to_resume(kind.name, out, None if resume is True else Path(resume))
     saved = checkpoint.load(source, kind.name) if source else None
     settings = settings_to_resume(settings_kind, saved["settings"], given) if saved else settings_kind(**given)
-    with reproducible(settings):
-        if dry_run:
-            runs.check_folder(out, source)
-        folder = Path() if dry_run else runs.folder_for(kind.name, out, source)
-        run = Run(kind(settings, screen), folder, screen)
+    if settings.tensorboard == "on":
+        board.require()
+    with reproducible(settings), processes.joined(settings.device):
+        screen = Screen(quiet=not processes.is_first())
+        runs.check_folder(out, source)
+        system = processes.first_then_others(lambda: kind(settings, screen))
+        folder = Path() if dry_run else processes.by_the_first(lambda: runs.folder_for(kind.name, out, source))
+        run = Run(system, folder, screen)
         if saved:
             run.restore(saved)
+        processes.alike(system.model, system.loss)
         if dry_run:
             return try_out(run)
         _introduce(run)
         run.fit()
-        return _report(run)
+        return processes.by_the_first(lambda: _report(run))
 
 
 def load_average(path: Path, name: str, build: Callable[..., nn.Module]) -> nn.Module:
@@ -488,8 +541,11 @@ def _describe(system: System[Any, Any], screen: Screen) -> None:
         screen.say(line)
     weights = sum(parameter.numel() for parameter in system.model.parameters())
     loss = f"{type(system.loss).__name__}({system.loss.extra_repr()})"
-    screen.say(f"model: {type(system.model).__name__} with {weights:,} weights; loss: {loss}")
+    name = getattr(system.settings, "model", "") or type(system.model).__name__
+    screen.say(f"model: {name} with {weights:,} weights; loss: {loss}")
     screen.say(report.implementation(system.ops, system.settings.device))
+    if processes.count() > 1:
+        screen.say(f"{processes.count()} processes share every batch")
 
 
 def _introduce(run: Run[Any, Any]) -> None:
@@ -541,6 +597,8 @@ def _report(run: Run[Any, Any]) -> dict[str, Any]:
         screen.say(f"no pictures: {missing}")
     else:
         screen.say(f"pictures: {', '.join(map(str, drawn))}")
+    if system.settings.tensorboard == "on":
+        screen.say(f"logs: tensorboard --logdir {run.folder}")
     _say_health(run)
     kept = run.folder / (checkpoint.BEST if best else checkpoint.LAST)
     screen.say(f'model: fastmine.recipes.{system.name}.load("{kept}")')
