@@ -23,7 +23,7 @@ from PIL import Image
 from fastmine.cli import main
 from fastmine.data import PKBatchSampler
 from fastmine.losses import TripletLoss
-from fastmine.recipes import checkpoint, doa, embeddings, folders, segmentation, training
+from fastmine.recipes import checkpoint, doa, embeddings, folders, segmentation, textures, training
 from fastmine.recipes.errors import CommandError, UsageError
 from fastmine.recipes.screen import Screen
 from support import python
@@ -889,8 +889,7 @@ def decoded(image: Image.Image, tmp_path: Path, name: str = "0.png") -> folders.
     for part in ("images", "masks"):
         (tmp_path / part).mkdir(exist_ok=True)
         image.save(tmp_path / part / name)
-    paths = folders.image_and_mask_files(tmp_path)
-    return folders.read_pairs(list(paths[0].values()), list(paths[1].values()), 16, Screen())
+    return folders.read_pairs(folders.FolderPairs(*folders.image_and_mask_files(tmp_path)), 16, Screen())
 
 
 LEVELS = np.where(np.arange(256).reshape(16, 16) % 16 < 8, 0, 200)
@@ -927,8 +926,7 @@ def test_a_cache_that_cannot_be_used_is_said_or_made_again(
     expected = decoded(image, tmp_path).masks
     (cached,) = (tmp_path / "cache" / "fastmine").iterdir()
     cut(cached)
-    paths = folders.image_and_mask_files(tmp_path)
-    again = folders.read_pairs(list(paths[0].values()), list(paths[1].values()), 16, Screen())
+    again = folders.read_pairs(folders.FolderPairs(*folders.image_and_mask_files(tmp_path)), 16, Screen())
     assert torch.equal(again.masks, expected)
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where a folder should be")
@@ -1107,11 +1105,11 @@ def test_withheld_masks_are_zero_and_marked() -> None:
 
 
 def test_composed_textures_are_a_function_of_seed_and_number() -> None:
-    few, more = segmentation.compose(3, 0, held_out=False), segmentation.compose(5, 0, held_out=False)
+    few, more = textures.compose(3, 0, held_out=False), textures.compose(5, 0, held_out=False)
     assert torch.equal(few.images, more.images[:3])
     assert torch.equal(few.masks, more.masks[:3])
-    assert not torch.equal(few.images, segmentation.compose(3, 0, held_out=True).images)
-    assert not torch.equal(few.images, segmentation.compose(3, 1, held_out=False).images)
+    assert not torch.equal(few.images, textures.compose(3, 0, held_out=True).images)
+    assert not torch.equal(few.images, textures.compose(3, 1, held_out=False).images)
 
 
 def test_the_average_starts_at_the_model_and_follows_it() -> None:

@@ -35,7 +35,7 @@ from .errors import UsageError, from_extra
 from .screen import Column, Screen
 from .settings import Option, Settings, parsed, real, weights, whole
 from .signals import Recording, Scene, record
-from .training import Goal, Numbers, Step, mean, random_for
+from .system import Goal, Numbers, Step, System, fingerprint, mean, random_for
 
 if TYPE_CHECKING:
     from .pictures import Directions
@@ -189,7 +189,7 @@ class Batch(NamedTuple):
     teaches: bool = True
 
 
-class Doa(training.System[Batch, Evidence]):
+class Doa(System[Batch, Evidence]):
     """A perceptron that learns from simulated recordings, judged by its angles on others."""
 
     name: ClassVar[str] = "doa"
@@ -211,7 +211,7 @@ class Doa(training.System[Batch, Evidence]):
         self.device = torch.device(settings.device)
         self.scene = scene(settings)
         self.held_out = record(self.scene, HELD_OUT, random_for(settings.seed))
-        self.fingerprint = training.fingerprint(self.held_out.azimuth, torch.view_as_real(self.held_out.measured))
+        self.fingerprint = fingerprint(self.held_out.azimuth, torch.view_as_real(self.held_out.measured))
         self.data_summary = _describe(self.scene, settings)
         self.model_options = {"sensors": settings.sensors, "sources": settings.sources}
         self.model = DirectionNet(**self.model_options).to(self.device)

@@ -34,7 +34,7 @@ from . import folders, named, processes, training
 from .errors import UsageError, from_extra, listed
 from .screen import Column, Screen
 from .settings import Option, Settings, real, whole
-from .training import Goal, Numbers, Step, mean, random_for
+from .system import Goal, Numbers, Step, System, fingerprint, mean, random_for
 
 LOSSES = ("triplet", "combined", "supcon", "ntxent", "multi_similarity", "circle", "contrastive")
 COMBINED = {"triplet": 0.7, "arcface": 0.3}
@@ -249,7 +249,7 @@ def loss_of(
     return CompositeLoss({"triplet": triplet, "arcface": arcface}, COMBINED), triplet
 
 
-class Embeddings(training.System[Batch, MiningEvidence]):
+class Embeddings(System[Batch, MiningEvidence]):
     """Triplets from PK batches, judged by recall@1 on held-out images."""
 
     name: ClassVar[str] = "embeddings"
@@ -279,7 +279,7 @@ class Embeddings(training.System[Batch, MiningEvidence]):
         self.settings = settings
         device = torch.device(settings.device)
         data = images_by_class(settings.data, settings.image_size, screen) if settings.data else digits()
-        self.fingerprint = training.fingerprint(data.images, data.labels)
+        self.fingerprint = fingerprint(data.images, data.labels)
         self.split = split_by_class(data.labels, settings.unseen_classes, settings.seed)
         _check_split(data, self.split, settings)
         self.images, self.labels, self.names = data.images.to(device), data.labels.to(device), data.names

@@ -19,6 +19,7 @@ from . import checkpoint, processes, report, runs, training
 from .errors import CommandError, InterruptionError, UsageError, from_extra
 from .screen import Column, Screen
 from .settings import Settings
+from .system import System, mean
 
 if TYPE_CHECKING:
     import optuna
@@ -28,7 +29,7 @@ STUDY = "study.db"
 
 
 def search(
-    kind: type[training.System[Any, Any]],
+    kind: type[System[Any, Any]],
     settings_kind: type[Settings],
     options: Mapping[str, Any],
     trials: int,
@@ -76,7 +77,7 @@ def search(
     return _conclude(study, kind, settings, names, folder, screen)
 
 
-def searched(system: training.System[Any, Any]) -> list[str]:
+def searched(system: System[Any, Any]) -> list[str]:
     """The components whose weights are searched; an error if one of them does not change the total."""
     loss = system.loss
     if not isinstance(loss, CompositeLoss):
@@ -99,7 +100,7 @@ def searched(system: training.System[Any, Any]) -> list[str]:
     return names
 
 
-def _total(system: training.System[Any, Any], batch: Any) -> float:
+def _total(system: System[Any, Any], batch: Any) -> float:
     """The loss of a batch, the schedules left where they are."""
     loss = system.loss
     system.loss = copy.deepcopy(loss)
@@ -110,7 +111,7 @@ def _total(system: training.System[Any, Any], batch: Any) -> float:
 
 
 def _try_out(
-    system: training.System[Any, Any], names: list[str], trials: int, study: optuna.Study | None, screen: Screen
+    system: System[Any, Any], names: list[str], trials: int, study: optuna.Study | None, screen: Screen
 ) -> dict[str, Any]:
     """The first two steps of a run, and how long all that are left of a search would take."""
     left = max(0, trials - (len(_finished(study)) if study else 0))
@@ -137,7 +138,7 @@ def _to_go_on_with(name: str, named: Path | None) -> Path:
     return found
 
 
-def _study(folder: Path, kind: type[training.System[Any, Any]], settings: Settings, trials: int) -> optuna.Study:
+def _study(folder: Path, kind: type[System[Any, Any]], settings: Settings, trials: int) -> optuna.Study:
     """The study in this folder, made if need be; an error if it is of other settings."""
     import optuna
 
@@ -165,7 +166,7 @@ def _study(folder: Path, kind: type[training.System[Any, Any]], settings: Settin
 
 def _trial(
     study: optuna.Study,
-    kind: type[training.System[Any, Any]],
+    kind: type[System[Any, Any]],
     settings_kind: type[Settings],
     options: Mapping[str, Any],
     names: list[str],
@@ -210,7 +211,7 @@ def _value(trial: optuna.trial.FrozenTrial) -> float:
 
 def _conclude(
     study: optuna.Study,
-    kind: type[training.System[Any, Any]],
+    kind: type[System[Any, Any]],
     settings: Settings,
     names: list[str],
     folder: Path,
@@ -222,8 +223,8 @@ def _conclude(
         raise CommandError(f"every trial failed, the first with: {_finished(study)[0].user_attrs.get('failed')}")
     values = [_value(trial) for trial in good]
     best = max(good, key=_value)
-    mean = training.mean(values)
-    spread = (max(values) - min(values)) / mean if mean else float("nan")
+    average = mean(values)
+    spread = (max(values) - min(values)) / average if average else float("nan")
     factors = ",".join(f"{name}={best.params[name]:.3g}" for name in names)
     contents = {
         "recipe": kind.name,
@@ -233,7 +234,7 @@ def _conclude(
             {"number": t.number + 1, "value": t.value, "factors": t.params, **t.user_attrs} for t in _finished(study)
         ],
         "best": {"number": best.number + 1, "value": best.value, "factors": best.params},
-        "mean": mean,
+        "mean": average,
         "spread": spread,
     }
     report.write_json(folder / "search.json", contents)
@@ -241,7 +242,7 @@ def _conclude(
     as_they_are = [_value(t) for t in good if set(t.params.values()) == {1.0}]
     beside = f"; {as_they_are[0]:.4f} with the weights as they are" if as_they_are else ""
     screen.say(f"best: trial {best.number + 1}, {title} {_value(best):.4f}{beside}")
-    screen.say(f"mean of {len(good)} trials {mean:.4f}; from the worst to the best it is {spread:.1%} of that")
+    screen.say(f"mean of {len(good)} trials {average:.4f}; from the worst to the best it is {spread:.1%} of that")
     if len(good) < len(_finished(study)):
         screen.say(f"{len(_finished(study)) - len(good)} trials failed: their loss did not stay finite", style="yellow")
     try:
