@@ -991,6 +991,29 @@ def test_a_table_is_learned_from_like_a_folder(kind: str, train: Train, capsys: 
     assert report("table")["last"]["loss"] == report("folder")["last"]["loss"]
 
 
+def test_the_cache_knows_which_columns_were_read(train: Train) -> None:
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    draw_scans()
+    images = [Path(f"scans/images/{number}.png").read_bytes() for number in range(10)]
+    masks = [Path(f"scans/masks/{number}.png").read_bytes() for number in range(10)]
+    table = {"image": images, "mask": masks, "first": [masks[0]] * 10}
+    parquet.write_table(pyarrow.table(table), "table.parquet")
+    for column in ("mask", "first"):
+        assert train("segmentation", "--data", "table.parquet", "--mask-column", column, *SCANS, "--out", column) == 0
+    assert report("first")["last"]["target_share"] < report("mask")["last"]["target_share"]
+
+
+def test_a_cell_that_is_no_image_is_refused_or_named(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    square = [[0, 200], [300, 0]]
+    table = {"image": [square] * 4, "mask": [square] * 4, "ragged": [[[0, 1], [1]]] * 4}
+    parquet.write_table(pyarrow.table(table), "table.parquet")
+    assert train("segmentation", "--data", "table.parquet", *SCANS) == 2
+    assert "4 files are no readable images" in capsys.readouterr().err  # 300 would wrap around
+    assert train("segmentation", "--data", "table.parquet", "--mask-column", "ragged", *SCANS) == 2
+    assert "nor a rectangle of numbers" in capsys.readouterr().err
+
+
 def test_a_table_says_what_it_lacks(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     draw_scans(4)
     rows = [f"scans/images/{n}.png,{'' if n == 3 else f'scans/masks/{n}.png'},{int(n < 3)}" for n in range(4)]

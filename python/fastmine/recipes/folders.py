@@ -62,6 +62,10 @@ class Pairs(Protocol):
     def files(self) -> Sequence[Path]:
         """By whose names and times the cache knows whether they are the same."""
 
+    @property
+    def columns(self) -> Sequence[str]:
+        """Of a table, for the flag if there is one, images and masks."""
+
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Pair]: ...
 
@@ -81,6 +85,8 @@ class PairSet(NamedTuple):
 class FolderPairs(list[Pair]):
     """The images of a folder and the masks of the same names."""
 
+    columns: Sequence[str] = ()
+
     def __init__(self, images: Mapping[str, Path], masks: Mapping[str, Path]) -> None:
         super().__init__(Pair(str(path), path, masks.get(stem)) for stem, path in images.items())
         self.files = [*images.values(), *masks.values()]
@@ -94,7 +100,7 @@ class TablePairs:
             raise UsageError(f"--data {path} does not exist")
         self._path, self._table = path, tables.opened(path)
         names = self._table.names
-        self.flag = tables.chosen("flags", names, flag, tables.FLAG_COLUMNS)
+        self._flag = tables.chosen("flags", names, flag, tables.FLAG_COLUMNS)
         found = (
             tables.chosen("images", names, image, tables.IMAGE_COLUMNS),
             tables.chosen("masks", names, mask, tables.MASK_COLUMNS),
@@ -103,6 +109,7 @@ class TablePairs:
             if column is None:
                 raise UsageError(f"{path} does not say which column is {option}; name one of {listed(names, 10)}")
         self._image, self._mask = cast("tuple[str, str]", found)
+        self.columns = [column for column in (self._flag, *found) if column]
         texts = [column for column in (self._image, self._mask) if self._table.holds_text(column)]
         named = [self._path.parent / cell for row in self._table.rows(texts) for cell in row.values() if cell]
         self.files = [path, *named] if texts else [path]
@@ -111,9 +118,8 @@ class TablePairs:
         return len(self._table)
 
     def __iter__(self) -> Iterator[Pair]:
-        columns = [column for column in (self.flag, self._image, self._mask) if column]
-        for number, row in enumerate(self._table.rows(columns)):
-            annotated = self.flag is None or tables.truth(row[self.flag], self.flag)
+        for number, row in enumerate(self._table.rows(self.columns)):
+            annotated = self._flag is None or tables.truth(row[self._flag], self._flag)
             image, mask = (tables.content(row[column], self._path.parent) for column in (self._image, self._mask))
             name = str(image) if isinstance(image, Path) else f"row {number} of {self._path}"
             yield Pair(name, b"" if image is None else image, mask if annotated else None, annotated)
@@ -150,8 +156,8 @@ def read_images(paths: Sequence[Path], size: int, screen: Screen) -> ImageSet:
 
 def read_pairs(pairs: Pairs, size: int, screen: Screen) -> PairSet:
     """All images that can be read and their masks, of which a pixel is set where the file is above 0."""
-    kind = f"pairs-{pairs.flag}" if isinstance(pairs, TablePairs) else "pairs"
-    return PairSet(**_cached(kind, pairs.files, size, screen, lambda: _decode_pairs(pairs, size, screen)))
+    decoded = _cached("pairs", pairs.files, size, screen, lambda: _decode_pairs(pairs, size, screen), pairs.columns)
+    return PairSet(**decoded)
 
 
 def mask_levels(found: Content) -> NDArray[Any] | None:
@@ -193,7 +199,7 @@ def _decode_pair(pair: Pair, size: int) -> _Decoded:
     image = _open(pair.image)
     levels = None if pair.mask is None else mask_levels(pair.mask)
     pixels = _rgb(image, size)
-    if image is None or levels is None:
+    if image is None or levels is None or not np.isfinite(levels).all():
         return _Decoded(pair, pixels, None, set())
     levels = levels.reshape(levels.shape[-2:]) if levels.size == math.prod(levels.shape[-2:]) else levels
     if levels.shape != (image.height, image.width):
@@ -323,9 +329,10 @@ def _cached(
     size: int,
     screen: Screen,
     decode: Callable[[], dict[str, Any]],
+    columns: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What ``decode`` returns, from the cache if these very files were decoded before."""
-    file = _cache_folder() / f"{kind}-{_key(paths, size)}.pt"
+    """What ``decode`` returns, from the cache if these very files and columns were decoded before."""
+    file = _cache_folder() / f"{kind}-{_key(paths, size, columns)}.pt"
     if file.exists():
         try:
             return dict(torch.load(file, weights_only=True))
@@ -345,9 +352,9 @@ def _cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "fastmine"
 
 
-def _key(paths: Sequence[Path], size: int) -> str:
+def _key(paths: Sequence[Path], size: int, columns: Sequence[str]) -> str:
     """A hash of the files' full names, sizes and times of change."""
-    digest = blake2b(f"{_CACHE_VERSION} {size}".encode(), digest_size=16)
+    digest = blake2b(f"{_CACHE_VERSION} {size} {list(columns)}".encode(), digest_size=16)
     for path in paths:
         digest.update(f"\n{path.resolve()}".encode())
         if path.exists():

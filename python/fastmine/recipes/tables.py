@@ -104,4 +104,12 @@ def content(value: Any, folder: Path) -> Content | None:
         return None
     if isinstance(value, str):
         return folder / value
-    return value if isinstance(value, bytes) else np.asarray(value)
+    if isinstance(value, bytes):
+        return value
+    try:
+        numbers = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        numbers = np.empty(0, dtype=object)
+    if numbers.dtype.kind not in "biuf":
+        raise UsageError("a cell holds neither a path nor an encoded image nor a rectangle of numbers")
+    return numbers
