@@ -32,7 +32,7 @@ from .screen import Screen, written
 from .settings import Settings, settings_to_resume
 from .system import BatchT, EvidenceT, Numbers, Step, System, mean
 
-CHECK_EVERY = 50  # steps between two looks at the loss: each waits for the device
+LOOK_EVERY = {"cpu": 5, "cuda": 50}  # steps between two looks at the loss: each waits for the device
 AVERAGING = 0.98  # of the running average of the weights: the last 50 steps or so
 
 
@@ -87,7 +87,6 @@ class Run(Generic[BatchT, EvidenceT]):
         self.monitor = Monitor(system.model, system.loss, self.optimizer, speak=False) if watched else None
         self.board: board.Board | None = None
         self._unread: list[tuple[Step[EvidenceT], bool]] = []
-        self._read_every = CHECK_EVERY if system.settings.device == "cuda" else CHECK_EVERY // 10
         self._draws = system.settings.pictures_every > 0
         self._stop = False
 
@@ -120,7 +119,7 @@ class Run(Generic[BatchT, EvidenceT]):
             for batch in islice(system.batches(number), progress.steps, None):
                 self._step(batch)
                 progress.steps += 1
-                if len(self._unread) >= self._read_every:
+                if len(self._unread) >= LOOK_EVERY[system.settings.device]:
                     self._read()
                 self.screen.progress(f"epoch {number}{self._glance()}", progress.steps, total)
                 if processes.any_of_them(self._stop):
