@@ -20,7 +20,7 @@ from fastmine import array
 from fastmine.cli import main
 from fastmine.health import Monitor
 from fastmine.losses import ArrayPrediction, ArrayTarget, CovarianceLoss, HybridCovarianceLoss
-from fastmine.recipes import doa, overfit, searching, training
+from fastmine.recipes import doa, overfit, processes, searching, training
 from fastmine.recipes.errors import CommandError, InterruptionError, UsageError
 from fastmine.recipes.overfit import Overfit
 from fastmine.recipes.screen import Screen
@@ -390,6 +390,12 @@ def test_a_search_goes_on_where_it_stopped(capsys: pytest.CaptureFixture[str]) -
     with Image.open("found/trials.png") as image:
         assert image.size[0] > 1000
     assert doa.load(f"found/trial-{after['best']['number']:02d}/best.pt")
+
+
+def test_a_search_is_of_one_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "launched", lambda: 2)
+    assert search("--search", 2) == 2
+    assert "start it without torchrun" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("optuna")

@@ -23,7 +23,7 @@ from PIL import Image
 from fastmine.cli import main
 from fastmine.data import PKBatchSampler
 from fastmine.losses import TripletLoss
-from fastmine.recipes import checkpoint, doa, embeddings, folders, segmentation, textures, training
+from fastmine.recipes import checkpoint, doa, embeddings, folders, named, segmentation, textures, training
 from fastmine.recipes.errors import CommandError, UsageError
 from fastmine.recipes.screen import Screen
 from support import python
@@ -1108,6 +1108,16 @@ def test_scores_by_hand() -> None:
     found = segmentation.scores(torch.tensor([6, 2, 4]))
     assert found == pytest.approx({"f1": 12 / 18, "iou": 6 / 12, "precision": 6 / 8, "recall": 6 / 10})
     assert math.isnan(segmentation.scores(torch.zeros(3))["f1"])
+
+
+def test_the_predicted_area_is_judged_beside_the_annotated_one() -> None:
+    system = segmentation.Segmentation(segmentation.SegmentationSettings(samples=8), Screen())
+    everything, nothing = (
+        system.judge(torch.nn.Sequential(named.Centred(), torch.nn.Hardtanh(low, low + 1))) for low in (5.0, -5.0)
+    )
+    assert (everything["held_out_share"], nothing["held_out_share"]) == (1, 0)
+    assert everything["precision"] == pytest.approx(system.baselines["annotated area"])
+    assert (everything["recall"], nothing["recall"]) == (1, 0)
 
 
 def test_half_of_every_batch_is_annotated() -> None:

@@ -267,8 +267,17 @@ class Segmentation(System[Batch, SegmentationEvidence]):
             self._check_model()
         self.loss = loss_of(settings)
         self.terms = list(self.loss.options["terms"])
-        self.baselines = {"F1 of calling every pixel object": _f1_of_all_object(self.held_out.masks)}
-        self.judged = (self.metric, Column("iou", "IoU"), Column("precision", "precision"), Column("recall", "recall"))
+        self.baselines = {
+            "F1 of calling every pixel object": _f1_of_all_object(self.held_out.masks),
+            "annotated area": float(self.held_out.masks.double().mean()),
+        }
+        self.judged = (
+            self.metric,
+            Column("iou", "IoU"),
+            Column("precision", "precision"),
+            Column("recall", "recall"),
+            Column("held_out_share", "predicted area", ".1%"),
+        )
         areas = (Column("predicted_share", "p.area", ".1%"), Column("target_share", "t.area", ".1%"))
         self.columns = (
             Column("loss", "loss", ".3f"),
@@ -351,12 +360,12 @@ class Segmentation(System[Batch, SegmentationEvidence]):
         return {"fitted": 2 * evidence.overlap_sum / area if area else 0.0}
 
     def judge(self, model: nn.Module) -> Numbers:
-        """F1, IoU, precision and recall of all held-out pixels together."""
+        """F1, IoU, precision and recall of all held-out pixels together, and the share that is predicted as object."""
         counts = torch.zeros(3, dtype=torch.int64)
         for rows in torch.split(torch.arange(len(self.held_out)), 64):
             batch = self.held_out.rows(rows)
             counts += confusion(self._probability(model, batch.images) > 0.5, batch.masks)
-        return scores(counts)
+        return {**scores(counts), "held_out_share": float(counts[:2].sum() / self.held_out.masks.numel())}
 
     @torch.inference_mode()
     def _probability(self, model: nn.Module, images: Tensor) -> Tensor:
