@@ -320,7 +320,7 @@ def test_a_picture_every_few_epochs(name: str, train: Train, monkeypatch: pytest
     drawn: list[tuple[int, str]] = []
     kind = getattr(sys.modules[f"fastmine.recipes.{name}"], name.capitalize())
     monkeypatch.setattr(kind, "show", lambda self, model, epochs, path: drawn.append((epochs, path.name)))
-    assert train(name, "--epochs", 4, "--pictures-every", 2, "--out", "run") == 0
+    assert train(name, "--epochs", 5, "--pictures-every", 2, "--out", "run") == 0
     assert drawn == [(2, f"{kind.shown}-002.png"), (4, f"{kind.shown}-004.png")]
 
 

@@ -36,6 +36,7 @@ examples:
   fastmine train doa                              directions of arrival, beside MUSIC and the least possible error
   fastmine train embeddings --resume              go on with the latest run
   fastmine train doa --dry-run                    does everything load, and how long would it take?
+  torchrun --nproc-per-node 2 -m fastmine train embeddings     two processes share every batch
   fastmine doctor env                             who computes the losses here: kernels or reference
   fastmine doctor labels photos --batch-size 16   can a shuffled batch of 16 teach anything?
   fastmine doctor masks scans                     are these masks annotations, and of what values?

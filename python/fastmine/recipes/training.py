@@ -195,12 +195,14 @@ class Run(Generic[BatchT, EvidenceT]):
         self.save(checkpoint.LAST)
         if self.board is not None:
             self.board.epoch(row, self._steps_done())
-        if self._draws and processes.is_first() and self.progress.epochs % system.settings.pictures_every == 0:
+        if processes.is_first():
             self._draw()
 
     def _draw(self) -> None:
-        """What the model does on held-out data, in a file of this epoch."""
-        epochs = self.progress.epochs
+        """What the model does on held-out data, in a file of this epoch, every few epochs; the report has the last."""
+        epochs, settings = self.progress.epochs, self.system.settings
+        if not self._draws or epochs == settings.epochs or epochs % settings.pictures_every != 0:
+            return
         try:
             self.system.show(self.average.model, epochs, self.folder / f"{self.system.shown}-{epochs:03d}.png")
         except UsageError as missing:
