@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
-
 
 Metric: TypeAlias = Literal["euclidean", "sqeuclidean", "cosine", "dot"]
 Positive: TypeAlias = Literal["hardest", "easiest"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Literal, overload
+from typing import Literal, overload
 
 from torch import Tensor
 
@@ -14,9 +14,6 @@ from ..reference.margin_softmax import margin_softmax
 from ..reference.proxies import PROXY_FIELDS
 from ..reference.proxy_anchor import proxy_anchor
 from ..reference.triplet_loss import REDUCTIONS
-
-if TYPE_CHECKING:
-    pass
 from .options import ClassOnEmpty, Reduction
 
 _LABELS_OUT_OF_RANGE = PROXY_FIELDS.index("out_of_range")
