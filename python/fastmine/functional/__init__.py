@@ -8,7 +8,15 @@ gradients have the type of their inputs.
 from __future__ import annotations
 
 from ..reference.segmentation_sums import SUMS
-from .metric import BatchHard, batch_all, batch_hard, pairwise_distance, triplet_loss, triplet_options
+from .metric import (
+    BatchHard,
+    adjustment_options,
+    batch_all,
+    batch_hard,
+    pairwise_distance,
+    triplet_loss,
+    triplet_options,
+)
 from .options import (
     Average,
     ClassOnEmpty,
@@ -59,6 +67,7 @@ from .segmentation import (
     segmentation_sums,
     tversky_loss,
 )
+from .selective import selective_options, selectively_contrastive_loss
 
 __all__ = [
     "SUMS",
@@ -85,6 +94,7 @@ __all__ = [
     "Similarity",
     "Temperature",
     "Triplets",
+    "adjustment_options",
     "arcface_loss",
     "batch_all",
     "batch_hard",
@@ -111,6 +121,8 @@ __all__ = [
     "segmentation_loss",
     "segmentation_options",
     "segmentation_sums",
+    "selective_options",
+    "selectively_contrastive_loss",
     "supcon_loss",
     "supcon_options",
     "triplet_loss",

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from .. import MiningEvidence
 from ..data import PKBatchSampler, check_labels
 from ..functional import batch_hard
-from ..losses import ArcFaceLoss, CompositeLoss, EvidentLoss, TripletLoss, get_loss_function
+from ..losses import ArcFaceLoss, CompositeLoss, EvidentLoss, get_loss_function
 from . import folders, training
 from .errors import UsageError, from_extra, listed
 from .screen import Column, Screen
@@ -209,14 +209,13 @@ class Batch(NamedTuple):
 
 def loss_of(settings: EmbeddingSettings, classes: int) -> tuple[nn.Module, EvidentLoss[MiningEvidence]]:
     """The loss that was asked for, and the part of it that tells of pairs."""
-    if settings.loss not in COMBINED and settings.loss != "combined":
-        pairs = cast("EvidentLoss[MiningEvidence]", get_loss_function(settings.loss))
+    name = "triplet" if settings.loss == "combined" else settings.loss
+    options = {"margin": settings.margin} if name == "triplet" else {}
+    pairs = cast("EvidentLoss[MiningEvidence]", get_loss_function(name, **options))
+    if settings.loss != "combined":
         return pairs, pairs
-    triplet = TripletLoss(settings.margin)  # type: ignore[arg-type]
-    if settings.loss == "triplet":
-        return triplet, triplet
     arcface = ArcFaceLoss(classes, settings.embedding_dim, scale=32.0, margin=0.5)
-    return CompositeLoss({"triplet": triplet, "arcface": arcface}, COMBINED), triplet
+    return CompositeLoss({"triplet": pairs, "arcface": arcface}, COMBINED), pairs
 
 
 class Embeddings(training.System[Batch, MiningEvidence]):
