@@ -393,6 +393,22 @@ def test_a_search_goes_on_where_it_stopped(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.usefixtures("optuna")
+def test_a_search_can_be_tried_dry(capsys: pytest.CaptureFixture[str]) -> None:
+    assert search("--search", 3, "--dry-run") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "a search of cov, cov_pred, orthogonality, count, angle, subspace, peak" in said
+    assert "3 of 3 trials" in said
+    assert not Path("found").exists()
+    assert search("--search", 1) == 0
+    before = Path("found/study.db").read_bytes()
+    assert search("--search", 3, "--resume", "--dry-run") == 0
+    assert "2 of 3 trials" in capsys.readouterr().out
+    assert Path("found/study.db").read_bytes() == before
+    assert search("--search", 3, "--lr", 0.1, "--resume", "--dry-run") == 2
+    assert "had other settings: lr" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("optuna")
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, InterruptionError("go on with this run")])
 def test_a_search_that_was_cut_off_does_its_trial_again(
     stop: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
