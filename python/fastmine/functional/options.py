@@ -27,3 +27,7 @@ Similarity: TypeAlias = Literal["cosine", "dot"]
 Curve: TypeAlias = tuple[float, float, float]
 Form: TypeAlias = Literal["sum", "lse", "nce", "circle"]
 ClassOnEmpty: TypeAlias = Literal["zero", "warn", "raise"]
+PositiveOrder: TypeAlias = Literal["hardest", "easiest", "random"]
+NegativeOrder: TypeAlias = Literal["hardest", "easiest", "random", "distance_weighted"]
+Ranks: TypeAlias = int | tuple[int, int]
+Seed: TypeAlias = int | Tensor | None
