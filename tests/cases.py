@@ -31,8 +31,11 @@ Build = Callable[[torch.Generator], Inputs]
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DIFFERENTIABLE = ("x", "y", "embeddings", "ref_embeddings", "logits")
 INDICES = ("positive_index", "negative_index")
-COSINE_OPS = ("supcon_loss", "ntxent_loss", "multi_similarity_loss", "circle_loss")  # unless another metric is named
+COSINE_OPS = (  # unless another metric is named
+    "supcon_loss", "ntxent_loss", "multi_similarity_loss", "circle_loss", "selectively_contrastive_loss",
+)  # fmt: skip
 PAIR_OPS = ("pair_sums", "contrastive_loss", *COSINE_OPS)
+ADJUSTMENTS = ("swap", "hardness", "active_fraction")
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() else [])]
 
 
@@ -75,7 +78,16 @@ class Case:
     @property
     def answered_by(self) -> str:
         """The op that answers, where one function asks several."""
+        if self.op == "selectively_contrastive_loss" or any(name in self.options for name in ADJUSTMENTS):
+            return "batch_hard"
         return "batch_all" if self.options.get("mining") == "batch_all" else self.op
+
+    @property
+    def seen_by(self) -> str:
+        """Whose evidence it is."""
+        if any(name in self.options for name in ADJUSTMENTS):
+            return "adjusted_triplet_loss"
+        return self.op if self.op == "selectively_contrastive_loss" else self.answered_by
 
     @property
     def size(self) -> int:
@@ -319,6 +331,17 @@ RAGGED: dict[str, Build] = {
 }
 
 
+def apart(build: Build) -> Build:
+    """The batch with its classes apart, so that some triplets are easy and some are hard."""
+
+    def apart_build(g: torch.Generator) -> Inputs:
+        found = build(g)
+        centres = torch.randn(int(found["labels"].max()) + 1, found["embeddings"].shape[1], generator=g).double()
+        return {**found, "embeddings": 0.6 * found["embeddings"] + 2.0 * centres[found["labels"]]}
+
+    return apart_build
+
+
 def _selections() -> Iterator[dict[str, str]]:
     for metric in METRICS:
         for positive in POSITIVES:
@@ -355,8 +378,7 @@ def _remembered() -> Iterator[Case]:
                 options = {"metric": metric, "positive": positive}
                 yield Case("batch_hard", f"{name}-{positive}-{metric}", build, options)
         yield Case("triplet_loss", f"batch_all-{name}", build, {"mining": "batch_all", "margin": 1.0})
-    for name in ("itself", "itself_alone"):
-        yield Case("triplet_loss", f"batch_hard-{name}", batches[name], {"margin": 1.0})
+        yield Case("triplet_loss", f"batch_hard-{name}", build, {"margin": 1.0})
 
 
 def _weighted() -> Iterator[Case]:
@@ -433,6 +455,48 @@ def _batch_all() -> Iterator[Case]:
     # Classes of more than 40, whose thresholds are bisected; more references than one tile.
     yield case("ragged_classes", labelled(150, 5, 2, masked=True), leak=0.1)
     yield case("ragged_tiles", labelled(101, 7, 3, 403), metric="sqeuclidean")
+
+
+def _adjusted() -> Iterator[Case]:
+    """Triplets that are changed after mining, and the selectively contrastive loss: formulas on the mined pairs."""
+    adjustments: dict[str, dict[str, Any]] = {
+        "swap": {"swap": True, "margin": 2.0}, "hardness": {"hardness": 0.7, "margin": 0.5},
+        "active_fraction": {"active_fraction": 0.4, "margin": 0.0},
+        "all": {"swap": True, "hardness": 0.5, "active_fraction": 0.8, "margin": 0.1, "leak": 0.1},
+    }  # fmt: skip
+    batches = {name: BATCHES[name] for name in ("masked", "references_masked", "singletons", "no_references")}
+    batches |= {"apart": apart(labelled(12, 3, 4)), "ragged": RAGGED["ragged"], "no_rows": BATCHES["no_rows"]}
+    batches["itself"] = among_references(9, 3, 3, 5)
+    for kind, options in adjustments.items():
+        # That margin follows the embeddings, and is a constant of the gradient all the same.
+        curved = "active_fraction" not in options
+        for name, build in batches.items():
+            yield Case("triplet_loss", f"{kind}-{name}", build, options, curved=curved)
+        for metric in METRICS:
+            case = f"{kind}-apart-{metric}"
+            yield Case("triplet_loss", case, batches["apart"], {**options, "metric": metric}, curved=curved)
+        for reduction in ("sum", "none"):
+            case, build = f"{kind}-weighted-{reduction}", weighted(batches["apart"])
+            yield Case("triplet_loss", case, build, {**options, "reduction": reduction}, curved=curved)
+        for policy, name in (("pull", "one_class"), ("push", "all_unique")):
+            yield Case("triplet_loss", f"{kind}-{policy}", BATCHES[name], {**options, "on_empty": policy})
+    for kind in ("swap", "hardness"):
+        options = {**adjustments[kind], "margin": "soft"}
+        yield Case("triplet_loss", f"{kind}-soft", batches["apart"], options)
+    for name, build in {**batches, **BATCHES}.items():
+        if name != "one_feature":  # every cosine is 1 or -1
+            yield Case("selectively_contrastive_loss", name, build, {"temperature": 0.5})
+    for metric in ("cosine", "dot"):
+        for positive in POSITIVES:
+            options = {"metric": metric, "positive": positive, "hard_weight": 0.5}
+            yield Case("selectively_contrastive_loss", f"{metric}-{positive}", batches["apart"], options)
+    for reduction in ("mean", "sum", "none"):
+        options = {"reduction": reduction, "temperature": 0.3}
+        yield Case("selectively_contrastive_loss", f"weighted-{reduction}", weighted(batches["masked"]), options)
+    for policy in ("pull", "push"):
+        for name in ("one_class", "all_unique", "one_row", "plain"):
+            options = {"on_empty": policy, "metric": "dot" if name == "plain" else "cosine"}
+            yield Case("selectively_contrastive_loss", f"{policy}-{name}", BATCHES[name], options)
 
 
 # --- losses over all pairs -------------------------------------------------------------------------------------------
@@ -634,8 +698,8 @@ def _sums() -> Iterator[Case]:
 
 
 CASES: tuple[Case, ...] = (
-    *_pairwise(), *_mining(), *_triplet(), *_batch_all(), *_remembered(), *_weighted(), *_pairs(), *_segmentation(),
-    *_sums(),
+    *_pairwise(), *_mining(), *_triplet(), *_batch_all(), *_remembered(), *_weighted(), *_adjusted(), *_pairs(),
+    *_segmentation(), *_sums(),
 )  # fmt: skip
 LAID_OUT: tuple[tuple[Case, str], ...] = tuple(_laid_out())
 SMALL: tuple[Case, ...] = tuple(case for case in CASES if case.size <= 64)

@@ -57,8 +57,8 @@ class Disagreement:
             bias=float((dot / length.square() - 1).abs()),
         )
 
-    def faults(self, dtype: torch.dtype, count: int) -> list[str]:
-        """The measures that are beyond their limit for a vector of this type and length; NaN is beyond."""
+    def faults(self, dtype: torch.dtype, count: float) -> list[str]:
+        """The measures that are beyond their limit for a vector of this type and so many parts; NaN is beyond."""
         wide, own = tolerances.wide_bound("reduction", dtype), tolerances.own_bound(dtype)
         limits = {
             "element": 1.0,
@@ -77,8 +77,17 @@ def assert_gradients_agree(got: Tensor | None, want: Tensor, what: str = "gradie
     if not want.any():
         assert not got.any(), f"{what} should be exactly zero; got {got}"
         return
-    faults = Disagreement.of(got, want).faults(got.dtype, int(want.count_nonzero()))
+    faults = Disagreement.of(got, want).faults(got.dtype, parts(want))
     assert not faults, f"{what}: {'; '.join(faults)}"
+
+
+def parts(x: Tensor) -> float:
+    """How many elements of one size share the length of ``x`` as its own do: all equal, n of them; one large, one.
+
+    The roundings of so many average out: along x, the standard deviation of their sum is sqrt(sum x^4) / sum x^2.
+    """
+    square = (x.double() / x.abs().max()).square()
+    return float(square.sum().square() / square.square().sum())
 
 
 def assert_choice_agrees(got: Tensor, want: Tensor, distance: Tensor, exists: Tensor, what: str) -> None:

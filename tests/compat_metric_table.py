@@ -70,8 +70,6 @@ PARTLY: dict[tuple[str, str], str] = {
         "distance",
     ): "equal for LpDistance (p = 2, power 1 or 2), CosineSimilarity, DotProductSimilarity; others raise",
     ("pml", "reducer"): "equal for MeanReducer, SumReducer, AvgNonZeroReducer; others raise",
-    ("pml", "swap"): "equal with a miner; raises over all triplets",
-    ("pml", "smooth_loss"): "equal with a miner; raises over all triplets",
     ("pml", "triplets_per_anchor"): 'equal for "all"; others raise',
     ("pml", "pos_strategy"): "equal for hard and easy; others raise",
     ("pml", "neg_strategy"): "equal for hard and semihard; others raise",

@@ -132,14 +132,78 @@ def softplus(x: float) -> float:
     return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
+def swap(pairs: list[dict[str, Any]], rows: Rows, metric: str) -> list[dict[str, Any]]:
+    """The same pairs, with the negative at the distance of the positive where that is nearer."""
+    found = []
+    for pair in pairs:
+        p, n, to_n = pair["positive_index"], pair["negative_index"], pair["negative_distance"]
+        if p is not None and n is not None:
+            between = distance(rows[p], rows[n], metric)
+            to_n = max(to_n, between) if metric == "dot" else min(to_n, between)
+        found.append({**pair, "negative_distance": to_n})
+    return found
+
+
+def harden(pairs: list[dict[str, Any]], hardness: float, metric: str) -> list[dict[str, Any]]:
+    """The same pairs, with an easy negative moved part of the way to where the positive is."""
+    found = []
+    for pair in pairs:
+        p, n = pair["positive_distance"], pair["negative_distance"]
+        if p is not None and n is not None and (n < p if metric == "dot" else n > p):
+            n = hardness * p + (1 - hardness) * n
+        found.append({**pair, "negative_distance": n})
+    return found
+
+
+def active_margin(pairs: list[dict[str, Any]], fraction: float, least: float, metric: str) -> float:
+    """The margin at which this fraction of the valid anchors stands on the kink or above, at least ``least``."""
+    sign = -1.0 if metric == "dot" else 1.0
+    both = [(pair["positive_distance"], pair["negative_distance"]) for pair in pairs]
+    needed = sorted(-sign * (p - n) for p, n in both if p is not None and n is not None)
+    return max(least, needed[math.ceil(fraction * len(needed)) - 1]) if needed else least
+
+
+def selectively_contrastive(
+    pairs: list[dict[str, Any]], sample_weight: Sequence[float] | None = None, *, temperature: float = 0.1,
+    hard_weight: float = 1.0, metric: str = "cosine", on_empty: str = "zero", reduction: str = "mean",
+) -> float | list[float]:  # fmt: skip
+    """The loss of mined pairs whose similarity is 1 less a distance, or the product."""
+    pairs_of = [[pair["positive_distance"], pair["negative_distance"]] for pair in pairs]
+    alike = [[None if d is None else _similarity(d, metric) for d in both] for both in pairs_of]
+    empty = not any(None not in both for both in alike)
+    terms = []
+    for (p, n), (d_p, _) in zip(alike, pairs_of, strict=True):
+        if p is not None and n is not None:
+            terms.append(hard_weight * n if n > p else math.log(1.0 + math.exp((n - p) / temperature)))
+        elif empty and p is not None and on_empty == "pull":
+            terms.append(-d_p if metric == "dot" else d_p)
+        elif empty and n is not None and on_empty == "push":
+            terms.append(softplus(n / temperature))
+        else:
+            terms.append(None)
+    return _reduced(terms, sample_weight, reduction)
+
+
+def _reduced(terms: list[float | None], weights: Sequence[float] | None, reduction: str) -> float | list[float]:
+    shares = weights or [1.0] * len(terms)
+    weighted = [share * (term or 0.0) for term, share in zip(terms, shares, strict=True)]
+    if reduction == "none":
+        return weighted
+    counted = math.fsum(share for term, share in zip(terms, shares, strict=True) if term is not None)
+    return math.fsum(weighted) / (counted or 1.0) if reduction == "mean" else math.fsum(weighted)
+
+
 def triplet_loss(
     pairs: list[dict[str, Any]], sample_weight: Sequence[float] | None = None, *, margin: float | str = 0.2,
     leak: float | None = None, metric: str = "euclidean", on_empty: str = "zero", reduction: str = "mean",
+    active_fraction: float | None = None,
 ) -> float | list[float]:  # fmt: skip
     """The loss of mined pairs."""
     sign = -1.0 if metric == "dot" else 1.0
     offset = 0.0 if isinstance(margin, str) else margin
     slope = 0.01 if margin == "leaky" and leak is None else leak or 0.0
+    if active_fraction is not None:
+        offset = active_margin(pairs, active_fraction, offset, metric)
     has_p = [pair["positive_index"] is not None for pair in pairs]
     has_n = [pair["negative_index"] is not None for pair in pairs]
     empty = not any(p and n for p, n in zip(has_p, has_n, strict=True))
@@ -157,12 +221,7 @@ def triplet_loss(
             terms.append(softplus(offset - sign * pair["negative_distance"]))
         else:
             terms.append(None)
-    shares = sample_weight or [1.0] * len(pairs)
-    weighted = [share * (term or 0.0) for term, share in zip(terms, shares, strict=True)]
-    if reduction == "none":
-        return weighted
-    counted = math.fsum(share for term, share in zip(terms, shares, strict=True) if term is not None)
-    return math.fsum(weighted) / (counted or 1.0) if reduction == "mean" else math.fsum(weighted)
+    return _reduced(terms, sample_weight, reduction)
 
 
 PAIR_LOSSES = ("supcon_loss", "ntxent_loss", "multi_similarity_loss", "circle_loss", "contrastive_loss")

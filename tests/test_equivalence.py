@@ -27,6 +27,8 @@ from fastmine.reference.pair_sums import PAIR_FIELDS
 from fastmine.reference.pairwise_distance import distance_matrix
 from fastmine.reference.segmentation_loss import SEGMENTATION_FIELDS, TERMS, segmentation_loss_backward
 from fastmine.reference.segmentation_sums import SUMS_FIELDS
+from fastmine.reference.selective import SELECTIVE_FIELDS
+from fastmine.reference.triplet_adjustments import ADJUSTED_FIELDS
 from fastmine.reference.triplet_loss import TRIPLET_FIELDS
 
 FIELDS = {
@@ -34,11 +36,13 @@ FIELDS = {
     "pair_sums": PAIR_FIELDS, "supcon_loss": PAIR_FIELDS, "ntxent_loss": PAIR_FIELDS,
     "multi_similarity_loss": PAIR_FIELDS, "circle_loss": PAIR_FIELDS, "contrastive_loss": PAIR_FIELDS,
     "batch_all": BATCH_ALL_FIELDS, "segmentation_sums": SUMS_FIELDS,
+    "adjusted_triplet_loss": ADJUSTED_FIELDS, "selectively_contrastive_loss": SELECTIVE_FIELDS,
 }  # fmt: skip
 RESULT = {"batch_hard": "positive_distance", "pair_sums": "positive_distance", "segmentation_sums": "p"}
 MEASURED = (
     *(field for field in TRIPLET_FIELDS if "distance" in field or field in ("norm_squared_sum", "sum_norm_squared")),
-    "target_sum", "prediction_sum", "overlap_sum", "target_min", "target_max", "logit_min", "logit_max", *TERMS,
+    "margin", "target_sum", "prediction_sum", "overlap_sum", "target_min", "target_max", "logit_min", "logit_max",
+    *TERMS,
 )  # fmt: skip
 """Fields of the evidence that are measured; the others are counts, and exact."""
 
@@ -127,7 +131,7 @@ def assert_outputs_agree(case: Case, wide: Inputs, got: Inputs, want: Inputs) ->
 def assert_evidence_agrees(case: Case, got: Inputs, want: Inputs) -> None:
     result = got[RESULT.get(case.op, "loss")]
     assert got["evidence"].dtype == torch.float64
-    for name, a, b in zip(FIELDS[case.answered_by], got["evidence"], want["evidence"], strict=True):
+    for name, a, b in zip(FIELDS[case.seen_by], got["evidence"], want["evidence"], strict=True):
         if name in MEASURED:
             assert_values_agree(a.to(result.dtype), b, case.family, f"evidence.{name}")
         else:

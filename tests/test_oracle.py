@@ -50,9 +50,17 @@ def brute_force(case: Case, inputs: Inputs) -> dict[str, Any]:
     options.pop("mining", None)
     weight = {"sample_weight": lists.pop("sample_weight")} if "sample_weight" in lists else {}
     mining = {name: options.pop(name) for name in MINING_OPTIONS if name in options}
-    pairs = oracle.batch_hard(**lists, **mining)
+    if case.op == "selectively_contrastive_loss":
+        mining = {"metric": "cosine", "positive": "easiest", **mining}
+        return {"loss": oracle.selectively_contrastive(
+            oracle.batch_hard(**lists, **mining), metric=mining["metric"], **weight, **options
+        )}  # fmt: skip
+    pairs, metric = oracle.batch_hard(**lists, **mining), mining.get("metric", "euclidean")
     if case.op == "triplet_loss":
-        return {"loss": oracle.triplet_loss(pairs, metric=mining.get("metric", "euclidean"), **weight, **options)}
+        if options.pop("swap", False):
+            pairs = oracle.swap(pairs, lists.get("ref_embeddings", lists["embeddings"]), metric)
+        pairs = oracle.harden(pairs, options.pop("hardness", 0.0), metric)
+        return {"loss": oracle.triplet_loss(pairs, metric=metric, **weight, **options)}
     return {name: [pair[name] for pair in pairs] for name in PAIRS}
 
 

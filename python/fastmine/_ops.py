@@ -33,6 +33,10 @@ _LIBRARY: Any = torch.library.Library("fastmine", "DEF")  # type: ignore[no-unty
 
 _MINED = """Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddings, Tensor? ref_labels,
     Tensor? ref_valid, str metric, str positive, str negative"""
+_RANKED = """Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddings, Tensor? ref_labels,
+    Tensor? ref_valid, str metric, str positive, str negative, int[] ranks, float? window, Tensor? groups,
+    Tensor? ref_groups, bool group_positives, Tensor? self_index, Tensor? seed, float cutoff,
+    float nonzero_loss_cutoff"""
 _PAIRS = """Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddings, Tensor? ref_labels,
     Tensor? ref_valid, Tensor? positive_bound, Tensor? negative_bound, str metric, str form, float[] curve,
     Tensor? scale"""
@@ -52,6 +56,10 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
     "batch_hard": (
         f"({_MINED}, Tensor? self_index=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         reference.batch_hard,
+    ),
+    "mined_pairs": (
+        f"({_RANKED}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        reference.mined_pairs,
     ),
     "batch_hard_backward": (
         """(Tensor grad_positive, Tensor grad_negative, Tensor embeddings, Tensor? ref_embeddings,
@@ -375,6 +383,7 @@ pairwise_distance = _differentiable(
     "pairwise_distance", reference.pairwise_distance, _pairwise_setup, _pairwise_backward
 )
 batch_hard = _differentiable("batch_hard", reference.batch_hard, _mining_setup, _mining_backward)
+mined_pairs = _differentiable("mined_pairs", reference.mined_pairs, _mining_setup, _mining_backward)
 triplet_loss = _differentiable("triplet_loss", reference.triplet_loss, _triplet_setup, _triplet_backward)
 pair_sums = _differentiable("pair_sums", reference.pair_sums, _pairs_setup, _pairs_backward)
 batch_all = _differentiable("batch_all", reference.batch_all, _batch_all_setup, _batch_all_backward)

@@ -199,7 +199,7 @@ void check_mining(const cpu::KernelTable& table, const Set& x, const Set& y, con
   }
   check(right, name + ": pairs");
   check(got.intact(), name + ": wrote outside");
-  check(got.same_bits(mine(table, x, y, o, Order::one_by_one_backwards)), name + ": backwards");
+  check(kRacesAlone || got.same_bits(mine(table, x, y, o, Order::one_by_one_backwards)), name + ": backwards");
   check(got.same_bits(mine(table, x, y, o, Order::threads)), name + ": threads");
   Options rounded = o;
   rounded.screen = Screen::rounded_always;
@@ -515,10 +515,12 @@ int main() {
   for (const auto* table : tables()) {
     mining(*table);
     borders(*table);
-    screens_agree(*table);
-    zero_rows_tie(*table);
-    collapsed(*table);
     backward(*table);
+    if (!kRacesAlone) {
+      screens_agree(*table);
+      zero_rows_tie(*table);
+      collapsed(*table);
+    }
   }
   formula();
   return report();

@@ -130,8 +130,8 @@ class _Loss(_LossBase):  # type: ignore[misc]
 class TripletMarginLoss(_Loss):
     """The hinge (``smooth_loss``: softplus) over a miner's triplets, or over all triplets of the batch.
 
-    Without ``indices_tuple``, all triplets, by counting instead of listing them: O(N^2 log N) time. There
-    ``smooth_loss``, ``swap`` and ``triplets_per_anchor`` raise, since they need each triplet by itself.
+    Without ``indices_tuple``, all triplets, by counting instead of listing them: O(N^2 log N) time and O(N D) memory.
+    ``smooth_loss`` and ``swap`` need each triplet by itself: these are listed, at the library's own cost, O(N^3).
     """
 
     def __init__(
@@ -157,12 +157,14 @@ class TripletMarginLoss(_Loss):
             return self._keep(self._of_triplets(rows, refs, _triplets(indices_tuple)))
         if labels is None:
             raise ValueError("give labels or indices_tuple; got neither")
+        classes = labels.to(rows.device)
+        ref_classes = None if ref_labels is None else ref_labels.to(rows.device)
         if self.smooth_loss or self.swap:
-            raise ValueError("smooth_loss and swap need each triplet by itself: give indices_tuple, from a miner")
+            return self._keep(self._of_triplets(rows, refs, _all_triplets(classes, ref_classes)))
         return self._keep(
             F.triplet_loss(
-                rows, labels.to(rows.device), margin=self.margin, mining="batch_all", metric=self._measure.metric,
-                ref_embeddings=refs, ref_labels=None if ref_labels is None else ref_labels.to(rows.device),
+                rows, classes, margin=self.margin, mining="batch_all", metric=self._measure.metric,
+                ref_embeddings=refs, ref_labels=ref_classes,
                 average="active" if self._reducer == "AvgNonZeroReducer" else "valid",
                 reduction="sum" if self._reducer == "SumReducer" else "mean", return_evidence=True,
             )
@@ -189,6 +191,15 @@ def _triplets(indices: Indices) -> Indices:
     first, positive, second, negative = indices
     left, right = torch.where(first[:, None] == second)
     return first[left], positive[left], negative[right]
+
+
+def _all_triplets(labels: Tensor, ref_labels: Tensor | None) -> Indices:
+    """Anchor, positive and negative of every triplet; without references a row is not its own positive."""
+    same = labels[:, None] == (labels if ref_labels is None else ref_labels)
+    positive = (
+        same if ref_labels is not None else same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    )
+    return torch.where(positive[:, :, None] & ~same[:, None, :])
 
 
 # --- all pairs ------------------------------------------------------------------------------------------------------

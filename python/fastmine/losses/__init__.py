@@ -42,6 +42,7 @@ from .segmentation import (
     SegmentationLoss,
     TverskyLoss,
 )
+from .selective import SelectivelyContrastiveLoss
 
 __all__ = [
     "AngleLoss",
@@ -76,6 +77,7 @@ __all__ = [
     "PeakLoss",
     "ProxyAnchorLoss",
     "SegmentationLoss",
+    "SelectivelyContrastiveLoss",
     "SourceCountLoss",
     "SubspaceLoss",
     "SupConLoss",
@@ -105,6 +107,7 @@ _BY_NAME: dict[str, Callable[..., nn.Module]] = {
     "mcc": MCCLoss,
     "multi_similarity": MultiSimilarityLoss,
     "ntxent": NTXentLoss,
+    "selectively_contrastive": SelectivelyContrastiveLoss,
     "supcon": SupConLoss,
     "triplet": TripletLoss,
     "tversky": TverskyLoss,

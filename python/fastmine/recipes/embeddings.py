@@ -29,7 +29,7 @@ from .. import MiningEvidence
 from ..data import PKBatchSampler, check_labels
 from ..distributed import DistributedLoss
 from ..functional import batch_hard
-from ..losses import ArcFaceLoss, CompositeLoss, EvidentLoss, TripletLoss, get_loss_function
+from ..losses import ArcFaceLoss, CompositeLoss, EvidentLoss, get_loss_function
 from . import folders, named, processes, training
 from .errors import UsageError, from_extra, listed
 from .screen import Column, Screen
@@ -239,14 +239,13 @@ def loss_of(
     settings: EmbeddingSettings, classes: int, dim: int
 ) -> tuple[EvidentLoss[Any], EvidentLoss[MiningEvidence]]:
     """The loss that was asked for, and the part of it that tells of pairs."""
-    if settings.loss not in COMBINED and settings.loss != "combined":
-        pairs = cast("EvidentLoss[MiningEvidence]", get_loss_function(settings.loss))
+    name = "triplet" if settings.loss == "combined" else settings.loss
+    options = {"margin": settings.margin} if name == "triplet" else {}
+    pairs = cast("EvidentLoss[MiningEvidence]", get_loss_function(name, **options))
+    if settings.loss != "combined":
         return pairs, pairs
-    triplet = TripletLoss(settings.margin)  # type: ignore[arg-type]
-    if settings.loss == "triplet":
-        return triplet, triplet
     arcface = ArcFaceLoss(classes, dim, scale=32.0, margin=0.5)
-    return CompositeLoss({"triplet": triplet, "arcface": arcface}, COMBINED), triplet
+    return CompositeLoss({"triplet": pairs, "arcface": arcface}, COMBINED), pairs
 
 
 class Embeddings(System[Batch, MiningEvidence]):
