@@ -22,6 +22,7 @@ set(FASTMINE_COMMON_KERNELS # once, for every CPU
     csrc/kernels/cpu/dispatch.cpp
     csrc/kernels/cpu/order.cpp
     csrc/kernels/cpu/segmentation_formula.cpp
+    csrc/kernels/cpu/segmentation_terms.cpp
     csrc/kernels/cpu/triplet_loss.cpp)
 
 # Each of these lets the compiler vectorise or contract without changing what isnan, isinf and sums of finite numbers

@@ -40,6 +40,12 @@ BACKWARD_ROWS = {
     "segmentation_loss_backward": "segmentation_loss-multiclass-valid_position",
     "segmentation_sums_backward": "segmentation_sums-multiclass-valid_label_sets_all",
 }
+FORMULA_ROWS = (
+    "segmentation_loss-binary-formula_all",
+    "segmentation_loss-multilabel-formula_weights_count",
+    "segmentation_loss-multiclass-formula_sum",
+)
+"""Of an op that has its slopes among its outputs, and that another op feeds."""
 
 
 def forward_arguments(case: Case, dtype: torch.dtype) -> tuple[Any, ...]:
@@ -89,8 +95,18 @@ def test_backward_op(op: str, name: str) -> None:
     assert set(found.values()) == {"SUCCESS"}
 
 
+@pytest.mark.parametrize("name", FORMULA_ROWS)
+def test_formula_op(name: str) -> None:
+    case = named(name)
+    with Calls() as calls:
+        case(case.inputs(torch.float32))
+    (arguments,) = [args for op, args in calls if op == case.answered_by]
+    found = torch.library.opcheck(torch.ops.fastmine.segmentation_terms.default, arguments)
+    assert set(found.values()) == {"SUCCESS"}
+
+
 def test_no_op_is_left_out() -> None:
-    assert {named(name).answered_by for name in ROWS} | set(BACKWARD_ROWS) == set(_ops.OPS)
+    assert {named(name).answered_by for name in (*ROWS, *FORMULA_ROWS)} | set(BACKWARD_ROWS) == set(_ops.OPS)
 
 
 def test_ops_do_not_write_to_their_inputs() -> None:

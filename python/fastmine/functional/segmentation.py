@@ -228,7 +228,7 @@ def segmentation_loss(
             values("class_weights", class_weights), class_weight_norm,
             _formula_on_sums.counted_classes(classes, include_background, logits), batch,
         )  # fmt: skip
-        inputs = _formula_on_sums.Inputs(logits, target, valid, merged, focal_gamma)
+        inputs = _formula_on_sums.Inputs(logits, target, valid, merged, float(focal_gamma))
         loss, evidence = _formula_on_sums.formula_on_sums(inputs, formula, reduction, group, full=full_evidence)
     _refuse_impossible(evidence, logits, mode)
     return (loss, evidence) if return_evidence else loss
