@@ -20,6 +20,7 @@ set(FASTMINE_CPU_KERNELS
 set(FASTMINE_COMMON_KERNELS # once, for every CPU
     csrc/kernels/cpu/batch_all_formula.cpp
     csrc/kernels/cpu/dispatch.cpp
+    csrc/kernels/cpu/lovasz_shares.cpp
     csrc/kernels/cpu/order.cpp
     csrc/kernels/cpu/segmentation_formula.cpp
     csrc/kernels/cpu/segmentation_terms.cpp

@@ -600,6 +600,14 @@ def _formulas() -> Iterator[Case]:
         options = {"terms": FORMULA_TERMS[mode], **options}
         return Case("segmentation_loss", f"{mode}-formula_{name}", build, {"mode": mode, **options})
 
+    def lovasz(name: str, mode: str, build: Build, **options: Any) -> Case:
+        options = {"terms": {"lovasz": 1.0, "mcc": 0.5}, **options}
+        # Rounding of a narrow type makes ties of which float64 knows the order; and an order has kinks.
+        dtypes = (torch.float64, torch.float32)
+        return Case(
+            "segmentation_loss", f"{mode}-formula_{name}", build, {"mode": mode, **options}, dtypes, curved=False
+        )
+
     for mode, shape in SHAPES.items():
         plain = maps(mode, shape)
         yield case("all", mode, plain)
@@ -612,6 +620,8 @@ def _formulas() -> Iterator[Case]:
             build = maps(mode, shape, empty_samples=1)
             yield case(f"empty_{empty}", mode, build, empty=empty, smooth_nr=0.5, smooth_dr=1.0, squared=True)
         yield case("smoothed", mode, plain, label_smoothing=0.2)
+        yield lovasz("lovasz", mode, maps(mode, shape, valid=shape[:1]), empty="skip")
+        yield lovasz("lovasz_batch", mode, maps(mode, shape), batch=True)
         yield case("confident", mode, maps(mode, shape, scale=15.0))
         for name, size in {"none": (0, *shape[1:]), "no_pixels": (*shape[:-1], 0)}.items():
             yield case(name, mode, maps(mode, size))

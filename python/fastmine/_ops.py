@@ -23,6 +23,7 @@ from . import __path__ as _folders
 from . import reference
 from .reference.batch_all import batch_all_backward, batch_all_forward
 from .reference.batch_hard import batch_hard_backward, mined_distance
+from .reference.lovasz import lovasz_shares as reference_shares
 from .reference.pair_sums import pair_sums_backward, pair_sums_forward, scale_gradient
 from .reference.pairwise_distance import pairwise_distance_backward, pairwise_distance_forward
 from .reference.segmentation_formula import segmentation_terms_fake, segmentation_terms_forward
@@ -114,6 +115,10 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
     "segmentation_sums_backward": (
         f"(Tensor grad, {_SUMMED}) -> Tensor",
         segmentation_sums_backward,
+    ),
+    "lovasz_shares": (
+        "(Tensor errors, Tensor target, Tensor? valid) -> Tensor",
+        reference_shares,
     ),
     "segmentation_terms": (
         f"({_FORMULA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -401,6 +406,14 @@ segmentation_loss = _differentiable(
 )
 
 segmentation_sums = _differentiable("segmentation_sums", reference.segmentation_sums, _sums_setup, _sums_backward)
+
+
+def lovasz_shares(errors: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
+    """The slopes of the Lovasz extension, constant between two orders of the errors."""
+    if _transformed():
+        return reference_shares(errors, target, valid)
+    shares: Tensor = torch.ops.fastmine.lovasz_shares.default(errors, target, valid)
+    return shares
 
 
 class _SegmentationFormula(torch.autograd.Function):

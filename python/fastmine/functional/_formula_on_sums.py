@@ -165,7 +165,7 @@ def _arguments(f: Formula, reduction: str, logits: Tensor) -> tuple[Any, ...]:
 
 
 def _lovasz(inputs: Inputs, f: Formula) -> Tensor | None:
-    return lovasz(*inputs[:4], f.mode, f.batch) if "lovasz" in f.terms else None
+    return lovasz(*inputs[:4], f.mode, f.batch, _ops.lovasz_shares) if "lovasz" in f.terms else None
 
 
 # --- full evidence -------------------------------------------------------------------------------------------------

@@ -433,7 +433,7 @@ def lovasz_loss(
     ``classes="present"`` elsewhere; ``"smooth"`` takes the extension, their largest error, as ``classes="all"``;
     ``"area"`` their mean probability.
 
-    Cost: one sort of the errors of each group, O(S log S), beside the pass over the logits, and a handful of tensors of
+    Cost: one sort of the errors of each group, on the CPU by radix, beside the pass over the logits, and a few tensors of
     the size of the logits at a time, where the other terms need none. Targets are meant to be hard.
     """
     return segmentation_loss(
