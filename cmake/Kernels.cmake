@@ -21,8 +21,10 @@ set(FASTMINE_CPU_KERNELS
 set(FASTMINE_COMMON_KERNELS # once, for every CPU
     csrc/kernels/cpu/batch_all_formula.cpp
     csrc/kernels/cpu/dispatch.cpp
+    csrc/kernels/cpu/lovasz_shares.cpp
     csrc/kernels/cpu/order.cpp
     csrc/kernels/cpu/segmentation_formula.cpp
+    csrc/kernels/cpu/segmentation_terms.cpp
     csrc/kernels/cpu/triplet_loss.cpp)
 
 # Each of these lets the compiler vectorise or contract without changing what isnan, isinf and sums of finite numbers

@@ -23,6 +23,7 @@ from fastmine import _ops, reference
 from fastmine.reference.batch_hard import NEGATIVES, POSITIVES
 from fastmine.reference.pair_sums import FORMS
 from fastmine.reference.pairwise_distance import METRICS, result_dtype
+from fastmine.reference.segmentation_loss import TERMS as FUSED_TERMS
 from fastmine.reference.segmentation_sums import SUMS
 
 Inputs = dict[str, Tensor]
@@ -80,6 +81,8 @@ class Case:
         """The op that answers, where one function asks several."""
         if self.op == "selectively_contrastive_loss" or any(name in self.options for name in ADJUSTMENTS):
             return "batch_hard"
+        if self.op == "segmentation_loss":
+            return "segmentation_loss" if self.options["terms"].keys() <= set(FUSED_TERMS) else "segmentation_terms"
         return "batch_all" if self.options.get("mining") == "batch_all" else self.op
 
     @property
@@ -98,7 +101,8 @@ class Case:
 @contextmanager
 def on_reference() -> Iterator[None]:
     """Inside, the functions answer with the reference itself: no op, no kernel, no registered backward pass."""
-    with mock.patch.multiple(_ops, **{name: getattr(reference, name) for name in reference.__all__}):
+    every = {name: getattr(reference, name) for name in reference.__all__}
+    with mock.patch.multiple(_ops, **every, traced=lambda *_: True):  # then formulas are PyTorch, too
         yield
 
 
@@ -647,6 +651,54 @@ def _segmentation() -> Iterator[Case]:
         yield case(f"{name.rstrip('_')}_unmasked", mode, maps(mode, shape))
 
 
+FORMULA_TERMS: dict[str, dict[str, float]] = {
+    mode: {**terms, "log_dice": 0.2, "generalized_dice": 0.5, "focal_tversky": 0.4, "mcc": 0.6}
+    for mode, terms in ALL_TERMS.items()
+}
+
+
+def _formulas() -> Iterator[Case]:
+    """What the fused op does not have: more terms and options, formulas on the sums."""
+
+    def case(name: str, mode: str, build: Build, **options: Any) -> Case:
+        options = {"terms": FORMULA_TERMS[mode], **options}
+        return Case("segmentation_loss", f"{mode}-formula_{name}", build, {"mode": mode, **options})
+
+    def lovasz(name: str, mode: str, build: Build, **options: Any) -> Case:
+        options = {"terms": {"lovasz": 1.0, "mcc": 0.5}, **options}
+        # Rounding of a narrow type makes ties of which float64 knows the order; and an order has kinks.
+        dtypes = (torch.float64, torch.float32)
+        return Case(
+            "segmentation_loss", f"{mode}-formula_{name}", build, {"mode": mode, **options}, dtypes, curved=False
+        )
+
+    for mode, shape in SHAPES.items():
+        plain = maps(mode, shape)
+        yield case("all", mode, plain)
+        for term in ("log_dice", "generalized_dice", "focal_tversky", "mcc"):
+            yield case(term, mode, plain, terms={term: 1.0})
+        for reduction in ("sum", "none"):
+            yield case(reduction, mode, maps(mode, shape, valid=shape[:1]), reduction=reduction)
+            yield case(f"batch_{reduction}", mode, plain, reduction=reduction, batch=True)
+        for empty in ("area", "skip", "smooth"):
+            build = maps(mode, shape, empty_samples=1)
+            yield case(f"empty_{empty}", mode, build, empty=empty, smooth_nr=0.5, smooth_dr=1.0, squared=True)
+        yield case("smoothed", mode, plain, label_smoothing=0.2)
+        yield lovasz("lovasz", mode, maps(mode, shape, valid=shape[:1]), empty="skip")
+        yield lovasz("lovasz_batch", mode, maps(mode, shape), batch=True)
+        yield case("confident", mode, maps(mode, shape, scale=15.0))
+        for name, size in {"none": (0, *shape[1:]), "no_pixels": (*shape[:-1], 0)}.items():
+            yield case(name, mode, maps(mode, size))
+    for mode in ("multilabel", "multiclass"):
+        weights = {"class_weights": [0.5, 2.0, 1.5, 0.25][: SHAPES[mode][1]], "generalized_weights": "simple"}
+        yield case("weights", mode, maps(mode, SHAPES[mode]), **weights, label_smoothing=0.1)
+        yield case(
+            "weights_count", mode, maps(mode, SHAPES[mode]), **weights, class_weight_norm="count", classes=[2, 0]
+        )
+    yield case("pos_weight", "multilabel", maps("multilabel", (2, 3, 4)), pos_weight=[3.0, 0.5, 1.0], focal_alpha=0.25)
+    yield case("label_sets", "multiclass", maps("multiclass", (3, 5, 4), valid=(3, 5)), label_smoothing=0.1)
+
+
 SMOOTH_SUMS = tuple(name for name in SUMS if name not in ("g1", "g0"))
 """Without those that are constant by definition, and not as a difference quotient sees it."""
 
@@ -699,7 +751,7 @@ def _sums() -> Iterator[Case]:
 
 CASES: tuple[Case, ...] = (
     *_pairwise(), *_mining(), *_triplet(), *_batch_all(), *_remembered(), *_weighted(), *_adjusted(), *_pairs(),
-    *_segmentation(), *_sums(),
+    *_segmentation(), *_sums(), *_formulas(),
 )  # fmt: skip
 LAID_OUT: tuple[tuple[Case, str], ...] = tuple(_laid_out())
 SMALL: tuple[Case, ...] = tuple(case for case in CASES if case.size <= 64)
