@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "numpy.py": ({"_native", "functional", "reference"}, {"numpy"}),
     "health": ({"", "health", "_evidence", "_version", "losses", "functional", "reference"}, {"torch", "numpy"}),
     "data": ({"data"}, {"torch", "numpy"}),
-    "distributed.py": ({"losses", "_check", "_evidence"}, {"torch"}),
+    "distributed": ({"distributed", "losses", "functional", "_ops", "_check", "_evidence", "reference"}, {"torch"}),
 }
 PROGRAMS = ("recipes", "bench", "cli.py", "compat")
 

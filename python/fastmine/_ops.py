@@ -85,7 +85,7 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         triplet_loss_backward,
     ),
     "pair_sums": (
-        f"({_PAIRS}) -> (Tensor, Tensor)",
+        f"({_PAIRS}, Tensor? level=None) -> (Tensor, Tensor)",
         pair_sums_forward,
     ),
     "pair_sums_backward": (
@@ -232,8 +232,10 @@ def _triplet_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...
 
 
 def _pairs_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, metric, form, curve, scale = inputs
-    ctx.options = metric, form, curve
+    *tensors, metric, form, curve, scale = inputs[:12]
+    if any(level is not None for level in inputs[12:]):
+        raise RuntimeError("pair_sums with a level has no gradient: its backward pass is that of the sums of all parts")
+    ctx.options, ctx.count = (metric, form, curve), len(inputs)
     sums, evidence = output
     ctx.save_for_backward(sums, scale, *tensors)
     ctx.mark_non_differentiable(evidence)
@@ -242,7 +244,7 @@ def _pairs_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 
 def _pairs_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
     if grad is None:
-        return (None,) * 12
+        return (*[None] * ctx.count,)
     sums, scale, *tensors = ctx.saved_tensors
     embeddings, labels, valid, refs, ref_labels, ref_valid, *bounds = tensors
     metric, form, curve = ctx.options
@@ -258,9 +260,10 @@ def _pairs_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
         grad_x, grad_refs = torch.ops.fastmine.pair_sums_backward.default(
             grad, sums, *tensors, metric, form, curve, scale
         )
-        wanted = scale is not None and ctx.needs_input_grad[-1]
+        wanted = scale is not None and ctx.needs_input_grad[11]
         grad_scale = scale_gradient(grad, sums, form, scale) if wanted else None
-    return grad_x, None, None, None if refs is None else grad_refs, *[None] * 7, grad_scale
+    untouched = [None] * (ctx.count - 12)
+    return grad_x, None, None, None if refs is None else grad_refs, *[None] * 7, grad_scale, *untouched
 
 
 def _batch_all_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -98,8 +98,12 @@ def triplet_formula(
     on_empty: str,
     reduction: str,
     weight: Tensor | None,
+    empty: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, slopes [2, N] and the active anchors, from two distances, two bits and a weight per anchor."""
+    """Loss, slopes [2, N] and the active anchors, from two distances, two bits and a weight per anchor.
+
+    ``empty`` is whether no anchor is valid, where these are not all anchors.
+    """
     valid = has_positive & has_negative
     violation = gap(d_p, d_n, metric) + margin
     active = valid & ((violation > 0) | (shape == "soft"))
@@ -109,7 +113,7 @@ def triplet_formula(
     slope_p, slope_n = slope, -slope
     counted = valid
 
-    empty = ~valid.any()
+    empty = ~valid.any() if empty is None else empty
     sign = -1.0 if metric == "dot" else 1.0  # of a similarity the negative acts as a distance
     if on_empty == "pull":
         pulled = empty & has_positive
