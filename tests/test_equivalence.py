@@ -23,6 +23,7 @@ from cases import (
 from compare import assert_choice_agrees, assert_gradients_agree, assert_values_agree
 from fastmine.reference.batch_all import BATCH_ALL_FIELDS
 from fastmine.reference.batch_hard import MINING_FIELDS
+from fastmine.reference.mined_pairs import MINED_FIELDS
 from fastmine.reference.pair_sums import PAIR_FIELDS
 from fastmine.reference.pairwise_distance import distance_matrix
 from fastmine.reference.segmentation_loss import SEGMENTATION_FIELDS, TERMS, segmentation_loss_backward
@@ -33,9 +34,14 @@ FIELDS = {
     "batch_hard": MINING_FIELDS, "triplet_loss": TRIPLET_FIELDS, "segmentation_loss": SEGMENTATION_FIELDS,
     "pair_sums": PAIR_FIELDS, "supcon_loss": PAIR_FIELDS, "ntxent_loss": PAIR_FIELDS,
     "multi_similarity_loss": PAIR_FIELDS, "circle_loss": PAIR_FIELDS, "contrastive_loss": PAIR_FIELDS,
+    "mined_pairs": MINED_FIELDS,
+    "mined_triplet_loss": (*MINED_FIELDS, "active", "semi_hard", "triplets", "active_triplets"),
     "batch_all": BATCH_ALL_FIELDS, "segmentation_sums": SUMS_FIELDS,
 }  # fmt: skip
-RESULT = {"batch_hard": "positive_distance", "pair_sums": "positive_distance", "segmentation_sums": "p"}
+RESULT = {
+    "batch_hard": "positive_distance", "mined_pairs": "positive_distance", "pair_sums": "positive_distance",
+    "segmentation_sums": "p",
+}  # fmt: skip
 MEASURED = (
     *(field for field in TRIPLET_FIELDS if "distance" in field or field in ("norm_squared_sum", "sum_norm_squared")),
     "target_sum", "prediction_sum", "overlap_sum", "target_min", "target_max", "logit_min", "logit_max", *TERMS,
