@@ -23,6 +23,7 @@ from cases import (
 from compare import assert_choice_agrees, assert_gradients_agree, assert_values_agree
 from fastmine.reference.batch_all import BATCH_ALL_FIELDS
 from fastmine.reference.batch_hard import MINING_FIELDS
+from fastmine.reference.mined_pairs import MINED_FIELDS
 from fastmine.reference.pair_sums import PAIR_FIELDS
 from fastmine.reference.pairwise_distance import distance_matrix
 from fastmine.reference.segmentation_formula import ALL_TERMS
@@ -38,8 +39,13 @@ FIELDS = {
     "multi_similarity_loss": PAIR_FIELDS, "circle_loss": PAIR_FIELDS, "contrastive_loss": PAIR_FIELDS,
     "batch_all": BATCH_ALL_FIELDS, "segmentation_sums": SUMS_FIELDS, "segmentation_terms": (*SUMS_FIELDS, *ALL_TERMS),
     "adjusted_triplet_loss": ADJUSTED_FIELDS, "selectively_contrastive_loss": SELECTIVE_FIELDS,
+    "mined_pairs": MINED_FIELDS,
+    "mined_triplet_loss": (*MINED_FIELDS, "active", "semi_hard", "triplets", "active_triplets"),
 }  # fmt: skip
-RESULT = {"batch_hard": "positive_distance", "pair_sums": "positive_distance", "segmentation_sums": "p"}
+RESULT = {
+    "batch_hard": "positive_distance", "mined_pairs": "positive_distance", "pair_sums": "positive_distance",
+    "segmentation_sums": "p",
+}  # fmt: skip
 MEASURED = (
     *(field for field in TRIPLET_FIELDS if "distance" in field or field in ("norm_squared_sum", "sum_norm_squared")),
     "margin", "target_sum", "prediction_sum", "overlap_sum", "target_min", "target_max", "logit_min", "logit_max",

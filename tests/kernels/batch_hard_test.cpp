@@ -416,6 +416,7 @@ void backward(const cpu::KernelTable& table) {
       b.y = refs.rows();
       b.self = self;
       b.metric = o.metric;
+      b.positives = b.negatives = 1;
       b.positive_index = m.positive_index.data();
       b.negative_index = m.negative_index.data();
       b.has_positive = m.has_positive.data();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal, NamedTuple, overload
 
 import torch
@@ -327,9 +328,23 @@ def mined_triplet_loss(
     loss, extra = _loss_of(mined, margin, leak, metric, on_empty, reduction, sample_weight)
     evidence = MiningEvidence(torch.cat([found, extra]), _MINED_TRIPLET_FIELDS)
     if on_empty in ("warn", "raise") and evidence.triplets == 0:
-        _report_empty(evidence, on_empty)
+        if window is None:
+            _report_empty(evidence, on_empty)
+        else:
+            _report_empty_window(evidence, on_empty)
     loss = loss.to(result_dtype(embeddings))
     return (loss, evidence) if return_evidence else loss
+
+
+def _report_empty_window(evidence: MiningEvidence, on_empty: str) -> None:
+    why = (
+        "no anchor of this batch has both a positive and a negative in the window: of "
+        f"{evidence.admitted:.0f} rows in {evidence.classes:.0f} classes {evidence.has_positive:.0f} have a positive, "
+        f"{evidence.has_negative:.0f} a negative there. Widen the window, or sample more classes"
+    )
+    if on_empty == "raise":
+        raise ValueError(why)
+    warnings.warn(why, stacklevel=3)
 
 
 def mined_triplet_options(
