@@ -7,6 +7,7 @@ library adds the CPU (or CUDA) implementation, and from then on answers there. N
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -494,6 +495,11 @@ SWITCH = "FASTMINE_NATIVE"
 """Set this environment variable to 0 to run on the reference alone."""
 
 
+def _find(library: str) -> str | None:
+    """Where a native library is. An editable install spreads the package over two folders: sources and libraries."""
+    return next((str(path) for folder in _folders if (path := Path(folder) / library).exists()), None)
+
+
 def _load(library: str) -> str | None:
     """Load a native library; the reason where that was not possible."""
     if os.environ.get(SWITCH, "1") == "0":
@@ -501,12 +507,11 @@ def _load(library: str) -> str | None:
     with contextlib.suppress(ImportError):
         # Imported first: in an editable install that is what brings the libraries up to date.
         import_module("fastmine._native").isa()
-    # An editable install spreads the package over two folders: the sources and the built libraries.
-    found = [path for folder in _folders if (path := Path(folder) / library).exists()]
-    if not found:
+    path = _find(library)
+    if path is None:
         return f"{library} is not installed"
     try:
-        torch.ops.load_library(found[0])  # type: ignore[no-untyped-call]
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except OSError as error:
         return f"{library} does not load: {error.__cause__ or error}"
     return None
@@ -517,24 +522,40 @@ def answers(op: str, device: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"fastmine::{op}", device)
 
 
+CUDA_LIBRARY = "fastmine_torch_cuda.so"
+
+
 def _load_cuda() -> str | None:
-    """The same for CUDA. The library registers nothing where there is no driver, or one older than it was built for."""
-    if torch.version.cuda is None:
-        return "this torch is built without CUDA"
-    if reason := _load("fastmine_torch_cuda.so"):
+    """The same for CUDA. The library registers nothing where the driver is too old or a device has no code in it."""
+    if reason := _load(CUDA_LIBRARY):
         return reason
-    if not answers("segmentation_loss", "CUDA"):
-        return "no driver, or one older than the CUDA version that fastmine_torch_cuda.so was built with"
-    return None
+    unserved = ctypes.CDLL(_find(CUDA_LIBRARY)).fastmine_cuda_unserved
+    unserved.restype = ctypes.c_char_p
+    return cast(bytes, unserved()).decode() or None
 
 
-reasons: dict[str, str | None] = {"CPU": _load("fastmine_torch_cpu.so"), "CUDA": _load_cuda()}
+def _warn(device: str) -> None:
+    """Say once that the reference answers on a device, unless that is what was asked for."""
+    if reasons[device] and os.environ.get(SWITCH) != "0":
+        where = "" if device == "CPU" else f" on {device}"
+        warnings.warn(
+            f"fastmine runs on its PyTorch reference{where}, exact but slow: {reasons[device]}. Install a build with "
+            f"the native library, or set {SWITCH}=0 to say that this is meant",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _start_cuda() -> None:
+    """Called when CUDA is first used: before that, asking a device would start CUDA for a process that forks later."""
+    reasons["CUDA"] = _load_cuda()
+    _warn("CUDA")
+
+
+reasons: dict[str, str | None] = {"CPU": _load("fastmine_torch_cpu.so"), "CUDA": "this torch is built without CUDA"}
 """Why there are no native ops on a device; None where there are."""
 
-if reasons["CPU"] and os.environ.get(SWITCH) != "0":
-    warnings.warn(
-        f"fastmine runs on its PyTorch reference, exact but slow: {reasons['CPU']}. Install a build with the native "
-        f"library, or set {SWITCH}=0 to say that this is meant",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+_warn("CPU")
+if torch.version.cuda is not None:
+    reasons["CUDA"] = "CUDA has not been used yet"
+    torch.cuda._lazy_call(_start_cuda)  # type: ignore[no-untyped-call]
