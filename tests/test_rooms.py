@@ -170,12 +170,13 @@ def test_one_noun_in_every_room(name: str) -> None:
 
 FUNCTIONS = (
     "pairwise_distance", "batch_hard", "triplet_loss", "segmentation_loss", "dice_loss", "focal_loss", "bce_loss",
-    "iou_loss", "tversky_loss", "mined_pairs", "mined_triplet_loss", "pair_sums", "supcon_loss", "ntxent_loss", "multi_similarity_loss", "circle_loss",
-    "contrastive_loss", "arcface_loss", "cosface_loss", "proxy_anchor_loss", "retrieval",
+    "iou_loss", "tversky_loss", "mined_pairs", "mined_triplet_loss", "pair_sums", "supcon_loss", "ntxent_loss",
+    "multi_similarity_loss", "circle_loss", "contrastive_loss", "arcface_loss", "cosface_loss", "proxy_anchor_loss",
+    "selectively_contrastive_loss", "retrieval",
 )  # fmt: skip
 LOSSES = (
-    "TripletLoss", "MinedTripletLoss", "DiceLoss", "FocalLoss", "BCELoss", "IoULoss", "TverskyLoss", "CombinedSegmentationLoss",
-    "CompositeLoss", "SupConLoss", "NTXentLoss", "MultiSimilarityLoss", "CircleLoss", "ContrastiveLoss",
+    "TripletLoss", "MinedTripletLoss", "SelectivelyContrastiveLoss", "DiceLoss", "FocalLoss", "BCELoss", "IoULoss",
+    "TverskyLoss", "CombinedSegmentationLoss", "CompositeLoss", "SupConLoss", "NTXentLoss", "MultiSimilarityLoss", "CircleLoss", "ContrastiveLoss",
     "HybridCovarianceLoss", "ArcFaceLoss", "CosFaceLoss", "ProxyAnchorLoss", "CrossBatchMemory", "get_loss_function",
 )  # fmt: skip
 
