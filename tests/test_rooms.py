@@ -176,7 +176,8 @@ FUNCTIONS = (
 )  # fmt: skip
 LOSSES = (
     "TripletLoss", "MinedTripletLoss", "SelectivelyContrastiveLoss", "DiceLoss", "FocalLoss", "BCELoss", "IoULoss",
-    "TverskyLoss", "CombinedSegmentationLoss", "CompositeLoss", "SupConLoss", "NTXentLoss", "MultiSimilarityLoss", "CircleLoss", "ContrastiveLoss",
+    "TverskyLoss", "CombinedSegmentationLoss", "CompositeLoss", "SupConLoss", "NTXentLoss", "MultiSimilarityLoss",
+    "CircleLoss", "ContrastiveLoss",
     "HybridCovarianceLoss", "ArcFaceLoss", "CosFaceLoss", "ProxyAnchorLoss", "CrossBatchMemory", "get_loss_function",
 )  # fmt: skip
 
