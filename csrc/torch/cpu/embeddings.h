@@ -8,6 +8,7 @@
 #include "kernels/embeddings.h"
 #include "kernels/stage.h"
 #include "threads/stage_walk.h"
+#include "torch/cpu/large_pages.h"
 #include "torch/tensors.h"
 
 namespace fastmine {
@@ -25,7 +26,11 @@ inline Tensor make(torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType ty
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
                                                          strides.data(), dtype, aoti_torch_device_type_cpu(), 0,
                                                          &handle));
-  return Tensor(handle);
+  Tensor tensor(handle);
+  if (next >= kLargeElements) {
+    prefer_large_pages(tensor.mutable_data_ptr(), static_cast<size_t>(tensor.numel()) * size_of(dtype_of(type)));
+  }
+  return tensor;
 }
 
 /// x with the elements of each row next to each other; most tensors are so already.

@@ -433,8 +433,8 @@ def lovasz_loss(
     ``classes="present"`` elsewhere; ``"smooth"`` takes the extension, their largest error, as ``classes="all"``;
     ``"area"`` their mean probability.
 
-    Cost: one sort of the errors of each group, on the CPU by radix, beside the pass over the logits, and a few tensors of
-    the size of the logits at a time, where the other terms need none. Targets are meant to be hard.
+    Cost: one sort of the errors of each group, on the CPU by radix, beside the pass over the logits, and a few tensors
+    of the size of the logits at a time, where the other terms need none. Targets are meant to be hard.
     """
     return segmentation_loss(
         logits, target, mode=mode, terms={"lovasz": 1.0}, valid=valid, ignore_index=ignore_index, empty=empty,
