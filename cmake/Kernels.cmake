@@ -7,6 +7,7 @@ set(FASTMINE_CPU_KERNELS
     csrc/kernels/cpu/pairwise_distance_backward.cpp
     csrc/kernels/cpu/batch_hard.cpp
     csrc/kernels/cpu/batch_hard_backward.cpp
+    csrc/kernels/cpu/mined_pairs.cpp
     csrc/kernels/cpu/pair_sums.cpp
     csrc/kernels/cpu/pair_sums_backward.cpp
     csrc/kernels/cpu/batch_all.cpp

@@ -26,6 +26,7 @@ add_library(
   csrc/torch/cpu/batch_all.cpp
   csrc/torch/cpu/batch_hard.cpp
   csrc/torch/cpu/lovasz_shares.cpp
+  csrc/torch/cpu/mined_pairs.cpp
   csrc/torch/cpu/pair_sums.cpp
   csrc/torch/cpu/segmentation_loss.cpp
   csrc/torch/cpu/segmentation_sums.cpp

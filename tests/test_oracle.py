@@ -16,10 +16,11 @@ from cases import DIFFERENTIATED, SMALL, Case, Inputs, gradients, leaves, upstre
 from compare import assert_choice_agrees, assert_values_agree
 
 MINING_OPTIONS = ("metric", "positive", "negative")
+RANKED_OPTIONS = ("positives", "negatives", "window", "group_positives", "seed", "cutoff")
 PAIRS = ("positive_index", "negative_index", "positive_distance", "negative_distance")
 
 
-MANY_OUTPUTS = ("batch_hard", "pair_sums", "segmentation_sums")
+MANY_OUTPUTS = ("batch_hard", "mined_pairs", "pair_sums", "segmentation_sums")
 ELSEWHERE = "segmentation_terms"  # test_segmentation_terms.py has loops for these
 
 
@@ -48,12 +49,28 @@ def brute_force(case: Case, inputs: Inputs) -> dict[str, Any]:
         return {"loss": oracle.pair_loss(case.op, **lists, **options)}
     if case.answered_by == "batch_all":
         return {"loss": oracle.batch_all(**lists, **{name: x for name, x in options.items() if name != "mining"})}
+    if case.op == "mined_pairs":
+        pairs = oracle.mined_pairs(**lists, **options)
+        return {name: [pair[name] for pair in pairs] for name in PAIRS}
     options.pop("mining", None)
     weight = {"sample_weight": lists.pop("sample_weight")} if "sample_weight" in lists else {}
     mining = {name: options.pop(name) for name in MINING_OPTIONS if name in options}
+    if case.op == "selectively_contrastive_loss":
+        mining = {"metric": "cosine", "positive": "easiest", **mining}
+        return {"loss": oracle.selectively_contrastive(
+            oracle.batch_hard(**lists, **mining), metric=mining["metric"], **weight, **options
+        )}  # fmt: skip
+    metric = mining.get("metric", "euclidean")
+    if case.op == "mined_triplet_loss":
+        ranked = {name: options.pop(name) for name in RANKED_OPTIONS if name in options}
+        pairs = oracle.mined_pairs(**lists, **mining, **ranked)
+        return {"loss": oracle.mined_triplet_loss(pairs, metric=metric, **weight, **options)}
     pairs = oracle.batch_hard(**lists, **mining)
     if case.op == "triplet_loss":
-        return {"loss": oracle.triplet_loss(pairs, metric=mining.get("metric", "euclidean"), **weight, **options)}
+        if options.pop("swap", False):
+            pairs = oracle.swap(pairs, lists.get("ref_embeddings", lists["embeddings"]), metric)
+        pairs = oracle.harden(pairs, options.pop("hardness", 0.0), metric)
+        return {"loss": oracle.triplet_loss(pairs, metric=metric, **weight, **options)}
     return {name: [pair[name] for pair in pairs] for name in PAIRS}
 
 
@@ -91,6 +108,23 @@ def test_mined_pairs_are_those_of_the_loops(case: Case, dtype: torch.dtype) -> N
         assert_choice_agrees(got[f"{side}_index"], tensor(want[f"{side}_index"]).long(), table, exists, side)
         assert_values_agree(got[f"{side}_distance"], tensor(want[f"{side}_distance"]), case.family, side)
     assert torch.equal(got["valid"], got["has_positive"] & got["has_negative"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", [case for case in SMALL if case.op == "mined_pairs"], ids=str)
+def test_ranked_pairs_are_those_of_the_loops(case: Case, dtype: torch.dtype) -> None:
+    inputs = case.inputs(dtype)
+    got, want = case(inputs), brute_force(case, inputs)
+    others = inputs["ref_embeddings"].tolist() if "ref_embeddings" in inputs else None
+    table = tensor(oracle.pairwise_distance(inputs["embeddings"].tolist(), others, case.options["metric"]))
+    for side in ("positive", "negative"):
+        shape = got[f"{side}_index"].shape
+        exists = torch.tensor([[j is not None for j in row] for row in want[f"{side}_index"]]).view(shape).bool()
+        assert_values_agree(got[f"has_{side}"], exists, "exact", f"has_{side}")
+        index = tensor(want[f"{side}_index"]).view(shape).long()
+        assert_choice_agrees(got[f"{side}_index"], index, table, exists, side)
+        assert_values_agree(got[f"{side}_distance"], tensor(want[f"{side}_distance"]).view(shape), case.family, side)
+    assert torch.equal(got["valid"], got["has_positive"].any(dim=1) & got["has_negative"].any(dim=1))
 
 
 ORACLE_GRADIENTS = [

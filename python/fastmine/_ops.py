@@ -7,6 +7,7 @@ library adds the CPU (or CUDA) implementation, and from then on answers there. N
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -35,6 +36,10 @@ _LIBRARY: Any = torch.library.Library("fastmine", "DEF")  # type: ignore[no-unty
 
 _MINED = """Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddings, Tensor? ref_labels,
     Tensor? ref_valid, str metric, str positive, str negative"""
+_RANKED = """Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddings, Tensor? ref_labels,
+    Tensor? ref_valid, str metric, str positive, str negative, int[] ranks, float? window, Tensor? groups,
+    Tensor? ref_groups, bool group_positives, Tensor? self_index, Tensor? seed, float cutoff,
+    float nonzero_loss_cutoff"""
 _PAIRS = """Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddings, Tensor? ref_labels,
     Tensor? ref_valid, Tensor? positive_bound, Tensor? negative_bound, str metric, str form, float[] curve,
     Tensor? scale"""
@@ -60,6 +65,10 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         f"({_MINED}, Tensor? self_index=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         reference.batch_hard,
     ),
+    "mined_pairs": (
+        f"({_RANKED}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        reference.mined_pairs,
+    ),
     "batch_hard_backward": (
         """(Tensor grad_positive, Tensor grad_negative, Tensor embeddings, Tensor? ref_embeddings,
         Tensor positive_index, Tensor negative_index, Tensor has_positive, Tensor has_negative, str metric)
@@ -77,7 +86,7 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         triplet_loss_backward,
     ),
     "pair_sums": (
-        f"({_PAIRS}) -> (Tensor, Tensor)",
+        f"({_PAIRS}, Tensor? level=None) -> (Tensor, Tensor)",
         pair_sums_forward,
     ),
     "pair_sums_backward": (
@@ -224,8 +233,10 @@ def _triplet_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...
 
 
 def _pairs_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, metric, form, curve, scale = inputs
-    ctx.options = metric, form, curve
+    *tensors, metric, form, curve, scale = inputs[:12]
+    if any(level is not None for level in inputs[12:]):
+        raise RuntimeError("pair_sums with a level has no gradient: its backward pass is that of the sums of all parts")
+    ctx.options, ctx.count = (metric, form, curve), len(inputs)
     sums, evidence = output
     ctx.save_for_backward(sums, scale, *tensors)
     ctx.mark_non_differentiable(evidence)
@@ -234,7 +245,7 @@ def _pairs_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 
 def _pairs_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
     if grad is None:
-        return (None,) * 12
+        return (*[None] * ctx.count,)
     sums, scale, *tensors = ctx.saved_tensors
     embeddings, labels, valid, refs, ref_labels, ref_valid, *bounds = tensors
     metric, form, curve = ctx.options
@@ -250,9 +261,10 @@ def _pairs_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
         grad_x, grad_refs = torch.ops.fastmine.pair_sums_backward.default(
             grad, sums, *tensors, metric, form, curve, scale
         )
-        wanted = scale is not None and ctx.needs_input_grad[-1]
+        wanted = scale is not None and ctx.needs_input_grad[11]
         grad_scale = scale_gradient(grad, sums, form, scale) if wanted else None
-    return grad_x, None, None, None if refs is None else grad_refs, *[None] * 7, grad_scale
+    untouched = [None] * (ctx.count - 12)
+    return grad_x, None, None, None if refs is None else grad_refs, *[None] * 7, grad_scale, *untouched
 
 
 def _batch_all_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -398,6 +410,7 @@ pairwise_distance = _differentiable(
     "pairwise_distance", reference.pairwise_distance, _pairwise_setup, _pairwise_backward
 )
 batch_hard = _differentiable("batch_hard", reference.batch_hard, _mining_setup, _mining_backward)
+mined_pairs = _differentiable("mined_pairs", reference.mined_pairs, _mining_setup, _mining_backward)
 triplet_loss = _differentiable("triplet_loss", reference.triplet_loss, _triplet_setup, _triplet_backward)
 pair_sums = _differentiable("pair_sums", reference.pair_sums, _pairs_setup, _pairs_backward)
 batch_all = _differentiable("batch_all", reference.batch_all, _batch_all_setup, _batch_all_backward)
@@ -482,6 +495,11 @@ SWITCH = "FASTMINE_NATIVE"
 """Set this environment variable to 0 to run on the reference alone."""
 
 
+def _find(library: str) -> str | None:
+    """Where a native library is. An editable install spreads the package over two folders: sources and libraries."""
+    return next((str(path) for folder in _folders if (path := Path(folder) / library).exists()), None)
+
+
 def _load(library: str) -> str | None:
     """Load a native library; the reason where that was not possible."""
     if os.environ.get(SWITCH, "1") == "0":
@@ -489,12 +507,11 @@ def _load(library: str) -> str | None:
     with contextlib.suppress(ImportError):
         # Imported first: in an editable install that is what brings the libraries up to date.
         import_module("fastmine._native").isa()
-    # An editable install spreads the package over two folders: the sources and the built libraries.
-    found = [path for folder in _folders if (path := Path(folder) / library).exists()]
-    if not found:
+    path = _find(library)
+    if path is None:
         return f"{library} is not installed"
     try:
-        torch.ops.load_library(found[0])  # type: ignore[no-untyped-call]
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except OSError as error:
         return f"{library} does not load: {error.__cause__ or error}"
     return None
@@ -505,24 +522,40 @@ def answers(op: str, device: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"fastmine::{op}", device)
 
 
+CUDA_LIBRARY = "fastmine_torch_cuda.so"
+
+
 def _load_cuda() -> str | None:
-    """The same for CUDA. The library registers nothing where there is no driver, or one older than it was built for."""
-    if torch.version.cuda is None:
-        return "this torch is built without CUDA"
-    if reason := _load("fastmine_torch_cuda.so"):
+    """The same for CUDA. The library registers nothing where the driver is too old or a device has no code in it."""
+    if reason := _load(CUDA_LIBRARY):
         return reason
-    if not answers("segmentation_loss", "CUDA"):
-        return "no driver, or one older than the CUDA version that fastmine_torch_cuda.so was built with"
-    return None
+    unserved = ctypes.CDLL(_find(CUDA_LIBRARY)).fastmine_cuda_unserved
+    unserved.restype = ctypes.c_char_p
+    return cast(bytes, unserved()).decode() or None
 
 
-reasons: dict[str, str | None] = {"CPU": _load("fastmine_torch_cpu.so"), "CUDA": _load_cuda()}
+def _warn(device: str) -> None:
+    """Say once that the reference answers on a device, unless that is what was asked for."""
+    if reasons[device] and os.environ.get(SWITCH) != "0":
+        where = "" if device == "CPU" else f" on {device}"
+        warnings.warn(
+            f"fastmine runs on its PyTorch reference{where}, exact but slow: {reasons[device]}. Install a build with "
+            f"the native library, or set {SWITCH}=0 to say that this is meant",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _start_cuda() -> None:
+    """Called when CUDA is first used: before that, asking a device would start CUDA for a process that forks later."""
+    reasons["CUDA"] = _load_cuda()
+    _warn("CUDA")
+
+
+reasons: dict[str, str | None] = {"CPU": _load("fastmine_torch_cpu.so"), "CUDA": "this torch is built without CUDA"}
 """Why there are no native ops on a device; None where there are."""
 
-if reasons["CPU"] and os.environ.get(SWITCH) != "0":
-    warnings.warn(
-        f"fastmine runs on its PyTorch reference, exact but slow: {reasons['CPU']}. Install a build with the native "
-        f"library, or set {SWITCH}=0 to say that this is meant",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+_warn("CPU")
+if torch.version.cuda is not None:
+    reasons["CUDA"] = "CUDA has not been used yet"
+    torch.cuda._lazy_call(_start_cuda)  # type: ignore[no-untyped-call]

@@ -18,6 +18,18 @@ struct Bool {
   std::uint8_t bits;
 };
 
+/// The type in which elements of type S are computed.
+template <class S>
+struct WorkingType {
+  using type = float;
+};
+template <>
+struct WorkingType<double> {
+  using type = double;
+};
+template <class S>
+using Working = typename WorkingType<S>::type;
+
 /// Its value: exact as float or as double, but for int32, int64 and double as float.
 template <class T, class S>
 FASTMINE_DEVICE T value_of(S stored) {

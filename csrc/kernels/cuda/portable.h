@@ -36,6 +36,27 @@ FASTMINE_DEVICE void shuffle_down(const T (&values)[N], int distance, T (&out)[N
   }
 }
 
+/// The values of the thread whose lane differs in the bits of `mask`. All 32 threads take part.
+template <class T, int N>
+FASTMINE_DEVICE void shuffle_xor(const T (&values)[N], int mask, T (&out)[N]) {
+  FASTMINE_UNROLL for (int i = 0; i < N; ++i) { out[i] = __shfl_xor_sync(0xffffffffU, values[i], mask); }
+}
+
+/// The value of the thread in that lane. All 32 threads take part.
+template <class T>
+FASTMINE_DEVICE T broadcast(T value, int lane) {
+  return __shfl_sync(0xffffffffU, value, lane);
+}
+
+/// A bit for each lane where it holds. All 32 threads take part.
+FASTMINE_DEVICE unsigned ballot(bool holds) { return __ballot_sync(0xffffffffU, holds); }
+
+/// Wait for all threads of the warp; what they wrote before, all see afterwards.
+FASTMINE_DEVICE void warp_barrier() { __syncwarp(); }
+
+/// The place of the lowest bit of a number that is not 0.
+FASTMINE_DEVICE int lowest_bit(std::uint64_t bits) { return __ffsll(static_cast<long long>(bits)) - 1; }
+
 FASTMINE_DEVICE float exponential(float x) { return expf(x); }
 FASTMINE_DEVICE double exponential(double x) { return exp(x); }
 
@@ -122,6 +143,31 @@ void shuffle_down(const T (&values)[N], int distance, T (&out)[N]) {
   const int lane = thread_index() % 32;
   emulator::exchange(values, sizeof values, lane + distance < 32 ? lane + distance : lane, out);
 }
+
+template <class T, int N>
+void shuffle_xor(const T (&values)[N], int mask, T (&out)[N]) {
+  emulator::exchange(values, sizeof values, thread_index() % 32 ^ mask, out);
+}
+
+template <class T>
+T broadcast(T value, int lane) {
+  T taken;
+  emulator::exchange(&value, sizeof value, lane, &taken);
+  return taken;
+}
+
+inline unsigned ballot(bool holds) {
+  unsigned votes[1] = {holds ? 1U << thread_index() % 32 : 0U}, others[1];
+  for (int mask = 1; mask < 32; mask *= 2) {
+    shuffle_xor(votes, mask, others);
+    votes[0] |= others[0];
+  }
+  return votes[0];
+}
+
+inline void warp_barrier() { ballot(false); }
+
+inline int lowest_bit(std::uint64_t bits) { return __builtin_ctzll(bits); }
 
 inline float exponential(float x) { return __builtin_expf(x); }
 inline double exponential(double x) { return __builtin_exp(x); }
