@@ -737,6 +737,16 @@ def test_a_row_that_is_overwritten_before_it_is_copied_is_left_out() -> None:
     assert (columns["a"][16:] == steps[16:]).all()
 
 
+def test_a_call_under_a_function_transform_is_no_row_and_no_error() -> None:
+    criterion, (x, labels) = TripletLoss(), pk(0)
+    monitor = Monitor(None, criterion, speak=False)
+    for _ in range(5):
+        torch.func.grad(lambda z: criterion(z, labels))(x)
+        monitor.step(criterion(x.clone().requires_grad_(), labels))
+    assert len(monitor.history().tables["criterion"]) == 5
+    monitor.close()
+
+
 # --- voice ------------------------------------------------------------------------------------------------------------
 
 

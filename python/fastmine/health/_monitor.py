@@ -27,7 +27,7 @@ from ._clock import Clock
 from ._finding import Finding, HealthWarning
 from ._graph import constant_factors, leaves
 from ._history import History, Table
-from ._ring import Ring
+from ._ring import AT_ONCE, Ring
 from ._thresholds import Thresholds
 from ._updates import Updates
 from ._watch import (
@@ -104,7 +104,7 @@ class Monitor:
         self._loss = Ring(
             ("value",), torch.device("cpu"), ("logged", "connected", "updates", "model", "optimizer", "sure")
         )
-        self._write = self._loss.write
+        self._waiting = self._loss.waiting
         self._started = False
         self._plain = False  # nothing is measured in this step
         self._logged: Ring | None = None
@@ -283,11 +283,12 @@ class Monitor:
         ``loss``: the tensor that ``backward()`` is called on. ``logged``: the number that goes to the log, to be held
         against it. ``inputs``: (predictions, targets) of a loss that is a plain function.
         """
-        # Most steps: the value of the loss, and nothing else. Every name that is looked up here is paid for.
+        # Most steps: the value of the loss, and nothing else. Each name looked up here is paid for in cold caches.
         if self._plain and logged is None and inputs is None and isinstance(loss, Tensor) and not loss.dim():
-            clock = self._clock
+            clock, row = self._clock, loss.detach()
             step = clock.step
-            self._write(step, loss.detach(), (NAN, not loss.is_leaf, self._count, NAN, NAN, NAN))
+            host = (NAN, not loss.is_leaf, self._count, NAN, NAN, NAN)
+            self._waiting.append((step, row, host, row._version))
             clock.step = step = step + 1
             if step == clock.next:
                 clock.decide()
@@ -299,10 +300,11 @@ class Monitor:
 
     def _turn(self) -> None:
         """A close step begins, or ends."""
+        self._loss.settle_if_many()
         self._arm()
         if self.speak:
             self._maybe_speak()
-        self._plain = not (self._clock.close or self._pending or self._polled)
+        self._plain = not (self._clock.close or self._pending or self._polled or self._loss.together == AT_ONCE)
 
     def _look_closely(
         self, loss: Tensor | float, logged: Tensor | float | None, inputs: tuple[Tensor, Tensor] | None
@@ -356,7 +358,7 @@ class Monitor:
         if not self._started:
             self._started = True
             self._loss = Ring(self._loss.columns, value.device, self._loss.host)
-            self._write = self._loss.write
+            self._waiting = self._loss.waiting
         self._loss.write(self._clock.step, value, host)
 
     def _reached(self, loss: Tensor) -> tuple[float, float, float]:

@@ -19,7 +19,8 @@ from ._ring import Ring
 
 GRADIENT = ("gradient_l1",)
 
-_grad_enabled, _compiling = torch.is_grad_enabled, torch.compiler.is_compiling
+_grad_enabled = torch.is_grad_enabled
+_traced = torch.compiler.is_dynamo_compiling  # other tracers hand over tensors that are fake; cheaper than is_compiling
 
 
 class Watch:
@@ -129,9 +130,13 @@ class EvidentWatch(HeardWatch):
 
     def hear(self, evidence: Evidence, output: Tensor) -> None:  # noqa: ARG002
         """Its evidence, as it is."""
-        if _grad_enabled() and not _compiling():
+        row = evidence.tensor
+        if _grad_enabled() and type(row) is Tensor and not _traced():
             ring = self._ring or self._opened(evidence)
-            ring.write(self._clock.step, evidence.tensor)
+            waiting = ring.waiting
+            waiting.append((self._clock.step, row, (), row._version))
+            if len(waiting) >= ring.together:
+                ring.settle()
 
     def _opened(self, evidence: Evidence) -> Ring:
         mining, masks = isinstance(evidence, MiningEvidence), isinstance(evidence, SegmentationEvidence)
