@@ -25,7 +25,7 @@ from ..losses import EvidentLoss
 from . import _report
 from ._clock import Clock
 from ._finding import Finding, HealthWarning
-from ._graph import constant_factors, leaves
+from ._graph import constant_factors, reached
 from ._history import History, Table
 from ._ring import AT_ONCE, Ring
 from ._thresholds import Thresholds
@@ -102,7 +102,9 @@ class Monitor:
         self._armed: list[RemovableHandle] = []
         self._endings: list[Callable[[], None]] = []
         self._loss = Ring(
-            ("value",), torch.device("cpu"), ("logged", "connected", "updates", "model", "optimizer", "sure")
+            ("value",),
+            torch.device("cpu"),
+            ("logged", "connected", "updates", "model", "optimizer", "criterion", "sure"),
         )
         self._waiting = self._loss.waiting
         self._started = False
@@ -287,7 +289,7 @@ class Monitor:
         if self._plain and logged is None and inputs is None and isinstance(loss, Tensor) and not loss.dim():
             clock, row = self._clock, loss.detach()
             step = clock.step
-            host = (NAN, not loss.is_leaf, self._count, NAN, NAN, NAN)
+            host = (NAN, not loss.is_leaf, self._count, NAN, NAN, NAN, NAN)
             self._waiting.append((step, row, host, row._version))
             clock.step = step = step + 1
             if step == clock.next:
@@ -331,12 +333,12 @@ class Monitor:
         step, updates = self._clock.step, self._count
         told = float("nan") if logged is None or isinstance(logged, Tensor) else float(logged)
         if not isinstance(loss, Tensor):
-            self._write_loss(torch.tensor(float(loss)), (told, np.nan, updates, np.nan, np.nan, np.nan))
+            self._write_loss(torch.tensor(float(loss)), (told, np.nan, updates, np.nan, np.nan, np.nan, np.nan))
             return
         value = loss.detach()
-        reached = self._reached(loss) if self._clock.gradient else (np.nan, np.nan, np.nan)
+        depends = self._depends(loss) if self._clock.gradient else (np.nan, np.nan, np.nan, np.nan)
         self._write_loss(
-            value if value.dim() == 0 else value.mean(), (told, loss.grad_fn is not None, updates, *reached)
+            value if value.dim() == 0 else value.mean(), (told, loss.grad_fn is not None, updates, *depends)
         )
         if isinstance(logged, Tensor):
             if self._logged is None:
@@ -345,14 +347,14 @@ class Monitor:
 
     def _find_factors(self, loss: Tensor) -> None:
         """Whether the total multiplies a loss that is watched by a constant; only where backward() is still to come."""
-        nodes = {watch.node: watch for watch in self._watches if watch.node is not None}
+        nodes = {node: watch for watch in self._watches for node in watch.nodes[-1:]}
         if nodes and loss.grad_fn not in nodes:
             with contextlib.suppress(RuntimeError):  # the graph is freed
                 for factor, node in constant_factors(loss):
                     if node in nodes:
                         nodes[node].multiplied([factor])
-        for watch in nodes.values():
-            watch.node = None
+        for watch in self._watches:
+            watch.nodes.clear()
 
     def _write_loss(self, value: Tensor, host: tuple[float, ...]) -> None:
         if not self._started:
@@ -361,13 +363,18 @@ class Monitor:
             self._waiting = self._loss.waiting
         self._loss.write(self._clock.step, value, host)
 
-    def _reached(self, loss: Tensor) -> tuple[float, float, float]:
-        """How many parameters of the model and of the optimizers the loss depends on, and whether that is sure."""
-        found, sure = leaves(loss)
+    def _depends(self, loss: Tensor) -> tuple[float, float, float, float]:
+        """How many parameters of the model and of the optimizers the loss depends on, whether on a criterion that was
+        called, and whether that is sure."""
+        found, nodes, sure = reached(loss)
         trainable = [id(p) for module in self._models for p in module.parameters() if p.requires_grad]
         model = sum(number in found for number in trainable)
         held = sum(len(updates.ids & found) for updates in self._updates)
-        return model if trainable else np.nan, held if self._updates else np.nan, sure
+        called = [node for watch in self._watches for node in watch.nodes]
+        part = any(node in nodes for node in called)
+        return (
+            model if trainable else np.nan, held if self._updates else np.nan, part if called else np.nan, sure,
+        )  # fmt: skip
 
     def _sample(self) -> None:
         self._hold_rest()

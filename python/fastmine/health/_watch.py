@@ -18,6 +18,7 @@ from ._look import FOREIGN, MINING, SEGMENTATION, Look
 from ._ring import Ring
 
 GRADIENT = ("gradient_l1",)
+NODES = 64  # calls of a loss in one step that are remembered
 
 _grad_enabled = torch.is_grad_enabled
 _traced = torch.compiler.is_dynamo_compiling  # other tracers hand over tensors that are fake; cheaper than is_compiling
@@ -34,7 +35,7 @@ class Watch:
         self._gradient_at = -1
         self.facts: dict[str, Any] = {"type": _type(loss), "foreign": True, "component": component}
         self.kind = FOREIGN
-        self.node: Any = None  # of the last call, on some steps: to be found again in the graph of the total
+        self.nodes: list[Any] = []  # of the calls in this step, on some steps: to be found in the graph of the total
         self._factors: list[tuple[int, list[Tensor]]] = []
 
     @property
@@ -51,7 +52,8 @@ class Watch:
         self._record(args, kwargs, output)
         if self._clock.gradient and not self.component:
             self._await_gradient(tensors([*args, *kwargs.values()]))
-            self.node = output.grad_fn
+            if output.grad_fn is not None and len(self.nodes) < NODES:
+                self.nodes.append(output.grad_fn)
             if self.facts["foreign"]:
                 self.multiplied([factor for factor, _ in constant_factors(output)])
 
@@ -194,6 +196,7 @@ class ForeignWatch(Watch):
                 domain=self._look.domain,
                 broadcast=self._look.broadcast,
                 matched=self._look.matched,
+                signed=self._look.signed,
                 elementwise=self._look.certain,
                 prediction_shape=list(prediction.shape),
                 target_shape=None if target is None else list(target.shape),
