@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from cases import Case, gradients, leaves, named, upstream
+from fastmine.health import Monitor
+from fastmine.losses import TripletLoss
 
 pytestmark = [
     pytest.mark.cuda,
@@ -47,3 +49,21 @@ def test_the_same_bits_on_every_run(case: Case) -> None:
     assert all(torch.equal(first[name], again[name]) for name in first)
     one, two = gradients(first, weights, by), gradients(again, weights, by)
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_monitored_step_waits_for_nothing(request: pytest.FixtureRequest) -> None:
+    model, criterion = torch.nn.Linear(16, 8, device="cuda"), TripletLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, labels = torch.randn(32, 16, device="cuda"), torch.arange(32, device="cuda") // 4
+    monitor = Monitor(model, criterion, optimizer)
+    criterion(model(x), labels).backward()  # what a first call sets up may wait
+    request.getfixturevalue("_no_sync")
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = criterion(model(x), labels)
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    torch.cuda.set_sync_debug_mode("default")
+    assert len(monitor.history().tables["loss"]) == 100
+    monitor.close()
