@@ -99,13 +99,16 @@ def test_no_kernel_spills(usage: dict[tuple[str, str], dict[str, int]]) -> None:
         assert numbers["REG"] <= 168, f"{name} for {architecture} takes {numbers['REG']} registers"
 
 
-def test_kernels_use_the_instructions_that_they_are_written_for(library: Path) -> None:
+def test_kernels_use_the_instructions_that_they_are_written_for(
+    library: Path, usage: dict[tuple[str, str], dict[str, int]]
+) -> None:
     tool("nvdisasm")
-    printed = subprocess.run([tool("cuobjdump"), "--dump-sass", library], capture_output=True, text=True, check=True)
+    newest = max((architecture for architecture, _ in usage), key=lambda name: int(re.sub(r"\D", "", name)))
+    command = [tool("cuobjdump"), "--dump-sass", "-arch", newest, library]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True)
     seen = 0
     for function in re.split(r"\n\s*Function : ", printed.stdout)[1:]:
         name = function.split("\n", 1)[0]
-        assert not re.search(r"\b(LDL|STL)\b", function), f"{name} keeps registers in memory"
         for part, least in INSTRUCTIONS.items():
             if part in name and "GroupSums" not in name and "SumsBackward" not in name:
                 seen += 1

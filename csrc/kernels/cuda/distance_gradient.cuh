@@ -106,7 +106,7 @@ struct GatherStep {
 
 /// One block: what some own rows gather of some elements.
 template <class S>
-FASTMINE_KERNEL(GatherShape::kThreads, 2)
+FASTMINE_KERNEL(GatherShape::kThreads, sizeof(Working<S>) == 8 ? 1 : 2)
 gather_pairs(FASTMINE_PARAMETER GatherWork<Working<S>> work) {
   using W = Working<S>;
   using Shape = GatherShape;
@@ -129,7 +129,7 @@ gather_pairs(FASTMINE_PARAMETER GatherWork<Working<S>> work) {
     const std::int64_t j = begin + row_in_step;
     pack = {};
     if (j < work.other.rows.n && element < work.other.width) {
-      pack = *reinterpret_cast<const Pack<W, 4>*>(work.other.centred + j * work.other.width + element);
+      pack = load_pack<W, 4>(work.other.centred + j * work.other.width + element);
     }
   };
   const auto put = [&](Step& step) {
