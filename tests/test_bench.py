@@ -254,7 +254,8 @@ def test_one_case_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     absent = replace(BY_NAME["monai"], name="absent", modules=("no_such_library",))
     other = replace(BY_NAME["eager"], name="other", works={"triplet": lambda _: lambda x, labels: x.square().mean()})
     monkeypatch.setattr(worker, "BY_NAME", {**BY_NAME, "broken": broken, "absent": absent, "other": other})
-    monkeypatch.setattr(worker, "CASES", [replace(tiny("triplet", memory=True, threads=(0, 1)), name="tiny")])
+    case = replace(tiny("triplet", memory=True, threads=(0, 1)), name="tiny")
+    monkeypatch.setattr(worker, "cases_on", lambda _: [case])
     events: list[dict[str, Any]] = []
     names = ["native", "broken", "absent", "other", "torch.mm"]
     worker.carry_out(worker.Plan("1", "default", 2, 0.0, [("tiny", names)]), events.append)
@@ -676,36 +677,63 @@ def test_without_a_gpu_it_is_said_in_one_line(capsys: pytest.CaptureFixture[str]
     assert "dice_focal_bce/16x4x1024x1024-bf16-uint8" in capsys.readouterr().out
 
 
-def test_a_turn_is_timed_by_the_clock_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+class Event:
+    """Of a device whose turns all take six milliseconds."""
+
+    log: list[str]
+
+    def __init__(self, **_: Any) -> None: ...
+
+    def record(self) -> None:
+        self.log.append("record")
+
+    def synchronize(self) -> None:
+        self.log.append("wait")
+
+    def elapsed_time(self, _: Any) -> float:
+        return 6.0
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A GPU that is none: what is asked of it is written down, and its allocator handed out 250 bytes."""
     log: list[str] = []
-
-    class Event:
-        def __init__(self, **_: Any) -> None: ...
-
-        def record(self) -> None:
-            log.append("record")
-
-        def synchronize(self) -> None:
-            log.append("wait")
-
-        def elapsed_time(self, _: Any) -> float:
-            return 6.0  # milliseconds
-
+    monkeypatch.setattr(Event, "log", log, raising=False)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("synchronize"))
-    contender = measure.DeviceContender(lambda: log.append("call"), 1, calls=3)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 350)
+    return log
+
+
+def test_a_turn_is_timed_by_the_clock_of_the_device(device: list[str]) -> None:
+    contender = measure.DeviceContender(lambda: device.append("call"), 1, calls=3)
     contender.turn()
-    assert log == ["synchronize", "record", "call", "call", "call", "record", "wait"]
+    assert device == ["synchronize", "record", "call", "call", "call", "record", "wait"]
     assert contender.wall == [pytest.approx(2e-3)]
     assert contender.waited == [0.0]
 
 
-def test_memory_on_a_gpu_is_what_its_allocator_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, bytes_ in (("memory_allocated", 100), ("max_memory_allocated", 350)):
-        monkeypatch.setattr(torch.cuda, name, lambda bytes_=bytes_: bytes_)
-    for name in ("synchronize", "reset_peak_memory_stats"):
-        monkeypatch.setattr(torch.cuda, name, lambda: None)
+def test_memory_on_a_gpu_is_what_its_allocator_handed_out(device: list[str]) -> None:
     assert measure.extra_device_memory(measure.DeviceContender(lambda: None, 1)) == 250
+    assert device == ["synchronize", "synchronize"]
+
+
+def test_one_case_on_a_device(device: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second name of the CPU stands for the GPU."""
+    case = replace(tiny("triplet", memory=True), name="tiny", device="cpu:0")
+    monkeypatch.setattr(measure, "device_ceilings", lambda: {"gemm_gflops": 100.0, "copy_gbs": 10.0})
+    monkeypatch.setattr(worker, "cases_on", lambda _: [case])
+    events: list[dict[str, Any]] = []
+    plan = worker.Plan("1", "default", 1, 0.0, [("tiny", ["eager", "eager-strong", "torch.mm"])], device="cpu:0")
+    worker.carry_out(plan, events.append)
+    rows = [Row(**event["row"]) for event in events if "row" in event]
+    assert [(r.provider, r.status, r.device, r.extra_bytes) for r in rows] == [
+        ("eager", "ok", "cpu:0", 250), ("eager-strong", "ok", "cpu:0", 250), ("torch.mm", "unjudged", "cpu:0", 250),
+    ]  # fmt: skip
+    assert all(r.p50_ms is not None and r.p50_ms <= 6.0 for r in rows)
+    assert "record" in device
 
 
 def test_what_the_reference_answers_on_a_gpu_is_noted() -> None:
@@ -762,10 +790,10 @@ def test_the_triton_form_is_right_in_its_interpreter() -> None:
         import sys
         sys.path.insert(0, sys.argv[1])
         import torch
-        from test_bench import WORKS, tiny
+        from test_bench import WORKS, replace, tiny
         from fastmine.bench.triton_forms import dice_focal_bce
         for dtype, data in (("float32", "pixels"), ("bfloat16", "pixels-uint8")):
-            case = tiny("dice_focal_bce", dtype=dtype, data=data, shape=(2, 3, 37, 41))
+            case = replace(tiny("dice_focal_bce"), dtype=dtype, data=data, shape=(2, 3, 37, 41))
             x, t = WORKS[case.work].inputs(case)
             truth = WORKS[case.work].truth(x, t)
             loss = dice_focal_bce(case)(x.requires_grad_(), t)
