@@ -94,13 +94,13 @@ FASTMINE_DEVICE T broadcast(T value, int lane) {
 }
 
 /// A bit for each lane where it holds. All 32 threads take part.
-FASTMINE_DEVICE unsigned ballot(bool holds) { return __ballot_sync(0xffffffffU, holds); }
+FASTMINE_DEVICE unsigned votes(bool holds) { return __ballot_sync(0xffffffffU, holds); }
 
 /// Wait for all threads of the warp; what they wrote before, all see afterwards.
 FASTMINE_DEVICE void warp_barrier() { __syncwarp(); }
 
 /// The place of the lowest bit of a number that is not 0.
-FASTMINE_DEVICE int lowest_bit(std::uint64_t bits) { return __ffsll(static_cast<long long>(bits)) - 1; }
+FASTMINE_DEVICE int first_bit(std::uint64_t bits) { return __ffsll(static_cast<long long>(bits)) - 1; }
 
 FASTMINE_DEVICE float exponential(float x) { return expf(x); }
 FASTMINE_DEVICE double exponential(double x) { return exp(x); }
@@ -210,18 +210,18 @@ T broadcast(T value, int lane) {
   return taken;
 }
 
-inline unsigned ballot(bool holds) {
-  unsigned votes[1] = {holds ? 1U << thread_index() % 32 : 0U}, others[1];
+inline unsigned votes(bool holds) {
+  unsigned found[1] = {holds ? 1U << thread_index() % 32 : 0U}, others[1];
   for (int mask = 1; mask < 32; mask *= 2) {
-    shuffle_xor(votes, mask, others);
-    votes[0] |= others[0];
+    shuffle_xor(found, mask, others);
+    found[0] |= others[0];
   }
-  return votes[0];
+  return found[0];
 }
 
-inline void warp_barrier() { ballot(false); }
+inline void warp_barrier() { votes(false); }
 
-inline int lowest_bit(std::uint64_t bits) { return __builtin_ctzll(bits); }
+inline int first_bit(std::uint64_t bits) { return __builtin_ctzll(bits); }
 
 inline float exponential(float x) { return __builtin_expf(x); }
 inline double exponential(double x) { return __builtin_exp(x); }
