@@ -9,7 +9,7 @@
 namespace fastmine::cuda {
 
 inline constexpr int kRowsThreads = 256, kRowWarps = kRowsThreads / kWarp;
-inline constexpr int kRowBlock = 64;  // rows whose sum one block adds up; fixed, so that sums have fixed bits
+inline constexpr int kSummedRows = 64;  // rows whose sum one block adds up; fixed, so that sums have fixed bits
 inline constexpr int kCentreThreads = 1024;
 inline constexpr int kRowStep = 8;  // rows are padded with zeros to a multiple of this
 
@@ -22,7 +22,7 @@ struct RowSet {
   W* centred;          // [n, width]
   W* squared;          // [n]: squared norm of the centred row; NaN where a NaN or an Inf is in it
 
-  FASTMINE_HOST_DEVICE std::int64_t blocks() const { return (rows.n + kRowBlock - 1) / kRowBlock; }
+  FASTMINE_HOST_DEVICE std::int64_t blocks() const { return (rows.n + kSummedRows - 1) / kSummedRows; }
 };
 
 /// One or two sets of rows with their common centre.
@@ -60,11 +60,11 @@ FASTMINE_DEVICE double scale_of(double norm) { return norm == 0 ? 0 : 1 / norm; 
 template <class S>
 FASTMINE_KERNEL(kRowsThreads, 2)
 look_at_rows(FASTMINE_PARAMETER RowsWork<Working<S>> work) {
-  FASTMINE_SHARED(double, scale, kRowBlock);  // NaN for a row that does not count
+  FASTMINE_SHARED(double, scale, kSummedRows);  // NaN for a row that does not count
   const bool first = block_index() < work.x.blocks();
   const RowSet<Working<S>>& set = first ? work.x : work.y;
-  const std::int64_t begin = (block_index() - (first ? 0 : work.x.blocks())) * kRowBlock, d = set.rows.d;
-  const std::int64_t left = set.rows.n - begin, count = left < kRowBlock ? left : kRowBlock;
+  const std::int64_t begin = (block_index() - (first ? 0 : work.x.blocks())) * kSummedRows, d = set.rows.d;
+  const std::int64_t left = set.rows.n - begin, count = left < kSummedRows ? left : kSummedRows;
   const int lane = thread_index() % kWarp;
   for (std::int64_t r = thread_index() / kWarp; r < count; r += kRowWarps) {
     const S* const x = row<S>(set.rows, begin + r);
