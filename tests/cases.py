@@ -23,6 +23,7 @@ from fastmine import _ops, reference
 from fastmine.reference.batch_hard import NEGATIVES, POSITIVES
 from fastmine.reference.pair_sums import FORMS
 from fastmine.reference.pairwise_distance import METRICS, result_dtype
+from fastmine.reference.segmentation_loss import TERMS as FUSED_TERMS
 from fastmine.reference.segmentation_sums import SUMS
 
 Inputs = dict[str, Tensor]
@@ -80,6 +81,8 @@ class Case:
         """The op that answers, where one function asks several."""
         if self.op == "selectively_contrastive_loss" or any(name in self.options for name in ADJUSTMENTS):
             return "batch_hard"
+        if self.op == "segmentation_loss":
+            return "segmentation_loss" if self.options["terms"].keys() <= set(FUSED_TERMS) else "segmentation_terms"
         return "batch_all" if self.options.get("mining") == "batch_all" else self.op
 
     @property
@@ -98,7 +101,8 @@ class Case:
 @contextmanager
 def on_reference() -> Iterator[None]:
     """Inside, the functions answer with the reference itself: no op, no kernel, no registered backward pass."""
-    with mock.patch.multiple(_ops, **{name: getattr(reference, name) for name in reference.__all__}):
+    every = {name: getattr(reference, name) for name in reference.__all__}
+    with mock.patch.multiple(_ops, **every, traced=lambda *_: True):  # then formulas are PyTorch, too
         yield
 
 
@@ -499,6 +503,77 @@ def _adjusted() -> Iterator[Case]:
             yield Case("selectively_contrastive_loss", f"{policy}-{name}", BATCHES[name], options)
 
 
+def grouped(build: Build) -> Build:
+    """The batch with a few groups on both sides."""
+
+    def grouped_build(g: torch.Generator) -> Inputs:
+        found = build(g)
+        sides = [(prefix, len(found[f"{prefix}labels"])) for prefix in ("", "ref_") if f"{prefix}labels" in found]
+        return {**found, **{f"{prefix}groups": torch.randint(-2, 2, (n,), generator=g) * 2**40 for prefix, n in sides}}
+
+    return grouped_build
+
+
+def label_sets(build: Build, count: int, share: float) -> Build:
+    """The batch with sets of labels, some of them empty."""
+
+    def sets_build(g: torch.Generator) -> Inputs:
+        found = build(g)
+        names = [name for name in ("labels", "ref_labels") if name in found]
+        return {**found, **{name: torch.rand(len(found[name]), count, generator=g) < share for name in names}}
+
+    return sets_build
+
+
+def _mined() -> Iterator[Case]:
+    """Mining by rank and by chance."""
+
+    def case(name: str, build: Build, op: str = "mined_pairs", **options: Any) -> Case:
+        options = {"metric": "euclidean", "positives": 2, "negatives": (1, 4), "seed": 3, **options}
+        dtypes = FLOATS if name != "one_feature" else (torch.float64, torch.float32)  # exact ties, as above
+        return Case(op, name, build, options, dtypes, curved=not name.startswith(tuple(KINKED)))
+
+    every = {**BATCHES, **KINKED, **RAGGED}
+    for metric in METRICS:
+        for order in ("hardest", "easiest", "random"):
+            for name in ("masked", "references_masked", "ragged_masked"):
+                options = {"metric": metric, "positive": order, "negative": order}
+                yield case(f"{name}-{order}-{order}-{metric}", every[name], **options)
+        if metric != "dot":
+            for name in ("references_masked", "ragged", *(("zero_rows",) if metric == "cosine" else ())):
+                options = {"metric": metric, "negative": "distance_weighted", "nonzero_loss_cutoff": 1.9}
+                yield case(f"{name}-distance_weighted-{metric}", changed(every[name], _unit), **options)
+    for name, build in every.items():
+        yield case(name, build)
+    for window in (0.5, 1.0, float("inf")):
+        yield case(f"window-{window:g}", every["masked"], window=window, positive="easiest", metric="cosine")
+        yield case(f"window-{window:g}-random-ragged", every["ragged"], window=window, negative="random")
+    yield case("window-dot", every["references_masked"], window=1.0, metric="dot", negatives=(0, 2))
+    yield case("window-distance_weighted", every["ragged"], window=0.3, metric="cosine", negative="distance_weighted")
+    for name in ("plain", "references_masked", "ragged_references"):
+        for together in (True, False):
+            yield case(f"grouped-{name}-{together}", grouped(every[name]), group_positives=together)
+    for name, count, share in (("plain", 5, 0.3), ("references", 3, 0.4), ("ragged", 70, 0.04), ("no_rows", 3, 0.5)):
+        options = {"metric": "cosine"} if name == "ragged" else {}
+        yield case(f"sets_{name}", label_sets(every[name], count, share), **options)
+    yield case("sets_grouped", grouped(label_sets(every["masked"], 4, 0.3)), negative="random", group_positives=False)
+    yield case("itself", among_references(9, 3, 3, 5), positives=(1, 3))
+    for margin in (0.2, 1.0, "soft", "leaky"):
+        yield case(f"margin-{margin}", every["masked"], "mined_triplet_loss", margin=margin)
+    yield case("margin-dot", every["references_masked"], "mined_triplet_loss", margin=1.0, metric="dot", leak=0.1)
+    for reduction in ("mean", "sum", "none"):
+        options = {"reduction": reduction, "margin": 1.0}
+        yield case(f"weighted-{reduction}", weighted(every["masked"]), "mined_triplet_loss", **options)
+    for policy, name in (("pull", "one_class"), ("push", "all_unique"), ("zero", "no_rows"), ("push", "no_references")):
+        yield case(f"{policy}-{name}", every[name], "mined_triplet_loss", on_empty=policy, negatives=2)
+    yield case("grouped", grouped(every["plain"]), "mined_triplet_loss", margin=1.0, window=1.0, negatives=3)
+    yield case("ragged", every["ragged"], "mined_triplet_loss", margin=1.0, negative="random", negatives=5)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(x, dim=1)
+
+
 # --- losses over all pairs -------------------------------------------------------------------------------------------
 
 PAIRED: dict[str, Build] = {  # every anchor has a positive and a negative
@@ -647,6 +722,54 @@ def _segmentation() -> Iterator[Case]:
         yield case(f"{name.rstrip('_')}_unmasked", mode, maps(mode, shape))
 
 
+FORMULA_TERMS: dict[str, dict[str, float]] = {
+    mode: {**terms, "log_dice": 0.2, "generalized_dice": 0.5, "focal_tversky": 0.4, "mcc": 0.6}
+    for mode, terms in ALL_TERMS.items()
+}
+
+
+def _formulas() -> Iterator[Case]:
+    """What the fused op does not have: more terms and options, formulas on the sums."""
+
+    def case(name: str, mode: str, build: Build, **options: Any) -> Case:
+        options = {"terms": FORMULA_TERMS[mode], **options}
+        return Case("segmentation_loss", f"{mode}-formula_{name}", build, {"mode": mode, **options})
+
+    def lovasz(name: str, mode: str, build: Build, **options: Any) -> Case:
+        options = {"terms": {"lovasz": 1.0, "mcc": 0.5}, **options}
+        # Rounding of a narrow type makes ties of which float64 knows the order; and an order has kinks.
+        dtypes = (torch.float64, torch.float32)
+        return Case(
+            "segmentation_loss", f"{mode}-formula_{name}", build, {"mode": mode, **options}, dtypes, curved=False
+        )
+
+    for mode, shape in SHAPES.items():
+        plain = maps(mode, shape)
+        yield case("all", mode, plain)
+        for term in ("log_dice", "generalized_dice", "focal_tversky", "mcc"):
+            yield case(term, mode, plain, terms={term: 1.0})
+        for reduction in ("sum", "none"):
+            yield case(reduction, mode, maps(mode, shape, valid=shape[:1]), reduction=reduction)
+            yield case(f"batch_{reduction}", mode, plain, reduction=reduction, batch=True)
+        for empty in ("area", "skip", "smooth"):
+            build = maps(mode, shape, empty_samples=1)
+            yield case(f"empty_{empty}", mode, build, empty=empty, smooth_nr=0.5, smooth_dr=1.0, squared=True)
+        yield case("smoothed", mode, plain, label_smoothing=0.2)
+        yield lovasz("lovasz", mode, maps(mode, shape, valid=shape[:1]), empty="skip")
+        yield lovasz("lovasz_batch", mode, maps(mode, shape), batch=True)
+        yield case("confident", mode, maps(mode, shape, scale=15.0))
+        for name, size in {"none": (0, *shape[1:]), "no_pixels": (*shape[:-1], 0)}.items():
+            yield case(name, mode, maps(mode, size))
+    for mode in ("multilabel", "multiclass"):
+        weights = {"class_weights": [0.5, 2.0, 1.5, 0.25][: SHAPES[mode][1]], "generalized_weights": "simple"}
+        yield case("weights", mode, maps(mode, SHAPES[mode]), **weights, label_smoothing=0.1)
+        yield case(
+            "weights_count", mode, maps(mode, SHAPES[mode]), **weights, class_weight_norm="count", classes=[2, 0]
+        )
+    yield case("pos_weight", "multilabel", maps("multilabel", (2, 3, 4)), pos_weight=[3.0, 0.5, 1.0], focal_alpha=0.25)
+    yield case("label_sets", "multiclass", maps("multiclass", (3, 5, 4), valid=(3, 5)), label_smoothing=0.1)
+
+
 SMOOTH_SUMS = tuple(name for name in SUMS if name not in ("g1", "g0"))
 """Without those that are constant by definition, and not as a difference quotient sees it."""
 
@@ -698,8 +821,8 @@ def _sums() -> Iterator[Case]:
 
 
 CASES: tuple[Case, ...] = (
-    *_pairwise(), *_mining(), *_triplet(), *_batch_all(), *_remembered(), *_weighted(), *_adjusted(), *_pairs(),
-    *_segmentation(), *_sums(),
+    *_pairwise(), *_mining(), *_mined(), *_triplet(), *_batch_all(), *_remembered(), *_weighted(), *_adjusted(),
+    *_pairs(), *_segmentation(), *_sums(), *_formulas(),
 )  # fmt: skip
 LAID_OUT: tuple[tuple[Case, str], ...] = tuple(_laid_out())
 SMALL: tuple[Case, ...] = tuple(case for case in CASES if case.size <= 64)

@@ -91,11 +91,11 @@ def parts(x: Tensor) -> float:
 
 
 def assert_choice_agrees(got: Tensor, want: Tensor, distance: Tensor, exists: Tensor, what: str) -> None:
-    """Mined indices: those of the truth, or others at the same float64 ``distance`` within a near tie."""
+    """Mined indices [N] or [N, k]: those of the truth, or others at the same float64 ``distance`` in a near tie."""
     differs = exists & (got != want)
     if not differs.any():
         return
-    chosen, best = (distance.gather(1, index[:, None]).squeeze(1)[differs] for index in (got, want))
+    chosen, best = (distance.gather(1, index.view(len(index), -1)).view_as(index)[differs] for index in (got, want))
     assert torch.allclose(chosen, best, rtol=tolerances.NEAR_TIE, atol=0.0), (
         f"{what}: wrong for {int(differs.sum())} of {len(got)} anchors; chosen at {chosen}, best at {best}"
     )

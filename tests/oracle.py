@@ -113,6 +113,112 @@ def batch_all(
     return math.fsum(sums) / (counted or 1.0) if reduction == "mean" else math.fsum(sums)
 
 
+def mined_pairs(
+    embeddings: Rows, labels: Sequence[Any], valid: Sequence[bool] | None = None, groups: Sequence[int] | None = None,
+    ref_embeddings: Rows | None = None, ref_labels: Sequence[Any] | None = None,
+    ref_valid: Sequence[bool] | None = None, ref_groups: Sequence[int] | None = None,
+    self_index: Sequence[int] | None = None, *, metric: str = "euclidean", positive: str = "hardest",
+    positives: int | tuple[int, int] = 1, negative: str = "hardest", negatives: int | tuple[int, int] = 1,
+    window: float | None = None, group_positives: bool = True, cutoff: float = 0.5,
+    nonzero_loss_cutoff: float = 1.4, seed: int = 0,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Per anchor: for each rank asked for the index and distance of the pair, None where there is none."""
+    apart = ref_embeddings is not None
+    others, other_labels = (ref_embeddings, ref_labels) if apart else (embeddings, labels)
+    other_valid, other_groups = (ref_valid, ref_groups) if apart else (valid, groups)
+    assert others is not None
+    assert other_labels is not None
+    found = []
+    for i, anchor in enumerate(embeddings):
+        sides: dict[str, list[tuple[float, int, float]]] = {"positive": [], "negative": []}
+        for j, other in enumerate(others):
+            hidden = (valid is not None and not valid[i]) or (other_valid is not None and not other_valid[j])
+            if hidden or j == _itself(i, apart, self_index):
+                continue
+            own, theirs = labels[i], other_labels[j]
+            same = any(a and b for a, b in zip(own, theirs, strict=True)) if isinstance(own, list) else own == theirs
+            together = groups is not None and other_groups is not None and groups[i] == other_groups[j]
+            if together and not (same and group_positives):
+                continue
+            d = distance(anchor, other, metric)
+            sides["positive" if same else "negative"].append((-d if metric == "dot" else d, j, d))
+        weights = (len(anchor), metric, cutoff, nonzero_loss_cutoff)
+        p = _ranked(sides["positive"], positive, positives, positive == "hardest", (seed, i), weights)
+        near = p[0][0] if p[0] is not None and window is not None else math.nan
+        inside = [c for c in sides["negative"] if not c[0] <= near and not c[0] >= near + (window or 0)]
+        n = _ranked(inside, negative, negatives, negative == "easiest", (seed, i), weights)
+        found.append({
+            f"{name}_{what}": [c and c[place] for c in side]
+            for name, side in (("positive", p), ("negative", n)) for what, place in (("index", 1), ("distance", 2))
+        })  # fmt: skip
+    return found
+
+
+def _ranked(
+    candidates: list[tuple[float, int, float]], order: str, ranks: int | tuple[int, int], farthest: bool,
+    draw: tuple[int, int], weights: tuple[int, str, float, float],
+) -> list[tuple[float, int, float] | None]:  # fmt: skip
+    first, last = (0, ranks) if isinstance(ranks, int) else ranks
+    keyed = []
+    for candidate in candidates:
+        remote, j, d = candidate
+        key: float = -remote if farthest else remote
+        if order == "random":
+            key = random_bits(draw[0], draw[1], j)
+        elif order == "distance_weighted":
+            log_weight = distance_log_weight(d, *weights)
+            if log_weight is None:
+                continue
+            u = 1 - (random_bits(draw[0], draw[1], j) + 0.5) / 2**31
+            key = math.log(-math.log(u)) - log_weight
+        keyed.append((-math.inf if math.isnan(d) else key, j, candidate))
+    chosen: list[tuple[float, int, float] | None] = [candidate for *_, candidate in sorted(keyed)[first:last]]
+    return chosen + [None] * (last - first - len(chosen))
+
+
+def distance_log_weight(d: float, dimension: int, metric: str, cutoff: float, farthest: float) -> float | None:
+    """The paper's, of the distance of the unit vectors; None where the weight is 0."""
+    if math.isnan(d):
+        return 0.0
+    unit = {"euclidean": d, "sqeuclidean": math.sqrt(d), "cosine": math.sqrt(2 * d)}[metric]
+    if unit >= farthest:
+        return None
+    unit = max(unit, cutoff)
+    return (2 - dimension) * math.log(unit) + (3 - dimension) / 2 * math.log(1 - unit * unit / 4)
+
+
+def random_bits(seed: int, i: int, j: int) -> int:
+    """Of a pair, by MurmurHash3's finaliser."""
+
+    def mix(x: int) -> int:
+        x = (x ^ (x >> 16)) * 0x85EBCA6B % 2**32
+        x = (x ^ (x >> 13)) * 0xC2B2AE35 % 2**32
+        return x ^ (x >> 16)
+
+    low, high = seed % 2**32, (seed >> 32) % 2**32
+    return mix(mix(mix((i + low) % 2**32) ^ high) ^ mix(mix((j + high) % 2**32) ^ low ^ 0x9E3779B9)) >> 1
+
+
+def mined_triplet_loss(
+    pairs: list[dict[str, Any]], sample_weight: Sequence[float] | None = None, *, reduction: str = "mean",
+    **options: Any,
+) -> float | list[float]:  # fmt: skip
+    """The loss of every combination of a positive and a negative of an anchor."""
+    triplets = [
+        (i, {"positive_index": p, "positive_distance": d_p, "negative_index": n, "negative_distance": d_n})
+        for i, pair in enumerate(pairs)
+        for p, d_p in zip(pair["positive_index"], pair["positive_distance"], strict=True)
+        for n, d_n in zip(pair["negative_index"], pair["negative_distance"], strict=True)
+    ]
+    shares = None if sample_weight is None else [sample_weight[i] for i, _ in triplets]
+    values = triplet_loss(
+        [triplet for _, triplet in triplets], shares, reduction="none" if reduction == "none" else reduction, **options
+    )
+    if not isinstance(values, list):
+        return values
+    return [math.fsum(v for v, (k, _) in zip(values, triplets, strict=True) if k == i) for i in range(len(pairs))]
+
+
 def _itself(i: int, apart: bool, self_index: Sequence[int] | None) -> int:
     """The candidate that is anchor i, -1 for none."""
     return self_index[i] if self_index is not None else -1 if apart else i

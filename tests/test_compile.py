@@ -20,6 +20,8 @@ from fastmine import losses
 ROWS = (
     "pairwise_distance-cosine-other",
     "batch_hard-references_masked-euclidean-hardest-semi_hard",
+    "mined_pairs-references_masked-distance_weighted-cosine",
+    "mined_triplet_loss-grouped",
     "triplet_loss-hinge-sum",
     "triplet_loss-pull-one_class-euclidean",
     "ntxent_loss-push-all_unique",

@@ -37,6 +37,7 @@ __all__ = [
     "CircleLoss",
     "ContrastiveLoss",
     "CosFaceLoss",
+    "DistanceWeightedMiner",
     "MultiSimilarityLoss",
     "MultiSimilarityMiner",
     "NTXentLoss",
@@ -669,6 +670,42 @@ class BatchEasyHardMiner(_Miner):
         """Indices into the batch, or for positives and negatives into ``ref_emb``."""
         anchor, positive, negative = self._mined(embeddings, labels, ref_emb, ref_labels)
         return anchor, positive, anchor, negative
+
+
+class DistanceWeightedMiner(_Miner):
+    """(anchor, positive, negative): each positive once, with negatives sampled by distance (arXiv:1706.07567).
+
+    Seeded by torch's generator, the CPU's for rows on the CPU. No matrix [N, M].
+    """
+
+    def __init__(
+        self, cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4, *, distance: Any = None, **options: Any
+    ) -> None:
+        super().__init__("hardest", "hardest", distance, options)
+        if self._measure.metric != "euclidean" or not self._measure.normalize:
+            raise ValueError("distance of DistanceWeightedMiner must be LpDistance with p=2, power=1, normalised")
+        F.mined_pairs_options(
+            "random", 1, "distance_weighted", 1, None, True, "euclidean", cutoff, nonzero_loss_cutoff, None
+        )
+        self.cutoff, self.nonzero_loss_cutoff = float(cutoff), float(nonzero_loss_cutoff)
+
+    @torch.no_grad()
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices into the batch, or for positives and negatives into ``ref_emb``."""
+        others = (labels if ref_labels is None else ref_labels).to(embeddings.device)
+        most = max([1, *torch.unique(others, return_counts=True)[1].tolist()])
+        mined = F.mined_pairs(
+            self._measure.rows(embeddings), labels.to(embeddings.device), positive="random", positives=most,
+            negative="distance_weighted", negatives=most, cutoff=self.cutoff,
+            nonzero_loss_cutoff=self.nonzero_loss_cutoff,
+            ref_embeddings=None if ref_emb is None else self._measure.rows(ref_emb),
+            ref_labels=None if ref_labels is None else others,
+        )  # fmt: skip
+        anchor, rank = torch.where(mined.has_positive & mined.has_negative[:, :1])
+        again = rank % mined.has_negative.sum(dim=1)[anchor]  # fewer negatives than positives: from the first on
+        return anchor, mined.positive_index[anchor, rank], mined.negative_index[anchor, again]
 
 
 class MultiSimilarityMiner(_Miner):

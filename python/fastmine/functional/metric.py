@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Literal, NamedTuple, overload
+from typing import Literal, NamedTuple, overload
 
 from torch import Tensor
 
@@ -14,9 +14,6 @@ from ..reference.batch_hard import MINING_FIELDS, NEGATIVES, POSITIVES
 from ..reference.pairwise_distance import METRICS, result_dtype
 from ..reference.triplet_adjustments import ADJUSTED_FIELDS, adjusted_triplet_loss
 from ..reference.triplet_loss import EMPTY_POLICIES, REDUCTIONS, TRIPLET_FIELDS
-
-if TYPE_CHECKING:
-    pass
 from .options import Average, Margin, Metric, Mining, Negative, OnEmpty, Positive, Reduction, Triplets
 
 _VALID = MINING_FIELDS.index("valid")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -15,9 +15,6 @@ from ..reference.pair_losses import PairLoss
 from ..reference.pair_sums import FORMS, PAIR_FIELDS, Sums, named
 from ..reference.pairwise_distance import METRICS, result_dtype
 from ..reference.triplet_loss import REDUCTIONS
-
-if TYPE_CHECKING:
-    pass
 from .metric import _VALID, _report_empty
 from .options import Curve, Form, Metric, OnEmpty, Reduction, Similarity, Temperature
 

@@ -25,6 +25,7 @@ from .composite import CompositeLoss
 from .deep_supervision import DeepSupervisionLoss
 from .memory import CrossBatchMemory
 from .metric import TripletLoss
+from .mining import MinedTripletLoss
 from .pairs import CircleLoss, ContrastiveLoss, MultiSimilarityLoss, NTXentLoss, SupConLoss
 from .proxies import ArcFaceLoss, CosFaceLoss, ProxyAnchorLoss
 from .segmentation import (
@@ -71,6 +72,7 @@ __all__ = [
     "LogDiceLoss",
     "LovaszLoss",
     "MCCLoss",
+    "MinedTripletLoss",
     "MultiSimilarityLoss",
     "NTXentLoss",
     "OrthogonalityLoss",
@@ -104,7 +106,7 @@ _BY_NAME: dict[str, Callable[..., nn.Module]] = {
     "proxy_anchor": ProxyAnchorLoss,
     "log_dice": LogDiceLoss,
     "lovasz": LovaszLoss,
-    "mcc": MCCLoss,
+    "mined_triplet": MinedTripletLoss,
     "multi_similarity": MultiSimilarityLoss,
     "ntxent": NTXentLoss,
     "selectively_contrastive": SelectivelyContrastiveLoss,
