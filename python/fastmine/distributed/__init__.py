@@ -77,8 +77,8 @@ class DistributedLoss(EvidentLoss[Evidence]):
     ``MultiSimilarityLoss`` (the first mines) and ``ContrastiveLoss`` (the evidence), and one backward. Besides, some
     numbers per process are exchanged forward. In the ring the choices of two blocks compare in float64, with ties to
     the lowest index; that is O(N D) more, which for batch-hard outweighs the mining of some thousand rows. The negative
-    must be the ``"hardest"`` there. Since processes also talk to each other backward, all must call it, and the gradient
-    cannot be differentiated again.
+    must be the ``"hardest"`` there. Since processes also talk to each other backward, all must call it, and the
+    gradient cannot be differentiated again.
 
     Of every other loss, and for ``reduction="none"``, all processes gather all rows and compute the whole; with
     ``memory="ring"`` that is an error.
