@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,13 @@ LIBRARY = "fastmine_torch_cuda.so"
 LOGITS = {"float32": "IfE", "float64": "IdE", "bfloat16": "BFloat16E", "float16": "4HalfE"}
 TYPED = ("sigmoid_sums", "sigmoid_gradient", "softmax_sums", "softmax_gradient")
 UNTYPED = ("add_runs", "segmentation_formula")
+
+# Mining.
+TYPED += ("look_at_rows", "pack_rows", "find_positives", "look_again", "choose", "mine_few_pairs")
+TYPED += ("find_norms", "find_edges", "6gather")
+UNTYPED += ("sort_tiles", "merge_runs", "match_labels", "find_centre", "clear_nearest", "screen_negatives")
+UNTYPED += ("screen_positives", "find_limits", "look_at_anchors", "gather_evidence", "add_terms", "write_slopes")
+SCREENS = {"FullIfE": "FFMA", "FullIdE": "DFMA", "Rounded": "HMMA.16816.F32.BF16"}
 
 
 def toolkit() -> Iterator[Path]:
@@ -79,6 +87,39 @@ def test_no_kernel_spills(usage: dict[tuple[str, str], dict[str, int]]) -> None:
     for (architecture, name), numbers in usage.items():
         assert numbers["STACK"] == numbers["LOCAL"] == 0, f"{name} for {architecture} keeps registers in memory"
         assert numbers["REG"] <= 168, f"{name} for {architecture} takes {numbers['REG']} registers"
+
+
+@pytest.fixture(scope="module")
+def instructions(library: Path) -> dict[tuple[str, str], Counter[str]]:
+    """How often each instruction of the kernels that screen occurs, by (architecture, mangled name)."""
+    command = [tool("cuobjdump"), "--dump-sass", library]
+    found: dict[tuple[str, str], Counter[str]] = {}
+    architecture, counts = "", Counter[str]()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if match := re.match(r"\s*arch = (\w+)", line):
+                architecture = match[1]
+            elif match := re.match(r"\s*Function : (\w+)", line):
+                counts = Counter()
+                if "screen_negatives" in match[1] or "look_again" in match[1]:
+                    found[architecture, match[1]] = counts
+            elif match := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line):
+                counts[match[1]] += 1
+    assert process.returncode == 0
+    return found
+
+
+def test_the_screens_multiply_with_the_intended_unit(instructions: dict[tuple[str, str], Counter[str]]) -> None:
+    assert instructions
+    for (architecture, name), counts in instructions.items():
+        (intended,) = (unit for way, unit in SCREENS.items() if way in name)
+        assert counts[intended] >= 64, f"{name} for {architecture} has {counts[intended]} x {intended}"
+        for other in SCREENS.values():
+            # Bounds and exact comparisons are in float64 everywhere; the screen itself, in one unit.
+            assert other in (intended, "DFMA") or counts[other] < 64, (
+                f"{name} for {architecture}: {counts[other]} {other}"
+            )
 
 
 def test_the_library_brings_the_cuda_runtime_and_needs_torch(library: Path) -> None:

@@ -274,7 +274,7 @@ FASTMINE_DEVICE void pass_panel(const Search<ScreenType<S>>& s, const Passing<T>
 
 /// Blocks take pieces of the anchors and panels in turn: those anchors of the piece that must look again at the panel.
 template <class S, class T>
-FASTMINE_KERNEL(kThreads, 2)
+FASTMINE_KERNEL(kThreads, 1)
 look_again(FASTMINE_PARAMETER Search<ScreenType<S>> s) {
   using W = ScreenType<S>;
   using Block = Passing<T>;
