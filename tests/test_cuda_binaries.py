@@ -21,9 +21,17 @@ TYPED = ("sigmoid_sums", "sigmoid_gradient", "softmax_sums", "softmax_gradient")
 UNTYPED = ("add_runs", "segmentation_formula")
 
 # Mining.
-TYPED += ("look_at_rows", "pack_rows", "find_positives", "look_again", "choose", "mine_few_pairs")
+TYPED += ("look_at_rows", "pack_rows", "find_positives", "choose", "mine_few_pairs")
 TYPED += ("find_norms", "find_edges", "6gather")
-UNTYPED += ("sort_tiles", "merge_runs", "match_labels", "find_centre", "clear_nearest", "screen_negatives")
+UNTYPED += (
+    "sort_tiles",
+    "merge_runs",
+    "match_labels",
+    "find_centre",
+    "clear_nearest",
+    "screen_negatives",
+    "look_again",
+)
 UNTYPED += ("screen_positives", "find_limits", "look_at_anchors", "gather_evidence", "add_terms", "write_slopes")
 SCREENS = {"FullIfE": "FFMA", "FullIdE": "DFMA", "Rounded": "HMMA.16816.F32.BF16"}
 

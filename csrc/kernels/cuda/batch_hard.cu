@@ -30,10 +30,10 @@ void screen(Launches& launches, Search<typename T::Value> s) {
   launches(&find_limits<W, T::kRounded>, divide_up(n, kThreads), kThreads, s);
 }
 
-template <class S, class T>
-void look_into_panels(Launches& launches, Search<ScreenType<S>> s) {
+template <class T>
+void look_into_panels(Launches& launches, Search<typename T::Value> s) {
   s.blocks = grid(divide_up(s.plan.x.rows.n, s.piece) * s.plan.panels);
-  launches(&look_again<S, T>, s.blocks, kThreads, s);
+  launches(&look_again<T>, s.blocks, kThreads, s);
 }
 
 template <class S>
@@ -49,13 +49,13 @@ void run(Launches& launches, Search<ScreenType<S>> s) {
     if (rounded) {
       screen<Rounded>(launches, at(When::always));
       screen<Full<W>>(launches, at(When::if_given_up));
-      look_into_panels<S, Rounded>(launches, at(When::if_kept));
-      look_into_panels<S, Full<W>>(launches, at(When::if_given_up));
+      look_into_panels<Rounded>(launches, at(When::if_kept));
+      look_into_panels<Full<W>>(launches, at(When::if_given_up));
     }
   }
   if (!rounded) {
     screen<Full<W>>(launches, s);
-    look_into_panels<S, Full<W>>(launches, s);
+    look_into_panels<Full<W>>(launches, s);
   }
   launches(&choose<S>, divide_up(s.plan.x.rows.n, kWarps), kThreads, at(When::always));
 }

@@ -190,10 +190,10 @@ struct Passing {
 };
 
 /// Compare the queued pairs directly; every warp those of its rows, whose best lane row / kWarps keeps.
-template <class S, class T>
-FASTMINE_DEVICE void compare_queued(const Search<ScreenType<S>>& s, const Passing<T>& block, std::int32_t queued,
+template <class T>
+FASTMINE_DEVICE void compare_queued(const Search<typename T::Value>& s, const Passing<T>& block, std::int32_t queued,
                                     const std::int32_t* anchors, std::int64_t column, Best& best) {
-  using W = ScreenType<S>;
+  using W = typename T::Value;
   constexpr int side = kSide<W>;
   const Plan<W>& m = s.plan;
   for (std::int32_t first = 0; first < queued; first += kWarp) {
@@ -201,7 +201,7 @@ FASTMINE_DEVICE void compare_queued(const Search<ScreenType<S>>& s, const Passin
     for (unsigned left = ballot(pair >= 0 && pair / side % kWarps == warp_index()); left != 0; left &= left - 1) {
       const std::int32_t at = from_lane(pair, lowest_bit(left)), r = at / side;
       const std::int32_t position = s.position(anchors[r]), j = m.y.sorted[column + at % side].row;
-      const double key = exact_key<S>(m.x, m.x.sorted[position].row, m.y, j);
+      const double key = exact_key_of<W>(m.x, m.x.sorted[position].row, m.y, j);
       if (lane_index() == r / kWarps && (!s.bounded || key > m.bound[position])) {
         improve(best, {static_cast<double>(s.sign) * key, j});
       }
@@ -210,10 +210,10 @@ FASTMINE_DEVICE void compare_queued(const Search<ScreenType<S>>& s, const Passin
 }
 
 /// Take `count` anchors through a panel.
-template <class S, class T>
-FASTMINE_DEVICE void pass_panel(const Search<ScreenType<S>>& s, const Passing<T>& block, const std::int32_t* anchors,
-                                int count, std::int64_t panel) {
-  using W = ScreenType<S>;
+template <class T>
+FASTMINE_DEVICE void pass_panel(const Search<typename T::Value>& s, const Passing<T>& block,
+                                const std::int32_t* anchors, int count, std::int64_t panel) {
+  using W = typename T::Value;
   constexpr int kEach = T::kEach, side = kSide<W>;
   const Plan<W>& m = s.plan;
   const std::int32_t references = m.counts->finite_y;
@@ -261,7 +261,7 @@ FASTMINE_DEVICE void pass_panel(const Search<ScreenType<S>>& s, const Passing<T>
       if (queued == 0) {
         break;
       }
-      compare_queued<S, T>(s, block, queued, anchors, column, best);
+      compare_queued<T>(s, block, queued, anchors, column, best);
       barrier();
     }
   }
@@ -273,10 +273,10 @@ FASTMINE_DEVICE void pass_panel(const Search<ScreenType<S>>& s, const Passing<T>
 }
 
 /// Blocks take pieces of the anchors and panels in turn: those anchors of the piece that must look again at the panel.
-template <class S, class T>
+template <class T>
 FASTMINE_KERNEL(kThreads, 1)
-look_again(FASTMINE_PARAMETER Search<ScreenType<S>> s) {
-  using W = ScreenType<S>;
+look_again(FASTMINE_PARAMETER Search<typename T::Value> s) {
+  using W = typename T::Value;
   using Block = Passing<T>;
   constexpr int side = kSide<W>;
   FASTMINE_SHARED(typename T::Vector, tile, T::kSharedVectors);
@@ -316,11 +316,11 @@ look_again(FASTMINE_PARAMETER Search<ScreenType<S>> s) {
       barrier();
       while (count >= side) {
         count -= side;
-        pass_panel<S, T>(s, block, waiting + count, side, panel);
+        pass_panel<T>(s, block, waiting + count, side, panel);
       }
     }
     if (count > 0) {
-      pass_panel<S, T>(s, block, waiting, count, panel);
+      pass_panel<T>(s, block, waiting, count, panel);
     }
   }
 }

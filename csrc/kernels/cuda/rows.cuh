@@ -123,6 +123,23 @@ FASTMINE_DEVICE double exact_key(const RowSet& x, std::int64_t i, const RowSet& 
   return key[0];
 }
 
+/// The same where the type of the rows is known only when the kernel runs, but for that of the screen.
+template <class W>
+FASTMINE_DEVICE double exact_key_of(const RowSet& x, std::int64_t i, const RowSet& y, std::int32_t j) {
+  if constexpr (sizeof(W) == 8) {
+    return exact_key<double>(x, i, y, j);
+  } else {
+    switch (x.rows.dtype) {
+      case DType::bfloat16:
+        return exact_key<BFloat16>(x, i, y, j);
+      case DType::float16:
+        return exact_key<Half>(x, i, y, j);
+      default:
+        return exact_key<float>(x, i, y, j);
+    }
+  }
+}
+
 FASTMINE_DEVICE double distance_of(double key, Metric metric) {
   switch (metric) {
     case Metric::euclidean:
