@@ -19,7 +19,7 @@
 // up) stay there: grids follow from the shapes, and blocks without work end at once.
 //
 // Cost: n m d / 2 multiply-adds with one set, in tiles of 128 x 128 (float64: 64 x 64); memory of one packed copy of
-// the rows, half of one more in bfloat16, minima of at most 64 panels, and some 130 bytes a row. Deterministic: atomics
+// the rows, half of one more in bfloat16, minima of at most 64 panels, and some 100 bytes a row. Deterministic: atomics
 // only take extremes, count, and deal out places, so no result depends on their order. No allocation, no
 // synchronisation; everything happens on the stream that is given, so the calls can be captured in a CUDA graph. The
 // current device must be the one that owns the pointers. At most 2^29 rows.
