@@ -1,6 +1,7 @@
 // Mining, its backward pass and the triplet formula of every instruction set against loops over all pairs in float64.
 #include "kernels/batch_hard.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -535,6 +536,38 @@ void formula() {
   check(loss[0] == 0 && slopes[3] == 0, "zero: nothing valid, nothing pulled");
 }
 
+/// A weighted mean of hinges over more anchors than a block has threads, against one loop.
+void formula_of_many() {
+  constexpr std::int64_t n = 500;
+  Random random(3);
+  std::vector<double> d_p(n), d_n(n), weight(n), slopes(2 * n);
+  Guarded<bool> has_p(n), has_n(n);
+  double sum = 0, weights = 0, active = kNan, semi_hard = kNan, want_active = 0, want_semi_hard = 0, loss = kNan;
+  for (std::size_t i = 0; i < n; ++i) {
+    d_p[i] = random();
+    d_n[i] = random();
+    weight[i] = random();
+    has_p.data()[i] = random() < 0.9;
+    has_n.data()[i] = random() < 0.9;
+    if (has_p[i] && has_n[i]) {
+      const double violation = d_p[i] - d_n[i] + 0.2;
+      sum += weight[i] * std::max(violation, 0.0);
+      weights += weight[i];
+      want_active += violation > 0;
+      want_semi_hard += violation > 0 && d_p[i] <= d_n[i];
+    }
+  }
+  triplet_loss({n, d_p.data(), d_n.data(), has_p.data(), has_n.data(), weight.data(), Metric::euclidean,
+                TripletShape::hinge, 0.2, 0, OnEmpty::zero, Reduction::mean, &loss, DType::float64, slopes.data(),
+                &active, &semi_hard});
+  bool right = equal(loss, sum / weights, 1e-12) && active == want_active && semi_hard == want_semi_hard;
+  for (std::size_t i = 0; i < n; ++i) {
+    const bool pulls = has_p[i] && has_n[i] && d_p[i] - d_n[i] + 0.2 > 0;
+    right = right && equal(slopes[i], pulls ? weight[i] / weights : 0, 1e-12) && slopes[n + i] == -slopes[i];
+  }
+  check(right, "the mean over many anchors");
+}
+
 }  // namespace
 }  // namespace fastmine::test
 
@@ -549,5 +582,6 @@ int main() {
     backward(*table);
   }
   formula();
+  formula_of_many();
   return report();
 }

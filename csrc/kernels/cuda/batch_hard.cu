@@ -100,7 +100,7 @@ cudaError_t mine(const BatchHard& q, void* workspace, cudaStream_t stream) {
   } else {
     mine_many_pairs<S>(launches, p);
   }
-  launches(&look_at_anchors<W>, divide_up(q.x.n > q.y.n ? q.x.n : q.y.n, kThreads), kThreads, p);
+  launches(&look_at_anchors<W>, evidence_blocks(p) > 1 ? evidence_blocks(p) : 0, kThreads, p);
   launches(&gather_evidence<W>, 1, kThreads, p);
   return launches.status();
 }

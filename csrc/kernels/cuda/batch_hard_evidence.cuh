@@ -78,20 +78,31 @@ FASTMINE_DEVICE void look_at_anchor(const Plan<W>& m, std::int64_t i, double (&p
   }
 }
 
-/// One block: kThreads rows.
+/// What row i of x and of y adds, if there is one.
 template <class W>
-FASTMINE_KERNEL(kThreads, 2)
-look_at_anchors(FASTMINE_PARAMETER Plan<W> m) {
-  FASTMINE_SHARED(double, shared, kWarps* kParts);
-  const std::int64_t i = block_index() * kThreads + thread_index();
-  double parts[kParts];
-  nothing_yet(parts);
+FASTMINE_DEVICE void look_at_rows_of_both(const Plan<W>& m, std::int64_t i, double (&parts)[kParts]) {
   if (i < m.x.rows.n && takes_part(m.x, i)) {
     look_at_anchor(m, i, parts);
   }
   if (!m.problem.self && i < m.y.rows.n) {
     parts[static_cast<int>(Part::nonfinite_refs)] = takes_part(m.y, i) && poisoned(m.y, i) ? 1 : 0;
   }
+}
+
+/// Blocks of kThreads rows of both.
+template <class W>
+FASTMINE_HOST_DEVICE std::int64_t evidence_blocks(const Plan<W>& m) {
+  return divide_up(m.x.rows.n > m.y.rows.n ? m.x.rows.n : m.y.rows.n, kThreads);
+}
+
+/// One block: kThreads rows.
+template <class W>
+FASTMINE_KERNEL(kThreads, 2)
+look_at_anchors(FASTMINE_PARAMETER Plan<W> m) {
+  FASTMINE_SHARED(double, shared, kWarps* kParts);
+  double parts[kParts];
+  nothing_yet(parts);
+  look_at_rows_of_both(m, block_index() * kThreads + thread_index(), parts);
   const double sum = add_parts(parts, shared);
   if (thread_index() < kParts) {
     m.parts[block_index() * kParts + thread_index()] = sum;
@@ -116,10 +127,13 @@ FASTMINE_KERNEL(kThreads, 2)
 gather_evidence(FASTMINE_PARAMETER Plan<W> m) {
   FASTMINE_SHARED(double, shared, kWarps* kParts);
   FASTMINE_SHARED(double, found, kParts + 1);
-  const std::int64_t blocks = divide_up(m.x.rows.n > m.y.rows.n ? m.x.rows.n : m.y.rows.n, kThreads);
+  const std::int64_t blocks = evidence_blocks(m);
   double parts[kParts];
   nothing_yet(parts);
-  for (std::int64_t block = thread_index(); block < blocks; block += kThreads) {
+  if (blocks == 1) {
+    look_at_rows_of_both(m, thread_index(), parts);
+  }
+  for (std::int64_t block = thread_index(); blocks > 1 && block < blocks; block += kThreads) {
     FASTMINE_UNROLL for (int part = 0; part < kParts; ++part) {
       parts[part] = combine_part(part, parts[part], m.parts[block * kParts + part]);
     }

@@ -29,13 +29,8 @@ FASTMINE_DEVICE double add_sums(const double (&columns)[kColumns], double* share
   return combine_block(columns, shared, [](int, double a, double b) { return a + b; });
 }
 
-/// One block: kThreads anchors.
-FASTMINE_KERNEL(kThreads, 2)
-add_terms(FASTMINE_PARAMETER FormulaWork work) {
-  FASTMINE_SHARED(double, shared, kWarps* kColumns);
-  const TripletLoss& p = work.problem;
-  const std::int64_t i = block_index() * kThreads + thread_index();
-  double columns[kColumns] = {};
+/// What anchor i adds, if there is one.
+FASTMINE_DEVICE void find_terms(const TripletLoss& p, std::int64_t i, double (&columns)[kColumns]) {
   if (i < p.n) {
     const triplet::Term t = triplet::term(p, i, true);
     const triplet::Activity a = triplet::activity(p, i);
@@ -49,6 +44,14 @@ add_terms(FASTMINE_PARAMETER FormulaWork work) {
     columns[kActive] = a.active ? 1 : 0;
     columns[kSemiHard] = a.semi_hard ? 1 : 0;
   }
+}
+
+/// One block: kThreads anchors.
+FASTMINE_KERNEL(kThreads, 2)
+add_terms(FASTMINE_PARAMETER FormulaWork work) {
+  FASTMINE_SHARED(double, shared, kWarps* kColumns);
+  double columns[kColumns] = {};
+  find_terms(work.problem, block_index() * kThreads + thread_index(), columns);
   const double sum = add_sums(columns, shared);
   if (thread_index() < kColumns) {
     work.sums[block_index() * kColumns + thread_index()] = sum;
@@ -62,7 +65,10 @@ write_slopes(FASTMINE_PARAMETER FormulaWork work) {
   FASTMINE_SHARED(double, all, kColumns);
   const TripletLoss& p = work.problem;
   double columns[kColumns] = {};
-  for (std::int64_t block = thread_index(); block < work.blocks(); block += kThreads) {
+  if (work.blocks() == 1) {
+    find_terms(p, thread_index(), columns);
+  }
+  for (std::int64_t block = thread_index(); work.blocks() > 1 && block < work.blocks(); block += kThreads) {
     FASTMINE_UNROLL for (int c = 0; c < kColumns; ++c) { columns[c] += work.sums[block * kColumns + c]; }
   }
   const double found = add_sums(columns, shared);
@@ -104,7 +110,7 @@ cudaError_t triplet_loss(const TripletLoss& p, void* workspace, cudaStream_t str
   Arena arena(workspace);
   const FormulaWork work = lay_out(p, arena);
   Launches launches(stream);
-  launches(&add_terms, work.blocks(), kThreads, work);
+  launches(&add_terms, work.blocks() > 1 ? work.blocks() : 0, kThreads, work);
   launches(&write_slopes, work.blocks() > 0 ? work.blocks() : 1, kThreads, work);
   return launches.status();
 }

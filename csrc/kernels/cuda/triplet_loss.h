@@ -2,7 +2,7 @@
 // it a device pointer. Compiled for the GPU and emulated on the CPU (tests/kernels); not yet run on a GPU.
 //
 // Two launches: blocks add up their anchors; then each adds up all blocks, in the same fixed order, and writes what its
-// anchors get. In float64. No allocation, no synchronisation, capturable.
+// anchors get. Up to 256 anchors take one. In float64. No allocation, no synchronisation, capturable.
 #pragma once
 
 #include <cstddef>
