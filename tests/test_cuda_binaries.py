@@ -94,7 +94,8 @@ def test_every_kernel_is_there_for_every_architecture(usage: dict[tuple[str, str
 def test_no_kernel_spills(usage: dict[tuple[str, str], dict[str, int]]) -> None:
     for (architecture, name), numbers in usage.items():
         assert numbers["STACK"] == numbers["LOCAL"] == 0, f"{name} for {architecture} keeps registers in memory"
-        assert numbers["REG"] <= 168, f"{name} for {architecture} takes {numbers['REG']} registers"
+        most = 255 if "look_again" in name else 168  # two blocks at a time would be too many for it
+        assert numbers["REG"] <= most, f"{name} for {architecture} takes {numbers['REG']} registers"
 
 
 @pytest.fixture(scope="module")

@@ -217,11 +217,14 @@ FASTMINE_DEVICE void pass_panel(const Search<typename T::Value>& s, const Passin
   constexpr int kEach = T::kEach, side = kSide<W>;
   const Plan<W>& m = s.plan;
   const std::int32_t references = m.counts->finite_y;
-  for (int r = thread_index(); r < count; r += kThreads) {
-    const std::int32_t position = s.position(anchors[r]);
-    const double error = panel_error<T::kRounded>(m, position, panel);
-    block.highest[r] = rounded<W>(m.limit[anchors[r]] + error, 1);
-    block.lowest[r] = rounded<W>(bound_of(s, position) - error, -1);
+  for (int r = thread_index(); r < side; r += kThreads) {
+    block.highest[r] = block.lowest[r] = -static_cast<W>(__builtin_inf());
+    if (r < count) {
+      const std::int32_t position = s.position(anchors[r]);
+      const double error = panel_error<T::kRounded>(m, position, panel);
+      block.highest[r] = rounded<W>(m.limit[anchors[r]] + error, 1);
+      block.lowest[r] = rounded<W>(bound_of(s, position) - error, -1);
+    }
   }
   const int mine = T::loaded_line();
   const std::int32_t loaded = s.position(anchors[mine < count ? mine : 0]);
@@ -233,18 +236,10 @@ FASTMINE_DEVICE void pass_panel(const Search<typename T::Value>& s, const Passin
     T::multiply(packed_row<T>(m, m.a, loaded), packed_row<T>(m, m.b, column + mine), depth_of<T>(m), block.tile, dot);
     std::uint64_t open = 0;
     FASTMINE_UNROLL for (int r = 0; r < kEach; ++r) {
-      const int row = T::row(r);
-      if (row >= count) {
-        continue;
-      }
-      const W highest = block.highest[row], lowest = block.lowest[row];
-      const std::int32_t position = s.position(anchors[row]);
+      const W highest = block.highest[T::row(r)], lowest = block.lowest[T::row(r)];
       FASTMINE_UNROLL for (int c = 0; c < kEach; ++c) {
-        const auto reference = static_cast<std::int32_t>(column) + T::column(c);
-        const W value = s.sign * (m.b.c[reference] - 2 * dot[r][c]);
-        if (!(value > highest || value < lowest) && reference < references && s.is_candidate(position, reference)) {
-          open |= std::uint64_t{1} << (r * kEach + c);
-        }
+        const W value = s.sign * (m.b.c[column + T::column(c)] - 2 * dot[r][c]);
+        open |= value > highest || value < lowest ? 0 : std::uint64_t{1} << (r * kEach + c);
       }
     }
     for (;;) {
@@ -252,9 +247,13 @@ FASTMINE_DEVICE void pass_panel(const Search<typename T::Value>& s, const Passin
         *block.counter = 0;
       }
       barrier();
-      for (int handed = 0; handed < Passing<T>::kQueue / kThreads && open != 0; ++handed, open &= open - 1) {
-        const int bit = lowest_bit(open);
-        block.queue[atomic_next(block.counter)] = T::row(bit / kEach) * side + T::column(bit % kEach);
+      for (int handed = 0; open != 0 && handed < Passing<T>::kQueue / kThreads; open &= open - 1) {
+        const int bit = lowest_bit(open), row = T::row(bit / kEach), place = T::column(bit % kEach);
+        const auto reference = static_cast<std::int32_t>(column) + place;
+        if (row < count && reference < references && s.is_candidate(s.position(anchors[row]), reference)) {
+          block.queue[atomic_next(block.counter)] = row * side + place;
+          ++handed;
+        }
       }
       barrier();
       const std::int32_t queued = *block.counter;
@@ -272,7 +271,8 @@ FASTMINE_DEVICE void pass_panel(const Search<typename T::Value>& s, const Passin
   barrier();
 }
 
-/// Blocks take pieces of the anchors and panels in turn: those anchors of the piece that must look again at the panel.
+/// Blocks take pieces of the anchors and panels in turn: those anchors of the piece that must look again at the
+/// panel. Exact comparisons beside a tile of products take more registers than two blocks could have.
 template <class T>
 FASTMINE_KERNEL(kThreads, 1)
 look_again(FASTMINE_PARAMETER Search<typename T::Value> s) {
