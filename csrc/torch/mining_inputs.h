@@ -43,6 +43,15 @@ const T* for_anchors(const MaybeTensor& x, int64_t n) {
 inline void check_grad(const Tensor& grad, int64_t n) {
   FASTMINE_CHECK(grad.dim() == 0 || (grad.dim() == 1 && grad.size(0) == n), "one gradient per anchor, or one for all");
 }
+/// The gradients by the distances of these pairs; of a matrix of pairs one after another.
+inline Tensor for_pairs(const Tensor& grad, const Tensor& pairs) {
+  if (pairs.dim() == 1) {
+    check_grad(grad, pairs.size(0));
+    return grad;
+  }
+  FASTMINE_CHECK(grad.dim() == 2 && grad.numel() == pairs.numel(), "one gradient per pair");
+  return torch::stable::flatten(dense(grad), 0, 1);
+}
 inline int64_t step(const Tensor& grad) { return grad.dim() == 0 ? 0 : grad.stride(0); }
 
 /// The problem, its tensors kept in `m`; make(shape, type) allocates. `extra` places are left at the end of the
@@ -128,7 +137,7 @@ TripletLoss formula_problem(const Mined& m, Formula& f, Make make, const MaybeTe
 
 /// What the gradient of mined distances is of, and where it goes.
 struct MinedGradient {
-  Tensor x, y, positive_index, negative_index, has_positive, has_negative;
+  Tensor x, y, positive_index, negative_index, has_positive, has_negative, grad_positive, grad_negative;
   MaybeTensor slopes;  // [2, n], factors of the gradients
   Tensor grad_x, grad_y;
 };
@@ -148,10 +157,17 @@ BatchHardBackward gradient_problem(MinedGradient& g, Make make, const Tensor& gr
   g.has_negative = dense(has_negative);
   g.slopes = dense(slopes);
   const int64_t n = g.x.size(0), d = g.x.size(1);
-  check_grad(grad_positive, n);
-  check_grad(grad_negative, n);
-  FASTMINE_CHECK(grad_positive.scalar_type() == grad_negative.scalar_type(), "gradients of two types");
-  FASTMINE_CHECK(!g.slopes || (g.slopes->scalar_type() == ScalarType::Double && g.slopes->numel() == 2 * n),
+  const auto pairs_of = [](const Tensor& index) { return index.dim() == 2 ? index.size(1) : int64_t{1}; };
+  const int64_t positives = pairs_of(g.positive_index), negatives = pairs_of(g.negative_index);
+  g.grad_positive = for_pairs(grad_positive, g.positive_index);
+  g.grad_negative = for_pairs(grad_negative, g.negative_index);
+  FASTMINE_CHECK(g.grad_positive.scalar_type() == g.grad_negative.scalar_type(), "gradients of two types");
+  FASTMINE_CHECK(g.positive_index.size(0) == n && g.negative_index.size(0) == n &&
+                     g.positive_index.numel() == g.has_positive.numel() &&
+                     g.negative_index.numel() == g.has_negative.numel(),
+                 "the pairs are of another problem");
+  FASTMINE_CHECK(!g.slopes || (g.slopes->scalar_type() == ScalarType::Double && g.slopes->numel() == 2 * n &&
+                               positives == 1 && negatives == 1),
                  "the slopes are of another problem");
   g.grad_x = make({n, d}, g.x.scalar_type());
   g.grad_y = self ? make({0}, g.x.scalar_type()) : make({g.y.size(0), d}, g.y.scalar_type());
@@ -161,16 +177,18 @@ BatchHardBackward gradient_problem(MinedGradient& g, Make make, const Tensor& gr
   problem.y = rows_of(g.y);
   problem.self = self;
   problem.metric = metric_of(metric);
+  problem.positives = positives;
+  problem.negatives = negatives;
   problem.positive_index = static_cast<const int64_t*>(g.positive_index.const_data_ptr());
   problem.negative_index = static_cast<const int64_t*>(g.negative_index.const_data_ptr());
   problem.has_positive = static_cast<const bool*>(g.has_positive.const_data_ptr());
   problem.has_negative = static_cast<const bool*>(g.has_negative.const_data_ptr());
-  problem.grad_positive = grad_positive.const_data_ptr();
-  problem.grad_negative = grad_negative.const_data_ptr();
+  problem.grad_positive = g.grad_positive.const_data_ptr();
+  problem.grad_negative = g.grad_negative.const_data_ptr();
   problem.slopes = g.slopes ? data<double>(*g.slopes) : nullptr;
-  problem.grad_dtype = dtype_of(grad_positive.scalar_type());
-  problem.grad_positive_stride = step(grad_positive);
-  problem.grad_negative_stride = step(grad_negative);
+  problem.grad_dtype = dtype_of(g.grad_positive.scalar_type());
+  problem.grad_positive_stride = step(g.grad_positive);
+  problem.grad_negative_stride = step(g.grad_negative);
   problem.grad_x = g.grad_x.mutable_data_ptr();
   problem.grad_y = g.grad_y.mutable_data_ptr();
   return problem;

@@ -37,8 +37,8 @@ void look_into_panels(Launches& launches, Search<typename T::Value> s) {
 }
 
 template <class S>
-void run(Launches& launches, Search<ScreenType<S>> s) {
-  using W = ScreenType<S>;
+void run(Launches& launches, Search<Working<S>> s) {
+  using W = Working<S>;
   const auto at = [&s](When when) {
     s.when = when;
     return s;
@@ -61,8 +61,8 @@ void run(Launches& launches, Search<ScreenType<S>> s) {
 }
 
 template <class S>
-void mine_many_pairs(Launches& launches, const Plan<ScreenType<S>>& p) {
-  using W = ScreenType<S>;
+void mine_many_pairs(Launches& launches, const Plan<Working<S>>& p) {
+  using W = Working<S>;
   const BatchHard& q = p.problem;
   const std::int64_t n = q.x.n, m = q.y.n;
   sort(launches, p.x.items, p.x.spare, n);
@@ -90,7 +90,7 @@ void mine_many_pairs(Launches& launches, const Plan<ScreenType<S>>& p) {
 
 template <class S>
 cudaError_t mine(const BatchHard& q, void* workspace, cudaStream_t stream) {
-  using W = ScreenType<S>;
+  using W = Working<S>;
   Arena arena(workspace);
   const Plan<W> p = lay_out<W>(q, arena);
   Launches launches(stream);

@@ -6,7 +6,7 @@ namespace {
 
 using namespace mining;
 
-constexpr std::int64_t kMostAnchors = std::int64_t{1} << 29;
+constexpr std::int64_t kMostEdges = std::int64_t{1} << 30;
 
 /// The pair of an anchor and the row it mined: how much each pulls on the other.
 struct Edge {
@@ -14,15 +14,18 @@ struct Edge {
   double half;  // cosine: half the squared distance of the unit vectors
 };
 
-/// Edge 2 i of anchor i leads to its positive, edge 2 i + 1 to its negative.
+/// The edges of an anchor lead to its positives, then to its negatives; those of all anchors stand one after another.
 struct Gradient {
   BatchHardBackward problem;
   RowSet x, y;    // for cosine, the norms of the rows; with one set, y is x
-  Edge* edges;    // [2 n]
-  Tagged* items;  // [2 n]: the row that an edge ends in, and the edge; those without a pull come last
+  Edge* edges;    // [n, positives + negatives]
+  Tagged* items;  // the same: the row that an edge ends in, and the edge; those without a pull come last
   Tagged* spare;
   Tagged* sorted;  // one of the two
 };
+
+/// Edges of one anchor.
+FASTMINE_HOST_DEVICE std::int64_t edges_of(const BatchHardBackward& q) { return q.positives + q.negatives; }
 
 RowSet lay_out_norms(Arena& arena, const Rows& rows, Metric metric) {
   const std::int64_t n = metric == Metric::cosine ? rows.n : 0;
@@ -36,7 +39,7 @@ RowSet lay_out_norms(Arena& arena, const Rows& rows, Metric metric) {
 }
 
 Gradient lay_out(const BatchHardBackward& q, Arena& arena) {
-  const std::int64_t edges = 2 * q.x.n;
+  const std::int64_t edges = q.x.n * edges_of(q);
   Gradient g{};
   g.problem = q;
   g.x = lay_out_norms(arena, q.x, q.metric);
@@ -82,32 +85,46 @@ FASTMINE_DEVICE Edge edge_of(const Gradient& g, std::int64_t i, std::int64_t j, 
   }
 }
 
-/// One warp: the two edges of an anchor.
+/// Where an edge leads, and to which of the pairs of its sign.
+struct Place {
+  bool positive;
+  std::int64_t anchor, pair;
+
+  FASTMINE_DEVICE std::int64_t end(const BatchHardBackward& q) const {
+    return (positive ? q.positive_index : q.negative_index)[pair];
+  }
+};
+
+FASTMINE_DEVICE Place place_of(const BatchHardBackward& q, std::int64_t e) {
+  const std::int64_t anchor = e / edges_of(q), k = e % edges_of(q);
+  const bool positive = k < q.positives;
+  return {positive, anchor, positive ? anchor * q.positives + k : anchor * q.negatives + k - q.positives};
+}
+
+/// One warp: an edge.
 template <class S>
 FASTMINE_KERNEL(kThreads, 2)
 find_edges(FASTMINE_PARAMETER Gradient g) {
   const BatchHardBackward& q = g.problem;
-  const std::int64_t i = block_index() * kWarps + warp_index();
-  if (i >= q.x.n) {
+  const std::int64_t e = block_index() * kWarps + warp_index();
+  if (e >= q.x.n * edges_of(q)) {
     return;
   }
-  const bool has[] = {q.has_positive[i], q.has_negative[i]};
-  const std::int32_t mined[] = {static_cast<std::int32_t>(q.positive_index[i]),
-                                static_cast<std::int32_t>(q.negative_index[i])};
-  double keys[2] = {};
-  if (has[0] || has[1]) {  // else there may not be a row for an index to name
-    exact_keys<S>(g.x, i, g.y, mined, keys);
+  const Place place = place_of(q, e);
+  const std::int64_t i = place.anchor, pair = place.pair;
+  const bool has = (place.positive ? q.has_positive : q.has_negative)[pair];
+  Edge edge{0, 0};
+  std::int32_t end = 0;
+  if (has) {  // else there may not be a row for an index to name
+    end = static_cast<std::int32_t>(place.end(q));
+    const double slope = q.slopes == nullptr ? 1 : q.slopes[place.positive ? i : q.x.n + i];
+    const double grad = place.positive ? grad_at(q, q.grad_positive, q.grad_positive_stride, pair)
+                                       : grad_at(q, q.grad_negative, q.grad_negative_stride, pair);
+    edge = edge_of(g, i, end, exact_key<S>(g.x, i, g.y, end), slope * grad);
   }
-  FASTMINE_UNROLL for (int which = 0; which < 2; ++which) {
-    if (lane_index() == which) {
-      const double slope = q.slopes == nullptr ? 1 : q.slopes[which * q.x.n + i];
-      const double grad = slope * (which == 0 ? grad_at(q, q.grad_positive, q.grad_positive_stride, i)
-                                              : grad_at(q, q.grad_negative, q.grad_negative_stride, i));
-      const Edge edge = has[which] ? edge_of(g, i, mined[which], keys[which], grad) : Edge{0, 0};
-      const std::int64_t e = 2 * i + which;
-      g.edges[e] = edge;
-      g.items[e] = {mined[which], edge.pull == 0 ? 1 : 0, static_cast<std::int32_t>(e)};
-    }
+  if (lane_index() == 0) {
+    g.edges[e] = edge;
+    g.items[e] = {end, edge.pull == 0 ? 1 : 0, static_cast<std::int32_t>(e)};
   }
 }
 
@@ -162,25 +179,25 @@ gather(FASTMINE_PARAMETER Gradient g) {
     gathered.own[e] = k < q.x.d ? value_of<double>(row_of<S>(set.rows, row)[k]) / gathered.norm : 0;
   }
   if (anchor) {
-    for (std::int64_t e = 2 * row; e < 2 * row + 2; ++e) {
+    for (std::int64_t e = row * edges_of(q); e < (row + 1) * edges_of(q); ++e) {
       if (g.edges[e].pull != 0) {
-        gathered.add(g.edges[e], g.y, e % 2 == 0 ? q.positive_index[row] : q.negative_index[row]);
+        gathered.add(g.edges[e], g.y, place_of(q, e).end(q));
       }
     }
   }
   if (q.self || !anchor) {
-    const auto edges = static_cast<int>(2 * q.x.n);
+    const auto edges = static_cast<int>(q.x.n * edges_of(q));
     for (int at = rank_of({row, 0, 0}, g.sorted, edges);
          at < edges && g.sorted[at].group == 0 && g.sorted[at].label == row; ++at) {
       const std::int32_t e = g.sorted[at].row;
-      gathered.add(g.edges[e], g.x, e / 2);
+      gathered.add(g.edges[e], g.x, e / edges_of(q));
     }
   }
   S* const out = static_cast<S*>(anchor ? q.grad_x : q.grad_y) + row * q.x.d;
   FASTMINE_UNROLL for (int e = 0; e < kEachLane; ++e) {
     const std::int64_t k = gathered.from + lane_index() + e * kWarp;
     if (k < q.x.d) {
-      assign(out[k], static_cast<ScreenType<S>>(gathered.sum[e]));
+      assign(out[k], static_cast<Working<S>>(gathered.sum[e]));
     }
   }
 }
@@ -189,13 +206,13 @@ template <class S>
 cudaError_t run_backward(const BatchHardBackward& q, void* workspace, cudaStream_t stream) {
   Arena arena(workspace);
   const Gradient g = lay_out(q, arena);
-  const std::int64_t rows = q.x.n + (q.self ? 0 : q.y.n);
+  const std::int64_t rows = q.x.n + (q.self ? 0 : q.y.n), edges = q.x.n * edges_of(q);
   Launches launches(stream);
   if (q.metric == Metric::cosine) {
     launches(&find_norms<S>, divide_up(rows, kWarps), kThreads, g);
   }
-  launches(&find_edges<S>, divide_up(q.x.n, kWarps), kThreads, g);
-  sort(launches, g.items, g.spare, 2 * q.x.n);
+  launches(&find_edges<S>, divide_up(edges, kWarps), kThreads, g);
+  sort(launches, g.items, g.spare, edges);
   launches(&gather<S>, divide_up(rows * divide_up(q.x.d, kChunk), kWarps), kThreads, g);
   return launches.status();
 }
@@ -209,7 +226,7 @@ std::size_t batch_hard_backward_workspace(const BatchHardBackward& q) noexcept {
 }
 
 cudaError_t batch_hard_backward(const BatchHardBackward& q, void* workspace, cudaStream_t stream) noexcept {
-  if (q.x.n > kMostAnchors || q.y.n > kMostAnchors) {
+  if (q.x.n * edges_of(q) > kMostEdges || q.y.n > kMostEdges) {
     return cudaErrorInvalidValue;
   }
   switch (q.x.dtype) {

@@ -83,7 +83,7 @@ FASTMINE_DEVICE void settle_negative(const Search<W>& s, std::int32_t position, 
 /// One warp: the positive of an anchor with few references of its label.
 template <class S>
 FASTMINE_KERNEL(kThreads, 2)
-find_positives(FASTMINE_PARAMETER Plan<ScreenType<S>> m) {
+find_positives(FASTMINE_PARAMETER Plan<Working<S>> m) {
   constexpr int kTogether = 4;
   const std::int64_t position = block_index() * kWarps + warp_index();
   if (position >= m.counts->finite_x) {
@@ -328,8 +328,8 @@ look_again(FASTMINE_PARAMETER Search<typename T::Value> s) {
 /// One warp: the best of what an anchor found in its panels.
 template <class S>
 FASTMINE_KERNEL(kThreads, 2)
-choose(FASTMINE_PARAMETER Search<ScreenType<S>> s) {
-  using W = ScreenType<S>;
+choose(FASTMINE_PARAMETER Search<Working<S>> s) {
+  using W = Working<S>;
   const Plan<W>& m = s.plan;
   const std::int64_t k = block_index() * kWarps + warp_index();
   if (k >= s.anchors()) {

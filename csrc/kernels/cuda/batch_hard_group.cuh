@@ -26,7 +26,7 @@ FASTMINE_DEVICE void clear_counts(const Plan<W>& m) {
 /// One block: kRowBlock rows of x or, after all of them, of y.
 template <class S>
 FASTMINE_KERNEL(kThreads, 2)
-look_at_rows(FASTMINE_PARAMETER Plan<ScreenType<S>> m) {
+look_at_rows(FASTMINE_PARAMETER Plan<Working<S>> m) {
   FASTMINE_SHARED(double, scale, kRowBlock);  // 0: the row does not count
   FASTMINE_SHARED(double, raw_scale, kRowBlock);
   const bool anchors = block_index() < m.x.blocks();
@@ -224,8 +224,8 @@ find_centre(FASTMINE_PARAMETER Plan<W> m) {
 /// One warp: one position of a or, after all of them, of b.
 template <class S>
 FASTMINE_KERNEL(kThreads, 2)
-pack_rows(FASTMINE_PARAMETER Plan<ScreenType<S>> m) {
-  using W = ScreenType<S>;
+pack_rows(FASTMINE_PARAMETER Plan<Working<S>> m) {
+  using W = Working<S>;
   const std::int64_t padded = round_up(m.x.rows.n, kSide<W>);
   const std::int64_t task = block_index() * kWarps + warp_index();
   const bool anchors = task < padded;

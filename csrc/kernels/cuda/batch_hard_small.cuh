@@ -23,7 +23,7 @@ FASTMINE_DEVICE Best best_of_block(Best best, double* keys, std::int32_t* rows) 
 /// One block: an anchor.
 template <class S>
 FASTMINE_KERNEL(kThreads, 2)
-mine_few_pairs(FASTMINE_PARAMETER Plan<ScreenType<S>> m) {
+mine_few_pairs(FASTMINE_PARAMETER Plan<Working<S>> m) {
   constexpr int kTogether = 4;
   FASTMINE_SHARED(double, best_keys, kWarps);
   FASTMINE_SHARED(std::int32_t, best_rows, kWarps);

@@ -2,18 +2,12 @@
 // warp. The keys are those of cpu/exact.h: they order like distances.
 #pragma once
 
-#include <type_traits>
-
 #include "kernels/cuda/load.h"
 #include "kernels/cuda/sort.cuh"
 #include "kernels/cuda/warp.h"
 #include "kernels/embeddings.h"
 
 namespace fastmine::cuda::mining {
-
-/// The type in which rows of type S are screened.
-template <class S>
-using ScreenType = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
 inline constexpr std::int64_t kRowBlock = 128;  // rows whose sums one block adds up
 

@@ -18,11 +18,6 @@ auto beside(const Tensor& like) {
   return [&like](std::initializer_list<int64_t> shape, ScalarType type) { return make_like(like, shape, type); };
 }
 
-/// A workspace that the allocator may give away when this call ends: what uses it next comes later on the stream.
-Tensor bytes_beside(const Tensor& like, std::size_t bytes) {
-  return make_like(like, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
-}
-
 void check_devices(const Tensor& like, std::initializer_list<MaybeTensor> others) {
   for (const MaybeTensor& other : others) {
     check_same_device(like, other, "an input");
@@ -36,7 +31,7 @@ Mined mine(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& va
   Mined m;
   const BatchHard problem = mining_problem(m, beside(embeddings), embeddings, labels, valid, ref_embeddings, ref_labels,
                                            ref_valid, self_index, metric, positive, negative, extra);
-  const Tensor workspace = bytes_beside(embeddings, cuda::batch_hard_workspace(problem));
+  const Tensor workspace = make_workspace(embeddings, cuda::batch_hard_workspace(problem));
   check_launch(cuda::batch_hard(problem, workspace.mutable_data_ptr(), current_stream(embeddings)));
   return m;
 }
@@ -53,7 +48,7 @@ std::tuple<Tensor, Tensor> mining_gradient(const Tensor& grad_positive, const Te
   const BatchHardBackward problem =
       gradient_problem(g, beside(embeddings), grad_positive, grad_negative, slopes, embeddings, ref_embeddings,
                        positive_index, negative_index, has_positive, has_negative, metric);
-  const Tensor workspace = bytes_beside(embeddings, cuda::batch_hard_backward_workspace(problem));
+  const Tensor workspace = make_workspace(embeddings, cuda::batch_hard_backward_workspace(problem));
   check_launch(cuda::batch_hard_backward(problem, workspace.mutable_data_ptr(), current_stream(embeddings)));
   return {g.grad_x, g.grad_y};
 }
@@ -88,7 +83,7 @@ Seven triplet_loss(const Tensor& embeddings, const Tensor& labels, const MaybeTe
   const MaybeTensor weight = dense(weight_in);
   const TripletLoss problem =
       formula_problem(m, f, beside(embeddings), weight, metric, shape, margin, leak, on_empty, reduction);
-  const Tensor workspace = bytes_beside(embeddings, cuda::triplet_loss_workspace(problem));
+  const Tensor workspace = make_workspace(embeddings, cuda::triplet_loss_workspace(problem));
   check_launch(cuda::triplet_loss(problem, workspace.mutable_data_ptr(), current_stream(embeddings)));
   return {f.loss, m.positive_index, m.negative_index, m.has_positive, m.has_negative, f.slopes, m.evidence};
 }
@@ -114,7 +109,7 @@ std::tuple<Tensor, Tensor> triplet_loss_backward(const Tensor& grad, const Tenso
 }  // namespace fastmine
 
 STABLE_TORCH_LIBRARY_IMPL(fastmine, CUDA, m) {
-  if (!fastmine::driver_serves()) {
+  if (!fastmine::unserved().empty()) {
     return;
   }
   m.impl("batch_hard", TORCH_BOX(&fastmine::batch_hard));

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,15 +11,15 @@ from torch import Tensor
 LIMIT = 20_000  # nodes; a larger graph is not walked to its end
 
 
-def leaves(loss: Tensor) -> tuple[set[int], bool]:
-    """The ids of the leaf tensors that ``loss`` depends on, and whether these are certainly all.
+def reached(loss: Tensor) -> tuple[set[int], set[Any], bool]:
+    """The ids of the leaf tensors that ``loss`` depends on, the nodes in between, and whether these are surely all.
 
     Not certain where the graph is very large, or has nodes that run a graph of their own (reentrant checkpoints,
     user-defined functions): what those reach cannot be seen.
     """
     root = loss.grad_fn
     if root is None:
-        return ({id(loss)} if loss.requires_grad else set()), True
+        return ({id(loss)} if loss.requires_grad else set()), set(), True
     found: set[int] = set()
     seen: set[Any] = {root}
     stack: list[Any] = [root]
@@ -35,8 +36,8 @@ def leaves(loss: Tensor) -> tuple[set[int], bool]:
                 seen.add(following)
                 stack.append(following)
         if len(seen) > LIMIT:
-            return found, False
-    return found, certain
+            return found, seen, False
+    return found, seen, certain
 
 
 # The nodes of a weighted sum: what is above its terms.
@@ -84,6 +85,25 @@ def may_be_flat(loss: Tensor, inputs: Iterable[Tensor]) -> bool:
             return True
         stack += [after for after, _ in node.next_functions]
     return False
+
+
+# The last operations that keep what they return in a range, and those that only move it about.
+_RANGES = {
+    "SigmoidBackward0": (0.0, 1.0), "SoftmaxBackward0": (0.0, 1.0), "TanhBackward0": (-1.0, 1.0),
+    "ReluBackward0": (0.0, math.inf), "SoftplusBackward0": (0.0, math.inf),
+}  # fmt: skip
+_MOVES = frozenset(
+    f"{name}Backward0"
+    for name in ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Permute", "Transpose", "T", "Clone")
+)
+
+
+def bounds(x: Tensor) -> tuple[float, float]:
+    """The range that the operation which made ``x`` keeps it in, whatever its inputs are; all numbers if unknown."""
+    node = x.grad_fn
+    while node is not None and type(node).__name__ in _MOVES:
+        node = node.next_functions[0][0]
+    return _RANGES.get(type(node).__name__, (-math.inf, math.inf))
 
 
 def _is_opaque(node: Any) -> bool:
