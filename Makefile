@@ -34,7 +34,8 @@ demo: setup
 
 test: setup $(SANITIZERS)
 	FASTMINE_REQUIRE_NATIVE=1 pytest -n 2 --junitxml=build/pytest.xml
-	@sed -nE 's/.*<testsuite [^>]*skipped="([0-9]+)" tests="([0-9]+)".*/tests: \2, of which skipped: \1/p' build/pytest.xml
+	@sed -nE 's/.*<testsuite [^>]*errors="([0-9]+)" failures="([0-9]+)" skipped="([0-9]+)" tests="([0-9]+)".*/\1 \2 \3 \4/p' build/pytest.xml \
+		| awk '{ print "tests: " $$4 - $$1 - $$2 - $$3 " passed, " $$1 + $$2 " failed, " $$3 " skipped" }'
 
 # As users have it: threads wait as OpenMP decides.
 bench: setup

@@ -15,6 +15,7 @@ from fastmine import _ops
 from fastmine.bench import bars, command, measure, plots, report, worker
 from fastmine.bench import run as running
 from fastmine.bench.cases import CASES, CUDA_CASES, LIBRARIES, Case, cases_on, matching
+from fastmine.bench.combinations import COMBINATIONS
 from fastmine.bench.providers import BY_NAME, PROVIDERS, Provider, reason
 from fastmine.bench.rows import Row, Run, append, newest, read
 from fastmine.bench.torch_forms import Fastest
@@ -27,6 +28,7 @@ TINY = {
     "batch_hard": (64, 16), "hardest_pairs": (64, 16), "triplet": (48, 16), "supcon": (48, 16), "ntxent": (48, 16),
     "batch_all": (48, 16), "multi_similarity": (48, 16), "pairwise_distance": (48, 16), "distance_error": (48, 16),
     "dice_focal_bce": (2, 3, 8, 8), "dice_ce": (2, 3, 8, 8), "focal": (2, 3, 8, 8),
+    **dict.fromkeys(COMBINATIONS, (2, 4, 8, 8)),
 }  # fmt: skip
 SLOW = {"compiled", "pykeops", "triton"}  # they call a compiler, or need a GPU
 
@@ -202,7 +204,8 @@ def test_a_library_whose_import_breaks_is_absent_in_one_line_without_folders(tmp
     done = succeeds(
         """
         import sys; sys.path.insert(0, sys.argv[1])
-        from fastmine.bench.providers import Provider
+        from fastmine.bench.combinations import COMBINATIONS
+from fastmine.bench.providers import Provider
         print(Provider("peer", "library", {}, "peer", ("broken_peer",)).absence())
         """,
         str(tmp_path),

@@ -63,9 +63,11 @@ def test_the_minimal_script_gets_its_cause_and_nothing_else(code: str) -> None:
     assert 0 < found.confidence <= 1
 
 
-def test_the_page_of_codes_is_in_step() -> None:
-    page = runpy.run_path(str(SCRIPTS / "generate.py"))["page"]()
-    assert (SCRIPTS / "README.md").read_text() == page, "run python docs/health/generate.py"
+def test_the_pages_of_codes_are_in_step() -> None:
+    pages = runpy.run_path(str(SCRIPTS / "generate.py"))["pages"]()
+    assert pages.keys() == {path.name for path in SCRIPTS.glob("*.md")} == {f"{name}.md" for name in ("README", *CODES)}
+    for name, text in pages.items():
+        assert (SCRIPTS / name).read_text() == text, "run python docs/health/generate.py"
     assert {path.stem for path in SCRIPTS.glob("*.py")} == {*CODES, "generate"}
 
 
@@ -443,6 +445,138 @@ def test_an_optimizer_that_was_not_given_is_noticed() -> None:
             optimizer.step()
             monitor.step(loss)
     assert monitor.check()[0].evidence["variant"] == "lr0"
+
+
+# --- what the third set of faults taught ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("matched", [False, True])
+def test_a_contrastive_loss_that_holds_every_pair_against_every_label(matched: bool) -> None:
+    def contrastive(z: Tensor, other: Tensor, different: Tensor) -> Tensor:
+        distance = F.pairwise_distance(z, other, keepdim=matched)
+        return ((1 - different) * distance**2 + different * (2 - distance).clamp(min=0) ** 2).mean()
+
+    model = Embed()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with Monitor(model, optimizer=optimizer, speak=False) as monitor:
+        criterion = monitor.watch(contrastive)
+        for step in range(40):
+            x, labels = pk(step)
+            different = (labels != labels.roll(1)).float()[:, None]
+            loss = criterion(model(x), model(x.roll(1, 0)), different)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            monitor.step(loss)
+    assert alarms(monitor) == ([] if matched else ["SHAPE_BROADCAST"])
+
+
+def test_a_loss_of_pairs_that_has_no_use_for_its_labels_is_no_broadcast() -> None:
+    model = Embed()
+    with Monitor(model, speak=False) as monitor:
+        criterion = monitor.watch(lambda z, other, _: F.mse_loss(z, 2 * other))
+        for step in range(40):
+            x, labels = pk(step)
+            loss = criterion(model(x), model(x.roll(1, 0)), labels.float())
+            loss.backward()
+            monitor.step(loss)
+    assert "SHAPE_BROADCAST" not in alarms(monitor)
+
+
+@pytest.mark.parametrize(("ignored", "expected"), [(0, ["PREDICTION_COLLAPSE"]), (255, [])])
+def test_an_ignored_background_leaves_one_class(ignored: int, expected: list[str]) -> None:
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        images, targets = masks(step)
+        targets[:, :, :2] = 255 if ignored == 255 else 0  # a border that nobody drew
+        return images, targets.squeeze(1).long()
+
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1))
+    monitor = train(model, nn.CrossEntropyLoss(ignore_index=ignored), batch, steps=60)
+    assert alarms(monitor) == expected
+
+
+@pytest.mark.parametrize(("last", "expected"), [(nn.Sigmoid(), ["TARGET_RANGE"]), (nn.Identity(), [])])
+def test_targets_that_a_sigmoid_cannot_reach(last: nn.Module, expected: list[str]) -> None:
+    model = nn.Sequential(nn.Linear(16, 16), last, nn.Unflatten(1, (4, 4)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    monitor = train(model, nn.MSELoss(), lambda s: (pk(s)[0], pk(s)[0].view(-1, 4, 4)), optimizer=optimizer, steps=120)
+    assert alarms(monitor) == expected
+
+
+def test_outliers_of_a_target_are_not_out_of_reach() -> None:
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        x, _ = pk(step)
+        target = x.sigmoid()
+        target[0, 0] = 1.5
+        return x, target
+
+    model = nn.Sequential(nn.Linear(16, 16), nn.Sigmoid())
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    assert alarms(train(model, nn.MSELoss(), batch, optimizer=optimizer, steps=120)) == []
+
+
+@pytest.mark.parametrize("criterion", [TripletLoss(), nn.CrossEntropyLoss()])
+def test_a_loop_that_skips_every_loss_that_is_not_finite(criterion: nn.Module) -> None:
+    model = nn.Linear(16, 100)
+    with Monitor(model, criterion, torch.optim.SGD(model.parameters(), lr=0.1), speak=False) as monitor:
+        for step in range(40):
+            x, labels = pk(step)
+            loss = criterion(model(x / 0 * 0), labels)
+            if not torch.isfinite(loss):
+                continue
+            monitor.step(loss)
+    assert alarms(monitor) == ["NONFINITE"]
+
+
+def rates(*lr: float) -> History:
+    steps = np.arange(0, 16 * len(lr), 16)
+    columns = {"lr_max": np.array(lr), "lr_min": np.array(lr), "changed": np.ones(len(lr)), "updates": steps + 1.0}
+    facts = {"held": True, "has_vectors": True}
+    return History(int(steps[-1]), {"optimizer": Table("optimizer", "updates", steps, columns, facts)})
+
+
+def test_a_learning_rate_that_was_spent_before_training_began() -> None:
+    (found,) = examine(rates(*[1e-3] * 2, 1e-4, *[1e-7] * 20), Thresholds())
+    assert (found.code, found.evidence["variant"]) == ("NO_UPDATE", "spent")
+
+
+@pytest.mark.parametrize(
+    "lr",
+    [
+        [1e-3] * 20,
+        [*[1e-3] * 10, *[1e-4] * 5, *[1e-5] * 5],  # divided by 10 after a half, and again
+        (1e-3 * (1 + np.cos(np.linspace(0, np.pi, 20))) / 2).tolist(),
+        (1e-3 * 0.9 ** np.arange(40)).tolist(),
+        [*np.linspace(0, 1e-3, 5), *[1e-3] * 5, *[1e-5] * 30],  # tuned for long after it was trained
+    ],
+)
+def test_a_learning_rate_that_falls_as_planned(lr: list[float]) -> None:
+    assert examine(rates(*lr), Thresholds()) == []
+
+
+@pytest.mark.parametrize("erased", [False, True])
+def test_a_code_that_its_divergence_erases(erased: bool) -> None:
+    def error(prediction: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+        return F.mse_loss(prediction[0], target)
+
+    def divergence(prediction: tuple[Tensor, Tensor], _: Tensor) -> Tensor:
+        return 0.5 * prediction[1].square().sum()
+
+    encoder, decoder = nn.Linear(16, 8), nn.Linear(8, 16)
+    criterion = CompositeLoss({"error": error, "divergence": divergence}, {"error": 1.0, "divergence": 1.0})
+    criterion.set_weight("divergence", 1.0 if erased else 1e-5, writer="test")
+    model = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with Monitor(model, criterion, optimizer, speak=False) as monitor:
+        for step in range(200):
+            x, _ = pk(step)
+            code = encoder(x)
+            loss = criterion((decoder(code + torch.randn_like(code)), code), x)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            monitor.step(loss)
+    assert alarms(monitor) == (["PREDICTION_COLLAPSE"] if erased else [])
 
 
 # --- order ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Writes README.md of this folder from codes, thresholds and scripts: ``python docs/health/generate.py``."""
+"""Writes the pages of this folder from codes, thresholds and scripts: ``python docs/health/generate.py``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from fastmine.health._codes import STAGES
 HERE = Path(__file__).parent
 
 
-def page() -> str:
-    """The whole page."""
-    return "\n".join([*_head(), *(line for code in CODES for line in _section(code)), *_thresholds(), ""])
+def pages() -> dict[str, str]:
+    """The text of every page by its name: the list of all codes, and one for each."""
+    found = {"README.md": [*_head(), *_thresholds()], **{f"{code}.md": _of_code(code) for code in CODES}}
+    return {name: "\n".join([*lines, ""]) for name, lines in found.items()}
 
 
 def _head() -> list[str]:
@@ -31,15 +32,16 @@ def _head() -> list[str]:
         "|---|---|---|---|",
     ]
     for name, code in CODES.items():
-        lines.append(f"| [{name}](#{name.lower()}) | {code.severity} | {STAGES[code.stage]} | {code.title} |")
+        lines.append(f"| [{name}]({name}.md) | {code.severity} | {STAGES[code.stage]} | {code.title} |")
     return [*lines, ""]
 
 
-def _section(name: str) -> list[str]:
+def _of_code(name: str) -> list[str]:
     code = CODES[name]
-    hidden = ", ".join(f"[{other}](#{other.lower()})" for other in code.hides)
-    lines = [
-        f"## {name}",
+    hidden = ", ".join(f"[{other}]({other}.md)" for other in code.hides)
+    script = (HERE / f"{name}.py").read_text().strip()
+    return [
+        f"# {name}",
         "",
         f"**{code.severity}**: {code.title}.",
         "",
@@ -47,11 +49,15 @@ def _section(name: str) -> list[str]:
         f"- *Cause.* {code.cause}",
         f"- *Remedy.* {code.remedy}",
         f"- *Wrong if:* {code.refute}",
+        f"- *Stage.* {STAGES[code.stage]}; [all codes and thresholds](README.md).",
+        *([f"- *Hides* {hidden}."] if hidden else []),
+        "",
+        f"[{name}.py]({name}.py) produces it:",
+        "",
+        "```python",
+        script,
+        "```",
     ]
-    if hidden:
-        lines.append(f"- *Hides* {hidden}.")
-    script = (HERE / f"{name}.py").read_text().strip()
-    return [*lines, "", f"[{name}.py]({name}.py):", "", "```python", script, "```", ""]
 
 
 def _thresholds() -> list[str]:
@@ -74,4 +80,5 @@ def _thresholds() -> list[str]:
 
 
 if __name__ == "__main__":
-    (HERE / "README.md").write_text(page())
+    for name, text in pages().items():
+        (HERE / name).write_text(text)

@@ -94,6 +94,13 @@ class Guarded {
   std::vector<unsigned char> bytes_;
 };
 
+#ifdef __SANITIZE_THREAD__
+/// Nothing that one thread does alone can race: what runs on one is left out.
+inline constexpr bool kRacesAlone = true;
+#else
+inline constexpr bool kRacesAlone = false;
+#endif
+
 /// How the tasks of a step are handed out.
 enum class Order { serial, one_by_one_backwards, threads };
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from .cases import DEVICES, DISTRIBUTIONS, LIBRARIES, SPREADS, cases_on, matching
+from .combinations import COMBINATIONS
 from .rows import Row, Run
 
 Quantity = Literal["times", "share", "copy", "threads", "bytes", "wrong", "error", "finishes"]
@@ -142,6 +143,10 @@ BARS: tuple[Bar, ...] = (
     Bar("Dice+Focal+BCE memory / the gradient", _TRIPLE, "bytes", 1.05),
     _times("softmax Dice+CE / best library", _SOFTMAX, 4, LIBRARIES),
     _times("softmax Dice+CE / best torch.compile", _SOFTMAX, 2.5, "compiled"),
+    Bar(
+        "any other term or option / the fused loss of its mode",
+        tuple(f"{name}/*" for name in COMBINATIONS), "share", 1.6, ("fused",),
+    ),
     _times("8,192 logits / best torch.compile", "dice_focal_bce/8192", 2.5, "compiled"),
     _times("pairwise_distance / torch.cdist", "pairwise_distance/N4096-D128", 1.0, "torch.cdist"),
     Bar(

@@ -8,10 +8,12 @@ from fnmatch import fnmatchcase
 
 import torch
 
+from .combinations import COMBINATIONS
+
 OURS = ("native", "reference")
 TORCH = ("eager", "eager-strong", "compiled")
 TRITON = ("triton",)
-YARDSTICKS = ("torch.mm", "torch.cdist", "torch.bce")
+YARDSTICKS = ("torch.mm", "torch.cdist", "torch.bce", "fused")
 LIBRARIES = (
     "pytorch-metric-learning", "sentence-transformers", "open-metric-learning", "monai",
     "segmentation-models-pytorch", "kornia", "torchvision", "faiss", "scikit-learn", "pykeops",
@@ -174,6 +176,20 @@ def _segmentation() -> list[Case]:
     ]  # fmt: skip
 
 
+def _combinations() -> list[Case]:
+    """Every other term and option beside the fused loss of its mode, whose time a pass is."""
+    image, volume = (4, 4, 512, 512), (2, 4, 96, 96, 96)
+    others = {"six_terms": volume, "softmax_generalized": volume, "log_dice": (2, 1, 64, 64)}
+    found = [
+        Case(f"{name}/4x4x512x512", name, image, "pixels", providers=("native", "fused"), seconds=1.5)
+        for name in COMBINATIONS
+    ]
+    for name, shape in others.items():
+        size = "8192" if len(shape) == 4 else "x".join(map(str, shape))
+        found.append(Case(f"{name}/{size}", name, shape, "pixels", providers=("native", "fused"), seconds=1.5))
+    return found
+
+
 def _accuracy() -> list[Case]:
     """Judged and not timed: hardest pairs and distances where float32 expansions run out of digits."""
     miners = (
@@ -243,7 +259,8 @@ def _large() -> list[Case]:
 
 
 CASES: tuple[Case, ...] = (
-    *_mining(), *_triplet(), *_batch_all(), *_pairs(), *_distance(), *_segmentation(), *_accuracy(), *_scaling()
+    *_mining(), *_triplet(), *_batch_all(), *_pairs(), *_distance(), *_segmentation(), *_combinations(),
+    *_accuracy(), *_scaling(),
 )  # fmt: skip
 
 

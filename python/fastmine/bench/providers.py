@@ -17,6 +17,7 @@ from torch.nn import functional as torch_functional
 from .. import __version__, config, functional, losses, reference
 from . import peers, torch_forms, triton_forms
 from .cases import DEVICES, Case
+from .combinations import COMBINATIONS
 from .works import GAMMA, MARGIN, SOFTMAX_WEIGHTS, TEMPERATURE, WEIGHTS
 
 Function = Callable[..., Any]
@@ -26,6 +27,7 @@ OPS: Mapping[str, str] = {
     **dict.fromkeys(("supcon", "ntxent", "multi_similarity"), "pair_sums"),
     **dict.fromkeys(("pairwise_distance", "distance_error"), "pairwise_distance"),
     **dict.fromkeys(("dice_focal_bce", "dice_ce", "focal"), "segmentation_loss"),
+    **dict.fromkeys(COMBINATIONS, "segmentation_sums"),
 }  # fmt: skip
 """The op that the kernels answer a work with."""
 
@@ -133,6 +135,21 @@ def _native_focal(_: Case) -> Function:
     return losses.FocalLoss(gamma=GAMMA)
 
 
+def _native_combination(case: Case) -> Function:
+    each = COMBINATIONS[case.work]
+    return losses.SegmentationLoss(mode=each.mode, **each.options)
+
+
+def _fused(case: Case) -> Function:
+    """The fused loss of the mode, on the same inputs."""
+    softmax = COMBINATIONS[case.work].softmax
+    loss = losses.SegmentationLoss(
+        SOFTMAX_WEIGHTS if softmax else WEIGHTS, mode="multiclass" if softmax else "multilabel"
+    )
+    low = case.shape[1] - 1 if softmax else 1
+    return lambda x, t: loss(x, t.clamp(max=low)) if COMBINATIONS[case.work].ignored else loss(x, t)
+
+
 def _reference_mine(_: Case) -> Function:
     return lambda x, labels: reference.batch_hard(x, labels)[:2]
 
@@ -193,7 +210,12 @@ PROVIDERS: tuple[Provider, ...] = (
             "batch_all": _native_batch_all,
             "pairwise_distance": _native_distance, "distance_error": _native_distance,
             "dice_focal_bce": _native_triple, "dice_ce": _native_softmax, "focal": _native_focal,
+            **dict.fromkeys(COMBINATIONS, _native_combination),
         },
+    ),
+    Provider(
+        "fused", "yardstick", dict.fromkeys(COMBINATIONS, _fused),
+        notes=dict.fromkeys(COMBINATIONS, "the fused loss of the mode: what one pass each way takes"),
     ),
     Provider(
         "reference", "ours",

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .cases import SAMPLES_PER_CLASS, Case
+from .combinations import COMBINATIONS, IGNORED, Combination
 
 MARGIN = 0.2
 WEIGHTS = {"bce": 0.4, "dice": 0.4, "focal": 0.2}
@@ -109,6 +110,19 @@ def logits_and_classes(case: Case) -> Inputs:
     source = generator(case)
     logits = 3.0 * torch.randn(case.shape, generator=source)
     return logits.to(case.torch_dtype), torch.randint(case.shape[1], (case.shape[0], *case.shape[2:]), generator=source)
+
+
+def _targets_of(each: Combination) -> Callable[[Case], Inputs]:
+    """Those of the mode, as bytes; a twentieth of them to be ignored where the combination does."""
+
+    def inputs(case: Case) -> Inputs:
+        logits, target = (logits_and_classes if each.softmax else logits_and_mask)(case)
+        target = target.to(torch.uint8)
+        if each.ignored:
+            target[torch.rand(target.shape, generator=generator(case)) < 0.05] = IGNORED
+        return logits, target
+
+    return inputs
 
 
 # --- truths ---------------------------------------------------------------------------------------------------------
@@ -355,7 +369,10 @@ def _three_products(case: Case) -> float:
 def _passes(case: Case) -> float:
     """Logits and targets read forward and backward, the gradient written."""
     items, size = math.prod(case.shape), case.torch_dtype.itemsize
-    target = items // case.shape[1] * 8 if case.work == "dice_ce" else items * _mask_type(case).itemsize
+    mask = _mask_type(case).itemsize
+    target = float(items // case.shape[1] * 8 if case.work == "dice_ce" else items * mask)
+    if case.work in COMBINATIONS:  # bytes
+        target = items / (case.shape[1] if COMBINATIONS[case.work].softmax else 1)
     return 3.0 * items * size + 2.0 * target
 
 
@@ -374,4 +391,8 @@ WORKS: dict[str, Work] = {
     "dice_focal_bce": Work(logits_and_mask, dice_focal_bce_truth, judge_loss, backward=True, traffic=_passes),
     "dice_ce": Work(logits_and_classes, dice_ce_truth, judge_loss, backward=True, traffic=_passes),
     "focal": Work(logits_and_mask, focal_truth, judge_loss, backward=True, traffic=_passes),
+    **{
+        name: Work(_targets_of(each), each.loss, judge_loss, backward=True, traffic=_passes)
+        for name, each in COMBINATIONS.items()
+    },
 }

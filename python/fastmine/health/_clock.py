@@ -16,30 +16,30 @@ class Clock:
         self.step = 0
         self.foreign = False
         self.measuring = self.close = False
-        self._next = 0
-        self._decide()
+        self.next = 0  # the next close step
+        self.decide()
 
     def look_too(self) -> None:
         """There is a loss from elsewhere."""
         self.foreign = True
-        self._decide()
+        self.decide()
 
-    def advance(self) -> bool:
-        """The next step begins; whether anything is measured in it. Most are plain ones, and that is known before."""
+    def advance(self) -> None:
+        """The next step begins. Between close steps, which are known before, adding 1 to ``step`` is all of it."""
         self.step += 1
-        if self.step == self._next:
-            self._decide()
-        elif self.close:
+        if self.step == self.next:
+            self.decide()
+        else:
             self.gradient = self.sample = self.look = self.close = False
-        return self.close
 
-    def _decide(self) -> None:
+    def decide(self) -> None:
+        """What is measured in this step, and which close step is the next."""
         step = self.step
         self.gradient, self.sample, self.look = _gradient(step), _sample(step), self.foreign and _look(step)
         self.close = self.gradient or self.sample or self.look
-        self._next = step + 1
-        while not (_sample(self._next) or _gradient(self._next) or (self.foreign and _look(self._next))):
-            self._next += 1
+        self.next = step + 1
+        while not (_sample(self.next) or _gradient(self.next) or (self.foreign and _look(self.next))):
+            self.next += 1
 
 
 def _gradient(step: int) -> bool:

@@ -37,7 +37,7 @@ CODES: dict[str, Code] = {
         "Give both the same shape, such as prediction.squeeze(1) or target[:, None].",
         "The loss matches samples itself, for instance by an assignment over all pairs.",
         "Two floating-point tensors of different shapes whose broadcast is larger than either, where the loss is "
-        "elementwise.",
+        "elementwise; or a loss of pairs that changes with its labels and not with who has which.",
         _DYNAMICS,
     ),
     "TARGET_RANGE": Code(
@@ -47,7 +47,7 @@ CODES: dict[str, Code] = {
         "Convert once when loading: target = (mask > 0), or mask / 255.",
         "The targets are within the range before they reach the loss: print target.min() and target.max() there.",
         "Targets outside [0, 1] (or outside 0 .. C-1) where the loss takes probabilities (or class indices); or masks "
-        "none of which ever reaches 1/2.",
+        "none of which ever reaches 1/2; or targets outside the range of the model's last operation.",
         ("NONFINITE", *_DYNAMICS),
     ),
     "INPUT_DOMAIN": Code(
@@ -162,7 +162,7 @@ CODES: dict[str, Code] = {
         "Follow the tensor from the model to the loss, and look where requires_grad becomes False.",
         "loss.grad_fn is not None and leads to the parameters; some parameter has a gradient after backward().",
         "The loss has no grad_fn, its inputs do not require a gradient, or its graph ends in none of the parameters.",
-        ("NO_UPDATE", "DEAD_COMPONENT", "CONVERGED", *_DYNAMICS),
+        ("NO_UPDATE", "DEAD_COMPONENT", *_DYNAMICS),
     ),
     "ZERO_WEIGHT": Code(
         "error", 2,
@@ -204,8 +204,9 @@ CODES: dict[str, Code] = {
         "lr0: every learning rate is 0 · gated: the optimizer does not step · skipped: it does not because gradients "
         "are not finite (GradScaler) · not_in_optimizer: what the loss depends on is not what the optimizer updates · "
         "cleared: gradients are gone when it steps · no_backward: none was computed · rounded: steps are smaller than "
-        "the resolution of the weights.",
-        ("CONVERGED", *_DYNAMICS),
+        "the resolution of the weights · spent: the learning rate fell to next to nothing in the first quarter of the "
+        "steps.",
+        _DYNAMICS,
     ),
     # --- numerics ---------------------------------------------------------------------------------------------------
     "NONFINITE": Code(
@@ -217,7 +218,7 @@ CODES: dict[str, Code] = {
         "names (sqrt(x + eps), log1p, logsumexp) and do not replace the NaN afterwards.",
         "Loss, inputs and gradients are finite from that step on.",
         "A NaN or Inf in the loss, in what it was given, in the gradient that it sends back, or in the weights.",
-        ("NO_UPDATE", "DEAD_COMPONENT", "CONVERGED", *_DYNAMICS),
+        ("NO_UPDATE", "DEAD_COMPONENT", *_DYNAMICS),
     ),
     "REPORTED_LOSS_MISMATCH": Code(
         "warning", 4,
@@ -290,7 +291,8 @@ CODES: dict[str, Code] = {
         "share p of target pixels.",
         "The mean probability on target pixels is clearly above that elsewhere.",
         "Mean probability on the target below .05 and no larger than elsewhere, not rising; or constant logits, up to "
-        "rounding, while inputs differ; or the mirror image.",
+        "rounding, while inputs differ; or the mirror image; or one class alone among the targets that count, the "
+        "others being ignored; or predictions that do not correlate with their targets, and not more so over time.",
         ("UNEXPLAINED_STALL", "LOSS_FLOOR", "SATURATED_GRADIENT"),
     ),
     "STARVED_COMPONENT": Code(

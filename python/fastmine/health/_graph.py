@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -84,6 +85,25 @@ def may_be_flat(loss: Tensor, inputs: Iterable[Tensor]) -> bool:
             return True
         stack += [after for after, _ in node.next_functions]
     return False
+
+
+# The last operations that keep what they return in a range, and those that only move it about.
+_RANGES = {
+    "SigmoidBackward0": (0.0, 1.0), "SoftmaxBackward0": (0.0, 1.0), "TanhBackward0": (-1.0, 1.0),
+    "ReluBackward0": (0.0, math.inf), "SoftplusBackward0": (0.0, math.inf),
+}  # fmt: skip
+_MOVES = frozenset(
+    f"{name}Backward0"
+    for name in ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Permute", "Transpose", "T", "Clone")
+)
+
+
+def bounds(x: Tensor) -> tuple[float, float]:
+    """The range that the operation which made ``x`` keeps it in, whatever its inputs are; all numbers if unknown."""
+    node = x.grad_fn
+    while node is not None and type(node).__name__ in _MOVES:
+        node = node.next_functions[0][0]
+    return _RANGES.get(type(node).__name__, (-math.inf, math.inf))
 
 
 def _is_opaque(node: Any) -> bool:

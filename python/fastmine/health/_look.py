@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import functional as F
 from ..reference.batch_hard import MINING_FIELDS
+from ._graph import bounds
 
 INPUT_FIELDS = (
     "prediction_min",
@@ -23,6 +24,12 @@ INPUT_FIELDS = (
     "target_nonfinite",
     "target_between",  # values that are neither the least nor the largest
     "invariance",  # relative change of the loss where targets are exchanged; 0 for pairs, or all against all
+    "dependence",  # and where all of them are the largest; 0 of a loss that does not use them
+    "class_min",  # of class indices, the ignored ones left out
+    "class_max",
+    "class_ignored",
+    "unreachable",  # share of the targets where the last operation of the model cannot go
+    "agreement",  # correlation of predictions and targets, the mean of the batch taken off both
 )
 
 MASK_FIELDS = (
@@ -42,6 +49,8 @@ ELEMENTWISE = (
     nn.KLDivLoss, nn.PoissonNLLLoss,
 )  # fmt: skip
 
+DISTANCES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+
 MINING = "mining"
 SEGMENTATION = "segmentation"
 FOREIGN = "foreign"
@@ -50,10 +59,12 @@ FOREIGN = "foreign"
 class Look:
     """How the inputs of one loss from elsewhere are read; decided once, from types and shapes alone."""
 
-    def __init__(self, loss: Any, prediction: Tensor, target: Tensor | None) -> None:
+    def __init__(self, loss: Any, prediction: Tensor, target: Tensor | None, *, several: bool = False) -> None:
+        """``several``: other tensors than the prediction take a gradient, as the two sides of a pair do."""
         self.loss = loss
         self.domain = next((domain for kind, domain in DOMAINS.items() if isinstance(loss, kind)), None)
-        self.kind = _kind(loss, prediction, target)
+        self.kind = FOREIGN if several else _kind(loss, prediction, target)
+        self.matched = several and target is not None and not _of_torch(loss) and _one_each(prediction, target)
         self.broadcast = target is not None and _broadcasts(prediction, target)
         self.certain = isinstance(loss, ELEMENTWISE)
         self.columns: tuple[str, ...] = INPUT_FIELDS
@@ -69,17 +80,22 @@ class Look:
         )
 
     def _exchangeable(self, target: Tensor | None) -> bool:
-        return target is not None and not self.certain and (self.broadcast or self.kind == MINING)
+        asks = self.broadcast or self.matched or self.kind == MINING
+        return target is not None and not self.certain and asks
 
     @torch.no_grad()
     def read(self, prediction: Tensor, target: Tensor | None, value: Tensor, again: Callable[[Tensor], Any]) -> Tensor:
         """One row, of ``columns``; ``again`` calls the loss with another target."""
         x = prediction.detach()
-        invariance = torch.full((), torch.nan, dtype=torch.float64, device=x.device)
+        invariance = dependence = torch.full((), torch.nan, dtype=torch.float64, device=x.device)
         if not self.asked and target is not None:
             self.asked = True
-            invariance = _change(value, again(_exchanged(target, relabel=self.kind == MINING)))
-        row = [*_of_prediction(x), *_of_target(target, x), invariance]
+            exchanged = _exchanged(target, relabel=self.kind == MINING)
+            invariance = torch.where((exchanged != target).any(), _change(value, again(exchanged)), invariance)
+            if self.matched:
+                dependence = _change(value, again(target.amax().expand_as(target).contiguous()))
+        row = [*_of_prediction(x), *_of_target(target, x), invariance, dependence]
+        row += [*_of_classes(self.loss, target, x), *self._of_both(prediction, target)]
         found = torch.stack([number.double() for number in row])
         if target is None or self.kind == FOREIGN:
             return found
@@ -88,12 +104,35 @@ class Look:
             return torch.cat([found, evidence.tensor])
         return torch.cat([found, _mask_sums(x, target, self.domain)])
 
+    def _of_both(self, prediction: Tensor, target: Tensor | None) -> list[Tensor]:
+        """Which share of the targets cannot be reached, and how predictions and targets go together."""
+        x = prediction.detach()
+        nothing = torch.full((), torch.nan, dtype=torch.float64, device=x.device)
+        same = target is not None and target.shape == x.shape and target.is_floating_point() and len(x) > 1
+        if target is None or not same or self.kind != FOREIGN or not x.is_floating_point():
+            return [nothing, nothing]
+        t = target.detach().to(x.device)
+        low, high = bounds(prediction)
+        unreachable = ((t < low) | (t > high)).double().mean() if isinstance(self.loss, DISTANCES) else nothing
+        a, b = ((y - y.mean(dim=0)).double() for y in (x, t))
+        return [unreachable, nothing if target.requires_grad else (a * b).sum() / (a.norm() * b.norm())]
+
+
+def _of_torch(loss: Any) -> bool:
+    return isinstance(loss, nn.Module) and type(loss).__module__.startswith("torch.nn")
+
+
+def _one_each(prediction: Tensor, target: Tensor) -> bool:
+    """Whether there is one number a sample, as a label is."""
+    rows = prediction.shape[:1]
+    return prediction.dim() > 0 and target.shape[:1] == rows and target.numel() == len(prediction) > 1
+
 
 def _kind(loss: Any, prediction: Tensor, target: Tensor | None) -> str:
     """What to look for. Pairs and masks are assumed of losses that are not torch's own only, or of cross entropies."""
     if target is None:
         return FOREIGN
-    known = isinstance(loss, nn.Module) and type(loss).__module__.startswith("torch.nn")
+    known = _of_torch(loss)
     if prediction.dim() == 2 and target.shape == prediction.shape[:1] and not target.is_floating_point():
         return FOREIGN if known else MINING
     masks = prediction.dim() >= 3 and _flat(prediction).shape == _flat(target).shape and prediction.is_floating_point()
@@ -148,6 +187,18 @@ def _of_target(target: Tensor | None, x: Tensor) -> list[Tensor]:
     t = target.detach().to(x.device)
     low, high = t.aminmax() if t.dtype != torch.bool else (t.all(), t.any())
     return [low, high, (~t.isfinite()).sum(), ((t != low) & (t != high)).sum()]
+
+
+def _of_classes(loss: Any, target: Tensor | None, x: Tensor) -> list[Tensor]:
+    """The least and the largest class index, and how many of the targets are the one that is ignored."""
+    ignored = getattr(loss, "ignore_index", None)
+    indices = target is not None and not target.is_floating_point() and not target.is_complex() and target.numel() > 0
+    if target is None or not indices or not isinstance(ignored, int):
+        return [torch.full((), torch.nan, dtype=torch.float64, device=x.device)] * 3
+    t = target.detach().to(x.device).double()
+    out = t == ignored
+    infinity = torch.full((), torch.inf, dtype=torch.float64, device=x.device)
+    return [torch.where(out, infinity, t).amin(), torch.where(out, -infinity, t).amax(), out.sum()]
 
 
 def _mask_sums(x: Tensor, target: Tensor, domain: str | None) -> Tensor:

@@ -46,6 +46,7 @@ from .rules import examine
 LossT = TypeVar("LossT", bound=Callable[..., Any])
 Hook = Callable[[nn.Module, Any, Any, Any], None]
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
+NAN = math.nan
 OPTIMIZERS = 16  # that are followed at most
 
 _log = logging.getLogger("fastmine.health")
@@ -76,8 +77,8 @@ class Monitor:
     with ``add_scalar(tag, value, step)`` such as TensorBoard's ``SummaryWriter``, gets the numbers of every look.
 
     No value, gradient or random number of the training is changed. A loss of others that takes (embeddings [N, D],
-    labels [N]) or broadcasts is called once more, without gradient, at its first step: with classes renamed, or
-    targets exchanged, which tells losses over pairs from losses over samples. One with buffers is not.
+    labels [N]), pairs and labels, or broadcasts is called once or twice more, without gradient, at its first step: with
+    classes renamed, or targets exchanged or made equal, which tells who is compared with whom. One with buffers is not.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Monitor:
         self._loss = Ring(
             ("value",), torch.device("cpu"), ("logged", "connected", "updates", "model", "optimizer", "sure")
         )
+        self._write = self._loss.write
         self._started = False
         self._plain = False  # nothing is measured in this step
         self._logged: Ring | None = None
@@ -281,14 +283,19 @@ class Monitor:
         ``loss``: the tensor that ``backward()`` is called on. ``logged``: the number that goes to the log, to be held
         against it. ``inputs``: (predictions, targets) of a loss that is a plain function.
         """
-        # Most steps: the value of the loss, and nothing else.
-        if logged is None and inputs is None and self._plain and isinstance(loss, Tensor) and not loss.dim():
-            host = (math.nan, not loss.is_leaf, self._count, math.nan, math.nan, math.nan)
-            self._loss.write(self._clock.step, loss.detach(), host)
-        else:
-            self._look_closely(loss, logged, inputs)
-        if self._clock.advance() or not self._plain:
-            self._turn()
+        # Most steps: the value of the loss, and nothing else. Every name that is looked up here is paid for.
+        if self._plain and logged is None and inputs is None and isinstance(loss, Tensor) and not loss.dim():
+            clock = self._clock
+            step = clock.step
+            self._write(step, loss.detach(), (NAN, not loss.is_leaf, self._count, NAN, NAN, NAN))
+            clock.step = step = step + 1
+            if step == clock.next:
+                clock.decide()
+                self._turn()
+            return
+        self._look_closely(loss, logged, inputs)
+        self._clock.advance()
+        self._turn()
 
     def _turn(self) -> None:
         """A close step begins, or ends."""
@@ -349,6 +356,7 @@ class Monitor:
         if not self._started:
             self._started = True
             self._loss = Ring(self._loss.columns, value.device, self._loss.host)
+            self._write = self._loss.write
         self._loss.write(self._clock.step, value, host)
 
     def _reached(self, loss: Tensor) -> tuple[float, float, float]:

@@ -37,6 +37,7 @@ class Ring:
             self._memory = torch.full(shape, torch.nan, dtype=dtype, device=device)
         self._empty = torch.full(shape[1:], torch.nan, dtype=self._memory.dtype, device=device)
         self._waiting: list[tuple[int, Tensor, Sequence[float], int]] = []
+        self._together = FIRST
         self._overwritten = False
         self._host = np.full((RECENT + THINNED, len(self.host)), np.nan)
         self._steps = np.zeros(RECENT + THINNED, dtype=np.int64)
@@ -57,15 +58,23 @@ class Ring:
         elif self._overwritten:
             row = row.clone()
         self._waiting.append((step, row, host, row._version))
-        if len(self._waiting) == (TOGETHER if self._written else FIRST):
+        if len(self._waiting) >= self._together:
             self._settle()
 
     def _settle(self) -> None:
         """Copy the rows that wait."""
         if not self._waiting:
             return
-        steps, waiting, hosts, versions = zip(*self._waiting, strict=True)
+        self._together = TOGETHER
+        steps, rows, hosts, versions = zip(*self._waiting, strict=True)
         self._waiting.clear()
+        places = {row.data_ptr() for row in rows}
+        if len(places) < len(rows) or any(row._version != known for row, known in zip(rows, versions, strict=True)):
+            rows = self._unspoiled(rows, versions)
+        self._keep(torch.stack(rows).reshape(len(rows), -1), np.array(steps), np.array(hosts, dtype=np.float64))
+
+    def _unspoiled(self, waiting: Sequence[Tensor], versions: Sequence[int]) -> tuple[Tensor, ...]:
+        """The rows with nothing in the place of those that were not measured, or overwritten while they waited."""
         missing = self._empty.reshape(next((row.shape for row in waiting if row is not self._empty), (-1,)))
         rows, places = [], set()
         for row, version in zip(waiting, versions, strict=True):
@@ -74,8 +83,7 @@ class Ring:
             self._overwritten = self._overwritten or written
             rows.append(missing if written or row is self._empty else row)
             places.add(place)
-        block = torch.stack(rows).reshape(len(rows), -1).to(self._memory.dtype)
-        self._keep(block, np.array(steps), np.array(hosts, dtype=np.float64))
+        return tuple(rows)
 
     def _keep(self, block: Tensor, steps: Ints, hosts: Floats) -> None:
         """All rows among the recent ones, and every so manieth in the thinned run."""

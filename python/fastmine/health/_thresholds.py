@@ -36,6 +36,12 @@ class Thresholds:
     """PREDICTION_COLLAPSE: probability on the target over that elsewhere. Tiny objects start low and stand out."""
     prediction_rows: int = 60
     """PREDICTION_COLLAPSE: rows before a low probability counts; small objects take time."""
+    explained: float = 0.05
+    """PREDICTION_COLLAPSE: correlation of predictions and targets; the square of it is the share that is explained."""
+    explained_steps: int = 96
+    """PREDICTION_COLLAPSE: steps before a correlation of 0 counts."""
+    unreachable: float = 0.1
+    """TARGET_RANGE: share of the targets outside the range of the model's last operation; a few may be outliers."""
     gradient_share: float = 1e-3
     """STARVED_COMPONENT: share of the norm of the gradient."""
     heard: float = 0.01
@@ -54,6 +60,9 @@ class Thresholds:
     """NO_UPDATE: steps without a step of the optimizer; at least 4 times its longest pause so far."""
     updates: int = 20
     """NO_UPDATE: updates with a learning rate of 0 before that is no warm-up."""
+    spent: float = 0.99
+    """NO_UPDATE: share of all learning rates so far, added up, that came in the first quarter of the steps. A rate
+    that is divided by 10 after half of them and again after three quarters has spent .9 in its first half."""
     nonfinite_share: float = 0.05
     """NONFINITE: share of recent rows, where training has recovered since."""
     saturation: float = 30.0

@@ -19,6 +19,8 @@ from ._ring import Ring
 
 GRADIENT = ("gradient_l1",)
 
+_grad_enabled, _compiling = torch.is_grad_enabled, torch.compiler.is_compiling
+
 
 class Watch:
     """A loss under observation. ``called`` is told of the calls that are part of training, in close steps at least."""
@@ -127,7 +129,7 @@ class EvidentWatch(HeardWatch):
 
     def hear(self, evidence: Evidence, output: Tensor) -> None:  # noqa: ARG002
         """Its evidence, as it is."""
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if _grad_enabled() and not _compiling():
             ring = self._ring or self._opened(evidence)
             ring.write(self._clock.step, evidence.tensor)
 
@@ -177,13 +179,16 @@ class ForeignWatch(Watch):
         if prediction is None or prediction.numel() == 0:
             self._write((), None, host)
             return
-        target = next((x for x in found if x is not prediction), None)
+        others = [x for x in found if x is not prediction]
+        target = next((x for x in others if not x.requires_grad), others[0] if others else None)
         if self._look is None:
-            self._look = Look(self.loss, prediction, target)
+            several = any(x.requires_grad for x in others)
+            self._look = Look(self.loss, prediction, target, several=several)
             self.kind = self._look.kind
             self.facts.update(
                 domain=self._look.domain,
                 broadcast=self._look.broadcast,
+                matched=self._look.matched,
                 elementwise=self._look.certain,
                 prediction_shape=list(prediction.shape),
                 target_shape=None if target is None else list(target.shape),

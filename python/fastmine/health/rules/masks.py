@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from .._finding import Finding, finding
-from .._history import Floats, Table
+from .._history import Floats, History, Table
 from .._thresholds import Thresholds
-from .reading import Bools, began, gained, lasting, mean, option, share
+from .reading import Bools, began, gained, lasting, mean, option, share, significant_gain
 
 OVERLAP = ("dice", "iou", "tversky")
 
@@ -130,8 +132,48 @@ def not_log_probabilities(table: Table, t: Thresholds) -> Finding | None:
     )  # fmt: skip
 
 
+def target_out_of_reach(table: Table, t: Thresholds) -> Finding | None:
+    """Targets where the model's last operation cannot go."""
+    outside = table["unreachable"] > t.unreachable
+    if not table.facts.get("foreign") or len(table) < t.rows or share(outside) < t.share:
+        return None
+    evidence = {
+        "share of targets out of reach": mean(table["unreachable"]),
+        "targets": f"{table['target_min'].min():.3g} to {table['target_max'].max():.3g}",
+        "predictions": f"{table['prediction_min'].min():.3g} to {table['prediction_max'].max():.3g}",
+    }
+    return finding(
+        "TARGET_RANGE", table.name, int(table.steps[0]), evidence, confidence=0.95,
+        title="the last operation of the model cannot reach these targets",
+        cause="The model ends in a sigmoid, softmax, tanh or rectifier, and targets lie outside the range of it, as "
+        "standardised data do.",
+        remedy="End the model in a linear layer, or bring the targets into that range.",
+        refute="Something that is not in the graph of the prediction changes its range before the loss.",
+    )  # fmt: skip
+
+
+def one_class(table: Table, t: Thresholds) -> Finding | None:
+    """What is not ignored is always the same class."""
+    rows = table.where(table["class_ignored"] > 0)
+    rows = rows.where(np.isfinite(rows["class_min"]))
+    if len(rows) < 2 * t.rows or share(table["class_ignored"] > 0) < t.share:
+        return None
+    if rows["class_min"].min() != rows["class_max"].max():
+        return None
+    evidence = {"classes that count": 1, "class": float(rows["class_max"][0]), "ignored": mean(rows["class_ignored"])}
+    return finding(
+        "PREDICTION_COLLAPSE", table.name, int(rows.steps[0]), evidence, confidence=0.9,
+        title="every target that counts is of one class: one answer fits all",
+        cause="The ignore index is that of a class, such as the background, so that nothing contradicts the other.",
+        remedy="Ignore an index that no class has, and give a class that is frequent a smaller weight instead.",
+        refute="Targets that are not ignored are of several classes.",
+    )  # fmt: skip
+
+
 def broadcast(table: Table, _: Thresholds) -> Finding | None:
     """All against all, where one against one was meant."""
+    if table.facts.get("matched"):
+        return _all_labels(table)
     if not table.facts.get("broadcast"):
         return None
     asked = table["invariance"]
@@ -143,6 +185,23 @@ def broadcast(table: Table, _: Thresholds) -> Finding | None:
         "target": str(table.facts.get("target_shape")),
     }
     return finding("SHAPE_BROADCAST", table.name, int(table.steps[0]), evidence, confidence=0.98)
+
+
+def _all_labels(table: Table) -> Finding | None:
+    """A loss of pairs that uses its labels, and does not mind which pair has which."""
+    exchanged, changed = (mean(table[name]) for name in ("invariance", "dependence"))
+    if not (exchanged < 1e-5 and changed > 1e-3):
+        return None
+    evidence = {
+        "change of the loss where labels are exchanged": exchanged,
+        "and where all of them are the same": changed,
+        "labels": str(table.facts.get("target_shape")),
+    }
+    return finding(
+        "SHAPE_BROADCAST", table.name, int(table.steps[0]), evidence, confidence=0.9,
+        title="it makes no difference to the loss which pair has which label",
+        cause="Distances [N] meet labels [N, 1]: every pair is held against the labels of all pairs.",
+    )  # fmt: skip
 
 
 def constant_prediction(table: Table, t: Thresholds) -> Finding | None:
@@ -167,6 +226,30 @@ def constant_prediction(table: Table, t: Thresholds) -> Finding | None:
         cause="The output does not depend on the input any more: dead rectifiers, saturated activations, inputs that "
         "are constant, or weights that were driven out of range by too large a step.",
     )  # fmt: skip
+
+
+def nothing_explained(history: History, t: Thresholds) -> Iterator[Finding]:
+    """Predictions that go with the targets no more than a constant would. The first loss that shows it is enough."""
+    for table in history.of_kind("foreign"):
+        rows = table.measured("agreement")
+        half = rows["agreement"][len(rows) // 2 :]
+        if len(half) < t.rows or rows.steps[-1] < t.explained_steps or significant_gain(rows["agreement"]):
+            continue
+        error = float(half.std(ddof=1)) / np.sqrt(len(half))
+        if abs(mean(half)) + 2 * error > t.explained:
+            continue
+        evidence = {"correlation with the targets": mean(half), "standard error": error, "measurements": len(rows)}
+        yield finding(
+            "PREDICTION_COLLAPSE", table.name, int(rows.steps[0]), evidence, severity="warning", confidence=0.7,
+            title="the predictions have nothing to do with the targets: a constant would do as well",
+            cause="What the input says does not reach the output: another term of the loss erases it, as the "
+            "divergence of a variational autoencoder erases its code, saturated layers stop it, or inputs and targets "
+            "do not belong together.",
+            remedy="Train on 64 samples until they are learned, on this term alone; then give the others back their "
+            "weight.",
+            refute="The targets are nearly noise, and this little is all there is to be learned.",
+        )  # fmt: skip
+        return
 
 
 def _equal(difference: Floats, low: Floats, high: Floats, t: Thresholds) -> Bools:

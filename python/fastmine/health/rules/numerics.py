@@ -12,19 +12,18 @@ from .._history import Floats, History, Table
 from .._thresholds import Thresholds
 from .reading import about_pairs, began, lasting, losses, mean, share
 
+NOTHING = Table("loss", "loss", np.zeros(0, dtype=np.int64), {})
 SCALING = 48  # steps in which a gradient scaler may look for its scale
 
 
 def nonfinite(history: History, t: Thresholds) -> Iterator[Finding]:
     """NaN or Inf: where it was seen first."""
-    loss = history.tables.get("loss")
-    if loss is None or not len(loss):
-        return
+    loss = history.tables.get("loss") or NOTHING  # a loop may skip every batch that is spoiled
     spoiled = ~np.isfinite(loss["value"])
     recent = spoiled[-256:]
     lost = bool(spoiled.any() and (spoiled[-1] or recent.sum() > max(1, t.nonfinite_share * len(recent))))
     # A scaler that finds its scale skips the first steps: that is no fault before it has gone on for long.
-    accepted = loss["updates"][-1] > loss["updates"][0] + 1 or history.steps >= SCALING
+    accepted = bool(len(loss)) and (loss["updates"][-1] > loss["updates"][0] + 1 or history.steps >= SCALING)
     seen = [(int(loss.steps[spoiled][0]), 3, "the loss", "criterion")] if spoiled.any() else []
     for table in losses(history):
         for column in ("nonfinite_rows", "nonfinite", "prediction_nonfinite"):

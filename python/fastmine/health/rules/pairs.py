@@ -117,7 +117,7 @@ def all_easy_from_start(table: Table, t: Thresholds) -> Finding | None:
     """No anchor was ever active."""
     if len(table) < 2 * t.rows or "active" not in table.columns:
         return None
-    easy = (table["valid"] > 0) & (table["active"] == 0)
+    easy = (table["valid"] > 0) & (table["active"] == 0) & ~(table["nonfinite_rows"] > 0)
     if table.steps[0] > 0 or not easy[table["valid"] > 0].all() or share(easy) < 0.5:
         return None
     evidence = {

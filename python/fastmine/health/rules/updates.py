@@ -52,7 +52,7 @@ def no_update(history: History, t: Thresholds) -> Iterator[Finding]:
     if idle is not None:
         yield idle
         return
-    for rule in (_lr_zero, _not_in_optimizer, _without_gradient, _rounded):
+    for rule in (_lr_zero, _not_in_optimizer, _without_gradient, _rounded, _spent):
         found = [made for table in held if (made := rule(history, table, t))]
         if found:
             yield from found
@@ -178,6 +178,32 @@ def _rounded(_: History, table: Table, t: Thresholds) -> Finding | None:
         cause="Each step is smaller than the resolution of the weights (bfloat16 has 3 digits), or somebody writes "
         "the old weights back.",
         remedy="Keep the weights in float32 and use autocast for the arithmetic; raise the learning rate.",
+    )  # fmt: skip
+
+
+def _spent(_: History, table: Table, t: Thresholds) -> Finding | None:
+    """A schedule that was over before training had begun: no plan gives most of its steps to next to nothing."""
+    rows = table.measured("lr_max")
+    if len(rows) < t.probes or rows.steps[-1] < t.explained_steps:
+        return None
+    lengths = np.diff(rows.steps, prepend=rows.steps[0] - 1)
+    way = np.cumsum(rows["lr_max"] * lengths)
+    end = int(np.searchsorted(way, t.spent * way[-1]))
+    if not way[-1] > 0 or rows.steps[end] > 0.25 * rows.steps[-1]:
+        return None
+    evidence: dict[str, Any] = {
+        "variant": "spent",
+        "learning rate": float(rows["lr_max"][-1]),
+        "largest": float(rows["lr_max"].max()),
+        "steps that it was spent in": int(rows.steps[end]),
+    }
+    return finding(
+        "NO_UPDATE", table.name, int(rows.steps[end]), evidence, severity="warning", confidence=0.8,
+        title="the learning rate fell to next to nothing before training had begun",
+        cause="A scheduler that is advanced more often than it counts, or one that waits for a loss to fall "
+        "(ReduceLROnPlateau) and is given a score that rises.",
+        remedy="Print optimizer.param_groups[0]['lr'] every step; mode=\"max\" for a score.",
+        refute="The model was trained before, and so small a learning rate is meant.",
     )  # fmt: skip
 
 
