@@ -26,7 +26,8 @@ from support import REPOSITORY, succeeds
 NAMES = [case.name for case in CASES]
 TINY = {
     "batch_hard": (64, 16), "hardest_pairs": (64, 16), "triplet": (48, 16), "supcon": (48, 16), "ntxent": (48, 16),
-    "batch_all": (48, 16), "multi_similarity": (48, 16), "pairwise_distance": (48, 16), "distance_error": (48, 16),
+    "batch_all": (48, 16), "semi_hard": (48, 16), "multi_similarity": (48, 16),
+    "pairwise_distance": (48, 16), "distance_error": (48, 16),
     "dice_focal_bce": (2, 3, 8, 8), "dice_ce": (2, 3, 8, 8), "focal": (2, 3, 8, 8),
     **dict.fromkeys(COMBINATIONS, (2, 4, 8, 8)),
 }  # fmt: skip
@@ -189,6 +190,9 @@ def test_the_strong_form_works_in_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
     case = tiny("batch_hard")
     inputs, found = answer(BY_NAME["eager-strong"], case)
     assert not judge_pairs(case, inputs, hardest_pairs(*inputs), found)[1]
+    case = tiny("semi_hard")
+    inputs, found = answer(BY_NAME["eager-strong"], case)
+    assert not WORKS["semi_hard"].judge(case, inputs, WORKS["semi_hard"].truth(*inputs), found)[1]
 
 
 # --- who is absent --------------------------------------------------------------------------------------------------
@@ -765,6 +769,13 @@ def test_rows_of_two_devices_stay_apart() -> None:
     section = report.readme_section([RUN, replace(RUN, machine={"device": "a GPU"})], both)
     assert "4 ms" in section
     assert report.case_table(both[1:]).startswith(f"{case}   cuda\n")
+
+
+def test_the_readme_is_not_written_from_rows_of_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    stored([row("triplet/N256-D128", "native", 1.0, device="cuda")])
+    Path("README.md").write_text(f"{report.BEGIN}\n{report.END}\n")
+    assert main(["bench", "--rows", "rows.jsonl", "--readme", "README.md"]) == 2
+    assert "rows of a GPU alone" in capsys.readouterr().err
 
 
 def test_bars_on_a_gpu_are_about_bandwidth_and_other_forms() -> None:

@@ -13,6 +13,8 @@ import torch
 import fastmine
 import fastmine.functional as F
 from cases import Case, Inputs, gradients, leaves, named, upstream
+from fastmine.health import Monitor
+from fastmine.losses import TripletLoss
 
 pytestmark = [
     pytest.mark.cuda,
@@ -150,3 +152,21 @@ def test_more_elements_than_fit_into_31_bits() -> None:
     assert abs(loss.item() - torch.nn.functional.softplus(torch.tensor(2.0)).item()) < 1e-6
     assert gradient[0, 0] == gradient[0, -2] == torch.tensor(2.0).sigmoid().bfloat16()
     assert abs(gradient[0, -1] + 1) < 1e-2
+
+
+def test_a_monitored_step_waits_for_nothing(request: pytest.FixtureRequest) -> None:
+    model, criterion = torch.nn.Linear(16, 8, device="cuda"), TripletLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, labels = torch.randn(32, 16, device="cuda"), torch.arange(32, device="cuda") // 4
+    monitor = Monitor(model, criterion, optimizer)
+    criterion(model(x), labels).backward()  # what a first call sets up may wait
+    request.getfixturevalue("_no_sync")
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = criterion(model(x), labels)
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    torch.cuda.set_sync_debug_mode("default")
+    assert len(monitor.history().tables["loss"]) == 100
+    monitor.close()

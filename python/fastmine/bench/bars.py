@@ -132,6 +132,7 @@ BARS: tuple[Bar, ...] = (
     ),
     _times("batch-all N=1024 / PML", "batch_all/N1024-D128", 60, PML, 0.5),
     _times("batch-all N=1024 / strongest eager", "batch_all/N1024-D128", 3, "eager", 0.5),
+    _times("semi-hard / strongest eager", "semi_hard/N*-D128", 3, ("eager", "eager-strong"), 0.5),
     Bar("mining memory / (2 x embeddings + 128 bytes a row)", ("batch_hard/N*-D*", "triplet/N4096-D128"), "bytes", 1.0),
     Bar("N = 100,000, D = 64 finishes", ("batch_hard/N100000-D64",), "finishes", 1.0),
     Bar("2 threads / 1", _SCALED, "threads", 1.8),

@@ -124,6 +124,15 @@ def _batch_all() -> list[Case]:
     ]  # fmt: skip
 
 
+def _semi_hard() -> list[Case]:
+    """The nearest negative beyond the positive; embeddings drawn at random, whose positives lie among the rest."""
+    crowd = ("native", "eager", "eager-strong")
+    return [
+        Case("semi_hard/N1024-D128", "semi_hard", (1024, 128), providers=crowd, seconds=3.0, quick=True),
+        Case("semi_hard/N4096-D128", "semi_hard", (4096, 128), providers=crowd, seconds=6.0),
+    ]
+
+
 def _distance() -> list[Case]:
     others = ("torch.cdist", "pytorch-metric-learning", "scikit-learn")
     return [
@@ -259,7 +268,7 @@ def _large() -> list[Case]:
 
 
 CASES: tuple[Case, ...] = (
-    *_mining(), *_triplet(), *_batch_all(), *_pairs(), *_distance(), *_segmentation(), *_combinations(),
+    *_mining(), *_triplet(), *_batch_all(), *_semi_hard(), *_pairs(), *_distance(), *_segmentation(), *_combinations(),
     *_accuracy(), *_scaling(),
 )  # fmt: skip
 

@@ -101,6 +101,10 @@ def _native_triplet(_: Case) -> Function:
     return losses.TripletLoss(margin=MARGIN)
 
 
+def _native_semi_hard(_: Case) -> Function:
+    return losses.TripletLoss(margin=MARGIN, negative="semi_hard")
+
+
 def _native_supcon(_: Case) -> Function:
     return losses.SupConLoss(TEMPERATURE)
 
@@ -206,6 +210,7 @@ PROVIDERS: tuple[Provider, ...] = (
         "native", "ours",
         {
             "batch_hard": _native_mine, "hardest_pairs": _native_mine, "triplet": _native_triplet,
+            "semi_hard": _native_semi_hard,
             "supcon": _native_supcon, "ntxent": _native_ntxent, "multi_similarity": _native_multi_similarity,
             "batch_all": _native_batch_all,
             "pairwise_distance": _native_distance, "distance_error": _native_distance,
@@ -228,8 +233,11 @@ PROVIDERS: tuple[Provider, ...] = (
     ),
     Provider("eager", "torch", {work: _always(form) for work, form in torch_forms.EAGER.items()}),
     Provider(
-        "eager-strong", "torch", {**_WHOLE, "triplet": torch_forms.strong_triplet},
-        notes={"triplet": "mined without gradient in preallocated row blocks, chosen pairs recomputed"},
+        "eager-strong", "torch",
+        {**_WHOLE, "triplet": torch_forms.strong_triplet, "semi_hard": torch_forms.strong_semi_hard},
+        notes=dict.fromkeys(
+            ("triplet", "semi_hard"), "mined without gradient in preallocated row blocks, chosen pairs recomputed"
+        ),
     ),
     Provider("compiled", "torch", dict.fromkeys(torch_forms.COMPILED, torch_forms.compiled)),
     Provider(
