@@ -16,7 +16,7 @@ from fastmine.bench import bars, command, measure, plots, report, worker
 from fastmine.bench import run as running
 from fastmine.bench.cases import CASES, CUDA_CASES, LIBRARIES, Case, cases_on, matching
 from fastmine.bench.combinations import COMBINATIONS
-from fastmine.bench.providers import BY_NAME, PROVIDERS, Provider, reason
+from fastmine.bench.providers import BY_NAME, OPS, PROVIDERS, Provider, reason
 from fastmine.bench.rows import Row, Run, append, newest, read
 from fastmine.bench.torch_forms import Fastest
 from fastmine.bench.works import WORKS, Pairs, hardest_pairs, judge_pairs, likely_hardest_pairs
@@ -741,6 +741,11 @@ def test_one_case_on_a_device(device: list[str], monkeypatch: pytest.MonkeyPatch
     ]  # fmt: skip
     assert all(r.p50_ms is not None and r.p50_ms <= 6.0 for r in rows)
     assert "record" in device
+
+
+def test_of_every_work_it_is_known_which_op_answers() -> None:
+    assert set(OPS) == set(WORKS)
+    assert set(OPS.values()) <= set(_ops.OPS)
 
 
 def test_what_the_reference_answers_on_a_gpu_is_noted() -> None:
