@@ -124,8 +124,9 @@ def plan(capability: int, nvcc: str) -> list[Stage]:
             "configure",
             [
                 "cmake", "-S", str(REPOSITORY), "-B", str(BUILD), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
-                "-DFASTMINE_CUDA=ON", "-DFASTMINE_PYBIND=OFF", f"-DFASTMINE_CUDA_ARCHITECTURES={architecture(capability)}",
-                f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DPython_EXECUTABLE={python}", "--log-level=WARNING",
+                "-DFASTMINE_CUDA=ON", f"-DFASTMINE_CUDA_ARCHITECTURES={architecture(capability)}",
+                "-DFASTMINE_PYBIND=OFF", f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DPython_EXECUTABLE={python}",
+                "--log-level=WARNING",
             ],
             60, needed=True,
         ),
