@@ -23,10 +23,12 @@ from .works import GAMMA, MARGIN, SOFTMAX_WEIGHTS, TEMPERATURE, WEIGHTS
 Function = Callable[..., Any]
 Kind = Literal["ours", "torch", "yardstick", "library"]
 OPS: Mapping[str, str] = {
-    "batch_hard": "batch_hard", "hardest_pairs": "batch_hard", "triplet": "triplet_loss", "batch_all": "batch_all",
+    **dict.fromkeys(("batch_hard", "hardest_pairs"), "batch_hard"), "batch_all": "batch_all",
+    **dict.fromkeys(("triplet", "semi_hard"), "triplet_loss"),
     **dict.fromkeys(("supcon", "ntxent", "multi_similarity"), "pair_sums"),
     **dict.fromkeys(("pairwise_distance", "distance_error"), "pairwise_distance"),
     **dict.fromkeys(("dice_focal_bce", "dice_ce", "focal"), "segmentation_loss"),
+    **dict.fromkeys(COMBINATIONS, "segmentation_sums"),
 }  # fmt: skip
 """The op that the kernels answer a work with."""
 
