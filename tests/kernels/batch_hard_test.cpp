@@ -344,6 +344,11 @@ void screens_agree(const cpu::KernelTable& table) {
   check(screened(cases[0].x, Screen::rounded) == Screened::rounded, isa + ": bfloat16 serves ordinary rows");
   check(screened(cases[7].x, Screen::rounded) == Screened::rounded, isa + ": a collapse to one point is centred away");
   const Set large = fill_set(700, 64, 100, scaled(1));
+  const auto screened_semi_hard = [&](const Set& x) {
+    return mine(table, x, x, {Metric::euclidean, true, false, true, Screen::rounded}, Order::serial).screened;
+  };
+  check(screened_semi_hard(large) == Screened::rounding_gave_up,
+        isa + ": gives up on semi-hard negatives among most of the distances");
   check((screened(large, Screen::automatic) == Screened::rounded) == (isa == "amx"), isa + ": a large one in bfloat16");
 }
 
