@@ -136,7 +136,7 @@ def _fused(case: Case) -> Function:
     largest = case.shape[1] - 1 if softmax else 1
     targets: list[Tensor] = []
 
-    def call(x: Tensor, t: Tensor) -> Tensor:
+    def call(x: Tensor, t: Tensor) -> Any:
         if not targets:
             targets.append(t.clamp(max=largest))
         return loss(x, targets[0])
