@@ -16,12 +16,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait do not spin: on a busy machine spinning ones take the cores from those that work.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help setup demo test bench lint clean $(SANITIZERS)
+.PHONY: help setup demo test bench cuda gpu lint clean $(SANITIZERS)
 
 help:
 	@echo "make demo    train an embedding model and a segmentation model on real data, in under four minutes"
 	@echo "make test    the kernels' C++ tests under sanitizers, then every Python test"
 	@echo "make bench   measure everything beside every installed library (benchmarks/README.md): rows, tables, pictures"
+	@echo "make cuda    compile the CUDA kernels (needs nvcc, no GPU) and check registers, spills and instructions"
+	@echo "make gpu     on a machine with a GPU: build for it, test, look for bad memory and races, measure; ten minutes at most"
 	@echo "make lint    ruff, mypy and clang-format, changing nothing"
 	@echo "make setup   only the environment: .venv with torch, the tools and this package"
 	@echo "make clean   remove what was built; .venv stays and is brought up to date by the next command"
@@ -32,12 +34,24 @@ demo: setup
 
 test: setup $(SANITIZERS)
 	FASTMINE_REQUIRE_NATIVE=1 pytest -n 2 --junitxml=build/pytest.xml
-	@sed -nE 's/.*<testsuite [^>]*skipped="([0-9]+)" tests="([0-9]+)".*/tests: \2, of which skipped: \1/p' build/pytest.xml
+	@sed -nE 's/.*<testsuite [^>]*errors="([0-9]+)" failures="([0-9]+)" skipped="([0-9]+)" tests="([0-9]+)".*/\1 \2 \3 \4/p' build/pytest.xml \
+		| awk '{ print "tests: " $$4 - $$1 - $$2 - $$3 " passed, " $$1 + $$2 " failed, " $$3 " skipped" }'
 
 # As users have it: threads wait as OpenMP decides.
 bench: setup
 	rm -f benchmarks/results/cpu.jsonl
 	env -u OMP_WAIT_POLICY fastmine bench --peers --scaling --out benchmarks/results/cpu.jsonl --readme README.md --plot benchmarks/plots
+
+# The tools that read the binary come from PyPI: a toolkit may be nvcc alone.
+cuda: setup
+	cmake --preset cuda --log-level=WARNING
+	cmake --build --preset cuda --parallel 2
+	pip install --quiet nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+	pytest tests/test_cuda_binaries.py
+
+# With what is installed there: such a machine may have no network.
+gpu:
+	"$(PYTHON)" -m benchmarks.gpu
 
 # ThreadSanitizer's older runtimes cannot place their memory where the kernel randomises addresses widely.
 $(SANITIZERS): setup

@@ -39,15 +39,25 @@ if(fastmine_build_cuda)
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 
   # A kernel that spills registers is a mistake, found here and not on somebody's GPU.
-  add_library(fastmine_kernels_cuda OBJECT csrc/kernels/cuda/segmentation_loss.cu)
+  add_library(
+    fastmine_kernels_cuda OBJECT
+    csrc/kernels/cuda/pairwise_distance.cu
+    csrc/kernels/cuda/segmentation_loss.cu
+    csrc/kernels/cuda/segmentation_sums.cu)
   target_include_directories(fastmine_kernels_cuda PRIVATE csrc)
   target_compile_options(
     fastmine_kernels_cuda PRIVATE --expt-relaxed-constexpr -Xptxas=-warn-spills,-warn-lmem-usage
                                   "-Xcompiler=-Wall,-Wextra,-ffile-prefix-map=${PROJECT_SOURCE_DIR}/=")
 
-  add_library(fastmine_torch_cuda MODULE csrc/torch/cuda/segmentation_loss.cpp)
+  add_library(
+    fastmine_torch_cuda MODULE
+    csrc/torch/cuda/library.cpp
+    csrc/torch/cuda/pairwise_distance.cpp
+    csrc/torch/cuda/segmentation_loss.cpp
+    csrc/torch/cuda/segmentation_sums.cpp)
   fastmine_configure_torch_library(fastmine_torch_cuda)
-  target_compile_definitions(fastmine_torch_cuda PRIVATE USE_CUDA)
+  string(REPLACE ";" "," compiled_for "${CMAKE_CUDA_ARCHITECTURES}")
+  target_compile_definitions(fastmine_torch_cuda PRIVATE USE_CUDA FASTMINE_CUDA_COMPILED_FOR="${compiled_for}")
   target_include_directories(fastmine_torch_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_link_options(fastmine_torch_cuda PRIVATE -Wl,--exclude-libs,ALL)
   target_link_libraries(fastmine_torch_cuda PRIVATE $<TARGET_OBJECTS:fastmine_kernels_cuda> CUDA::cudart_static)

@@ -7,6 +7,7 @@ set(FASTMINE_CPU_KERNELS
     csrc/kernels/cpu/pairwise_distance_backward.cpp
     csrc/kernels/cpu/batch_hard.cpp
     csrc/kernels/cpu/batch_hard_backward.cpp
+    csrc/kernels/cpu/mined_pairs.cpp
     csrc/kernels/cpu/pair_sums.cpp
     csrc/kernels/cpu/pair_sums_backward.cpp
     csrc/kernels/cpu/batch_all.cpp
@@ -20,8 +21,10 @@ set(FASTMINE_CPU_KERNELS
 set(FASTMINE_COMMON_KERNELS # once, for every CPU
     csrc/kernels/cpu/batch_all_formula.cpp
     csrc/kernels/cpu/dispatch.cpp
+    csrc/kernels/cpu/lovasz_shares.cpp
     csrc/kernels/cpu/order.cpp
     csrc/kernels/cpu/segmentation_formula.cpp
+    csrc/kernels/cpu/segmentation_terms.cpp
     csrc/kernels/cpu/triplet_loss.cpp)
 
 # Each of these lets the compiler vectorise or contract without changing what isnan, isinf and sums of finite numbers

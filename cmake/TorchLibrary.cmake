@@ -25,8 +25,11 @@ add_library(
   csrc/torch/cpu/pairwise_distance.cpp
   csrc/torch/cpu/batch_all.cpp
   csrc/torch/cpu/batch_hard.cpp
+  csrc/torch/cpu/lovasz_shares.cpp
+  csrc/torch/cpu/mined_pairs.cpp
   csrc/torch/cpu/pair_sums.cpp
   csrc/torch/cpu/segmentation_loss.cpp
-  csrc/torch/cpu/segmentation_sums.cpp)
+  csrc/torch/cpu/segmentation_sums.cpp
+  csrc/torch/cpu/segmentation_terms.cpp)
 fastmine_configure_torch_library(fastmine_torch_cpu)
 target_link_libraries(fastmine_torch_cpu PRIVATE fastmine_kernels)

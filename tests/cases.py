@@ -23,6 +23,7 @@ from fastmine import _ops, reference
 from fastmine.reference.batch_hard import NEGATIVES, POSITIVES
 from fastmine.reference.pair_sums import FORMS
 from fastmine.reference.pairwise_distance import METRICS, result_dtype
+from fastmine.reference.segmentation_loss import TERMS as FUSED_TERMS
 from fastmine.reference.segmentation_sums import SUMS
 
 Inputs = dict[str, Tensor]
@@ -31,8 +32,11 @@ Build = Callable[[torch.Generator], Inputs]
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DIFFERENTIABLE = ("x", "y", "embeddings", "ref_embeddings", "logits")
 INDICES = ("positive_index", "negative_index")
-COSINE_OPS = ("supcon_loss", "ntxent_loss", "multi_similarity_loss", "circle_loss")  # unless another metric is named
+COSINE_OPS = (  # unless another metric is named
+    "supcon_loss", "ntxent_loss", "multi_similarity_loss", "circle_loss", "selectively_contrastive_loss",
+)  # fmt: skip
 PAIR_OPS = ("pair_sums", "contrastive_loss", *COSINE_OPS)
+ADJUSTMENTS = ("swap", "hardness", "active_fraction")
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() else [])]
 
 
@@ -75,7 +79,18 @@ class Case:
     @property
     def answered_by(self) -> str:
         """The op that answers, where one function asks several."""
+        if self.op == "selectively_contrastive_loss" or any(name in self.options for name in ADJUSTMENTS):
+            return "batch_hard"
+        if self.op == "segmentation_loss":
+            return "segmentation_loss" if self.options["terms"].keys() <= set(FUSED_TERMS) else "segmentation_terms"
         return "batch_all" if self.options.get("mining") == "batch_all" else self.op
+
+    @property
+    def seen_by(self) -> str:
+        """Whose evidence it is."""
+        if any(name in self.options for name in ADJUSTMENTS):
+            return "adjusted_triplet_loss"
+        return self.op if self.op == "selectively_contrastive_loss" else self.answered_by
 
     @property
     def size(self) -> int:
@@ -86,7 +101,8 @@ class Case:
 @contextmanager
 def on_reference() -> Iterator[None]:
     """Inside, the functions answer with the reference itself: no op, no kernel, no registered backward pass."""
-    with mock.patch.multiple(_ops, **{name: getattr(reference, name) for name in reference.__all__}):
+    every = {name: getattr(reference, name) for name in reference.__all__}
+    with mock.patch.multiple(_ops, **every, traced=lambda *_: True):  # then formulas are PyTorch, too
         yield
 
 
@@ -319,6 +335,17 @@ RAGGED: dict[str, Build] = {
 }
 
 
+def apart(build: Build) -> Build:
+    """The batch with its classes apart, so that some triplets are easy and some are hard."""
+
+    def apart_build(g: torch.Generator) -> Inputs:
+        found = build(g)
+        centres = torch.randn(int(found["labels"].max()) + 1, found["embeddings"].shape[1], generator=g).double()
+        return {**found, "embeddings": 0.6 * found["embeddings"] + 2.0 * centres[found["labels"]]}
+
+    return apart_build
+
+
 def _selections() -> Iterator[dict[str, str]]:
     for metric in METRICS:
         for positive in POSITIVES:
@@ -355,8 +382,7 @@ def _remembered() -> Iterator[Case]:
                 options = {"metric": metric, "positive": positive}
                 yield Case("batch_hard", f"{name}-{positive}-{metric}", build, options)
         yield Case("triplet_loss", f"batch_all-{name}", build, {"mining": "batch_all", "margin": 1.0})
-    for name in ("itself", "itself_alone"):
-        yield Case("triplet_loss", f"batch_hard-{name}", batches[name], {"margin": 1.0})
+        yield Case("triplet_loss", f"batch_hard-{name}", build, {"margin": 1.0})
 
 
 def _weighted() -> Iterator[Case]:
@@ -433,6 +459,119 @@ def _batch_all() -> Iterator[Case]:
     # Classes of more than 40, whose thresholds are bisected; more references than one tile.
     yield case("ragged_classes", labelled(150, 5, 2, masked=True), leak=0.1)
     yield case("ragged_tiles", labelled(101, 7, 3, 403), metric="sqeuclidean")
+
+
+def _adjusted() -> Iterator[Case]:
+    """Triplets that are changed after mining, and the selectively contrastive loss: formulas on the mined pairs."""
+    adjustments: dict[str, dict[str, Any]] = {
+        "swap": {"swap": True, "margin": 2.0}, "hardness": {"hardness": 0.7, "margin": 0.5},
+        "active_fraction": {"active_fraction": 0.4, "margin": 0.0},
+        "all": {"swap": True, "hardness": 0.5, "active_fraction": 0.8, "margin": 0.1, "leak": 0.1},
+    }  # fmt: skip
+    batches = {name: BATCHES[name] for name in ("masked", "references_masked", "singletons", "no_references")}
+    batches |= {"apart": apart(labelled(12, 3, 4)), "ragged": RAGGED["ragged"], "no_rows": BATCHES["no_rows"]}
+    batches["itself"] = among_references(9, 3, 3, 5)
+    for kind, options in adjustments.items():
+        # That margin follows the embeddings, and is a constant of the gradient all the same.
+        curved = "active_fraction" not in options
+        for name, build in batches.items():
+            yield Case("triplet_loss", f"{kind}-{name}", build, options, curved=curved)
+        for metric in METRICS:
+            case = f"{kind}-apart-{metric}"
+            yield Case("triplet_loss", case, batches["apart"], {**options, "metric": metric}, curved=curved)
+        for reduction in ("sum", "none"):
+            case, build = f"{kind}-weighted-{reduction}", weighted(batches["apart"])
+            yield Case("triplet_loss", case, build, {**options, "reduction": reduction}, curved=curved)
+        for policy, name in (("pull", "one_class"), ("push", "all_unique")):
+            yield Case("triplet_loss", f"{kind}-{policy}", BATCHES[name], {**options, "on_empty": policy})
+    for kind in ("swap", "hardness"):
+        options = {**adjustments[kind], "margin": "soft"}
+        yield Case("triplet_loss", f"{kind}-soft", batches["apart"], options)
+    for name, build in {**batches, **BATCHES}.items():
+        if name != "one_feature":  # every cosine is 1 or -1
+            yield Case("selectively_contrastive_loss", name, build, {"temperature": 0.5})
+    for metric in ("cosine", "dot"):
+        for positive in POSITIVES:
+            options = {"metric": metric, "positive": positive, "hard_weight": 0.5}
+            yield Case("selectively_contrastive_loss", f"{metric}-{positive}", batches["apart"], options)
+    for reduction in ("mean", "sum", "none"):
+        options = {"reduction": reduction, "temperature": 0.3}
+        yield Case("selectively_contrastive_loss", f"weighted-{reduction}", weighted(batches["masked"]), options)
+    for policy in ("pull", "push"):
+        for name in ("one_class", "all_unique", "one_row", "plain"):
+            options = {"on_empty": policy, "metric": "dot" if name == "plain" else "cosine"}
+            yield Case("selectively_contrastive_loss", f"{policy}-{name}", BATCHES[name], options)
+
+
+def grouped(build: Build) -> Build:
+    """The batch with a few groups on both sides."""
+
+    def grouped_build(g: torch.Generator) -> Inputs:
+        found = build(g)
+        sides = [(prefix, len(found[f"{prefix}labels"])) for prefix in ("", "ref_") if f"{prefix}labels" in found]
+        return {**found, **{f"{prefix}groups": torch.randint(-2, 2, (n,), generator=g) * 2**40 for prefix, n in sides}}
+
+    return grouped_build
+
+
+def label_sets(build: Build, count: int, share: float) -> Build:
+    """The batch with sets of labels, some of them empty."""
+
+    def sets_build(g: torch.Generator) -> Inputs:
+        found = build(g)
+        names = [name for name in ("labels", "ref_labels") if name in found]
+        return {**found, **{name: torch.rand(len(found[name]), count, generator=g) < share for name in names}}
+
+    return sets_build
+
+
+def _mined() -> Iterator[Case]:
+    """Mining by rank and by chance."""
+
+    def case(name: str, build: Build, op: str = "mined_pairs", **options: Any) -> Case:
+        options = {"metric": "euclidean", "positives": 2, "negatives": (1, 4), "seed": 3, **options}
+        dtypes = FLOATS if name != "one_feature" else (torch.float64, torch.float32)  # exact ties, as above
+        return Case(op, name, build, options, dtypes, curved=not name.startswith(tuple(KINKED)))
+
+    every = {**BATCHES, **KINKED, **RAGGED}
+    for metric in METRICS:
+        for order in ("hardest", "easiest", "random"):
+            for name in ("masked", "references_masked", "ragged_masked"):
+                options = {"metric": metric, "positive": order, "negative": order}
+                yield case(f"{name}-{order}-{order}-{metric}", every[name], **options)
+        if metric != "dot":
+            for name in ("references_masked", "ragged", *(("zero_rows",) if metric == "cosine" else ())):
+                options = {"metric": metric, "negative": "distance_weighted", "nonzero_loss_cutoff": 1.9}
+                yield case(f"{name}-distance_weighted-{metric}", changed(every[name], _unit), **options)
+    for name, build in every.items():
+        yield case(name, build)
+    for window in (0.5, 1.0, float("inf")):
+        yield case(f"window-{window:g}", every["masked"], window=window, positive="easiest", metric="cosine")
+        yield case(f"window-{window:g}-random-ragged", every["ragged"], window=window, negative="random")
+    yield case("window-dot", every["references_masked"], window=1.0, metric="dot", negatives=(0, 2))
+    yield case("window-distance_weighted", every["ragged"], window=0.3, metric="cosine", negative="distance_weighted")
+    for name in ("plain", "references_masked", "ragged_references"):
+        for together in (True, False):
+            yield case(f"grouped-{name}-{together}", grouped(every[name]), group_positives=together)
+    for name, count, share in (("plain", 5, 0.3), ("references", 3, 0.4), ("ragged", 70, 0.04), ("no_rows", 3, 0.5)):
+        options = {"metric": "cosine"} if name == "ragged" else {}
+        yield case(f"sets_{name}", label_sets(every[name], count, share), **options)
+    yield case("sets_grouped", grouped(label_sets(every["masked"], 4, 0.3)), negative="random", group_positives=False)
+    yield case("itself", among_references(9, 3, 3, 5), positives=(1, 3))
+    for margin in (0.2, 1.0, "soft", "leaky"):
+        yield case(f"margin-{margin}", every["masked"], "mined_triplet_loss", margin=margin)
+    yield case("margin-dot", every["references_masked"], "mined_triplet_loss", margin=1.0, metric="dot", leak=0.1)
+    for reduction in ("mean", "sum", "none"):
+        options = {"reduction": reduction, "margin": 1.0}
+        yield case(f"weighted-{reduction}", weighted(every["masked"]), "mined_triplet_loss", **options)
+    for policy, name in (("pull", "one_class"), ("push", "all_unique"), ("zero", "no_rows"), ("push", "no_references")):
+        yield case(f"{policy}-{name}", every[name], "mined_triplet_loss", on_empty=policy, negatives=2)
+    yield case("grouped", grouped(every["plain"]), "mined_triplet_loss", margin=1.0, window=1.0, negatives=3)
+    yield case("ragged", every["ragged"], "mined_triplet_loss", margin=1.0, negative="random", negatives=5)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(x, dim=1)
 
 
 # --- losses over all pairs -------------------------------------------------------------------------------------------
@@ -583,6 +722,54 @@ def _segmentation() -> Iterator[Case]:
         yield case(f"{name.rstrip('_')}_unmasked", mode, maps(mode, shape))
 
 
+FORMULA_TERMS: dict[str, dict[str, float]] = {
+    mode: {**terms, "log_dice": 0.2, "generalized_dice": 0.5, "focal_tversky": 0.4, "mcc": 0.6}
+    for mode, terms in ALL_TERMS.items()
+}
+
+
+def _formulas() -> Iterator[Case]:
+    """What the fused op does not have: more terms and options, formulas on the sums."""
+
+    def case(name: str, mode: str, build: Build, **options: Any) -> Case:
+        options = {"terms": FORMULA_TERMS[mode], **options}
+        return Case("segmentation_loss", f"{mode}-formula_{name}", build, {"mode": mode, **options})
+
+    def lovasz(name: str, mode: str, build: Build, **options: Any) -> Case:
+        options = {"terms": {"lovasz": 1.0, "mcc": 0.5}, **options}
+        # Rounding of a narrow type makes ties of which float64 knows the order; and an order has kinks.
+        dtypes = (torch.float64, torch.float32)
+        return Case(
+            "segmentation_loss", f"{mode}-formula_{name}", build, {"mode": mode, **options}, dtypes, curved=False
+        )
+
+    for mode, shape in SHAPES.items():
+        plain = maps(mode, shape)
+        yield case("all", mode, plain)
+        for term in ("log_dice", "generalized_dice", "focal_tversky", "mcc"):
+            yield case(term, mode, plain, terms={term: 1.0})
+        for reduction in ("sum", "none"):
+            yield case(reduction, mode, maps(mode, shape, valid=shape[:1]), reduction=reduction)
+            yield case(f"batch_{reduction}", mode, plain, reduction=reduction, batch=True)
+        for empty in ("area", "skip", "smooth"):
+            build = maps(mode, shape, empty_samples=1)
+            yield case(f"empty_{empty}", mode, build, empty=empty, smooth_nr=0.5, smooth_dr=1.0, squared=True)
+        yield case("smoothed", mode, plain, label_smoothing=0.2)
+        yield lovasz("lovasz", mode, maps(mode, shape, valid=shape[:1]), empty="skip")
+        yield lovasz("lovasz_batch", mode, maps(mode, shape), batch=True)
+        yield case("confident", mode, maps(mode, shape, scale=15.0))
+        for name, size in {"none": (0, *shape[1:]), "no_pixels": (*shape[:-1], 0)}.items():
+            yield case(name, mode, maps(mode, size))
+    for mode in ("multilabel", "multiclass"):
+        weights = {"class_weights": [0.5, 2.0, 1.5, 0.25][: SHAPES[mode][1]], "generalized_weights": "simple"}
+        yield case("weights", mode, maps(mode, SHAPES[mode]), **weights, label_smoothing=0.1)
+        yield case(
+            "weights_count", mode, maps(mode, SHAPES[mode]), **weights, class_weight_norm="count", classes=[2, 0]
+        )
+    yield case("pos_weight", "multilabel", maps("multilabel", (2, 3, 4)), pos_weight=[3.0, 0.5, 1.0], focal_alpha=0.25)
+    yield case("label_sets", "multiclass", maps("multiclass", (3, 5, 4), valid=(3, 5)), label_smoothing=0.1)
+
+
 SMOOTH_SUMS = tuple(name for name in SUMS if name not in ("g1", "g0"))
 """Without those that are constant by definition, and not as a difference quotient sees it."""
 
@@ -634,8 +821,8 @@ def _sums() -> Iterator[Case]:
 
 
 CASES: tuple[Case, ...] = (
-    *_pairwise(), *_mining(), *_triplet(), *_batch_all(), *_remembered(), *_weighted(), *_pairs(), *_segmentation(),
-    *_sums(),
+    *_pairwise(), *_mining(), *_mined(), *_triplet(), *_batch_all(), *_remembered(), *_weighted(), *_adjusted(),
+    *_pairs(), *_segmentation(), *_sums(), *_formulas(),
 )  # fmt: skip
 LAID_OUT: tuple[tuple[Case, str], ...] = tuple(_laid_out())
 SMALL: tuple[Case, ...] = tuple(case for case in CASES if case.size <= 64)

@@ -57,8 +57,8 @@ class Disagreement:
             bias=float((dot / length.square() - 1).abs()),
         )
 
-    def faults(self, dtype: torch.dtype, count: int) -> list[str]:
-        """The measures that are beyond their limit for a vector of this type and length; NaN is beyond."""
+    def faults(self, dtype: torch.dtype, count: float) -> list[str]:
+        """The measures that are beyond their limit for a vector of this type and so many parts; NaN is beyond."""
         wide, own = tolerances.wide_bound("reduction", dtype), tolerances.own_bound(dtype)
         limits = {
             "element": 1.0,
@@ -77,16 +77,25 @@ def assert_gradients_agree(got: Tensor | None, want: Tensor, what: str = "gradie
     if not want.any():
         assert not got.any(), f"{what} should be exactly zero; got {got}"
         return
-    faults = Disagreement.of(got, want).faults(got.dtype, int(want.count_nonzero()))
+    faults = Disagreement.of(got, want).faults(got.dtype, parts(want))
     assert not faults, f"{what}: {'; '.join(faults)}"
 
 
+def parts(x: Tensor) -> float:
+    """How many elements of one size share the length of ``x`` as its own do: all equal, n of them; one large, one.
+
+    The roundings of so many average out: along x, the standard deviation of their sum is sqrt(sum x^4) / sum x^2.
+    """
+    square = (x.double() / x.abs().max()).square()
+    return float(square.sum().square() / square.square().sum())
+
+
 def assert_choice_agrees(got: Tensor, want: Tensor, distance: Tensor, exists: Tensor, what: str) -> None:
-    """Mined indices: those of the truth, or others at the same float64 ``distance`` within a near tie."""
+    """Mined indices [N] or [N, k]: those of the truth, or others at the same float64 ``distance`` in a near tie."""
     differs = exists & (got != want)
     if not differs.any():
         return
-    chosen, best = (distance.gather(1, index[:, None]).squeeze(1)[differs] for index in (got, want))
+    chosen, best = (distance.gather(1, index.view(len(index), -1)).view_as(index)[differs] for index in (got, want))
     assert torch.allclose(chosen, best, rtol=tolerances.NEAR_TIE, atol=0.0), (
         f"{what}: wrong for {int(differs.sum())} of {len(got)} anchors; chosen at {chosen}, best at {best}"
     )

@@ -58,6 +58,11 @@ def native_module() -> ModuleType:
     return _native
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first: else one process ends with a minute's training while the other has nothing to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Who answered, and how many tests were skipped for which reason."""
     answers = {op: "native" if _ops.answers(op, "CPU") else "reference" for op in _ops.OPS}

@@ -113,6 +113,112 @@ def batch_all(
     return math.fsum(sums) / (counted or 1.0) if reduction == "mean" else math.fsum(sums)
 
 
+def mined_pairs(
+    embeddings: Rows, labels: Sequence[Any], valid: Sequence[bool] | None = None, groups: Sequence[int] | None = None,
+    ref_embeddings: Rows | None = None, ref_labels: Sequence[Any] | None = None,
+    ref_valid: Sequence[bool] | None = None, ref_groups: Sequence[int] | None = None,
+    self_index: Sequence[int] | None = None, *, metric: str = "euclidean", positive: str = "hardest",
+    positives: int | tuple[int, int] = 1, negative: str = "hardest", negatives: int | tuple[int, int] = 1,
+    window: float | None = None, group_positives: bool = True, cutoff: float = 0.5,
+    nonzero_loss_cutoff: float = 1.4, seed: int = 0,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Per anchor: for each rank asked for the index and distance of the pair, None where there is none."""
+    apart = ref_embeddings is not None
+    others, other_labels = (ref_embeddings, ref_labels) if apart else (embeddings, labels)
+    other_valid, other_groups = (ref_valid, ref_groups) if apart else (valid, groups)
+    assert others is not None
+    assert other_labels is not None
+    found = []
+    for i, anchor in enumerate(embeddings):
+        sides: dict[str, list[tuple[float, int, float]]] = {"positive": [], "negative": []}
+        for j, other in enumerate(others):
+            hidden = (valid is not None and not valid[i]) or (other_valid is not None and not other_valid[j])
+            if hidden or j == _itself(i, apart, self_index):
+                continue
+            own, theirs = labels[i], other_labels[j]
+            same = any(a and b for a, b in zip(own, theirs, strict=True)) if isinstance(own, list) else own == theirs
+            together = groups is not None and other_groups is not None and groups[i] == other_groups[j]
+            if together and not (same and group_positives):
+                continue
+            d = distance(anchor, other, metric)
+            sides["positive" if same else "negative"].append((-d if metric == "dot" else d, j, d))
+        weights = (len(anchor), metric, cutoff, nonzero_loss_cutoff)
+        p = _ranked(sides["positive"], positive, positives, positive == "hardest", (seed, i), weights)
+        near = p[0][0] if p[0] is not None and window is not None else math.nan
+        inside = [c for c in sides["negative"] if not c[0] <= near and not c[0] >= near + (window or 0)]
+        n = _ranked(inside, negative, negatives, negative == "easiest", (seed, i), weights)
+        found.append({
+            f"{name}_{what}": [c and c[place] for c in side]
+            for name, side in (("positive", p), ("negative", n)) for what, place in (("index", 1), ("distance", 2))
+        })  # fmt: skip
+    return found
+
+
+def _ranked(
+    candidates: list[tuple[float, int, float]], order: str, ranks: int | tuple[int, int], farthest: bool,
+    draw: tuple[int, int], weights: tuple[int, str, float, float],
+) -> list[tuple[float, int, float] | None]:  # fmt: skip
+    first, last = (0, ranks) if isinstance(ranks, int) else ranks
+    keyed = []
+    for candidate in candidates:
+        remote, j, d = candidate
+        key: float = -remote if farthest else remote
+        if order == "random":
+            key = random_bits(draw[0], draw[1], j)
+        elif order == "distance_weighted":
+            log_weight = distance_log_weight(d, *weights)
+            if log_weight is None:
+                continue
+            u = 1 - (random_bits(draw[0], draw[1], j) + 0.5) / 2**31
+            key = math.log(-math.log(u)) - log_weight
+        keyed.append((-math.inf if math.isnan(d) else key, j, candidate))
+    chosen: list[tuple[float, int, float] | None] = [candidate for *_, candidate in sorted(keyed)[first:last]]
+    return chosen + [None] * (last - first - len(chosen))
+
+
+def distance_log_weight(d: float, dimension: int, metric: str, cutoff: float, farthest: float) -> float | None:
+    """The paper's, of the distance of the unit vectors; None where the weight is 0."""
+    if math.isnan(d):
+        return 0.0
+    unit = {"euclidean": d, "sqeuclidean": math.sqrt(d), "cosine": math.sqrt(2 * d)}[metric]
+    if unit >= farthest:
+        return None
+    unit = max(unit, cutoff)
+    return (2 - dimension) * math.log(unit) + (3 - dimension) / 2 * math.log(1 - unit * unit / 4)
+
+
+def random_bits(seed: int, i: int, j: int) -> int:
+    """Of a pair, by MurmurHash3's finaliser."""
+
+    def mix(x: int) -> int:
+        x = (x ^ (x >> 16)) * 0x85EBCA6B % 2**32
+        x = (x ^ (x >> 13)) * 0xC2B2AE35 % 2**32
+        return x ^ (x >> 16)
+
+    low, high = seed % 2**32, (seed >> 32) % 2**32
+    return mix(mix(mix((i + low) % 2**32) ^ high) ^ mix(mix((j + high) % 2**32) ^ low ^ 0x9E3779B9)) >> 1
+
+
+def mined_triplet_loss(
+    pairs: list[dict[str, Any]], sample_weight: Sequence[float] | None = None, *, reduction: str = "mean",
+    **options: Any,
+) -> float | list[float]:  # fmt: skip
+    """The loss of every combination of a positive and a negative of an anchor."""
+    triplets = [
+        (i, {"positive_index": p, "positive_distance": d_p, "negative_index": n, "negative_distance": d_n})
+        for i, pair in enumerate(pairs)
+        for p, d_p in zip(pair["positive_index"], pair["positive_distance"], strict=True)
+        for n, d_n in zip(pair["negative_index"], pair["negative_distance"], strict=True)
+    ]
+    shares = None if sample_weight is None else [sample_weight[i] for i, _ in triplets]
+    values = triplet_loss(
+        [triplet for _, triplet in triplets], shares, reduction="none" if reduction == "none" else reduction, **options
+    )
+    if not isinstance(values, list):
+        return values
+    return [math.fsum(v for v, (k, _) in zip(values, triplets, strict=True) if k == i) for i in range(len(pairs))]
+
+
 def _itself(i: int, apart: bool, self_index: Sequence[int] | None) -> int:
     """The candidate that is anchor i, -1 for none."""
     return self_index[i] if self_index is not None else -1 if apart else i
@@ -132,14 +238,78 @@ def softplus(x: float) -> float:
     return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
+def swap(pairs: list[dict[str, Any]], rows: Rows, metric: str) -> list[dict[str, Any]]:
+    """The same pairs, with the negative at the distance of the positive where that is nearer."""
+    found = []
+    for pair in pairs:
+        p, n, to_n = pair["positive_index"], pair["negative_index"], pair["negative_distance"]
+        if p is not None and n is not None:
+            between = distance(rows[p], rows[n], metric)
+            to_n = max(to_n, between) if metric == "dot" else min(to_n, between)
+        found.append({**pair, "negative_distance": to_n})
+    return found
+
+
+def harden(pairs: list[dict[str, Any]], hardness: float, metric: str) -> list[dict[str, Any]]:
+    """The same pairs, with an easy negative moved part of the way to where the positive is."""
+    found = []
+    for pair in pairs:
+        p, n = pair["positive_distance"], pair["negative_distance"]
+        if p is not None and n is not None and (n < p if metric == "dot" else n > p):
+            n = hardness * p + (1 - hardness) * n
+        found.append({**pair, "negative_distance": n})
+    return found
+
+
+def active_margin(pairs: list[dict[str, Any]], fraction: float, least: float, metric: str) -> float:
+    """The margin at which this fraction of the valid anchors stands on the kink or above, at least ``least``."""
+    sign = -1.0 if metric == "dot" else 1.0
+    both = [(pair["positive_distance"], pair["negative_distance"]) for pair in pairs]
+    needed = sorted(-sign * (p - n) for p, n in both if p is not None and n is not None)
+    return max(least, needed[math.ceil(fraction * len(needed)) - 1]) if needed else least
+
+
+def selectively_contrastive(
+    pairs: list[dict[str, Any]], sample_weight: Sequence[float] | None = None, *, temperature: float = 0.1,
+    hard_weight: float = 1.0, metric: str = "cosine", on_empty: str = "zero", reduction: str = "mean",
+) -> float | list[float]:  # fmt: skip
+    """The loss of mined pairs whose similarity is 1 less a distance, or the product."""
+    pairs_of = [[pair["positive_distance"], pair["negative_distance"]] for pair in pairs]
+    alike = [[None if d is None else _similarity(d, metric) for d in both] for both in pairs_of]
+    empty = not any(None not in both for both in alike)
+    terms = []
+    for (p, n), (d_p, _) in zip(alike, pairs_of, strict=True):
+        if p is not None and n is not None:
+            terms.append(hard_weight * n if n > p else math.log(1.0 + math.exp((n - p) / temperature)))
+        elif empty and p is not None and on_empty == "pull":
+            terms.append(-d_p if metric == "dot" else d_p)
+        elif empty and n is not None and on_empty == "push":
+            terms.append(softplus(n / temperature))
+        else:
+            terms.append(None)
+    return _reduced(terms, sample_weight, reduction)
+
+
+def _reduced(terms: list[float | None], weights: Sequence[float] | None, reduction: str) -> float | list[float]:
+    shares = weights or [1.0] * len(terms)
+    weighted = [share * (term or 0.0) for term, share in zip(terms, shares, strict=True)]
+    if reduction == "none":
+        return weighted
+    counted = math.fsum(share for term, share in zip(terms, shares, strict=True) if term is not None)
+    return math.fsum(weighted) / (counted or 1.0) if reduction == "mean" else math.fsum(weighted)
+
+
 def triplet_loss(
     pairs: list[dict[str, Any]], sample_weight: Sequence[float] | None = None, *, margin: float | str = 0.2,
     leak: float | None = None, metric: str = "euclidean", on_empty: str = "zero", reduction: str = "mean",
+    active_fraction: float | None = None,
 ) -> float | list[float]:  # fmt: skip
     """The loss of mined pairs."""
     sign = -1.0 if metric == "dot" else 1.0
     offset = 0.0 if isinstance(margin, str) else margin
     slope = 0.01 if margin == "leaky" and leak is None else leak or 0.0
+    if active_fraction is not None:
+        offset = active_margin(pairs, active_fraction, offset, metric)
     has_p = [pair["positive_index"] is not None for pair in pairs]
     has_n = [pair["negative_index"] is not None for pair in pairs]
     empty = not any(p and n for p, n in zip(has_p, has_n, strict=True))
@@ -157,12 +327,7 @@ def triplet_loss(
             terms.append(softplus(offset - sign * pair["negative_distance"]))
         else:
             terms.append(None)
-    shares = sample_weight or [1.0] * len(pairs)
-    weighted = [share * (term or 0.0) for term, share in zip(terms, shares, strict=True)]
-    if reduction == "none":
-        return weighted
-    counted = math.fsum(share for term, share in zip(terms, shares, strict=True) if term is not None)
-    return math.fsum(weighted) / (counted or 1.0) if reduction == "mean" else math.fsum(weighted)
+    return _reduced(terms, sample_weight, reduction)
 
 
 PAIR_LOSSES = ("supcon_loss", "ntxent_loss", "multi_similarity_loss", "circle_loss", "contrastive_loss")

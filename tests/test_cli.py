@@ -112,7 +112,7 @@ def test_doctor_env_shows_the_configuration(capsys: pytest.CaptureFixture[str]) 
         ("train embeddings --samples-per-class 40", "does not hold 2 classes of 40 images; it takes 80 or more"),
         ("train embeddings --samples-per-class 500 --batch-size 5000", "use K="),
         ("train embeddings --unseen-classes 9", "leaves fewer than 2 to train on; keep out 8 at most"),
-        ("train segmentation --loss triplet", "--loss: must be one of combined, dice, iou, tversky, focal, bce"),
+        ("train segmentation --loss triplet", "--loss: must be one of combined, dice, log_dice"),
         ("train segmentation --annotated 0", "--annotated: must be above 0 and at most 1; got 0"),
         ("train segmentation --image-size 30", "a multiple of 16; got 30"),
         ("train segmentation --device tpu", "--device: must be one of cpu, cuda; got tpu"),
@@ -150,6 +150,14 @@ def test_a_missing_package_is_named_with_the_line_to_type(
     said = refused(argv, capsys)
     assert line in said
     assert "pip install 'fastmine[train]'" in said
+
+
+def test_without_tensorboard_its_logs_are_refused_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert "pip install 'fastmine[tensorboard]'" in refused("train embeddings --tensorboard", capsys)
+    assert not list(Path().iterdir())
 
 
 def test_the_rest_works_without_the_extras(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cases import FLOATS
-from compare import assert_choice_agrees, assert_gradients_agree, assert_values_agree
+from compare import assert_choice_agrees, assert_gradients_agree, assert_values_agree, parts
 
 
 @pytest.fixture
@@ -52,6 +52,16 @@ def test_a_rounded_gradient_passes(truth: Tensor, dtype: torch.dtype) -> None:
     assert_gradients_agree(truth.to(dtype), truth)
     tiny = truth * torch.finfo(dtype).tiny
     assert_gradients_agree((tiny * 2**12).to(dtype), tiny * 2**12)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_one_large_element_is_rounded_once_and_not_n_times(dtype: torch.dtype) -> None:
+    """A reference that many anchors chose: its rounding is most of the bias, and no missing gradient."""
+    worst = 1.0 + torch.finfo(dtype).eps / 2 - torch.finfo(torch.float64).eps  # rounds down by half a unit
+    truth = torch.cat([torch.tensor([worst], dtype=torch.float64), torch.full((1000,), 1e-3, dtype=torch.float64)])
+    assert_gradients_agree(truth.to(dtype), truth)
+    assert parts(truth) == pytest.approx(1.0, abs=3e-3)
+    assert parts(torch.full((7,), -3.0)) == pytest.approx(7.0)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -83,6 +83,27 @@ def test_pml_all_triplets(distance: str, reducer: str | None) -> None:
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("reducer", [None, *REDUCERS])
+@pytest.mark.parametrize("option", ["swap", "smooth_loss"])
+def test_pml_all_triplets_one_by_one(distance: str, reducer: str | None, option: str) -> None:
+    peer("pytorch_metric_learning")
+    from pytorch_metric_learning import distances, losses, reducers
+
+    options = {
+        option: True, "distance": DISTANCES[distance](distances), "reducer": reducer and getattr(reducers, reducer)()
+    }  # fmt: skip
+    x, labels = batch()
+    ours, theirs = our_pml.TripletMarginLoss(0.3, **options), losses.TripletMarginLoss(0.3, **options)
+    assert_same(lambda x: ours(x, labels), lambda x: theirs(x, labels), x)
+    if option == "smooth_loss":  # theirs looks up what it swaps for in the wrong matrix
+        refs, ref_labels = batch(30)
+        assert_same(
+            lambda x, r: ours(x, labels, ref_emb=r, ref_labels=ref_labels),
+            lambda x, r: theirs(x, labels, ref_emb=r, ref_labels=ref_labels), x, refs,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("options", [{}, {"swap": True}, {"smooth_loss": True}], ids=str)
 def test_pml_triplets_of_a_miner(distance: str, options: dict[str, bool]) -> None:
     peer("pytorch_metric_learning")
@@ -124,6 +145,46 @@ def test_pml_miners(distance: str) -> None:
                     for m in (our_pml, miners)
                 )
                 assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_pml_distance_weighted_miner_draws_as_theirs() -> None:
+    """One anchor against 7 negatives, 3,000 times each: the same shares, and each positive once."""
+    peer("pytorch_metric_learning")
+    from pytorch_metric_learning import miners
+
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(10, 4, generator=g)
+    labels = torch.tensor([0, 0, 0, *range(1, 8)])
+    mine, their = our_pml.DistanceWeightedMiner(), miners.DistanceWeightedMiner()
+    torch.manual_seed(0)
+    counts = torch.zeros(2, 10)
+    for side, miner in enumerate((mine, their)):
+        for _ in range(1500):
+            anchor, positive, negative = miner(x, labels)
+            assert (labels[anchor] == labels[positive]).all()
+            assert (labels[anchor] != labels[negative]).all()
+            # Of ours the first draw alone: the second is without what it took.
+            first = negative[anchor == 0][:1] if side == 0 else negative[anchor == 0]
+            counts[side] += torch.bincount(first, minlength=10)
+    shares = counts / counts.sum(dim=1, keepdim=True)
+    assert (shares[0] - shares[1]).abs().max() < 5 * math.sqrt(0.25 / 1500)
+    anchor, positive, _ = mine(x, labels)
+    assert sorted(zip(anchor.tolist(), positive.tolist(), strict=True)) == [
+        (a, p) for a in range(3) for p in range(3) if a != p
+    ]
+
+
+def test_pml_distance_weighted_miner_drops_anchors_whose_weights_underflow() -> None:
+    """One close pair among 60 rows in 256 dimensions: its weight is e^180 times all others, which are then 0."""
+    peer("pytorch_metric_learning")
+    from pytorch_metric_learning import miners
+
+    g = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(60, 256, generator=g), dim=1)
+    x[1] = x[0] + 0.02 * torch.randn(256, generator=g)
+    labels = torch.tensor([0, 1, 0, 1, *(torch.arange(56) // 2 + 2).tolist()])
+    assert len(miners.DistanceWeightedMiner()(x, labels)[0].unique()) == 2
+    assert len(our_pml.DistanceWeightedMiner()(x, labels)[0].unique()) == 60
 
 
 PAIR_LOSSES: dict[str, tuple[tuple[str, ...], tuple[str | None, ...]]] = {
@@ -389,7 +450,6 @@ class TestWherePmlDiffers:
         (lambda: our_pml.TripletMarginLoss(embedding_regularizer=object()), "does not support embedding_regularizer"),
         (lambda: our_pml.TripletMarginLoss(reducer=torch.nn.Identity()), "reducer must be MeanReducer.*got Identity"),
         (lambda: our_pml.TripletMarginLoss(distance=torch.nn.Identity()), "distance must be LpDistance.*got Identity"),
-        (lambda: our_pml.TripletMarginLoss(swap=True)(*batch()), "swap need each triplet by itself"),
         (lambda: our_pml.TripletMarginLoss()(batch()[0]), "give labels or indices_tuple"),
         (lambda: our_pml.ArcFaceLoss(3, D, weight_regularizer=object()), "does not support weight_regularizer"),
         (lambda: our_pml.ArcFaceLoss(3, D, distance=torch.nn.Identity()), "distance must be CosineSimilarity"),
@@ -581,6 +641,24 @@ def test_oml_miners_and_given_triplets() -> None:
     torch.testing.assert_close(
         mixed(x, labels), our_oml.TripletLossWithMiner(0.5, our_oml.HardTripletsMiner())(x, labels)
     )
+
+
+@pytest.mark.parametrize("ranks", [(1, 1), (2, 3), ((2, 3), (3, 5)), (9, 9)], ids=str)
+def test_oml_n_hard_triplets(ranks: tuple[Any, Any]) -> None:
+    peer("oml.losses.triplet")
+    from oml.losses.triplet import TripletLossWithMiner
+    from oml.miners.inbatch_nhard_tri import NHardTripletsMiner
+
+    x, labels = batch(24, 6)
+    miners = our_oml.NHardTripletsMiner(*ranks), NHardTripletsMiner(*ranks)
+    for got, want in zip(*(miner.sample(x, labels.tolist()) for miner in miners), strict=True):
+        assert torch.equal(got, want)
+    ours, theirs = our_oml.TripletLossWithMiner(0.5, miners[0]), TripletLossWithMiner(0.5, miners[1])
+    assert_same(lambda x: ours(x, labels), lambda x: theirs(x, labels), x)
+    beyond = {"n_positive": (9, 9)}  # ranks that no anchor has
+    assert len(our_oml.NHardTripletsMiner(**beyond).sample(x, labels)[0]) == 0
+    with pytest.raises(ValueError, match="unpack"):
+        NHardTripletsMiner(**beyond).sample(x, labels.tolist())
 
 
 def test_oml_arcface() -> None:

@@ -20,12 +20,16 @@ from fastmine import losses
 ROWS = (
     "pairwise_distance-cosine-other",
     "batch_hard-references_masked-euclidean-hardest-semi_hard",
+    "mined_pairs-references_masked-distance_weighted-cosine",
+    "mined_triplet_loss-grouped",
     "triplet_loss-hinge-sum",
     "triplet_loss-pull-one_class-euclidean",
     "ntxent_loss-push-all_unique",
     "multi_similarity_loss-masked-none",
     "triplet_loss-batch_all-masked-euclidean",
     "triplet_loss-batch_all-pull-one_class",
+    "triplet_loss-all-references_masked",
+    "selectively_contrastive_loss-push-all_unique",
     "segmentation_loss-binary-valid_element",
     "segmentation_loss-multiclass-all-mean",
     "segmentation_sums-multilabel-valid_element",
@@ -63,7 +67,10 @@ def test_no_graph_break_and_the_same_results(name: str) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["triplet_loss-soft-euclidean", "segmentation_loss-binary-all-mean"])
+@pytest.mark.parametrize(
+    "name",
+    ["triplet_loss-soft-euclidean", "triplet_loss-all-references_masked", "segmentation_loss-binary-all-mean"],
+)
 def test_inductor(name: str) -> None:
     assert_compiled_is_eager(named(name), "inductor")
 

@@ -1,4 +1,7 @@
-"""On a CUDA device: nothing waits for it until evidence is read. (The case table itself runs there too.)"""
+"""On a CUDA device: kernels answer, wait for nothing, and do so in graphs, on any stream and on any device.
+
+The case table itself runs there too (test_equivalence.py). ``make gpu`` runs all of it on a machine with a GPU.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from cases import Case, gradients, leaves, named, upstream
+import fastmine
+import fastmine.functional as F
+from cases import Case, Inputs, gradients, leaves, named, upstream
 from fastmine.health import Monitor
 from fastmine.losses import TripletLoss
 
@@ -16,11 +21,21 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-EACH_OP = [
+NATIVE = ("pairwise_distance", "segmentation_loss", "segmentation_sums")
+"""The ops with CUDA kernels, and backward passes of the same names."""
+
+BY_KERNELS = [
     named("pairwise_distance-euclidean-other"),
+    named("pairwise_distance-cosine-self"),
+    named("segmentation_loss-multilabel-valid_element"),
+    named("segmentation_loss-multiclass-valid_position"),
+    named("segmentation_sums-multilabel-all"),
+    named("segmentation_sums-multiclass-all"),
+]
+EACH_OP = [
+    *BY_KERNELS,
     named("batch_hard-references_masked-cosine-hardest-hardest"),
     named("triplet_loss-soft-euclidean"),
-    named("segmentation_loss-multilabel-valid_element"),
 ]
 
 
@@ -29,6 +44,35 @@ def _no_sync() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("error")
     yield
     torch.cuda.set_sync_debug_mode("default")
+
+
+def answer(case: Case, inputs: Inputs) -> Inputs:
+    """Outputs and, with ``grad_`` before the name, gradients of a fixed combination of them."""
+    outputs = case(inputs)
+    found = gradients(outputs, upstream(outputs), {name: x for name, x in inputs.items() if x.requires_grad})
+    return {name: x.detach() for name, x in outputs.items()} | {f"grad_{name}": x for name, x in found.items()}
+
+
+def on_device(case: Case, device: str = "cuda", *, changed: bool = False) -> Inputs:
+    """The inputs of a case as leaves; changed, its differentiable ones are others of the same kind."""
+    inputs = case.inputs(torch.float32, device)
+    by = leaves(inputs)
+    if changed:
+        for x in by.values():
+            x.data.neg_().mul_(0.75)
+    return inputs
+
+
+def assert_same_bits(one: Inputs, other: Inputs) -> None:
+    assert one.keys() == other.keys()
+    for name, x in one.items():
+        assert torch.equal(x.cpu(), other[name].cpu()), name
+
+
+@pytest.mark.parametrize("op", [op + end for op in NATIVE for end in ("", "_backward")])
+def test_a_kernel_answers_this_op_on_cuda(op: str) -> None:
+    found = fastmine.config()
+    assert found["ops"][op]["CUDA"] == "native", found["reasons"]["CUDA"]
 
 
 @pytest.mark.parametrize("case", EACH_OP, ids=str)
@@ -42,13 +86,72 @@ def test_forward_and_backward_wait_for_nothing(case: Case, request: pytest.Fixtu
 
 @pytest.mark.parametrize("case", EACH_OP, ids=str)
 def test_the_same_bits_on_every_run(case: Case) -> None:
-    inputs = case.inputs(torch.float32, "cuda")
-    by = leaves(inputs)
-    first, again = case(inputs), case(inputs)
-    weights = upstream(first)
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    one, two = gradients(first, weights, by), gradients(again, weights, by)
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    inputs = on_device(case)
+    assert_same_bits(answer(case, inputs), answer(case, inputs))
+
+
+@pytest.mark.parametrize("case", BY_KERNELS, ids=str)
+def test_captured_in_a_graph_and_replayed_with_other_inputs(case: Case) -> None:
+    inputs = on_device(case)
+    by = {name: x for name, x in inputs.items() if x.requires_grad}
+    weights = upstream(case(inputs))
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            gradients(case(inputs), weights, by)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = case(inputs)
+        found = gradients(outputs, weights, by)
+    for changed in (True, False):
+        others = on_device(case, changed=changed)
+        with torch.no_grad():
+            for name, x in by.items():
+                x.copy_(others[name])
+        graph.replay()
+        replayed = {name: x.detach() for name, x in outputs.items()}
+        assert_same_bits(replayed | {f"grad_{name}": x for name, x in found.items()}, answer(case, others))
+
+
+@pytest.mark.parametrize("case", BY_KERNELS, ids=str)
+def test_two_streams_at_once(case: Case) -> None:
+    work = [(torch.cuda.Stream(), on_device(case, changed=changed)) for changed in (False, True)]
+    alone = [answer(case, inputs) for _, inputs in work]
+    torch.cuda.synchronize()
+    for _ in range(10):
+        together = []
+        for stream, inputs in work:
+            with torch.cuda.stream(stream):
+                together.append(answer(case, inputs))
+        torch.cuda.synchronize()
+        for one, other in zip(together, alone, strict=True):
+            assert_same_bits(one, other)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+@pytest.mark.parametrize("case", BY_KERNELS, ids=str)
+def test_tensors_of_a_device_that_is_not_the_current_one(case: Case) -> None:
+    with torch.cuda.device(0):
+        assert_same_bits(answer(case, on_device(case, "cuda:1")), answer(case, on_device(case, "cuda:0")))
+
+
+def test_more_elements_than_fit_into_31_bits() -> None:
+    positions = 2**31 + 4096
+    if torch.cuda.mem_get_info()[0] < 7 * positions:
+        pytest.skip("needs 15 GB of device memory")
+    logits = torch.full((1, positions), 2.0, dtype=torch.bfloat16, device="cuda")
+    target = torch.zeros(1, positions, dtype=torch.uint8, device="cuda")
+    logits[0, -1], target[0, -1] = -8.0, 1
+    logits.requires_grad_()
+    loss, evidence = F.segmentation_loss(logits, target, terms={"bce": 1.0}, return_evidence=True)
+    (gradient,) = torch.autograd.grad(loss, logits, torch.full_like(loss, float(positions)))
+    assert evidence.items == positions
+    assert evidence.target_sum == 1
+    assert abs(loss.item() - torch.nn.functional.softplus(torch.tensor(2.0)).item()) < 1e-6
+    assert gradient[0, 0] == gradient[0, -2] == torch.tensor(2.0).sigmoid().bfloat16()
+    assert abs(gradient[0, -1] + 1) < 1e-2
 
 
 def test_a_monitored_step_waits_for_nothing(request: pytest.FixtureRequest) -> None:

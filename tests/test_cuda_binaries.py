@@ -11,13 +11,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from support import PACKAGE, REPOSITORY
+from support import PACKAGE, REPOSITORY, succeeds
 
 LIBRARY = "fastmine_torch_cuda.so"
-LOGITS = {"float32": "IfE", "float64": "IdE", "bfloat16": "BFloat16E", "float16": "4HalfE"}
-TYPED = ("sigmoid_sums", "sigmoid_gradient", "softmax_sums", "softmax_gradient")
-UNTYPED = ("add_runs", "segmentation_formula")
+DTYPES = {"float32": "f", "float64": "d", "bfloat16": "NS0_8BFloat16E", "float16": "NS0_4HalfE"}
+SEGMENTATION = {  # by the type of the logits, for the fused loss and for the sums
+    "sigmoid_sums": ("SegmentationGroup", "SegmentationGroupSums"),
+    "softmax_sums": ("SegmentationGroup", "SegmentationGroupSums"),
+    "sigmoid_gradient": ("SegmentationLossBackward", "SegmentationSumsBackward"),
+    "softmax_gradient": ("SegmentationLossBackward", "SegmentationSumsBackward"),
+}
+ROWS = ("look_at_rows", "centre_rows", "fill_distances", "gather_pairs", "write_gradient")  # by the type of the rows
+UNTYPED = ("add_runs", "segmentation_formula", "finish_groups", "find_centreIf", "find_centreId")
+INSTRUCTIONS = {  # by a part of the mangled name: what must be there, and how often
+    "12sigmoid_sumsIf": {"LDG.E.128": 2, "MUFU.EX2": 8},
+    "16sigmoid_gradientIf": {"LDG.E.128": 2, "STG.E.128": 2},
+    "12softmax_sumsIf": {"LDG.E.128": 3, "SHFL.BFLY": 6},
+    "14fill_distancesIfE": {"FFMA": 64 * 8, "LDS.128": 4 * 8, "STG.E.128": 16},
+    "14fill_distancesIdE": {"DFMA": 16 * 8, "LDS.128": 4 * 8},
+    "12gather_pairsIfE": {"FFMA": 16 * 8, "LDS.128": 2 * 8},
+}
+"""Loads and stores of 16 bytes, products out of shared memory in registers, one exponential for each element."""
 
 
 def toolkit() -> Iterator[Path]:
@@ -66,13 +82,16 @@ def usage(library: Path) -> dict[tuple[str, str], dict[str, int]]:
 def test_every_kernel_is_there_for_every_architecture(usage: dict[tuple[str, str], dict[str, int]]) -> None:
     architectures = {architecture for architecture, _ in usage}
     assert architectures
+    patterns = [
+        f"{kernel}I{dtype}NS_{len(variant)}{variant}E"
+        for kernel, variants in SEGMENTATION.items()
+        for variant in variants
+        for dtype in DTYPES.values()
+    ] + [f"{kernel}I{dtype}E" for kernel in ROWS for dtype in DTYPES.values()]
     for architecture in architectures:
         names = [name for found, name in usage if found == architecture]
-        for kernel in TYPED:
-            for dtype, mangled in LOGITS.items():
-                assert any(kernel in name and mangled in name for name in names), f"{kernel} {dtype} {architecture}"
-        for kernel in UNTYPED:
-            assert any(kernel in name for name in names), f"{kernel} {architecture}"
+        for pattern in (*patterns, *UNTYPED):
+            assert any(pattern in name for name in names), f"{pattern} for {architecture}"
 
 
 def test_no_kernel_spills(usage: dict[tuple[str, str], dict[str, int]]) -> None:
@@ -81,7 +100,48 @@ def test_no_kernel_spills(usage: dict[tuple[str, str], dict[str, int]]) -> None:
         assert numbers["REG"] <= 168, f"{name} for {architecture} takes {numbers['REG']} registers"
 
 
+def test_kernels_use_the_instructions_that_they_are_written_for(
+    library: Path, usage: dict[tuple[str, str], dict[str, int]]
+) -> None:
+    tool("nvdisasm")
+    newest = max((architecture for architecture, _ in usage), key=lambda name: int(re.sub(r"\D", "", name)))
+    command = [tool("cuobjdump"), "--dump-sass", "-arch", newest, library]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True)
+    seen = 0
+    for function in re.split(r"\n\s*Function : ", printed.stdout)[1:]:
+        name = function.split("\n", 1)[0]
+        for part, least in INSTRUCTIONS.items():
+            if part in name and "GroupSums" not in name and "SumsBackward" not in name:
+                seen += 1
+                for instruction, count in least.items():
+                    found = len(re.findall(rf"\b{re.escape(instruction)}\b", function))
+                    assert found >= count, f"{name} has {found} {instruction}, not {count}"
+    assert seen >= len(INSTRUCTIONS)
+
+
 def test_the_library_brings_the_cuda_runtime_and_needs_torch(library: Path) -> None:
     needed = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
     assert re.search(r"NEEDED.*libtorch\.so", needed)
     assert not re.search(r"NEEDED.*(cudart|libcuda|libpython)", needed)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_driver_it_registers_nothing_and_says_why(library: Path, tmp_path: Path) -> None:
+    """What libtorch_cuda has and a CPU build of torch lacks comes from a stub."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler to build a stub with")
+    stub = tmp_path / "stub.so"
+    source = 'extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }\n'
+    subprocess.run([compiler, "-shared", "-fPIC", "-x", "c++", "-", "-o", stub], input=source, text=True, check=True)
+    code = """
+        import sys
+        from fastmine import _ops
+        _ops._folders = [sys.argv[1]]
+        _ops._start_cuda()
+        print(_ops.reasons["CUDA"])
+        print([op for op in _ops.OPS if _ops.answers(op, "CUDA")])
+    """
+    done = succeeds(code, str(library.parent), LD_PRELOAD=str(stub))
+    assert done.stdout.splitlines() == ["there is no NVIDIA driver", "[]"]
+    assert "fastmine runs on its PyTorch reference on CUDA, exact but slow: there is no NVIDIA driver" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,19 @@ import torch.distributed as dist
 from torch import Tensor, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cases import Calls
 from fastmine.distributed import DistributedLoss
-from fastmine.losses import ArcFaceLoss, CrossBatchMemory, EvidentLoss, TripletLoss
+from fastmine.losses import (
+    ArcFaceLoss,
+    CircleLoss,
+    ContrastiveLoss,
+    CrossBatchMemory,
+    EvidentLoss,
+    MultiSimilarityLoss,
+    NTXentLoss,
+    SupConLoss,
+    TripletLoss,
+)
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch without gloo")
 
@@ -42,12 +54,80 @@ def data(seed: int, n: int) -> dict[str, Tensor]:
     }
 
 
-LOSSES = {
+def learned() -> nn.Parameter:
+    return nn.Parameter(torch.tensor(0.4, dtype=torch.float64))
+
+
+# Each process computes the anchors of its own rows.
+IN_PARTS = {
     "triplet": lambda: TripletLoss(1.0),
-    "soft": lambda: TripletLoss("soft", metric="cosine"),
+    "soft": lambda: TripletLoss("soft", metric="cosine", reduction="sum"),
+    "easiest": lambda: TripletLoss(0.5, leak=0.1, metric="dot", positive="easiest"),
+    "supcon": lambda: SupConLoss(0.5),
+    "ntxent": lambda: NTXentLoss(0.5, metric="euclidean"),
+    "learned": lambda: NTXentLoss(learned()),
+    "learned_supcon": lambda: SupConLoss(learned(), metric="dot", reduction="sum"),
+    "multi_similarity": lambda: MultiSimilarityLoss(beta=5.0),
+    "circle": lambda: CircleLoss(gamma=8.0),
+    "contrastive": lambda: ContrastiveLoss(0.5, 1.5),
+}
+# Each computes the whole, or the references are all rows at once.
+AS_A_WHOLE = {
     "arcface": arcface,
     "memory": lambda: CrossBatchMemory(TripletLoss(1.0), 16, 5, dtype=torch.float64),
+    "batch_all": lambda: TripletLoss(1.0, mining="batch_all"),
+    "swap": lambda: TripletLoss(1.0, swap=True, active_fraction=0.5),
 }
+LOSSES = {**IN_PARTS, **AS_A_WHOLE, "semi_hard": lambda: TripletLoss(1.0, negative="semi_hard")}
+RUNS = {**dict.fromkeys(LOSSES, "gathered"), **{f"{name} ring": "ring" for name in IN_PARTS}}
+"""What is trained, by name, and the memory of its references."""
+
+
+def built(run: str) -> EvidentLoss[Any]:
+    return LOSSES[run.removesuffix(" ring")]()
+
+
+# Batches in which much is missing: labels, embeddings, and the policy of the loss.
+DEGENERATE: dict[str, tuple[str, str]] = {
+    "zero": ("one_class", "plain"), "pull": ("one_class", "plain"), "push": ("all_unique", "plain"),
+    "nan": ("paired", "nan"), "inf_invalid": ("paired", "inf_invalid"), "duplicates": ("paired", "duplicates"),
+    "collapsed": ("paired", "collapsed"), "one_process_alone": ("two_at_the_end", "plain"),
+}  # fmt: skip
+
+
+def degenerate(name: str, total: int) -> dict[str, Tensor]:
+    labels, rows = DEGENERATE[name]
+    x = data(7, total)["x"]
+    valid = torch.ones(total, dtype=torch.bool)
+    if rows == "nan":
+        x[total // 2, 1] = torch.nan
+    elif rows == "inf_invalid":
+        x[total // 2, 1], valid[total // 2] = torch.inf, False
+    elif rows in ("duplicates", "collapsed"):
+        x = x[torch.arange(total) // (3 if rows == "duplicates" else total)]
+    places = torch.arange(total)
+    classes = {
+        "one_class": 0 * places, "all_unique": places, "paired": places % 3,
+        "two_at_the_end": torch.where(places < total - 2, 0, 1) + places * (places < total - 2),
+    }[labels]  # fmt: skip
+    return {"x": x, "labels": classes, "valid": valid}
+
+
+DEGENERATE_LOSSES = {
+    "triplet": lambda policy: TripletLoss(1.0, on_empty=policy), "ntxent": lambda policy: NTXentLoss(on_empty=policy)
+}  # fmt: skip
+
+
+def on_degenerate(loss: EvidentLoss[Any], inner: EvidentLoss[Any], name: str, part: slice, total: int) -> Result:
+    rows = {key: value[part] for key, value in degenerate(name, total).items()}
+    x = rows["x"].clone().requires_grad_()
+    value = loss(x, rows["labels"], rows["valid"])
+    value.backward()
+    return {"value": value.item(), "gradient": x.grad, "evidence": inner.evidence.as_dict()}
+
+
+def policy_of(name: str) -> str:
+    return name if name in ("pull", "push") else "zero"
 
 
 def train(net: nn.Module, loss: EvidentLoss[Any], inner: EvidentLoss[Any], part: slice, total: int) -> Result:
@@ -55,7 +135,7 @@ def train(net: nn.Module, loss: EvidentLoss[Any], inner: EvidentLoss[Any], part:
     found: Result = {"values": [], "evidence": []}
     for step in range(3):
         rows = {name: value[part] for name, value in data(step, total).items()}
-        weights = {"sample_weight": rows["weights"]} if isinstance(inner, ArcFaceLoss) else {}
+        weights = {} if isinstance(inner, CrossBatchMemory) else {"sample_weight": rows["weights"]}
         value = loss(net(rows["x"]), rows["labels"], rows["valid"], **weights)
         value.backward()
         found["values"].append(value.item())
@@ -65,8 +145,8 @@ def train(net: nn.Module, loss: EvidentLoss[Any], inner: EvidentLoss[Any], part:
     return found
 
 
-def alone(name: str, total: int) -> Result:
-    loss = LOSSES[name]()
+def alone(run: str, total: int) -> Result:
+    loss = built(run)
     return train(model(), loss, loss, slice(None), total)
 
 
@@ -78,11 +158,27 @@ def work(rank: int, world: int, folder: str) -> None:
     sizes = SIZES[world]
     own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
     found: dict[str, Any] = {}
-    for name, build in LOSSES.items():
+    for run, memory in RUNS.items():
         for most in (None, 9):
-            inner = build()
-            net = DistributedDataParallel(model())
-            found[f"{name}-{most}"] = train(net, DistributedLoss(inner, max_rows=most), inner, own, sum(sizes))
+            inner = built(run)
+            net, loss = DistributedDataParallel(model()), DistributedLoss(inner, max_rows=most, memory=memory)
+            with Calls() as calls:
+                found[f"{run}-{most}"] = train(net, loss, inner, own, sum(sizes))
+            found[f"{run}-{most} pairs"] = [pairs_of(*call) for call in calls if call[0] in ("batch_hard", "pair_sums")]
+    for memory in ("gathered", "ring"):
+        for name in DEGENERATE:
+            for kind, of_policy in DEGENERATE_LOSSES.items():
+                inner = of_policy(policy_of(name))
+                loss = DistributedLoss(inner, memory=memory)
+                found[f"{name}-{kind}-{memory}"] = on_degenerate(loss, inner, name, own, sum(sizes))
+        nobody = torch.zeros(0, D, requires_grad=True)
+        nothing = DistributedLoss(TripletLoss(), memory=memory)(nobody, torch.zeros(0, dtype=torch.int64))
+        nothing.backward()
+        found[f"nothing-{memory}"] = [nothing.item(), list(nobody.grad.shape)]
+        try:
+            DistributedLoss(SupConLoss(on_empty="raise"), memory=memory)(torch.ones(1, D), torch.tensor([rank]))
+        except ValueError as error:
+            found[f"raised-{memory}"] = str(error)
     x = torch.ones(2, D + rank)
     try:
         DistributedLoss(TripletLoss())(x, torch.tensor([0, 1]))
@@ -96,6 +192,11 @@ def work(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+def pairs_of(name: str, args: tuple[Any, ...]) -> tuple[int, int]:
+    """How many anchors and how many references an op was asked for."""
+    return len(args[0]), len(args[0] if args[3] is None else args[3])
+
+
 @pytest.fixture(scope="module", params=[2, 4])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the processes found."""
@@ -105,7 +206,7 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", RUNS)
 def test_values_and_evidence_are_those_of_one_process(ranks: list[dict[str, Any]], name: str) -> None:
     """The loss is not scaled. A model rounds a part of a batch otherwise than the whole, hence the tolerance."""
     want = alone(name, sum(SIZES[len(ranks)]))
@@ -118,7 +219,7 @@ def test_values_and_evidence_are_those_of_one_process(ranks: list[dict[str, Any]
 
 
 @pytest.mark.parametrize("most", [None, 9])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", RUNS)
 def test_the_gradient_after_ddp_is_that_of_one_process(
     ranks: list[dict[str, Any]], name: str, most: int | None
 ) -> None:
@@ -134,14 +235,75 @@ def test_the_gradient_after_ddp_is_that_of_one_process(
             assert torch.allclose(got, expected, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", RUNS)
 def test_padding_is_not_admitted(ranks: list[dict[str, Any]], name: str) -> None:
     want = alone(name, sum(SIZES[len(ranks)]))
     for found in ranks:
         assert found[f"{name}-9"]["values"] == pytest.approx(want["values"], rel=1e-12)
         for got, expected in zip(found[f"{name}-9"]["evidence"], want["evidence"], strict=True):
-            assert got["anchors"] == 9 * len(ranks)
+            whole = name in AS_A_WHOLE
+            assert got["anchors"] == (9 * len(ranks) if whole else expected["anchors"])
             assert {**got, "anchors": 0} == pytest.approx({**expected, "anchors": 0}, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", [run for run in RUNS if run not in AS_A_WHOLE])
+def test_every_process_computes_its_own_anchors_alone(ranks: list[dict[str, Any]], name: str) -> None:
+    """Each once computed the whole matrix. Round the ring no more rows are at hand than one process has."""
+    sizes = SIZES[len(ranks)]
+    for rank, found in enumerate(ranks):
+        pairs = found[f"{name}-None pairs"]
+        assert pairs
+        assert {anchors for anchors, _ in pairs} == {sizes[rank]}
+        most = max(sizes) if RUNS[name] == "ring" else sum(sizes)
+        assert max(references for _, references in pairs) <= most
+
+
+@pytest.mark.parametrize("memory", ["gathered", "ring"])
+@pytest.mark.parametrize("kind", DEGENERATE_LOSSES)
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_degenerate_batches_are_those_of_one_process(
+    ranks: list[dict[str, Any]], name: str, kind: str, memory: str
+) -> None:
+    sizes = SIZES[len(ranks)]
+    loss = DEGENERATE_LOSSES[kind](policy_of(name))
+    want = on_degenerate(loss, loss, name, slice(None), sum(sizes))
+    assert math.isnan(want["value"]) == (name == "nan")
+    for rank, found in enumerate(ranks):
+        got = found[f"{name}-{kind}-{memory}"]
+        assert got["value"] == pytest.approx(want["value"], rel=1e-12, nan_ok=True)
+        assert got["evidence"] == pytest.approx(want["evidence"], rel=1e-9, nan_ok=True)
+        own = want["gradient"][sum(sizes[:rank]) : sum(sizes[: rank + 1])]
+        assert torch.allclose(got["gradient"] / len(ranks), own, rtol=1e-12, atol=1e-14, equal_nan=True)
+
+
+@pytest.mark.parametrize("memory", ["gathered", "ring"])
+def test_no_rows_anywhere(ranks: list[dict[str, Any]], memory: str) -> None:
+    for found in ranks:
+        assert found[f"nothing-{memory}"] == [0.0, [0, D]]
+
+
+@pytest.mark.parametrize("memory", ["gathered", "ring"])
+def test_an_empty_batch_is_said_aloud_by_all(ranks: list[dict[str, Any]], memory: str) -> None:
+    for found in ranks:
+        assert f"of {len(ranks)} anchors {len(ranks)} take part, in {len(ranks)} classes" in found[f"raised-{memory}"]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        arcface(), TripletLoss(mining="batch_all"), TripletLoss(negative="semi_hard"), TripletLoss(swap=True),
+        SupConLoss(reduction="none"), CrossBatchMemory(TripletLoss(), 16, 5),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)  # fmt: skip
+def test_losses_that_need_the_whole_batch_are_refused_a_ring(loss: EvidentLoss[Any]) -> None:
+    with pytest.raises(ValueError, match=r'memory="ring" is for .*; got \w+; use memory="gathered"'):
+        DistributedLoss(loss, memory="ring")
+
+
+def test_the_memory_is_one_of_two() -> None:
+    with pytest.raises(ValueError, match="memory must be one of 'gathered', 'ring'; got 'tree'"):
+        DistributedLoss(TripletLoss(), memory="tree")
 
 
 def test_a_mistake_of_one_process_is_an_error_in_all(ranks: list[dict[str, Any]]) -> None:
@@ -153,7 +315,8 @@ def test_a_mistake_of_one_process_is_an_error_in_all(ranks: list[dict[str, Any]]
 def test_bfloat16_is_transferred(ranks: list[dict[str, Any]]) -> None:
     total = sum(SIZES[len(ranks)])
     want = TripletLoss(1.0)(data(0, total)["x"].bfloat16(), data(0, total)["labels"])
-    assert all(found["bfloat16"] == want.item() for found in ranks)
+    assert all(found["bfloat16"] == pytest.approx(want.item(), rel=1e-6) for found in ranks)
+    assert len({found["bfloat16"] for found in ranks}) == 1
 
 
 def test_without_processes_it_is_the_loss_itself() -> None:

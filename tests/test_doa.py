@@ -20,7 +20,7 @@ from fastmine import array
 from fastmine.cli import main
 from fastmine.health import Monitor
 from fastmine.losses import ArrayPrediction, ArrayTarget, CovarianceLoss, HybridCovarianceLoss
-from fastmine.recipes import doa, overfit, searching, training
+from fastmine.recipes import doa, overfit, processes, searching, training
 from fastmine.recipes.errors import CommandError, InterruptionError, UsageError
 from fastmine.recipes.overfit import Overfit
 from fastmine.recipes.screen import Screen
@@ -390,6 +390,28 @@ def test_a_search_goes_on_where_it_stopped(capsys: pytest.CaptureFixture[str]) -
     with Image.open("found/trials.png") as image:
         assert image.size[0] > 1000
     assert doa.load(f"found/trial-{after['best']['number']:02d}/best.pt")
+
+
+def test_a_search_is_of_one_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "launched", lambda: 2)
+    assert search("--search", 2) == 2
+    assert "start it without torchrun" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("optuna")
+def test_a_search_can_be_tried_dry(capsys: pytest.CaptureFixture[str]) -> None:
+    assert search("--search", 3, "--dry-run") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "a search of cov, cov_pred, orthogonality, count, angle, subspace, peak" in said
+    assert "3 of 3 trials" in said
+    assert not Path("found").exists()
+    assert search("--search", 1) == 0
+    before = Path("found/study.db").read_bytes()
+    assert search("--search", 3, "--resume", "--dry-run") == 0
+    assert "2 of 3 trials" in capsys.readouterr().out
+    assert Path("found/study.db").read_bytes() == before
+    assert search("--search", 3, "--lr", 0.1, "--resume", "--dry-run") == 2
+    assert "had other settings: lr" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("optuna")

@@ -23,22 +23,33 @@ from cases import (
 from compare import assert_choice_agrees, assert_gradients_agree, assert_values_agree
 from fastmine.reference.batch_all import BATCH_ALL_FIELDS
 from fastmine.reference.batch_hard import MINING_FIELDS
+from fastmine.reference.mined_pairs import MINED_FIELDS
 from fastmine.reference.pair_sums import PAIR_FIELDS
 from fastmine.reference.pairwise_distance import distance_matrix
+from fastmine.reference.segmentation_formula import ALL_TERMS
 from fastmine.reference.segmentation_loss import SEGMENTATION_FIELDS, TERMS, segmentation_loss_backward
 from fastmine.reference.segmentation_sums import SUMS_FIELDS
+from fastmine.reference.selective import SELECTIVE_FIELDS
+from fastmine.reference.triplet_adjustments import ADJUSTED_FIELDS
 from fastmine.reference.triplet_loss import TRIPLET_FIELDS
 
 FIELDS = {
     "batch_hard": MINING_FIELDS, "triplet_loss": TRIPLET_FIELDS, "segmentation_loss": SEGMENTATION_FIELDS,
     "pair_sums": PAIR_FIELDS, "supcon_loss": PAIR_FIELDS, "ntxent_loss": PAIR_FIELDS,
     "multi_similarity_loss": PAIR_FIELDS, "circle_loss": PAIR_FIELDS, "contrastive_loss": PAIR_FIELDS,
-    "batch_all": BATCH_ALL_FIELDS, "segmentation_sums": SUMS_FIELDS,
+    "batch_all": BATCH_ALL_FIELDS, "segmentation_sums": SUMS_FIELDS, "segmentation_terms": (*SUMS_FIELDS, *ALL_TERMS),
+    "adjusted_triplet_loss": ADJUSTED_FIELDS, "selectively_contrastive_loss": SELECTIVE_FIELDS,
+    "mined_pairs": MINED_FIELDS,
+    "mined_triplet_loss": (*MINED_FIELDS, "active", "semi_hard", "triplets", "active_triplets"),
 }  # fmt: skip
-RESULT = {"batch_hard": "positive_distance", "pair_sums": "positive_distance", "segmentation_sums": "p"}
+RESULT = {
+    "batch_hard": "positive_distance", "mined_pairs": "positive_distance", "pair_sums": "positive_distance",
+    "segmentation_sums": "p",
+}  # fmt: skip
 MEASURED = (
     *(field for field in TRIPLET_FIELDS if "distance" in field or field in ("norm_squared_sum", "sum_norm_squared")),
-    "target_sum", "prediction_sum", "overlap_sum", "target_min", "target_max", "logit_min", "logit_max", *TERMS,
+    "margin", "target_sum", "prediction_sum", "overlap_sum", "target_min", "target_max", "logit_min", "logit_max",
+    *ALL_TERMS,
 )  # fmt: skip
 """Fields of the evidence that are measured; the others are counts, and exact."""
 
@@ -127,7 +138,7 @@ def assert_outputs_agree(case: Case, wide: Inputs, got: Inputs, want: Inputs) ->
 def assert_evidence_agrees(case: Case, got: Inputs, want: Inputs) -> None:
     result = got[RESULT.get(case.op, "loss")]
     assert got["evidence"].dtype == torch.float64
-    for name, a, b in zip(FIELDS[case.answered_by], got["evidence"], want["evidence"], strict=True):
+    for name, a, b in zip(FIELDS[case.seen_by], got["evidence"], want["evidence"], strict=True):
         if name in MEASURED:
             assert_values_agree(a.to(result.dtype), b, case.family, f"evidence.{name}")
         else:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,73 @@ def test_a_test_of_kernels_is_skipped_in_words_or_fails_where_they_are_required(
     else:
         assert done.returncode == pytest.ExitCode.OK
         assert f"skipped: 2\n      2  {reason}" in done.stdout
+
+
+# --- CUDA, without a GPU: a stub says what the library would ------------------------------------------------------
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Path:
+    """A folder with a library that loads and serves as it is told to when compiled."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler to build a stub with")
+    source = tmp_path / "stub.cpp"
+    source.write_text('extern "C" const char* fastmine_cuda_unserved() { return UNSERVED; }\n')
+    for name, unserved in (("serves", ""), ("old", "the driver is of CUDA 12.4"), ("other", "device 0 has 7.5")):
+        (tmp_path / name).mkdir()
+        out = tmp_path / name / _ops.CUDA_LIBRARY
+        subprocess.run(
+            [compiler, "-shared", "-fPIC", f'-DUNSERVED="{unserved}"', source, "-o", out], check=True
+        )  # fmt: skip
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("folder", "reason"),
+    [
+        ("serves", None),
+        ("old", "the driver is of CUDA 12.4"),
+        ("other", "device 0 has 7.5"),
+        ("nowhere", f"{_ops.CUDA_LIBRARY} is not installed"),
+    ],
+)
+def test_why_the_reference_answers_on_cuda_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, stub: Path, folder: str, reason: str | None
+) -> None:
+    monkeypatch.delenv("FASTMINE_NATIVE", raising=False)
+    monkeypatch.setattr(_ops, "_folders", [str(stub / folder)])
+    monkeypatch.setitem(_ops.reasons, "CUDA", "CUDA has not been used yet")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _ops._start_cuda()
+    assert _ops.reasons["CUDA"] == reason
+    assert len(caught) == (reason is not None)
+    shown = io.StringIO()
+    fastmine.show_config(shown)
+    assert ("reference on CUDA" in shown.getvalue()) == (reason is not None)
+    if reason is not None:
+        assert f"on CUDA, exact but slow: {reason}. " in str(caught[0].message)
+        assert f"reference on CUDA: {reason}" in shown.getvalue()
+
+
+def test_cuda_is_asked_when_it_is_first_used_and_not_at_import(bare: Path) -> None:
+    done = succeeds(
+        """
+        import sys
+        sys.meta_path[:] = [finder for finder in sys.meta_path if "ScikitBuild" not in type(finder).__name__]
+        sys.path[:0] = sys.argv[1:]
+        import torch
+        torch.version.cuda = "13.0"
+        queued = len(torch.cuda._queued_calls)
+        import fastmine
+        from fastmine import _ops
+        print(_ops.reasons["CUDA"])
+        for call, _ in torch.cuda._queued_calls[queued:]:
+            call()
+        print(_ops.reasons["CUDA"])
+        """,
+        str(bare),
+    )
+    assert done.stdout.split("\n")[:2] == ["CUDA has not been used yet", f"{_ops.CUDA_LIBRARY} is not installed"]
+    assert sum("on CUDA, exact but slow" in line for line in warnings_in(done.stderr)) == 1

@@ -22,6 +22,7 @@ from fastmine.losses import (
     FocalLoss,
     IoULoss,
     SegmentationLoss,
+    SelectivelyContrastiveLoss,
     TripletLoss,
     TverskyLoss,
     get_loss_function,
@@ -40,6 +41,10 @@ SAME: dict[str, tuple[nn.Module, Callable[..., Tensor]]] = {
         x, y, valid=v, margin=0.5, metric="cosine", on_empty="push")),
     "TripletLoss soft": (TripletLoss("soft", negative="semi_hard", reduction="none"), lambda x, y, v: F.triplet_loss(
         x, y, valid=v, margin="soft", negative="semi_hard", reduction="none")),
+    "TripletLoss adjusted": (TripletLoss(swap=True, hardness=0.5, active_fraction=0.5), lambda x, y, v: F.triplet_loss(
+        x, y, valid=v, swap=True, hardness=0.5, active_fraction=0.5)),
+    "TripletLoss selective": (SelectivelyContrastiveLoss(0.3, metric="dot"), lambda x, y, v: (
+        F.selectively_contrastive_loss(x, y, valid=v, temperature=0.3, metric="dot"))),
     "DiceLoss": (DiceLoss(smooth=1.0), lambda x, y, v: F.dice_loss(x, y, valid=v, smooth=1.0)),
     "IoULoss": (IoULoss(empty="skip"), lambda x, y, v: F.iou_loss(x, y, valid=v, empty="skip")),
     "TverskyLoss": (TverskyLoss(0.9, 0.1), lambda x, y, v: F.tversky_loss(x, y, valid=v, alpha=0.9, beta=0.1)),

@@ -16,10 +16,12 @@ from cases import DIFFERENTIATED, SMALL, Case, Inputs, gradients, leaves, upstre
 from compare import assert_choice_agrees, assert_values_agree
 
 MINING_OPTIONS = ("metric", "positive", "negative")
+RANKED_OPTIONS = ("positives", "negatives", "window", "group_positives", "seed", "cutoff")
 PAIRS = ("positive_index", "negative_index", "positive_distance", "negative_distance")
 
 
-MANY_OUTPUTS = ("batch_hard", "pair_sums", "segmentation_sums")
+MANY_OUTPUTS = ("batch_hard", "mined_pairs", "pair_sums", "segmentation_sums")
+ELSEWHERE = "segmentation_terms"  # test_segmentation_terms.py has loops for these
 
 
 def tensor(value: Any) -> Tensor:
@@ -47,17 +49,36 @@ def brute_force(case: Case, inputs: Inputs) -> dict[str, Any]:
         return {"loss": oracle.pair_loss(case.op, **lists, **options)}
     if case.answered_by == "batch_all":
         return {"loss": oracle.batch_all(**lists, **{name: x for name, x in options.items() if name != "mining"})}
+    if case.op == "mined_pairs":
+        pairs = oracle.mined_pairs(**lists, **options)
+        return {name: [pair[name] for pair in pairs] for name in PAIRS}
     options.pop("mining", None)
     weight = {"sample_weight": lists.pop("sample_weight")} if "sample_weight" in lists else {}
     mining = {name: options.pop(name) for name in MINING_OPTIONS if name in options}
+    if case.op == "selectively_contrastive_loss":
+        mining = {"metric": "cosine", "positive": "easiest", **mining}
+        return {"loss": oracle.selectively_contrastive(
+            oracle.batch_hard(**lists, **mining), metric=mining["metric"], **weight, **options
+        )}  # fmt: skip
+    metric = mining.get("metric", "euclidean")
+    if case.op == "mined_triplet_loss":
+        ranked = {name: options.pop(name) for name in RANKED_OPTIONS if name in options}
+        pairs = oracle.mined_pairs(**lists, **mining, **ranked)
+        return {"loss": oracle.mined_triplet_loss(pairs, metric=metric, **weight, **options)}
     pairs = oracle.batch_hard(**lists, **mining)
     if case.op == "triplet_loss":
-        return {"loss": oracle.triplet_loss(pairs, metric=mining.get("metric", "euclidean"), **weight, **options)}
+        if options.pop("swap", False):
+            pairs = oracle.swap(pairs, lists.get("ref_embeddings", lists["embeddings"]), metric)
+        pairs = oracle.harden(pairs, options.pop("hardness", 0.0), metric)
+        return {"loss": oracle.triplet_loss(pairs, metric=metric, **weight, **options)}
     return {name: [pair[name] for pair in pairs] for name in PAIRS}
 
 
+OF_ONE_VALUE = [case for case in SMALL if case.op not in MANY_OUTPUTS and case.answered_by != ELSEWHERE]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("case", [case for case in SMALL if case.op not in MANY_OUTPUTS], ids=str)
+@pytest.mark.parametrize("case", OF_ONE_VALUE, ids=str)
 def test_values_are_those_of_the_loops(case: Case, dtype: torch.dtype) -> None:
     inputs = case.inputs(dtype)
     ((name, want),) = brute_force(case, inputs).items()
@@ -89,7 +110,26 @@ def test_mined_pairs_are_those_of_the_loops(case: Case, dtype: torch.dtype) -> N
     assert torch.equal(got["valid"], got["has_positive"] & got["has_negative"])
 
 
-ORACLE_GRADIENTS = [case for case in DIFFERENTIATED if case.size <= 40 and case.op != "pair_sums"]
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", [case for case in SMALL if case.op == "mined_pairs"], ids=str)
+def test_ranked_pairs_are_those_of_the_loops(case: Case, dtype: torch.dtype) -> None:
+    inputs = case.inputs(dtype)
+    got, want = case(inputs), brute_force(case, inputs)
+    others = inputs["ref_embeddings"].tolist() if "ref_embeddings" in inputs else None
+    table = tensor(oracle.pairwise_distance(inputs["embeddings"].tolist(), others, case.options["metric"]))
+    for side in ("positive", "negative"):
+        shape = got[f"{side}_index"].shape
+        exists = torch.tensor([[j is not None for j in row] for row in want[f"{side}_index"]]).view(shape).bool()
+        assert_values_agree(got[f"has_{side}"], exists, "exact", f"has_{side}")
+        index = tensor(want[f"{side}_index"]).view(shape).long()
+        assert_choice_agrees(got[f"{side}_index"], index, table, exists, side)
+        assert_values_agree(got[f"{side}_distance"], tensor(want[f"{side}_distance"]).view(shape), case.family, side)
+    assert torch.equal(got["valid"], got["has_positive"].any(dim=1) & got["has_negative"].any(dim=1))
+
+
+ORACLE_GRADIENTS = [
+    case for case in DIFFERENTIATED if case.size <= 40 and case.op != "pair_sums" and case.answered_by != ELSEWHERE
+]
 
 
 @pytest.mark.parametrize("case", ORACLE_GRADIENTS, ids=str)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,9 +21,12 @@ import torch
 from PIL import Image
 
 from fastmine.cli import main
-from fastmine.recipes import checkpoint, doa, embeddings, folders, segmentation, training
+from fastmine.data import PKBatchSampler
+from fastmine.losses import TripletLoss
+from fastmine.recipes import checkpoint, doa, embeddings, folders, named, segmentation, textures, training
 from fastmine.recipes.errors import CommandError, UsageError
 from fastmine.recipes.screen import Screen
+from support import python
 
 SMALL = {
     "embeddings": ["--samples-per-class", "4", "--batch-size", "40"],
@@ -46,6 +50,7 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Train:
     """``fastmine train NAME`` with small options, and without pictures: they take longer than training does here."""
     for system in (embeddings.Embeddings, segmentation.Segmentation, doa.Doa):
         monkeypatch.setattr(system, "pictures", lambda *_: [])
+        monkeypatch.setattr(system, "show", lambda *_: None)
     return lambda name, *options: main(["train", name, *SMALL[name], *map(str, options)])
 
 
@@ -171,6 +176,170 @@ def test_every_loss_trains(name: str, train: Train) -> None:
     assert math.isfinite(report("run")["last"]["loss"])
 
 
+def test_the_terms_of_the_combined_loss_can_be_weighted(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("segmentation", "--epochs", 1, "--weights", "bce=0.5,tversky=2", "--out", "run") == 0
+    last = report("run")["last"]
+    assert last["loss"] == pytest.approx(0.5 * last["bce"] + 2 * last["tversky"], rel=1e-5)
+    capsys.readouterr()
+    assert train("segmentation", "--weights", "bce=1,cat=2") == 2
+    assert "--weights: each of terms must be one of 'bce'" in capsys.readouterr().err
+    assert train("segmentation", "--weights", "bce=1", "--loss", "dice") == 2
+    assert "--weights are of the combined loss, and --loss is dice" in capsys.readouterr().err
+
+
+def test_use_combined_loss_is_loss_combined(train: Train) -> None:
+    assert train("embeddings", "--use-combined-loss", "--epochs", 1, "--out", "run") == 0
+    assert report("run")["settings"]["loss"] == "combined"
+    assert set(report("run")["components"]) == {"triplet", "arcface"}
+
+
+# --- the user's network -----------------------------------------------------------------------------------------------
+
+OWN = """
+    from torch import nn
+
+    class Vectors(nn.Module):
+        def __init__(self, channels, dim):
+            super().__init__()
+            start = nn.Conv2d(channels, 8, 3, stride=2)
+            self.body = nn.Sequential(start, nn.ReLU(), nn.Flatten(), nn.LazyLinear(dim + 1))
+
+        def forward(self, images):
+            assert images.min() >= -1 and images.max() <= 1
+            return self.body(images)
+
+    def logits(channels, classes):
+        return nn.Conv2d(channels, classes, 3, padding=1)
+
+    ready = nn.Conv2d(1, 1, 5, padding=2)
+    frozen = nn.Conv2d(1, 1, 5, padding=2).requires_grad_(False)
+
+    def shrunk(channels):
+        return nn.Conv2d(channels, 1, 3)
+
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = ready
+
+        def forward(self, images):
+            return self.body(images), images
+
+    def needs_more(channels, depth):
+        return None
+
+    def makes_nothing():
+        return None
+"""
+
+
+@pytest.fixture
+def _own_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("own_models.py").write_text(textwrap.dedent(OWN))
+    monkeypatch.delitem(sys.modules, "own_models", raising=False)
+
+
+@pytest.mark.usefixtures("_own_models")
+def test_an_embedding_network_of_ones_own(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model", "own_models:Vectors", "--embedding-dim", 6, "--use-combined-loss", "--epochs"]
+    assert train("embeddings", *options, 2, "--out", "run") == 0
+    assert "model: own_models:Vectors with" in capsys.readouterr().out
+    first, last = report("run")["history"]
+    assert last["loss"] < first["loss"]
+    assert train("embeddings", *options, 1, "--out", "embeddings-parts") == 0
+    assert main(["train", "embeddings", "--resume", "embeddings-parts", "--epochs", "2"]) == 0
+    assert report("embeddings-parts")["last"]["loss"] == last["loss"]
+    made = embeddings.load("run/best.pt")(torch.full((2, 1, 8, 8), 255, dtype=torch.uint8))
+    assert made.shape == (2, 7)
+    assert torch.allclose(made.norm(dim=1), torch.ones(2))
+
+
+@pytest.mark.usefixtures("_own_models")
+@pytest.mark.parametrize("name", ["logits", "ready"])
+def test_a_segmentation_network_of_ones_own(name: str, train: Train) -> None:
+    assert train("segmentation", "--model", f"own_models:{name}", "--epochs", 2, "--out", "run") == 0
+    first, last = report("run")["history"]
+    assert last["loss"] < first["loss"]
+    assert segmentation.load("run/last.pt")(torch.zeros(2, 1, 16, 16)).shape == (2, 1, 16, 16)
+
+
+@pytest.mark.usefixtures("_own_models")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("shrunk", "must make logits [2, 1, 64, 64] of images [2, 1, 64, 64]; it made [2, 1, 62, 62]"),
+        ("Vectors", "one of some of channels, classes (missing a required argument: 'dim')"),
+        ("Pair", "of images [2, 1, 64, 64] in -1 .. 1; it made a tuple"),
+        ("frozen", "has no weight that is trained"),
+        ("needs_more", "missing a required argument: 'depth'"),
+        ("makes_nothing", "must make an nn.Module; it made a NoneType"),
+        ("absent", "own_models:absent cannot be loaded"),
+        ("OWN.nothing", "cannot be loaded"),
+    ],
+)
+def test_a_network_that_does_not_fit_says_how_it_should(
+    name: str, words: str, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("segmentation", "--model", f"own_models:{name}", "--out", "run") == 2
+    assert words in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+@pytest.mark.usefixtures("_own_models")
+def test_a_network_whose_images_do_not_fit_says_what_it_raised(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_images(Path("photos/a"), 8)
+    draw_images(Path("photos/b"), 8, seed=1)
+    assert train("embeddings", "--data", "photos", "--model", "own_models:ready", "--batch-size", 8) == 2
+    words = "must make embeddings [2, D] of images [2, 3, 32, 32] in -1 .. 1; it raised RuntimeError"
+    assert words in capsys.readouterr().err
+    assert train("embeddings", "--model", "own_models:ready") == 2
+    assert "embeddings [2, D] of 2 images; it made [2, 1, 8, 8]" in capsys.readouterr().err
+
+
+# --- what is seen meanwhile -------------------------------------------------------------------------------------------
+
+
+def test_the_progress_bar_has_predicted_and_target_area(
+    train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = []
+    monkeypatch.setattr(Screen, "progress", lambda _, text, done, total: described.append(text))
+    assert train("segmentation", "--epochs", 1, "--samples", 64, "--out", "run") == 0
+    assert described[0] == "epoch 1"  # nothing was read yet
+    last = report("run")["last"]
+    area = re.search(r"p\.area (\S+)%  t\.area (\S+)%$", described[-1])
+    assert area is not None
+    assert float(area[1]) / 100 == pytest.approx(last["predicted_share"], abs=0.3)
+    assert float(area[2]) / 100 == pytest.approx(last["target_share"], abs=0.3)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_picture_every_few_epochs(name: str, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[int, str]] = []
+    kind = getattr(sys.modules[f"fastmine.recipes.{name}"], name.capitalize())
+    monkeypatch.setattr(kind, "show", lambda self, model, epochs, path: drawn.append((epochs, path.name)))
+    assert train(name, "--epochs", 5, "--pictures-every", 2, "--out", "run") == 0
+    assert drawn == [(2, f"{kind.shown}-002.png"), (4, f"{kind.shown}-004.png")]
+
+
+def test_tensorboard_shows_steps_and_epochs_and_no_step_twice(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with monkeypatch.context() as patch:
+        interrupt_at(6, segmentation.Segmentation, patch)  # 4 an epoch
+        assert train("segmentation", "--epochs", 2, "--tensorboard", "--out", "run") == 130
+    assert main(["train", "segmentation", "--resume", "run"]) == 0
+    assert "tensorboard --logdir run" in capsys.readouterr().out
+    found = events.EventAccumulator("run").Reload()
+    assert [event.step for event in found.Scalars("step/loss")] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [event.step for event in found.Scalars("epoch/f1")] == [4, 8]
+    f1 = [row["f1"] for row in report("run")["history"]]
+    assert [event.value for event in found.Scalars("epoch/f1")] == pytest.approx(f1)
+
+
 @pytest.mark.parametrize("margin", ["soft", "leaky", "0.5"])
 def test_every_margin_trains(margin: str, train: Train) -> None:
     assert train("embeddings", "--epochs", 1, "--margin", margin, "--out", "run") == 0
@@ -226,16 +395,60 @@ def test_one_epoch_and_two_more_equal_three(name: str, train: Train) -> None:
         assert_same_bits(saved(f"{name}-straight/{file}"), saved(f"{name}-parts/{file}"))
 
 
+def dry_run(capsys: pytest.CaptureFixture[str], *options: Any, code: int = 0) -> str:
+    """What a dry run says; whatever it is of, it leaves every file as it was and makes no folder."""
+
+    def everything() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() if path.is_file() else b"" for path in Path().rglob("*")}
+
+    before = everything()
+    capsys.readouterr()
+    assert main(["train", *map(str, options), "--dry-run"]) == code
+    assert everything() == before
+    return " ".join("".join(capsys.readouterr()).split())
+
+
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_a_dry_run_tries_two_steps_and_writes_nothing(
-    name: str, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train(name, "--epochs", 3, "--dry-run") == 0
-    said = " ".join(capsys.readouterr().out.split())
+def test_a_dry_run_tries_two_steps_and_writes_nothing(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = dry_run(capsys, name, *SMALL[name], "--epochs", 3)
     assert "dry run: loss" in said
-    assert "3 epochs of" in said
-    assert "Nothing was written" in said
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert "steps to epoch 3" in said
+    assert "No run was begun" in said
+
+
+def test_a_dry_run_goes_on_from_a_checkpoint_as_the_run_would(
+    train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(3, segmentation.Segmentation, patch)
+        assert train("segmentation", "--epochs", 2, "--out", "run") == 130
+    said = dry_run(capsys, "segmentation", "--resume", "run")
+    assert "; 5 steps to epoch 2" in said  # 4 an epoch, of which 3 are done
+    torch.manual_seed(0)
+    assert main(["train", "segmentation", "--resume", "run"]) == 0
+    assert "all 2 epochs are done; --epochs 3 would go on" in dry_run(capsys, "segmentation", "--resume", "run")
+
+
+def test_a_dry_run_is_refused_what_the_run_would_be(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        draw_images(Path(f"photos/{number}"), 6, seed=number)
+    assert train("embeddings", "--data", "photos", "--epochs", 1, "--batch-size", 12, "--out", "run") == 0
+    assert "exists and is not empty" in dry_run(capsys, "embeddings", "--out", "run", code=2)
+    assert "--lr was 0.001" in dry_run(capsys, "embeddings", "--resume", "run", "--lr", 0.1, code=2)
+    best = dry_run(capsys, "embeddings", "--resume", "run/best.pt", code=2)
+    assert "would overwrite the later last.pt" in best
+    draw_images(Path("photos/2"), 7)
+    main(["train", "embeddings", "--resume", "run"])  # fills the cache of decoded images, which a dry run may too
+    assert "the data is not that of the run to resume" in dry_run(capsys, "embeddings", "--resume", "run", code=2)
+
+
+def test_a_dry_run_of_one_batch_counts_one_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = segmentation.UNet.forward
+    monkeypatch.setattr(segmentation.UNet, "forward", lambda *given: forward(*given) * math.nan)
+    said = dry_run(capsys, "segmentation", "--samples", 8, "--batch-size", 8, code=1)
+    assert "in step 1 of 1 the loss is nan" in said
 
 
 def test_there_is_no_complex_bfloat16(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
@@ -416,19 +629,60 @@ def test_going_on_from_the_best_needs_a_folder_of_its_own(run: Path, capsys: pyt
     assert (report("branch")["epochs"], report("run")["epochs"]) == (2, 1)
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_in_place(
-    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, a disk without room")
+def test_a_full_disk_leaves_the_last_checkpoint_in_place(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-
-    def fail(_: object, file: BinaryIO) -> None:
-        file.write(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", fail)
+    (run / ".last.pt.partial").symlink_to("/dev/full")
+    capsys.readouterr()
     assert main(["train", "embeddings", "--resume", "run", "--epochs", "2"]) == 1
-    assert "No space left on device; what was there before is untouched" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    said = capsys.readouterr().err
+    assert "cannot write run/last.pt" in said
+    assert "what was there before is untouched" in said
+    after = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert {name: after[name] for name in ("last.pt", "report.json")} == {
+        name: before[name] for name in ("last.pt", "report.json")
+    }
+    assert main(["train", "embeddings", "--resume", "run", "--epochs", "2"]) == 0  # there is room again
+    assert len(report("run")["history"]) == 2
+
+
+DIES = """
+    import io, os, signal, sys, torch
+    from fastmine.cli import main
+
+    save, calls = torch.save, [0]
+
+    def save_half(contents, file):
+        calls[0] += 1
+        if calls[0] < int(sys.argv[1]):
+            return save(contents, file)
+        whole = io.BytesIO()
+        save(contents, whole)
+        file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = save_half
+    main(sys.argv[2:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["embeddings", "segmentation"])
+def test_killed_in_the_middle_of_a_checkpoint_it_goes_on_to_the_same_bits(name: str, train: Train) -> None:
+    """kill -9 while half of the second epoch's checkpoint is on the disk."""
+    options = [*SMALL[name], "--epochs", "3", "--out", f"{name}-parts"]
+    writes = 3  # of a checkpoint: two in the first epoch, which is the best so far
+    killed = python(DIES, str(writes), "train", name, *options, OMP_NUM_THREADS="1")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    partial = list(Path(f"{name}-parts").glob(".*.partial"))
+    assert len(partial) == 1
+    assert saved(f"{name}-parts/last.pt")["progress"]["epochs"] == 1
+    assert main(["train", name, "--resume", f"{name}-parts"]) == 0
+    assert not partial[0].exists()
+    assert train(name, "--epochs", 3, "--out", f"{name}-straight") == 0
+    for file in ("last.pt", "best.pt"):
+        assert_same_bits(saved(f"{name}-straight/{file}"), saved(f"{name}-parts/{file}"))
 
 
 def test_a_checkpoint_is_whole_or_absent_when_the_process_dies(tmp_path: Path) -> None:
@@ -635,8 +889,7 @@ def decoded(image: Image.Image, tmp_path: Path, name: str = "0.png") -> folders.
     for part in ("images", "masks"):
         (tmp_path / part).mkdir(exist_ok=True)
         image.save(tmp_path / part / name)
-    paths = folders.image_and_mask_files(tmp_path)
-    return folders.read_pairs(list(paths[0].values()), list(paths[1].values()), 16, Screen())
+    return folders.read_pairs(folders.FolderPairs(*folders.image_and_mask_files(tmp_path)), 16, Screen())
 
 
 LEVELS = np.where(np.arange(256).reshape(16, 16) % 16 < 8, 0, 200)
@@ -673,14 +926,164 @@ def test_a_cache_that_cannot_be_used_is_said_or_made_again(
     expected = decoded(image, tmp_path).masks
     (cached,) = (tmp_path / "cache" / "fastmine").iterdir()
     cut(cached)
-    paths = folders.image_and_mask_files(tmp_path)
-    again = folders.read_pairs(list(paths[0].values()), list(paths[1].values()), 16, Screen())
+    again = folders.read_pairs(folders.FolderPairs(*folders.image_and_mask_files(tmp_path)), 16, Screen())
     assert torch.equal(again.masks, expected)
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where a folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
     assert torch.equal(decoded(image, tmp_path).masks, expected)
     assert "not kept for the next run" in capsys.readouterr().out
+
+
+def draw_scans(count: int = 10, white: int = 255) -> None:
+    """Images with a bright rectangle, and its mask."""
+    random = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        Path("scans", part).mkdir(parents=True)
+    for number in range(count):
+        mask = np.zeros((20, 24), dtype=np.uint8)
+        mask[4 : 8 + number % 8, 6:18] = white
+        image = (mask // 2 + random.integers(0, 60, mask.shape)).astype(np.uint8)
+        Image.fromarray(image).save(f"scans/images/{number}.png")
+        Image.fromarray(mask).save(f"scans/masks/{number}.png")
+
+
+SCANS = ("--image-size", 16, "--batch-size", 4, "--epochs", 1, "--annotated", 1)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "dictionary", "path", "numbers", "csv"])
+def test_a_table_is_learned_from_like_a_folder(kind: str, train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half of the rows are flagged as not annotated, and hold a mask of zeros as such tables do."""
+    draw_scans()
+    cells = {
+        "bytes": Path.read_bytes,
+        "dictionary": lambda path: {"bytes": path.read_bytes(), "path": path.name},
+        "path": str,
+        "numbers": lambda path: np.asarray(Image.open(path)).tolist(),
+        "csv": str,
+    }[kind]
+    Image.new("L", (24, 20)).save("zeros.png")
+    rows = [
+        {
+            "has_segmentation": number % 2 == 0,
+            "image": cells(Path(f"scans/images/{number}.png")),
+            "mask": cells(Path("zeros.png" if number % 2 else f"scans/masks/{number}.png")),
+        }
+        for number in range(10)
+    ]
+    if kind == "csv":
+        lines = [",".join(rows[0]), *(",".join(str(cell) for cell in row.values()) for row in rows)]
+        Path("table.csv").write_text("\n".join(lines))
+        file = "table.csv"
+    else:
+        parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+        parquet.write_table(pyarrow.Table.from_pylist(rows), "table.parquet")
+        file = "table.parquet"
+    assert train("segmentation", "--data", file, "--column", "has_segmentation", *SCANS, "--out", "table") == 0
+    text = capsys.readouterr().out
+    assert f"10 images from {file}, resized to 16 x 16" in text
+    assert "9 to learn from, 1 held out" in text
+    assert "annotated: 4 of 9 training images, 0 of them as empty" in text
+    for number in range(1, 10, 2):
+        Path(f"scans/masks/{number}.png").unlink()
+    options = ("--data", "scans", "--missing-masks", "unannotated", *SCANS)
+    assert train("segmentation", *options, "--out", "folder") == 0
+    assert report("table")["last"]["loss"] == report("folder")["last"]["loss"]
+
+
+def test_the_cache_knows_which_columns_were_read(train: Train) -> None:
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    draw_scans()
+    images = [Path(f"scans/images/{number}.png").read_bytes() for number in range(10)]
+    masks = [Path(f"scans/masks/{number}.png").read_bytes() for number in range(10)]
+    table = {"image": images, "mask": masks, "first": [masks[0]] * 10}
+    parquet.write_table(pyarrow.table(table), "table.parquet")
+    for column in ("mask", "first"):
+        assert train("segmentation", "--data", "table.parquet", "--mask-column", column, *SCANS, "--out", column) == 0
+    assert report("first")["last"]["target_share"] < report("mask")["last"]["target_share"]
+
+
+def test_a_cell_that_is_no_image_is_refused_or_named(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    square = [[0, 200], [300, 0]]
+    table = {"image": [square] * 4, "mask": [square] * 4, "ragged": [[[0, 1], [1]]] * 4}
+    parquet.write_table(pyarrow.table(table), "table.parquet")
+    assert train("segmentation", "--data", "table.parquet", *SCANS) == 2
+    assert "4 files are no readable images" in capsys.readouterr().err  # 300 would wrap around
+    assert train("segmentation", "--data", "table.parquet", "--mask-column", "ragged", *SCANS) == 2
+    assert "nor a rectangle of numbers" in capsys.readouterr().err
+
+
+def test_a_table_says_what_it_lacks(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    draw_scans(4)
+    rows = [f"scans/images/{n}.png,{'' if n == 3 else f'scans/masks/{n}.png'},{int(n < 3)}" for n in range(4)]
+    Path("table.csv").write_text("\n".join(["image,mask,drawn", *rows]))
+    assert train("segmentation", "--data", "table.csv", *SCANS) == 2
+    assert "1 samples of table.csv should have a mask and have none: scans/images/3.png" in capsys.readouterr().err
+    for option in (("--column", "drawn"), ("--missing-masks", "unannotated")):
+        assert train("segmentation", "--data", "table.csv", *SCANS, *option) == 0
+    cut(Path("scans/masks/1.png"))  # its time and size have changed: the cache is not asked
+    assert train("segmentation", "--data", "table.csv", "--column", "drawn", *SCANS) == 0
+    assert "left out: scans/masks/1.png" in " ".join(capsys.readouterr().out.split())
+    assert train("segmentation", "--data", "table.csv", "--column", "cat") == 2
+    assert "no column cat to hold the flags; name one of image, mask, drawn" in capsys.readouterr().err
+    Path("other.csv").write_text("a,b\n1,2\n")
+    assert train("segmentation", "--data", "other.csv") == 2
+    assert "does not say which column is --image-column; name one of a, b" in capsys.readouterr().err
+    assert train("segmentation", "--data", "absent.csv") == 2
+    assert "--data absent.csv does not exist" in capsys.readouterr().err
+    assert train("segmentation", "--data", "scans", "--column", "drawn") == 2
+    assert "columns are of .parquet and .csv tables; scans is none" in capsys.readouterr().err
+
+
+def test_a_folder_of_masks_that_are_all_zero_is_refused(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    draw_scans(white=0)
+    assert main(["doctor", "masks", "scans"]) == 1
+    capsys.readouterr()
+    assert train("segmentation", "--data", "scans", *SCANS, "--out", "run") == 2
+    assert "all 10 masks of scans are empty, so there is no object to learn" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+def test_the_data_of_the_post_mortem(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    """39 images, 31 of them of a class of their own: shuffled batches of 16 are refused, PK batches train."""
+    for label in range(35):
+        draw_images(Path(f"photos/{label:02d}"), 1 if label < 31 else 2, seed=label)
+    assert main(["doctor", "labels", "photos", "--batch-size", "16"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "hopeless" in said
+    assert "PKBatchSampler(labels, P=4, K=2)" in said
+    assert train("embeddings", "--data", "photos", "--batch-size", 16) == 2
+    assert "every class needs at least 2 readable images to make a pair; too few in 00 (1)" in capsys.readouterr().err
+    photos = embeddings.folders.class_folders(Path("photos"))
+    labels = [label for label, files in photos.items() for _ in files]
+    paths = [path for files in photos.values() for path in files]
+    images = embeddings.folders.read_images(paths, 16, Screen()).images
+    model, criterion = embeddings.EmbeddingNet(3, 16, 8), TripletLoss()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    sampler, found = PKBatchSampler(labels, P=4, K=2), []
+    classes = torch.tensor([int(label) for label in labels])
+    for epoch in range(40):
+        sampler.epoch = epoch
+        for rows in sampler:
+            loss = criterion(model(images[rows]), classes[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append((criterion.evidence.valid, loss.item()))
+    assert {valid for valid, _ in found} == {8}
+    assert found[-1][1] < 0.5 * found[0][1]
+
+
+@pytest.mark.parametrize("loss", ["triplet", "combined"])
+def test_classes_that_are_only_judged_have_no_part_in_training(loss: str, train: Train) -> None:
+    for number in range(5):
+        draw_images(Path(f"photos/{number}"), 8, seed=number)
+    options = ["--data", "photos", "--image-size", 16, "--batch-size", 12, "--loss", loss, "--unseen-classes", 2]
+    assert train("embeddings", *options, "--epochs", 2, "--out", "run") == 0
+    found = report("run")
+    assert "of classes never trained on" in " ".join(found["data"])
+    assert 0 <= found["last"]["unseen_recall"] <= 1
 
 
 def test_a_class_of_few_images_is_trained_on_and_not_judged() -> None:
@@ -707,6 +1110,16 @@ def test_scores_by_hand() -> None:
     assert math.isnan(segmentation.scores(torch.zeros(3))["f1"])
 
 
+def test_the_predicted_area_is_judged_beside_the_annotated_one() -> None:
+    system = segmentation.Segmentation(segmentation.SegmentationSettings(samples=8), Screen())
+    everything, nothing = (
+        system.judge(torch.nn.Sequential(named.Centred(), torch.nn.Hardtanh(low, low + 1))) for low in (5.0, -5.0)
+    )
+    assert (everything["held_out_share"], nothing["held_out_share"]) == (1, 0)
+    assert everything["precision"] == pytest.approx(system.baselines["annotated area"])
+    assert (everything["recall"], nothing["recall"]) == (1, 0)
+
+
 def test_half_of_every_batch_is_annotated() -> None:
     annotated = torch.zeros(100, dtype=torch.bool)
     annotated[:7] = True
@@ -725,11 +1138,11 @@ def test_withheld_masks_are_zero_and_marked() -> None:
 
 
 def test_composed_textures_are_a_function_of_seed_and_number() -> None:
-    few, more = segmentation.compose(3, 0, held_out=False), segmentation.compose(5, 0, held_out=False)
+    few, more = textures.compose(3, 0, held_out=False), textures.compose(5, 0, held_out=False)
     assert torch.equal(few.images, more.images[:3])
     assert torch.equal(few.masks, more.masks[:3])
-    assert not torch.equal(few.images, segmentation.compose(3, 0, held_out=True).images)
-    assert not torch.equal(few.images, segmentation.compose(3, 1, held_out=False).images)
+    assert not torch.equal(few.images, textures.compose(3, 0, held_out=True).images)
+    assert not torch.equal(few.images, textures.compose(3, 1, held_out=False).images)
 
 
 def test_the_average_starts_at_the_model_and_follows_it() -> None:

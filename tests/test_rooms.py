@@ -16,6 +16,7 @@ import pytest
 import fastmine
 from fastmine import _ops, array, functional, losses, reference
 from fastmine.reference.batch_hard import MINING_FIELDS
+from fastmine.reference.mined_pairs import MINED_FIELDS
 from fastmine.reference.pair_sums import PAIR_FIELDS
 from fastmine.reference.segmentation_loss import SEGMENTATION_FIELDS
 from fastmine.reference.triplet_loss import TRIPLET_FIELDS
@@ -36,7 +37,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "numpy.py": ({"_native", "functional", "reference"}, {"numpy"}),
     "health": ({"", "health", "_evidence", "_version", "losses", "functional", "reference"}, {"torch", "numpy"}),
     "data": ({"data"}, {"torch", "numpy"}),
-    "distributed.py": ({"losses", "_check", "_evidence"}, {"torch"}),
+    "distributed": ({"distributed", "losses", "functional", "_ops", "_check", "_evidence", "reference"}, {"torch"}),
 }
 PROGRAMS = ("recipes", "bench", "cli.py", "compat")
 
@@ -169,12 +170,14 @@ def test_one_noun_in_every_room(name: str) -> None:
 
 FUNCTIONS = (
     "pairwise_distance", "batch_hard", "triplet_loss", "segmentation_loss", "dice_loss", "focal_loss", "bce_loss",
-    "iou_loss", "tversky_loss", "pair_sums", "supcon_loss", "ntxent_loss", "multi_similarity_loss", "circle_loss",
-    "contrastive_loss", "arcface_loss", "cosface_loss", "proxy_anchor_loss", "retrieval",
+    "iou_loss", "tversky_loss", "mined_pairs", "mined_triplet_loss", "pair_sums", "supcon_loss", "ntxent_loss",
+    "multi_similarity_loss", "circle_loss", "contrastive_loss", "arcface_loss", "cosface_loss", "proxy_anchor_loss",
+    "selectively_contrastive_loss", "retrieval",
 )  # fmt: skip
 LOSSES = (
-    "TripletLoss", "DiceLoss", "FocalLoss", "BCELoss", "IoULoss", "TverskyLoss", "CombinedSegmentationLoss",
-    "CompositeLoss", "SupConLoss", "NTXentLoss", "MultiSimilarityLoss", "CircleLoss", "ContrastiveLoss",
+    "TripletLoss", "MinedTripletLoss", "SelectivelyContrastiveLoss", "DiceLoss", "FocalLoss", "BCELoss", "IoULoss",
+    "TverskyLoss", "CombinedSegmentationLoss", "CompositeLoss", "SupConLoss", "NTXentLoss", "MultiSimilarityLoss",
+    "CircleLoss", "ContrastiveLoss",
     "HybridCovarianceLoss", "ArcFaceLoss", "CosFaceLoss", "ProxyAnchorLoss", "CrossBatchMemory", "get_loss_function",
 )  # fmt: skip
 
@@ -197,7 +200,10 @@ def test_every_public_name_is_there_and_described(module: ModuleType) -> None:
         assert described, f"{module.__name__}.{name} has no docstring"
 
 
-FIELDS = {"Mining": MINING_FIELDS, "Segmentation": SEGMENTATION_FIELDS, "PairExtra": PAIR_FIELDS[len(MINING_FIELDS) :]}
+FIELDS = {
+    "Mining": MINING_FIELDS, "Segmentation": SEGMENTATION_FIELDS, "PairExtra": PAIR_FIELDS[len(MINING_FIELDS) :],
+    "MinedExtra": MINED_FIELDS[len(MINING_FIELDS) :],
+}  # fmt: skip
 
 
 def test_evidence_fits_and_names_each_place_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,11 @@ def mined(n: int, m: int, metric: str) -> tuple[Inputs, Callable[[Inputs], Input
         inputs |= {f"ref_{name}": x for name, x in embeddings(m, 48).items()}
     inputs["valid"] = torch.rand(n) < 0.9
     return inputs, lambda given: F.batch_hard(**given, metric=metric)._asdict()
+
+
+def ranked(n: int, m: int, **options: Any) -> tuple[Inputs, Callable[[Inputs], Inputs]]:
+    inputs, _ = mined(n, m, "cosine")
+    return inputs, lambda given: F.mined_pairs(**given, metric="cosine", positives=2, seed=1, **options)._asdict()
 
 
 def triplet(n: int, margin: float | str) -> tuple[Inputs, Callable[[Inputs], Inputs]]:
@@ -64,6 +70,8 @@ WORK: dict[str, Callable[[], tuple[Inputs, Callable[[Inputs], Inputs]]]] = {
     "pairwise to others": lambda: pairwise(True, "cosine"),
     "batch_hard": lambda: mined(700, 0, "euclidean"),
     "batch_hard to references": lambda: mined(300, 517, "dot"),
+    "mined_pairs": lambda: ranked(700, 0, negative="distance_weighted", window=0.3),
+    "mined_pairs to references": lambda: ranked(300, 517, positive="random", negatives=(1, 6)),
     "triplet_loss": lambda: triplet(650, 0.2),
     "triplet_loss soft": lambda: triplet(129, "soft"),
     "supcon_loss": lambda: paired("supcon_loss", 611, 0),

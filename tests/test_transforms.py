@@ -40,6 +40,10 @@ EMBEDDED: dict[str, Function] = {
         f"triplet-batch_all-{m}": lambda x, m=m: F.triplet_loss(x, LABELS, metric=m, mining="batch_all", margin=2.0)
         for m in METRICS
     },
+    "triplet-swap": lambda x: F.triplet_loss(x, LABELS, margin=5.0, swap=True),
+    "triplet-hardness": lambda x: F.triplet_loss(x, LABELS, margin="soft", hardness=0.5),
+    "triplet-active_fraction": lambda x: F.triplet_loss(x, LABELS, margin=0.0, active_fraction=0.8),
+    "selective": lambda x: F.selectively_contrastive_loss(x, LABELS, positive="hardest"),
     "triplet-push": lambda x: F.triplet_loss(x, torch.arange(6), on_empty="push"),
 }
 ALL_TERMS = {"dice": 1.0, "iou": 1.0, "tversky": 1.0, "focal": 1.0}

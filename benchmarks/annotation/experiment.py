@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fastmine.recipes.segmentation import UNet, confusion, flip, scores
+from fastmine.recipes.system import random_for
 from fastmine.recipes.textures import compose
-from fastmine.recipes.training import random_for
 
 from .methods import COMPLETE, LOSSES, VALIDITY, ZEROS, Method
 

@@ -120,20 +120,23 @@ struct BatchHard {
 
 using BatchHardKernel = StagedKernel<BatchHard>;
 
-/// The gradient of the mined distances, in O((n + m) d): every row gathers what its own pairs and the anchors that
-/// chose it contribute, in the order of the anchors, in float64. Coincident pairs contribute nothing.
+/// The gradient of the mined distances, of one or several pairs of each sign per anchor, in O((n + m + pairs) d): every
+/// row gathers what its own pairs and the anchors that chose it contribute, in the order of the anchors, in float64.
+/// Coincident pairs contribute nothing.
 struct BatchHardBackward {
   Rows x;
   Rows y;
   bool self;
   Metric metric;
-  const std::int64_t* positive_index;  // [x.n] each
-  const std::int64_t* negative_index;
+  std::int64_t positives;  // mined by each anchor
+  std::int64_t negatives;
+  const std::int64_t* positive_index;  // [x.n, positives]
+  const std::int64_t* negative_index;  // [x.n, negatives]
   const bool* has_positive;
   const bool* has_negative;
-  const void* grad_positive;  // of type `grad_dtype`, with this many elements from one anchor's to the next
+  const void* grad_positive;  // of type `grad_dtype`, with this many elements from one pair's to the next
   const void* grad_negative;
-  const double* slopes;  // [2, x.n], factors of the two gradients; or null: all are 1
+  const double* slopes;  // [2, x.n], factors of the two gradients where each anchor has one pair; or null: all are 1
   DType grad_dtype;      // float32 or float64
   std::int64_t grad_positive_stride;
   std::int64_t grad_negative_stride;

@@ -9,7 +9,8 @@
 //
 // and the sums are: how many pairs there are; how many are admitted; of these the sum of v, the log-sum-exp of the
 // curve and, for PairForm::nce, the sum over positives of log(1 + exp(L - curve)), with L the negatives' log-sum-exp.
-// The last rows are what the derivatives of these by the scale are made of.
+// The last rows are what the derivatives of these by the scale are made of. Who has only some of the references at a
+// time adds up what each part has, and then gives L as the `level`, for which the rows of nce alone are computed.
 //
 // How. A task owns a sliver of anchors and walks the references in panels (row_block.h): distances in the working type
 // (float64 for float64 rows, else float32), the largest curve of the panel, then exponentials of what lies below the
@@ -70,6 +71,7 @@ struct PairSums {
   const bool* ref_valid;
   const double* positive_bound;  // [x.n], or null: all pairs are admitted
   const double* negative_bound;
+  const double* level;  // [x.n]: L where it is known; or null
   bool self;
   Metric metric;
   PairForm form;

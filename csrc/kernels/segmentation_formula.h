@@ -1,6 +1,6 @@
-// The formula of the segmentation losses, on the sums of a group, of a sample and of all: plain float64 arithmetic, the
-// same text on the CPU (cpu/segmentation_formula.cpp) and on the GPU (cuda/segmentation_finish.cuh). Who adds up what
-// in which order is theirs.
+// The formula of the segmentation losses, on the sums of a group, of a sample and of all, and what is left to do for
+// the sums themselves: plain float64 arithmetic, the same text on the CPU (cpu/segmentation_formula.cpp) and on the GPU
+// (cuda/segmentation_finish.cuh). Who adds up what in which order is theirs.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,7 @@
 #include "kernels/host_device.h"
 #include "kernels/segmentation_loss.h"
 #include "kernels/segmentation_parts.h"
+#include "kernels/segmentation_sums.h"
 
 namespace fastmine::segmentation {
 
@@ -199,6 +200,46 @@ FASTMINE_HOST_DEVICE inline void write_evidence(const SegmentationLoss& problem,
   write_found(problem.in, found, out);
   FASTMINE_UNROLL for (int term = 0; term < kSegmentationTerms; ++term) {
     out[static_cast<int>(Segmentation::first_term) + term] = problem.weights[term] != 0 ? totals.mean(term) : 0;
+  }
+}
+
+// --- all sums
+
+/// Whether a class is part of class 0 of its sample.
+FASTMINE_HOST_DEVICE inline bool is_merged(const SegmentationInputs& in, std::int64_t sample, std::int64_t k) {
+  return in.merged != nullptr && k > 0 && in.merged[sample * in.classes + k] != 0;
+}
+
+template <class... Sums>
+FASTMINE_HOST_DEVICE constexpr SegmentationSumSet set_of(Sums... sums) {
+  return ((SegmentationSumSet{1} << static_cast<int>(sums)) | ...);
+}
+
+FASTMINE_HOST_DEVICE constexpr bool has(SegmentationSumSet set, int sum) { return (set >> sum & 1) != 0; }
+
+/// What something wrong makes NaN. A softmax has none of the second set.
+inline constexpr SegmentationSumSet kSpoiled =
+    set_of(SegmentationSum::p, SegmentationSum::a, SegmentationSum::pp, SegmentationSum::tt, SegmentationSum::e1,
+           SegmentationSum::f1, SegmentationSum::x, SegmentationSum::g1, SegmentationSum::g0);
+inline constexpr SegmentationSumSet kSpoiledSigmoid =
+    kSpoiled | set_of(SegmentationSum::e0, SegmentationSum::f0, SegmentationSum::tx);
+
+/// What the passes leave out of the sums of a group because it follows; then only what is wanted, and NaN where
+/// something was wrong.
+FASTMINE_HOST_DEVICE inline void finish_sums(const SegmentationSums& problem, double poison, double* sums) {
+  const auto sum = [sums](SegmentationSum which) -> double& { return sums[static_cast<int>(which)]; };
+  const bool softmax = is_softmax(problem.in);
+  if (softmax) {
+    sum(SegmentationSum::tt) = sum(SegmentationSum::t);
+  }
+  if (problem.gamma == 0) {
+    sum(SegmentationSum::f1) = sum(SegmentationSum::e1);
+    sum(SegmentationSum::f0) = sum(SegmentationSum::e0);
+  }
+  const SegmentationSumSet spoiled = softmax ? kSpoiled : kSpoiledSigmoid;
+  for (int i = 0; i < kSegmentationSums; ++i) {
+    const double value = has(spoiled, i) ? sums[i] * poison : sums[i];
+    sums[i] = has(problem.wanted, i) ? value : 0;
   }
 }
 

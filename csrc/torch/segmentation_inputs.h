@@ -124,6 +124,12 @@ inline SegmentationSumSet sums_of(const std::vector<std::string>& names) {
   return set;
 }
 
+inline void check_sums_gradient(const Tensor& grad, const SegmentationInputs& in) {
+  FASTMINE_CHECK(grad.scalar_type() == ScalarType::Double && grad.dim() == 3 && grad.size(0) == in.samples &&
+                     grad.size(1) == in.classes && grad.size(2) == kSegmentationSums,
+                 "the gradient is of other sums");
+}
+
 /// The problem but for its outputs.
 inline SegmentationLoss segmentation_problem(const SegmentationInputs& in, const std::vector<double>& weights,
                                              double smooth, std::optional<double> focal_alpha, double focal_gamma,

@@ -314,3 +314,22 @@ def per_class(name: str, value: object, *, minimum: float = 0.0, maximum: float 
             number(f"{name}[{k}]", entry, minimum=minimum, maximum=maximum)
         return
     number(name, value, minimum=minimum, maximum=maximum)
+
+
+def one_label(name: str, value: object) -> object:
+    """Labels as :func:`mined_batch` looks at them: of sets of labels, boolean [N, L], the first."""
+    if isinstance(value, Tensor) and value.dtype == torch.bool and value.dim() == 2:
+        if value.shape[1] == 0:
+            raise ValueError(f"{name} must be sets of at least one label, boolean [N, L]; got {_shape(value)}")
+        return value[:, 0].long()
+    return value
+
+
+def ranks(name: str, value: object) -> None:
+    """How many, or a range [first, last) of ranks from 0."""
+    if isinstance(value, tuple) and len(value) == 2:
+        first, last = (whole(f"{name}[{k}]", rank, 0) for k, rank in enumerate(value))
+        if first >= last:
+            raise ValueError(f"{name} must be a range of ranks (first, last) with first < last; got {value}")
+    else:
+        whole(name, value, 1)

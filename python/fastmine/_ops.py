@@ -7,6 +7,7 @@ library adds the CPU (or CUDA) implementation, and from then on answers there. N
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,8 +24,10 @@ from . import __path__ as _folders
 from . import reference
 from .reference.batch_all import batch_all_backward, batch_all_forward
 from .reference.batch_hard import batch_hard_backward, mined_distance
+from .reference.lovasz import lovasz_shares as reference_shares
 from .reference.pair_sums import pair_sums_backward, pair_sums_forward, scale_gradient
 from .reference.pairwise_distance import pairwise_distance_backward, pairwise_distance_forward
+from .reference.segmentation_formula import segmentation_terms_fake, segmentation_terms_forward
 from .reference.segmentation_loss import segmentation_loss_backward
 from .reference.segmentation_sums import SUMS_FIELDS, segmentation_sums_backward
 from .reference.triplet_loss import triplet_formula, triplet_loss_backward
@@ -33,12 +36,21 @@ _LIBRARY: Any = torch.library.Library("fastmine", "DEF")  # type: ignore[no-unty
 
 _MINED = """Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddings, Tensor? ref_labels,
     Tensor? ref_valid, str metric, str positive, str negative"""
+_RANKED = """Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddings, Tensor? ref_labels,
+    Tensor? ref_valid, str metric, str positive, str negative, int[] ranks, float? window, Tensor? groups,
+    Tensor? ref_groups, bool group_positives, Tensor? self_index, Tensor? seed, float cutoff,
+    float nonzero_loss_cutoff"""
 _PAIRS = """Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddings, Tensor? ref_labels,
     Tensor? ref_valid, Tensor? positive_bound, Tensor? negative_bound, str metric, str form, float[] curve,
     Tensor? scale"""
 _FOCAL = "float? focal_alpha, float focal_gamma"
 _SUMMED = """Tensor logits, Tensor target, Tensor? valid, Tensor? merged, str mode, str[] wanted,
     float focal_gamma"""
+
+_FORMULA = """Tensor sums, Tensor found, Tensor? lovasz, str mode, str[] terms, float[] weights, str empty,
+    float smooth_nr, float smooth_dr, bool squared, Tensor? focal_alpha, float tversky_alpha, float tversky_beta,
+    float focal_tversky_exponent, str generalized_weights, Tensor? pos_weight, float label_smoothing,
+    Tensor? class_weights, str class_weight_norm, int[]? classes, bool batch, str reduction, bool wide"""
 
 _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
     "pairwise_distance": (
@@ -52,6 +64,10 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
     "batch_hard": (
         f"({_MINED}, Tensor? self_index=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         reference.batch_hard,
+    ),
+    "mined_pairs": (
+        f"({_RANKED}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        reference.mined_pairs,
     ),
     "batch_hard_backward": (
         """(Tensor grad_positive, Tensor grad_negative, Tensor embeddings, Tensor? ref_embeddings,
@@ -70,7 +86,7 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         triplet_loss_backward,
     ),
     "pair_sums": (
-        f"({_PAIRS}) -> (Tensor, Tensor)",
+        f"({_PAIRS}, Tensor? level=None) -> (Tensor, Tensor)",
         pair_sums_forward,
     ),
     "pair_sums_backward": (
@@ -109,6 +125,14 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         f"(Tensor grad, {_SUMMED}) -> Tensor",
         segmentation_sums_backward,
     ),
+    "lovasz_shares": (
+        "(Tensor errors, Tensor target, Tensor? valid) -> Tensor",
+        reference_shares,
+    ),
+    "segmentation_terms": (
+        f"({_FORMULA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        segmentation_terms_forward,
+    ),
 }
 
 OPS = tuple(_SCHEMAS)
@@ -116,6 +140,9 @@ OPS = tuple(_SCHEMAS)
 for _name, (_schema, _reference) in _SCHEMAS.items():
     _LIBRARY.define(_name + " ".join(_schema.split()), tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(_name, _reference, "CompositeExplicitAutograd")
+
+# Its reference differentiates, which tensors without values do not support.
+torch.library.register_fake("fastmine::segmentation_terms", segmentation_terms_fake, lib=_LIBRARY)
 
 
 # --- autograd ------------------------------------------------------------------------------------------------------
@@ -206,8 +233,10 @@ def _triplet_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...
 
 
 def _pairs_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, metric, form, curve, scale = inputs
-    ctx.options = metric, form, curve
+    *tensors, metric, form, curve, scale = inputs[:12]
+    if any(level is not None for level in inputs[12:]):
+        raise RuntimeError("pair_sums with a level has no gradient: its backward pass is that of the sums of all parts")
+    ctx.options, ctx.count = (metric, form, curve), len(inputs)
     sums, evidence = output
     ctx.save_for_backward(sums, scale, *tensors)
     ctx.mark_non_differentiable(evidence)
@@ -216,7 +245,7 @@ def _pairs_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 
 def _pairs_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
     if grad is None:
-        return (None,) * 12
+        return (*[None] * ctx.count,)
     sums, scale, *tensors = ctx.saved_tensors
     embeddings, labels, valid, refs, ref_labels, ref_valid, *bounds = tensors
     metric, form, curve = ctx.options
@@ -232,9 +261,10 @@ def _pairs_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
         grad_x, grad_refs = torch.ops.fastmine.pair_sums_backward.default(
             grad, sums, *tensors, metric, form, curve, scale
         )
-        wanted = scale is not None and ctx.needs_input_grad[-1]
+        wanted = scale is not None and ctx.needs_input_grad[11]
         grad_scale = scale_gradient(grad, sums, form, scale) if wanted else None
-    return grad_x, None, None, None if refs is None else grad_refs, *[None] * 7, grad_scale
+    untouched = [None] * (ctx.count - 12)
+    return grad_x, None, None, None if refs is None else grad_refs, *[None] * 7, grad_scale, *untouched
 
 
 def _batch_all_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -366,6 +396,11 @@ def _transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def traced(*inputs: Tensor | None) -> bool:
+    """Whether a compiler, a transform or a type of tensor of its own looks on, who must see the formula itself."""
+    return torch.compiler.is_compiling() or _transformed() or has_torch_function(inputs)
+
+
 def readable(x: Tensor) -> bool:
     """Whether a value can be looked at here and now at no cost: on the CPU, and not while tracing."""
     return x.is_cpu and type(x) is Tensor and not torch.compiler.is_compiling() and not _transformed()
@@ -375,6 +410,7 @@ pairwise_distance = _differentiable(
     "pairwise_distance", reference.pairwise_distance, _pairwise_setup, _pairwise_backward
 )
 batch_hard = _differentiable("batch_hard", reference.batch_hard, _mining_setup, _mining_backward)
+mined_pairs = _differentiable("mined_pairs", reference.mined_pairs, _mining_setup, _mining_backward)
 triplet_loss = _differentiable("triplet_loss", reference.triplet_loss, _triplet_setup, _triplet_backward)
 pair_sums = _differentiable("pair_sums", reference.pair_sums, _pairs_setup, _pairs_backward)
 batch_all = _differentiable("batch_all", reference.batch_all, _batch_all_setup, _batch_all_backward)
@@ -385,10 +421,83 @@ segmentation_loss = _differentiable(
 segmentation_sums = _differentiable("segmentation_sums", reference.segmentation_sums, _sums_setup, _sums_backward)
 
 
+def lovasz_shares(errors: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
+    """The slopes of the Lovasz extension, constant between two orders of the errors."""
+    if _transformed():
+        return reference_shares(errors, target, valid)
+    shares: Tensor = torch.ops.fastmine.lovasz_shares.default(errors, target, valid)
+    return shares
+
+
+class _SegmentationFormula(torch.autograd.Function):
+    """Sums and formula, two ops on the way there and one on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        (loss, *rest), slopes = _summed_up(*args)
+        _, found, *_ = rest
+        logits, lovasz, target, valid, merged, *ctx.options = args
+        ctx.save_for_backward(logits, lovasz, target, valid, merged, found, *slopes)
+        ctx.mark_non_differentiable(*rest)
+        ctx.set_materialize_grads(False)
+        return loss, *rest
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        grad, *_ = grads
+        if grad is None:
+            return (None,) * 8
+        logits, lovasz, target, valid, merged, found, slopes, lovasz_slopes = ctx.saved_tensors
+        wanted, gamma, formula = ctx.options
+        if torch.is_grad_enabled():
+
+            def run(x: Tensor, z: Tensor | None) -> Tensor:
+                sums, _ = reference.segmentation_sums(x, target, valid, merged, formula[0], wanted, gamma)
+                return segmentation_terms_forward(sums, found, z, *formula)[0]
+
+            by_logits, by_lovasz = _again(run, [logits, lovasz], grad)
+        else:
+            by_logits = torch.ops.fastmine.segmentation_sums_backward.default(
+                slopes * (grad[:, None, None] if grad.dim() else grad), logits, target, valid, merged, formula[0],
+                wanted, gamma,
+            )  # fmt: skip
+            by_lovasz = None if lovasz is None else lovasz_slopes * (grad[:, None] if grad.dim() else grad)
+        return by_logits, by_lovasz, *[None] * 6
+
+
+def _summed_up(
+    logits: Tensor, lovasz: Tensor | None, target: Tensor, valid: Tensor | None, merged: Tensor | None,
+    wanted: list[str], gamma: float, formula: tuple[Any, ...],
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]:  # fmt: skip
+    """What :func:`segmentation_formula` returns, and the slopes of the loss by the sums and by ``lovasz``."""
+    ops = torch.ops.fastmine
+    with torch._C._AutoDispatchBelowAutograd():
+        sums, found = ops.segmentation_sums.default(logits, target, valid, merged, formula[0], wanted, gamma)
+        loss, slopes, lovasz_slopes, means, norms = ops.segmentation_terms.default(sums, found, lovasz, *formula)
+    return (loss, sums, found, means, norms), (slopes, lovasz_slopes)
+
+
+_apply_formula: Any = super(torch.autograd.Function, _SegmentationFormula).apply
+
+
+def segmentation_formula(*args: Any) -> Any:
+    """(loss, sums, their evidence, the mean of each term, its norm as the sums tell it), not for :func:`traced` inputs.
+
+    ``args``: logits, the values of Lovasz or None, target, valid, merged, the wanted sums, gamma of the focal term, and
+    all arguments of the op ``segmentation_terms`` from ``mode`` on.
+    """
+    return _apply_formula(*args) if _has_gradient(args[:2]) else _summed_up(*args)[0]
+
+
 # --- libraries -----------------------------------------------------------------------------------------------------
 
 SWITCH = "FASTMINE_NATIVE"
 """Set this environment variable to 0 to run on the reference alone."""
+
+
+def _find(library: str) -> str | None:
+    """Where a native library is. An editable install spreads the package over two folders: sources and libraries."""
+    return next((str(path) for folder in _folders if (path := Path(folder) / library).exists()), None)
 
 
 def _load(library: str) -> str | None:
@@ -398,12 +507,11 @@ def _load(library: str) -> str | None:
     with contextlib.suppress(ImportError):
         # Imported first: in an editable install that is what brings the libraries up to date.
         import_module("fastmine._native").isa()
-    # An editable install spreads the package over two folders: the sources and the built libraries.
-    found = [path for folder in _folders if (path := Path(folder) / library).exists()]
-    if not found:
+    path = _find(library)
+    if path is None:
         return f"{library} is not installed"
     try:
-        torch.ops.load_library(found[0])  # type: ignore[no-untyped-call]
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except OSError as error:
         return f"{library} does not load: {error.__cause__ or error}"
     return None
@@ -414,24 +522,40 @@ def answers(op: str, device: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"fastmine::{op}", device)
 
 
+CUDA_LIBRARY = "fastmine_torch_cuda.so"
+
+
 def _load_cuda() -> str | None:
-    """The same for CUDA. The library registers nothing where there is no driver, or one older than it was built for."""
-    if torch.version.cuda is None:
-        return "this torch is built without CUDA"
-    if reason := _load("fastmine_torch_cuda.so"):
+    """The same for CUDA. The library registers nothing where the driver is too old or a device has no code in it."""
+    if reason := _load(CUDA_LIBRARY):
         return reason
-    if not answers("segmentation_loss", "CUDA"):
-        return "no driver, or one older than the CUDA version that fastmine_torch_cuda.so was built with"
-    return None
+    unserved = ctypes.CDLL(_find(CUDA_LIBRARY)).fastmine_cuda_unserved
+    unserved.restype = ctypes.c_char_p
+    return cast(bytes, unserved()).decode() or None
 
 
-reasons: dict[str, str | None] = {"CPU": _load("fastmine_torch_cpu.so"), "CUDA": _load_cuda()}
+def _warn(device: str) -> None:
+    """Say once that the reference answers on a device, unless that is what was asked for."""
+    if reasons[device] and os.environ.get(SWITCH) != "0":
+        where = "" if device == "CPU" else f" on {device}"
+        warnings.warn(
+            f"fastmine runs on its PyTorch reference{where}, exact but slow: {reasons[device]}. Install a build with "
+            f"the native library, or set {SWITCH}=0 to say that this is meant",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _start_cuda() -> None:
+    """Called when CUDA is first used: before that, asking a device would start CUDA for a process that forks later."""
+    reasons["CUDA"] = _load_cuda()
+    _warn("CUDA")
+
+
+reasons: dict[str, str | None] = {"CPU": _load("fastmine_torch_cpu.so"), "CUDA": "this torch is built without CUDA"}
 """Why there are no native ops on a device; None where there are."""
 
-if reasons["CPU"] and os.environ.get(SWITCH) != "0":
-    warnings.warn(
-        f"fastmine runs on its PyTorch reference, exact but slow: {reasons['CPU']}. Install a build with the native "
-        f"library, or set {SWITCH}=0 to say that this is meant",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+_warn("CPU")
+if torch.version.cuda is not None:
+    reasons["CUDA"] = "CUDA has not been used yet"
+    torch.cuda._lazy_call(_start_cuda)  # type: ignore[no-untyped-call]

@@ -17,7 +17,7 @@ import numpy as np
 from . import __version__, config, show_config
 from .bench import command as bench
 from .data import check_labels, check_masks
-from .recipes import doa, embeddings, folders, loss_check, mask_files, overfit, segmentation
+from .recipes import doa, embeddings, folders, loss_check, mask_files, overfit, segmentation, tables
 from .recipes.errors import CommandError, InterruptionError, UsageError, listed
 from .recipes.screen import Screen
 from .recipes.settings import Option, Settings, flag, options_of, whole
@@ -36,6 +36,7 @@ examples:
   fastmine train doa                              directions of arrival, beside MUSIC and the least possible error
   fastmine train embeddings --resume              go on with the latest run
   fastmine train doa --dry-run                    does everything load, and how long would it take?
+  torchrun --nproc-per-node 2 -m fastmine train embeddings     two processes share every batch
   fastmine doctor env                             who computes the losses here: kernels or reference
   fastmine doctor labels photos --batch-size 16   can a shuffled batch of 16 teach anything?
   fastmine doctor masks scans                     are these masks annotations, and of what values?
@@ -52,18 +53,22 @@ examples:
   fastmine train embeddings
   fastmine train embeddings --data photos --batch-size 16 --embedding-dim 64 --out runs/photos
   fastmine train embeddings --margin soft --unseen-classes 3
+  fastmine train embeddings --use-combined-loss --model my_models:Net --tensorboard
   fastmine train embeddings --resume runs/photos --epochs 50
 """
 
 SEGMENTATION_EXAMPLES = """\
 The data folder has images/ and masks/ whose files have the same names: images/7.jpg, masks/7.png. A pixel of a
 mask is object where its value is above 0, so that 0/1 and 0/255 both work. A mask of zeros says that there is
-no object; an image that nobody looked at has no mask file (--missing-masks unannotated).
+no object; an image that nobody looked at has no mask file (--missing-masks unannotated). Or it is a .parquet or
+.csv table with columns for image and mask, and one that says of each row whether it is annotated.
 
 examples:
   fastmine train segmentation
   fastmine train segmentation --annotated 0.1
   fastmine train segmentation --data scans --loss tversky --epochs 50 --out runs/scans
+  fastmine train segmentation --data scans --weights bce=0.3,tversky=0.7 --model my_models:Net
+  fastmine train segmentation --data scans.parquet --column has_segmentation
   fastmine train segmentation --resume runs/scans
 """
 
@@ -154,7 +159,11 @@ def parser() -> Parser:
     systems = _described(train, "Train on real data, your own or the bundled.", EXAMPLES).add_subparsers(
         title="systems", required=True, metavar="SYSTEM"
     )
-    _add_system(systems, "embeddings", "images of one class close together", EMBEDDING_EXAMPLES)
+    embedding = _add_system(systems, "embeddings", "images of one class close together", EMBEDDING_EXAMPLES)
+    embedding.add_argument(
+        "--use-combined-loss", action="store_const", dest="loss", const="combined", default=argparse.SUPPRESS,
+        help="the same as --loss combined",
+    )  # fmt: skip
     _add_system(systems, "segmentation", "the pixels that belong to an object", SEGMENTATION_EXAMPLES)
     _add_search(_add_system(systems, "doa", "directions of arrival at an array", DOA_EXAMPLES))
     doctor = commands.add_parser("doctor", help="examine an environment or a data set")
@@ -186,7 +195,7 @@ def parser() -> Parser:
     masks = _described(checks.add_parser("masks", help="are these masks annotations, of usable values?"), MASKS_HELP)
     masks.add_argument("path", type=Path, metavar="PATH", help="a folder, a .npy stack, or a .parquet or .csv table")
     masks.add_argument(
-        "--column", metavar="NAME", help=f"of a table: is it annotated? (default: {mask_files.FLAG_COLUMNS[0]}, ...)"
+        "--column", metavar="NAME", help=f"of a table: is it annotated? (default: {tables.FLAG_COLUMNS[0]}, ...)"
     )
     masks.add_argument(
         "--mask-column", metavar="NAME", help="of a table: paths, encoded images or numbers (default: mask, ...)"
@@ -213,11 +222,13 @@ def _add_system(systems: Any, name: str, summary: str, examples: str) -> Parser:
     for field, option in options_of(kind).items():
         default = getattr(kind, field)
         shown = "" if default in {None, ""} else f" (default: {default})"
+        bare: dict[str, Any] = {"nargs": "?", "const": option.bare} if option.bare else {}
         found.add_argument(
             flag(field),
             type=_parsed(option),
             default=argparse.SUPPRESS,
             metavar=option.metavar or "{" + ",".join(option.choices or ()) + "}",
+            **bare,
             help=(option.help + shown).replace("%", "%%"),
         )
     found.add_argument(
@@ -231,7 +242,7 @@ def _add_system(systems: Any, name: str, summary: str, examples: str) -> Parser:
         metavar="PATH",
         help="go on with the run in this folder, or from this checkpoint; without PATH, with the latest run",
     )
-    found.add_argument("--dry-run", action="store_true", help="load everything, try two steps, and write nothing")
+    found.add_argument("--dry-run", action="store_true", help="load everything, try two steps, and begin no run")
     found.set_defaults(run=_train, recipe=name)
     return found
 

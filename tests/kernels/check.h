@@ -94,8 +94,25 @@ class Guarded {
   std::vector<unsigned char> bytes_;
 };
 
+#ifdef __SANITIZE_THREAD__
+/// Nothing that one thread does alone can race: what runs on one is left out.
+inline constexpr bool kRacesAlone = true;
+#else
+inline constexpr bool kRacesAlone = false;
+#endif
+
 /// How the tasks of a step are handed out.
 enum class Order { serial, one_by_one_backwards, threads };
+
+#ifdef FASTMINE_EMULATE_CUDA
+/// The emulator takes its time, and blocks and threads in another order at every call.
+inline constexpr bool kEmulated = true;
+inline constexpr Order kAgain[] = {Order::serial};
+#else
+inline constexpr bool kEmulated = false;
+/// How a kernel is run again, to see that its bits do not depend on it.
+inline constexpr Order kAgain[] = {Order::one_by_one_backwards, Order::threads};
+#endif
 
 /// Every task of every step on its own, the last one first.
 inline void run_backwards(const Stage* stages, int count, void* plan) {

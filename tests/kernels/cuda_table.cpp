@@ -4,7 +4,9 @@
 #include "cuda_emulator.h"
 
 // The whole text of the kernels, as C++.
+#include "kernels/cuda/pairwise_distance.cu"
 #include "kernels/cuda/segmentation_loss.cu"
+#include "kernels/cuda/segmentation_sums.cu"
 
 namespace fastmine::test {
 namespace {
@@ -15,46 +17,66 @@ struct Plan {
   void* workspace;
 };
 
-std::size_t aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
-
-std::size_t workspace(const SegmentationLoss& problem) {
-  return aligned(sizeof(Plan<SegmentationLoss>)) + cuda::segmentation_loss_workspace(problem.in);
-}
-std::size_t backward_workspace(const SegmentationLossBackward&) { return sizeof(Plan<SegmentationLossBackward>); }
+template <class P>
+constexpr std::size_t kPlanBytes = (sizeof(Plan<P>) + 63) / 64 * 64;
 
 template <class P>
 void* plan(const P& problem, void* memory) {
-  return ::new (memory) Plan<P>{problem, static_cast<char*>(memory) + aligned(sizeof(Plan<P>))};
+  return ::new (memory) Plan<P>{problem, static_cast<char*>(memory) + kPlanBytes<P>};
 }
 
 std::int64_t one(const void*) { return 1; }
 
-void begin_call() {
-  static unsigned calls = 0;
-  cuda::emulator::seed(++calls);
-}
+/// The stage of a kernel that needs `bytes(problem)` of workspace and is started by `start(problem, workspace)`.
+template <class P, std::size_t (*bytes)(const P&), cuda::cudaError_t (*start)(const P&, void*)>
+struct Emulated {
+  static std::size_t workspace(const P& problem) { return kPlanBytes<P> + bytes(problem); }
 
-void forward(void* memory, std::int64_t begin, std::int64_t end) {
-  if (begin < end) {
-    begin_call();
-    const auto& p = *static_cast<Plan<SegmentationLoss>*>(memory);
-    check(cuda::segmentation_loss(p.problem, p.workspace, nullptr) == cuda::cudaSuccess, "launching the forward pass");
+  static void run(void* memory, std::int64_t begin, std::int64_t end) {
+    static unsigned calls = 0;
+    if (begin < end) {
+      cuda::emulator::seed(++calls);
+      const auto& p = *static_cast<Plan<P>*>(memory);
+      check(start(p.problem, p.workspace) == cuda::cudaSuccess, "launching a kernel");
+    }
   }
+
+  static constexpr Stage kStages[] = {{&one, &one, &run}};
+  static constexpr StagedKernel<P> kKernel{&workspace, &plan<P>, kStages, 1};
+};
+
+template <class P>
+std::size_t nothing(const P&) {
+  return 0;
 }
 
-void backward(void* memory, std::int64_t begin, std::int64_t end) {
-  if (begin < end) {
-    begin_call();
-    const auto& p = *static_cast<Plan<SegmentationLossBackward>*>(memory);
-    check(cuda::segmentation_loss_backward(p.problem, nullptr) == cuda::cudaSuccess, "launching the backward pass");
-  }
+std::size_t distance_bytes(const PairwiseDistance& p) { return cuda::pairwise_distance_workspace(p); }
+cuda::cudaError_t distance(const PairwiseDistance& p, void* memory) {
+  return cuda::pairwise_distance(p, memory, nullptr);
+}
+std::size_t distance_backward_bytes(const PairwiseDistanceBackward& p) {
+  return cuda::pairwise_distance_backward_workspace(p);
+}
+cuda::cudaError_t distance_backward(const PairwiseDistanceBackward& p, void* memory) {
+  return cuda::pairwise_distance_backward(p, memory, nullptr);
 }
 
-constexpr Stage kForward[] = {{&one, &one, &forward}};
-constexpr Stage kBackward[] = {{&one, &one, &backward}};
-constexpr SegmentationLossKernel kLoss{&workspace, &plan<SegmentationLoss>, kForward, 1};
-constexpr SegmentationLossBackwardKernel kLossBackward{&backward_workspace, &plan<SegmentationLossBackward>, kBackward,
-                                                       1};
+std::size_t loss_bytes(const SegmentationLoss& p) { return cuda::segmentation_loss_workspace(p.in); }
+cuda::cudaError_t loss(const SegmentationLoss& p, void* memory) { return cuda::segmentation_loss(p, memory, nullptr); }
+cuda::cudaError_t loss_backward(const SegmentationLossBackward& p, void*) {
+  return cuda::segmentation_loss_backward(p, nullptr);
+}
+std::size_t sums_bytes(const SegmentationSums& p) { return cuda::segmentation_sums_workspace(p.in); }
+cuda::cudaError_t sums(const SegmentationSums& p, void* memory) { return cuda::segmentation_sums(p, memory, nullptr); }
+cuda::cudaError_t sums_backward(const SegmentationSumsBackward& p, void*) {
+  return cuda::segmentation_sums_backward(p, nullptr);
+}
+
+/// The same kernel for every working type: it looks at the type of its inputs.
+template <class P>
+void set(const StagedKernel<P>* (&entries)[2], const StagedKernel<P>& kernel) {
+  entries[0] = entries[1] = &kernel;
+}
 
 }  // namespace
 
@@ -62,8 +84,13 @@ std::vector<const cpu::KernelTable*> tables() {
   static const cpu::KernelTable table = [] {
     cpu::KernelTable t{};
     t.isa = "cuda, emulated";
-    t.segmentation_loss[0] = t.segmentation_loss[1] = &kLoss;
-    t.segmentation_loss_backward[0] = t.segmentation_loss_backward[1] = &kLossBackward;
+    set(t.pairwise_distance, Emulated<PairwiseDistance, &distance_bytes, &distance>::kKernel);
+    set(t.pairwise_distance_backward,
+        Emulated<PairwiseDistanceBackward, &distance_backward_bytes, &distance_backward>::kKernel);
+    set(t.segmentation_loss, Emulated<SegmentationLoss, &loss_bytes, &loss>::kKernel);
+    set(t.segmentation_loss_backward, Emulated<SegmentationLossBackward, &nothing, &loss_backward>::kKernel);
+    set(t.segmentation_sums, Emulated<SegmentationSums, &sums_bytes, &sums>::kKernel);
+    set(t.segmentation_sums_backward, Emulated<SegmentationSumsBackward, &nothing, &sums_backward>::kKernel);
     return t;
   }();
   return {&table};

@@ -15,10 +15,11 @@ struct Edge {
 template <class W>
 struct Plan {
   BatchHardBackward problem;
-  RowSet x, y;           // for cosine, the norm of every row; with one set, y is x
-  Edge* edges;           // [2, n]: to the positive, to the negative
-  std::int64_t* begin;   // [m + 1]: edges that chose row j are chosen[begin[j]] .. chosen[begin[j + 1]]
-  std::int64_t* chosen;  // [2 n], for each row in the order of the anchors
+  RowSet x, y;                       // for cosine, the norm of every row; with one set, y is x
+  std::int64_t to_positives, count;  // edges: those to positives, [n, positives], come first
+  Edge* edges;                       // [count]
+  std::int64_t* begin;               // [m + 1]: edges that chose row j are chosen[begin[j]] .. chosen[begin[j + 1]]
+  std::int64_t* chosen;              // [count], for each row in the order of the anchors
 };
 
 template <class W>
@@ -37,9 +38,11 @@ Plan<W> lay_out(const BatchHardBackward& problem, Arena& arena) {
   p.problem = problem;
   p.x = norms(problem.x);
   p.y = problem.self ? p.x : norms(problem.y);
-  p.edges = arena.take<Edge>(2 * n);
+  p.to_positives = n * problem.positives;
+  p.count = p.to_positives + n * problem.negatives;
+  p.edges = arena.take<Edge>(p.count);
   p.begin = arena.take<std::int64_t>(m + 1);
-  p.chosen = arena.take<std::int64_t>(2 * n);
+  p.chosen = arena.take<std::int64_t>(p.count);
   return p;
 }
 
@@ -97,29 +100,81 @@ std::int64_t anchor_tasks(const void* plan) {
   return as_plan<W>(plan).problem.x.n;
 }
 
+/// Pairs of one sign: those of anchor i are [i k, (i + 1) k).
+struct Sign {
+  std::int64_t k;
+  const std::int64_t* index;
+  const bool* exists;
+  const void* grad;
+  std::int64_t grad_stride;
+  const double* slopes;  // of each anchor, or null
+};
+
+template <bool positive>
+Sign sign_of(const BatchHardBackward& q) {
+  return positive
+             ? Sign{q.positives, q.positive_index, q.has_positive, q.grad_positive, q.grad_positive_stride, q.slopes}
+             : Sign{q.negatives,     q.negative_index,       q.has_negative,
+                    q.grad_negative, q.grad_negative_stride, q.slopes == nullptr ? nullptr : q.slopes + q.x.n};
+}
+
+inline constexpr std::int64_t kKeys = 8;  // pairs of an anchor that are compared in one go
+
+/// The edges of anchor i of one sign.
 template <class W>
-void find_edges(void* plan, std::int64_t begin, std::int64_t end) {
-  const Plan<W>& p = as_plan<W>(plan);
+void find_edges_of(const Plan<W>& p, std::int64_t i, const Sign& sign, Edge* edges) {
   const BatchHardBackward& q = p.problem;
-  for (std::int64_t i = begin; i < end; ++i) {
-    const double slope_p = q.slopes ? q.slopes[i] : 1, slope_n = q.slopes ? q.slopes[q.x.n + i] : 1;
-    const double grad_p = slope_p * grad_at(q, q.grad_positive, q.grad_positive_stride, i);
-    const double grad_n = slope_n * grad_at(q, q.grad_negative, q.grad_negative_stride, i);
-    if (!q.has_positive[i] && !q.has_negative[i]) {  // there may not be a row for an index to name
-      p.edges[i] = p.edges[q.x.n + i] = {0, 0};
-      continue;
+  std::int64_t pairs[kKeys], rows[kKeys], count = 0;
+  double keys[kKeys];
+  for (std::int64_t e = i * sign.k; e < (i + 1) * sign.k; ++e) {
+    edges[e] = {0, 0};
+    if (sign.exists[e]) {
+      pairs[count] = e;
+      rows[count++] = sign.index[e];
     }
-    const std::int64_t mined[] = {q.positive_index[i], q.negative_index[i]};
-    double keys[2];
-    exact_keys<W, 2>(q.x, i, p.x.norm, q.y, mined, p.y.norm, q.metric, keys);
-    p.edges[i] = q.has_positive[i] ? edge_of(p, i, mined[0], keys[0], grad_p) : Edge{0, 0};
-    p.edges[q.x.n + i] = q.has_negative[i] ? edge_of(p, i, mined[1], keys[1], grad_n) : Edge{0, 0};
+    if (count == kKeys || e + 1 == (i + 1) * sign.k) {
+      exact_keys<W>(q.x, i, p.x.norm, q.y, rows, count, p.y.norm, q.metric, keys);
+      for (std::int64_t c = 0; c < count; ++c) {
+        const double slope = sign.slopes == nullptr ? 1 : sign.slopes[i];
+        const double grad = slope * grad_at(q, sign.grad, sign.grad_stride, pairs[c]);
+        edges[pairs[c]] = edge_of(p, i, rows[c], keys[c], grad);
+      }
+      count = 0;
+    }
   }
 }
 
-/// The row that edge e ends in.
-std::int64_t end_of(const BatchHardBackward& q, std::int64_t e) {
-  return e < q.x.n ? q.positive_index[e] : q.negative_index[e - q.x.n];
+template <class W>
+void find_edges(void* plan, std::int64_t begin, std::int64_t end) {
+  const Plan<W>& p = as_plan<W>(plan);
+  const Sign positive = sign_of<true>(p.problem), negative = sign_of<false>(p.problem);
+  for (std::int64_t i = begin; i < end; ++i) {
+    find_edges_of(p, i, positive, p.edges);
+    find_edges_of(p, i, negative, p.edges + p.to_positives);
+  }
+}
+
+/// The row that edge e ends in, and the anchor that it begins in.
+template <class W>
+FASTMINE_INLINE std::int64_t end_of(const Plan<W>& p, std::int64_t e) {
+  return e < p.to_positives ? p.problem.positive_index[e] : p.problem.negative_index[e - p.to_positives];
+}
+template <class W>
+FASTMINE_INLINE std::int64_t anchor_of(const Plan<W>& p, std::int64_t e) {
+  const std::int64_t k = e < p.to_positives ? p.problem.positives : p.problem.negatives;
+  const std::int64_t pair = e < p.to_positives ? e : e - p.to_positives;
+  return k == 1 ? pair : pair / k;
+}
+
+/// f(e) for the edges of anchor i: to its positives, then to its negatives.
+template <class W, class F>
+FASTMINE_INLINE void each_edge(const Plan<W>& p, std::int64_t i, F f) {
+  for (std::int64_t k = 0; k < p.problem.positives; ++k) {
+    f(i * p.problem.positives + k);
+  }
+  for (std::int64_t k = 0; k < p.problem.negatives; ++k) {
+    f(p.to_positives + i * p.problem.negatives + k);
+  }
 }
 
 /// List for every row the edges that end in it: a counting sort.
@@ -130,24 +185,28 @@ void invert(void* plan, std::int64_t, std::int64_t) {
   for (std::int64_t j = 0; j <= q.y.n; ++j) {
     p.begin[j] = 0;
   }
-  for (std::int64_t e = 0; e < 2 * q.x.n; ++e) {
+  for (std::int64_t e = 0; e < p.count; ++e) {
     if (p.edges[e].pull != 0) {
-      ++p.begin[end_of(q, e)];
+      ++p.begin[end_of(p, e)];
     }
   }
   std::int64_t total = 0;
   for (std::int64_t j = 0; j <= q.y.n; ++j) {
-    total += p.begin[j];
+    const std::int64_t own = p.begin[j];
     p.begin[j] = total;
+    total += own;
   }
-  for (std::int64_t i = q.x.n - 1; i >= 0; --i) {  // backwards, so that a row's edges stand in the order of anchors
-    const std::int64_t own[] = {q.x.n + i, i};
-    for (const std::int64_t e : own) {
+  for (std::int64_t i = 0; i < q.x.n; ++i) {
+    each_edge(p, i, [&](std::int64_t e) {
       if (p.edges[e].pull != 0) {
-        p.chosen[--p.begin[end_of(q, e)]] = e;
+        p.chosen[p.begin[end_of(p, e)]++] = e;
       }
-    }
+    });
   }
+  for (std::int64_t j = q.y.n; j > 0; --j) {  // each begin has moved to its end
+    p.begin[j] = p.begin[j - 1];
+  }
+  p.begin[0] = 0;
 }
 
 constexpr int kTogether = 4;  // edges of a row whose pulls are added up in one go
@@ -249,15 +308,15 @@ void gather_row(const Plan<W>& p, const RowSet& own, std::int64_t row, bool anch
         flush(pulls, q.metric, elements, count, sum);
       }
     };
-    const std::int64_t mined[] = {row, q.x.n + row};
-    for (const std::int64_t e : mined) {
-      if (anchor && p.edges[e].pull != 0) {
-        collect(e, p.y, end_of(q, e));
-      }
+    if (anchor) {
+      each_edge(p, row, [&](std::int64_t e) {
+        if (p.edges[e].pull != 0) {
+          collect(e, p.y, end_of(p, e));
+        }
+      });
     }
     for (std::int64_t k = candidate ? p.begin[row] : 0; candidate && k < p.begin[row + 1]; ++k) {
-      const std::int64_t e = p.chosen[k];
-      collect(e, p.x, e < q.x.n ? e : e - q.x.n);
+      collect(p.chosen[k], p.x, anchor_of(p, p.chosen[k]));
     }
     flush(pulls, q.metric, elements, count, sum);
     char* bytes = static_cast<char*>(out);

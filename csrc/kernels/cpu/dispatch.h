@@ -7,6 +7,7 @@
 
 #include "kernels/batch_all.h"
 #include "kernels/batch_hard.h"
+#include "kernels/mined_pairs.h"
 #include "kernels/pair_sums.h"
 #include "kernels/pairwise_distance.h"
 #include "kernels/segmentation_loss.h"
@@ -22,6 +23,7 @@ struct KernelTable {
   const PairwiseDistanceBackwardKernel* pairwise_distance_backward[2];
   const BatchHardKernel* batch_hard[2];
   const BatchHardBackwardKernel* batch_hard_backward[2];
+  const MinedPairsKernel* mined_pairs[2];
   const PairSumsKernel* pair_sums[2];
   const PairSumsBackwardKernel* pair_sums_backward[2];
   const BatchAllKernel* batch_all[2];

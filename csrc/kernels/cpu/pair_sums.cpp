@@ -238,9 +238,11 @@ FASTMINE_NOINLINE void add_nce(const Plan<W>& p, std::int64_t sliver, std::int64
   const Lanes<W> own(p.rows.x, sliver, p.problem.self);
   const Cut<W> cut = cut_panel(p.rows.x, sliver, first, count);
   const Curve<W> curve(p.problem.positive);
-  Vec<W> level[kVectors], sum[kVectors] = {}, slope[kVectors] = {}, total[kVectors] = {};
-  for (std::size_t r = 0; r < kSliver<W>; ++r) {
-    level[r / lanes<W>][r % lanes<W>] = static_cast<W>(log_sum_exp(state.negative, static_cast<std::int64_t>(r)));
+  Vec<W> level[kVectors] = {}, sum[kVectors] = {}, slope[kVectors] = {}, total[kVectors] = {};
+  for (std::int64_t r = 0; r < p.rows.x.height(sliver); ++r) {
+    const std::int64_t i = p.rows.x.order[p.rows.x.first(sliver) + r];
+    const double known = p.problem.level ? p.problem.level[i] : log_sum_exp(state.negative, r);
+    level[static_cast<std::size_t>(r) / lanes<W>][static_cast<std::size_t>(r) % lanes<W>] = static_cast<W>(known);
   }
   each_pair<true, true, bounded>(p, own, p.rows.x.first(sliver), block, Span{first, cut.same_begin, cut.same_end},
                                  [&](std::size_t v, Vec<W> x, Vec<Position<W>>, Vec<Position<W>> admitted) {
@@ -305,17 +307,19 @@ void sum_task(const Plan<W>& p, std::int64_t task) {
       state.positive.top[r] = state.negative.top[r] = -kInf<W>;
     }
   }
-  walk_together(x, begin, end, y, memory,
-                [&](std::int64_t sliver, std::int64_t first, std::int64_t count, const W* block) {
-                  add_panel<form, bounded>(p, sliver, first, count, block, states[sliver - begin]);
-                });
+  if (!p.problem.level) {
+    walk_together(x, begin, end, y, memory,
+                  [&](std::int64_t sliver, std::int64_t first, std::int64_t count, const W* block) {
+                    add_panel<form, bounded>(p, sliver, first, count, block, states[sliver - begin]);
+                  });
+  }
   for (std::int64_t sliver = begin; sliver < end; ++sliver) {
     State<W>& state = states[sliver - begin];
     if (p.problem.form == PairForm::nce) {
       const auto add = [&](std::int64_t first, std::int64_t count, const W* block) {
         add_nce<bounded>(p, sliver, first, count, block, state);
       };
-      if (step == 1 && y.count() <= kPanelRows<W>) {  // the block still holds them all
+      if (!p.problem.level && step == 1 && y.count() <= kPanelRows<W>) {  // the block still holds them all
         add(0, y.count(), memory);
       } else {
         walk(x, sliver, y, x.same_begin(sliver), x.same_end(sliver), memory, add);

@@ -1,7 +1,5 @@
 #include "kernels/cpu/segmentation_formula.h"
 
-#include <initializer_list>
-
 #include "kernels/segmentation_formula.h"
 
 namespace fastmine::cpu {
@@ -71,10 +69,6 @@ Totals totals_of(const Context& c, std::int64_t sample) {
 
 // --- all sums
 
-bool merged(const SegmentationInputs& in, std::int64_t sample, std::int64_t k) {
-  return in.merged != nullptr && k > 0 && in.merged[sample * in.classes + k] != 0;
-}
-
 /// Add up the parts of one row of tasks: into the sums of its groups, and what was found.
 void add_row(const SegmentationSums& problem, const SegmentationTasks& tasks, const double* parts, std::int64_t row,
              Found& found) {
@@ -88,32 +82,10 @@ void add_row(const SegmentationSums& problem, const SegmentationTasks& tasks, co
       sums[i] += groups[i];
     }
     for (std::int64_t k = 0; k < tasks.classes; ++k) {
-      const bool has_items = !(is_softmax(problem.in) && merged(problem.in, row, k));
+      const bool has_items = !(is_softmax(problem.in) && is_merged(problem.in, row, k));
       sums[k * kSegmentationSums] += has_items ? part.items : 0;
     }
     found.add(part);
-  }
-}
-
-/// What the passes leave out because it follows; then only what is wanted, and NaN where something was wrong.
-void finish_group(const SegmentationSums& problem, double poison, double* sums) {
-  const auto sum = [sums](SegmentationSum which) -> double& { return sums[static_cast<int>(which)]; };
-  using enum SegmentationSum;
-  if (is_softmax(problem.in)) {
-    sum(tt) = sum(t);
-  }
-  if (problem.gamma == 0) {
-    sum(f1) = sum(e1);
-    sum(f0) = sum(e0);
-  }
-  for (const SegmentationSum spoiled : {p, a, pp, tt, e1, f1, x, g1, g0}) {
-    sum(spoiled) *= poison;
-  }
-  if (!is_softmax(problem.in)) {  // which has none of these
-    sum(e0) *= poison, sum(f0) *= poison, sum(tx) *= poison;
-  }
-  for (int i = 0; i < kSegmentationSums; ++i) {
-    sums[i] = (problem.wanted >> i & 1) != 0 ? sums[i] : 0;
   }
 }
 
@@ -168,7 +140,7 @@ void segmentation_sums(const SegmentationSums& problem, const SegmentationTasks&
   for (std::int64_t g = 0; g < groups; ++g) {
     double* sums = problem.sums + g * kSegmentationSums;
     found.add(Sums{sums[0], sums[1], sums[2], sums[3]}, !(is_softmax(in) && g % in.classes == 0));
-    finish_group(problem, poison, sums);
+    finish_sums(problem, poison, sums);
   }
   write_found(in, found, problem.evidence);
 }

@@ -1,9 +1,14 @@
-// exp and log for one thread: float32 by polynomials and the device's exp, float64 by its libm.
+// exp, log and roots for one thread: float32 by polynomials and the device's exp, float64 by its libm.
 #pragma once
 
 #include "kernels/cuda/portable.h"
 
 namespace fastmine::cuda {
+
+template <class T>
+inline constexpr T kLargest = static_cast<T>(__DBL_MAX__);
+template <>
+inline constexpr float kLargest<float> = __FLT_MAX__;
 
 template <class T>
 FASTMINE_DEVICE T smaller(T a, T b) {
@@ -35,6 +40,9 @@ FASTMINE_DEVICE double log1p_positive(double s) { return log1p(s); }
 
 FASTMINE_DEVICE float logarithm(float x) { return logf(x); }
 FASTMINE_DEVICE double logarithm(double x) { return log(x); }
+
+FASTMINE_DEVICE float root(float x) { return sqrtf(x); }
+FASTMINE_DEVICE double root(double x) { return sqrt(x); }
 
 /// sigmoid(x), sigmoid(-x) and log(1 + e^-|x|): both probabilities keep their relative precision, from one exp and one
 /// reciprocal.

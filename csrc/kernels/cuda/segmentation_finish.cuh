@@ -1,5 +1,4 @@
-// From what the blocks found to loss, coefficients and evidence: the runs of each row are added up, then one block
-// works out the formula, a warp for each sample and a thread for each group.
+// What comes after the pass: the runs of each row are added up, and then one block works out the rest, from these rows.
 #pragma once
 
 #include "kernels/cuda/segmentation_tasks.cuh"
@@ -10,8 +9,7 @@ inline constexpr int kRowThreads = 1024, kFormulaThreads = 256;
 inline constexpr int kSummaryColumns = 21;
 
 /// One block: 32 columns of the parts of one row, added in the order of the runs modulo 32, then over those.
-FASTMINE_KERNEL(kRowThreads, 1)
-add_runs(FASTMINE_PARAMETER ForwardWork work) {
+static FASTMINE_KERNEL(kRowThreads, 1) add_runs(FASTMINE_PARAMETER ForwardWork work) {
   constexpr int kLanes = kRowThreads / kWarp;
   FASTMINE_SHARED(double, found, kLanes*(kWarp + 1));
   const Cut& c = work.cut;
@@ -88,73 +86,11 @@ struct Summary {
 };
 static_assert(sizeof(Summary) == kSummaryColumns * sizeof(double));
 
-/// A group's sums, from the columns of its row.
-FASTMINE_DEVICE segmentation::Sums sums_of(const ForwardWork& work, std::int64_t group) {
-  const std::int64_t row = group / work.cut.classes, k = group % work.cut.classes;
-  const double* columns = work.rows + row * work.cut.columns;
-  const double* mine = columns + kPartColumns + k * kGroupColumns;
-  return {columns[0], mine[0], mine[1], mine[2]};
-}
-
-/// One lane's share of a sample: every 32nd class.
-FASTMINE_DEVICE Summary summarise(const ForwardWork& work, std::int64_t sample, int lane) {
-  const SegmentationLoss& problem = work.problem;
-  const SegmentationInputs& in = problem.in;
-  const bool softmax = segmentation::is_softmax(in);
-  Summary summary;
-  double cross_entropy = 0, focal = 0;
-  for (std::int64_t k = lane; k < in.classes; k += kWarp) {
-    const std::int64_t group = sample * in.classes + k;
-    const segmentation::Sums sums = sums_of(work, group);
-    summary.found.add(sums, !(softmax && k == 0));
-    summary.totals.add(problem, sums);
-    if (!softmax || k == 0) {
-      const auto& part =
-          *reinterpret_cast<const SegmentationPart*>(work.rows + group / work.cut.classes * work.cut.columns);
-      summary.found.add(part);
-      summary.totals.items += part.items;
-      cross_entropy += part.cross_entropy;
-      focal += part.focal;
-    }
-    if (problem.sums != nullptr) {
-      *reinterpret_cast<segmentation::Sums*>(problem.sums + group * 4) = sums;
-    }
-  }
-  summary.totals.sums[segmentation::index(SegmentationTerm::ce)] = softmax ? cross_entropy : 0;
-  summary.totals.sums[segmentation::index(SegmentationTerm::bce)] = softmax ? 0 : cross_entropy;
-  summary.totals.sums[segmentation::kFocal] = focal;
-  return summary;
-}
-
-/// One block: loss, coefficients and evidence of the whole problem.
-FASTMINE_KERNEL(kFormulaThreads, 1)
-segmentation_formula(FASTMINE_PARAMETER ForwardWork work) {
-  constexpr int kWarps = kFormulaThreads / kWarp;
-  FASTMINE_SHARED(double, shared, kWarps* kSummaryColumns);
-  auto* const of_warp = reinterpret_cast<Summary*>(shared);
-  auto* const of_sample = reinterpret_cast<Summary*>(work.samples);
-  const SegmentationLoss& problem = work.problem;
-  const SegmentationInputs& in = problem.in;
-  const int lane = thread_index() % kWarp, warp = thread_index() / kWarp;
-
-  Summary mine;  // of this warp's samples
-  for (std::int64_t sample = warp; sample < in.samples; sample += kWarps) {
-    Summary summary = summarise(work, sample, lane);
-    summary.add_lanes();
-    if (lane == 0) {
-      summary.loss = segmentation::weighted(problem, summary.totals);
-      of_sample[sample] = summary;
-      mine.add(summary);
-      if (problem.entropies != nullptr) {
-        problem.entropies[sample * 2] =
-            summary.totals.sums[segmentation::index(SegmentationTerm::bce)] +
-            summary.totals.sums[segmentation::index(SegmentationTerm::ce)];  // one of them is 0
-        problem.entropies[sample * 2 + 1] = summary.totals.sums[segmentation::kFocal];
-      }
-    }
-  }
-  if (lane == 0) {
-    of_warp[warp] = mine;
+/// The sums of all warps of a block, each in its first lane: in the first of `of_warp`, for all threads.
+template <int kWarps>
+FASTMINE_DEVICE const Summary& add_warps(Summary mine, Summary* of_warp) {
+  if (thread_index() % kWarp == 0) {
+    of_warp[thread_index() / kWarp] = mine;
   }
   barrier();
   if (thread_index() == 0) {
@@ -164,25 +100,31 @@ segmentation_formula(FASTMINE_PARAMETER ForwardWork work) {
     of_warp[0] = mine;
   }
   barrier();
-  const Summary& all = of_warp[0];
-  const double poison = all.found.poison();
+  return of_warp[0];
+}
 
-  const bool mean = problem.reduction == Reduction::mean;
-  for (std::int64_t group = thread_index(); group < in.samples * in.classes; group += kFormulaThreads) {
-    const segmentation::Totals& totals = mean ? all.totals : of_sample[group / in.classes].totals;
-    segmentation::write_coefficients(problem, group, sums_of(work, group), totals, poison);
-  }
-  if (problem.reduction == Reduction::none) {
-    for (std::int64_t sample = thread_index(); sample < in.samples; sample += kFormulaThreads) {
-      segmentation::write_loss(problem, sample, of_sample[sample].loss * poison);
-    }
-  }
-  if (thread_index() == 0) {
-    if (problem.reduction != Reduction::none) {
-      segmentation::write_loss(problem, 0, (mean ? segmentation::weighted(problem, all.totals) : all.loss) * poison);
-    }
-    segmentation::write_evidence(problem, all.found, all.totals);
-  }
+/// What the last kernel of a forward pass works on: a problem, and the columns of its rows.
+template <class Problem>
+struct FinishWork {
+  Problem problem;
+  Cut cut;
+  const double* rows;
+  double* samples;  // the fused loss: [samples, kSummaryColumns]
+};
+
+/// The columns of the row that a group is in, and of the group itself.
+template <class Problem>
+FASTMINE_DEVICE const double* row_of(const FinishWork<Problem>& work, std::int64_t group) {
+  return work.rows + group / work.cut.classes * work.cut.columns;
+}
+template <class Group, class Problem>
+FASTMINE_DEVICE const Group& group_of(const FinishWork<Problem>& work, std::int64_t group) {
+  const double* columns = row_of(work, group) + kPartColumns + group % work.cut.classes * kGroupColumns<Group>;
+  return *reinterpret_cast<const Group*>(columns);
+}
+
+FASTMINE_DEVICE const SegmentationPart& part_of(const double* row) {
+  return *reinterpret_cast<const SegmentationPart*>(row);
 }
 
 }  // namespace fastmine::cuda

@@ -50,70 +50,89 @@ FASTMINE_DEVICE void load_targets(const SegmentationInputs& in, const Task& task
   });
 }
 
-template <class T>
-struct SigmoidTerms {
-  bool entropy, focal;
-  Power power;
-  T on_target, off_target, gamma;
-};
-
-template <class T>
+/// The sums of one thread. `kApart`: all of them, and entropies on and off the target; else together, in e1 and f1, the
+/// focal ones weighted.
+template <class T, bool kApart>
 struct SigmoidSums {
-  T target{}, prediction{}, overlap{}, cross_entropy{}, focal{};
+  T sums[kSegmentationSums] = {};
 
-  FASTMINE_DEVICE void add(T x, T t, const SigmoidTerms<T>& terms) {
-    const Sigmoid<T> s = sigmoid(x, terms.entropy);
-    target += t;
-    prediction += s.p;
-    overlap += s.p * t;
-    if (!terms.entropy) {
-      return;
+  FASTMINE_DEVICE T& operator[](SegmentationSum which) { return sums[static_cast<int>(which)]; }
+
+  FASTMINE_DEVICE void add(T x, T t, const Asked& asked, Power power) {
+    using Sum = SegmentationSum;
+    SigmoidSums& sum = *this;
+    const Sigmoid<T> s = sigmoid(x, asked.entropy);
+    sum[Sum::t] += t;
+    sum[Sum::p] += s.p;
+    sum[Sum::a] += s.p * t;
+    if constexpr (kApart) {
+      if (asked.shape) {
+        const T slope = s.p * s.q;
+        sum[Sum::pp] += s.p * s.p;
+        sum[Sum::tt] += t * t;
+        sum[Sum::g1] += slope * t;
+        sum[Sum::g0] += slope * (1 - t);
+      }
+      if (asked.linear) {
+        sum[Sum::x] += x;
+        sum[Sum::tx] += t * x;
+      }
     }
-    // softplus(x) - t x: a target's x cancels before anything is added to it.
-    const T entropy = (larger(x, T{0}) - t * x) + s.rest;
-    cross_entropy += entropy;
-    if (!terms.focal) {
+    if (!asked.entropy) {
       return;
     }
     const T log_p = smaller(x, T{0}) - s.rest, log_q = smaller(-x, T{0}) - s.rest;
+    if constexpr (kApart) {
+      sum[Sum::e1] -= t * log_p;
+      sum[Sum::e0] -= (1 - t) * log_q;
+    } else {
+      // softplus(x) - t x: a target's x cancels before anything is added to it.
+      sum[Sum::e1] += (larger(x, T{0}) - t * x) + s.rest;
+    }
+    if (!asked.focal) {
+      return;
+    }
+    const T gamma = static_cast<T>(asked.alpha.gamma);
+    const T alpha_on = static_cast<T>(asked.alpha.on_target), alpha_off = static_cast<T>(asked.alpha.off_target);
+    constexpr Sum kOffTarget = kApart ? Sum::f0 : Sum::f1;
     if (t == 0 || t == 1) {
       const bool on = t != 0;
-      focal += (on ? terms.on_target : terms.off_target) *
-               raise(terms.power, on ? s.q : s.p, on ? log_q : log_p, terms.gamma) * entropy;
+      const T term = raise(power, on ? s.q : s.p, on ? log_q : log_p, gamma) * -(on ? log_p : log_q);
+      if constexpr (kApart) {
+        sum[Sum::f1] += on ? term : T{0};
+        sum[Sum::f0] += on ? T{0} : term;
+      } else {
+        sum[Sum::f1] += (on ? alpha_on : alpha_off) * term;
+      }
     } else {
-      focal -= terms.on_target * t * raise(terms.power, s.q, log_q, terms.gamma) * log_p;
-      focal -= terms.off_target * (1 - t) * raise(terms.power, s.p, log_p, terms.gamma) * log_q;
+      sum[Sum::f1] -= alpha_on * t * raise(power, s.q, log_q, gamma) * log_p;
+      sum[kOffTarget] -= alpha_off * (1 - t) * raise(power, s.p, log_p, gamma) * log_q;
     }
+  }
+
+  template <class S>
+  FASTMINE_DEVICE void add(const SigmoidSums<S, kApart>& other) {
+    FASTMINE_UNROLL for (int i = 0; i < kSegmentationSums; ++i) { sums[i] += static_cast<T>(other.sums[i]); }
   }
 };
 
-template <class T>
-FASTMINE_DEVICE SigmoidTerms<T> sigmoid_terms(const SegmentationLoss& problem) {
-  const bool focal = problem.weights[segmentation::kFocal] != 0;
-  return {focal || problem.weights[segmentation::index(SegmentationTerm::bce)] != 0,
-          focal,
-          power_of(problem.focal.gamma),
-          static_cast<T>(problem.focal.on_target),
-          static_cast<T>(problem.focal.off_target),
-          static_cast<T>(problem.focal.gamma)};
-}
-
 /// One block: the sums over a run of positions of one (sample, class). S is the type of the logits.
-template <class S>
-FASTMINE_KERNEL(SigmoidShape::kThreads, 2)
+template <class S, class Group>
+FASTMINE_KERNEL(SigmoidShape::kThreads, kAllSums<Group> && sizeof(Working<S>) == 8 ? 1 : 2)
 sigmoid_sums(FASTMINE_PARAMETER ForwardWork work) {
   using T = Working<S>;
+  constexpr bool kAll = kAllSums<Group>;
   constexpr int kItems = SigmoidShape::kItems, kStep = SigmoidShape::kThreads * kItems;
-  const SegmentationInputs& in = work.problem.in;
+  const SegmentationInputs& in = work.in;
   const Task task = task_of(work.cut, in);
-  const SigmoidTerms<T> terms = sigmoid_terms<T>(work.problem);
-  double target = 0, prediction = 0, overlap = 0, cross_entropy = 0, focal = 0;
+  const Power power = power_of(work.asked.alpha.gamma);
+  SigmoidSums<double, kAll> total;
   TargetRange<T> targets;
   LogitRange<T> logits;
   int items = 0;
   std::int64_t position = task.begin + thread_index() * kItems;
   while (position < task.end) {
-    SigmoidSums<T> sums;
+    SigmoidSums<T, kAll> sums;
     for (int round = 0; round < SigmoidShape::kRound && position < task.end; ++round, position += kStep) {
       const std::int64_t n = task.end - position;
       const unsigned valid = validity<kItems>(in.valid, task.sample, task.first_class, position, n);
@@ -126,38 +145,32 @@ sigmoid_sums(FASTMINE_PARAMETER ForwardWork work) {
           const T x = value_of<T>(pack.item[i]);
           ++items;
           logits.add(x);
-          sums.add(x, t[i], terms);
+          sums.add(x, t[i], work.asked, power);
         }
       }
     }
-    target += static_cast<double>(sums.target);
-    prediction += static_cast<double>(sums.prediction);
-    overlap += static_cast<double>(sums.overlap);
-    cross_entropy += static_cast<double>(sums.cross_entropy);
-    focal += static_cast<double>(sums.focal);
+    total.add(sums);
   }
-  double columns[kPartColumns + kGroupColumns] = {static_cast<double>(items),
-                                                  cross_entropy,
-                                                  focal,
-                                                  segmentation::lower(targets.range.least(), targets.wide.least()),
-                                                  segmentation::upper(targets.range.most(), targets.wide.most()),
-                                                  logits.range.least(),
-                                                  logits.range.most(),
-                                                  static_cast<double>(logits.nonfinite),
-                                                  static_cast<double>(targets.outside),
-                                                  target,
-                                                  prediction,
-                                                  overlap};
+  using Sum = SegmentationSum;
+  double columns[kPartColumns + kGroupColumns<Group>] = {
+      static_cast<double>(items),
+      total[Sum::e1],
+      total[Sum::f1],
+      segmentation::lower(targets.range.least(), targets.wide.least()),
+      segmentation::upper(targets.range.most(), targets.wide.most()),
+      logits.range.least(),
+      logits.range.most(),
+      static_cast<double>(logits.nonfinite),
+      static_cast<double>(targets.outside)};
+  if constexpr (kAll) {
+    FASTMINE_UNROLL for (int i = 0; i < kSegmentationSums; ++i) { columns[kPartColumns + i] = total.sums[i]; }
+  } else {
+    columns[kPartColumns] = total[Sum::t];
+    columns[kPartColumns + 1] = total[Sum::p];
+    columns[kPartColumns + 2] = total[Sum::a];
+  }
   add_threads<SigmoidShape::kThreads>(columns, work.parts + block_index() * work.cut.columns);
 }
-
-/// A group's coefficients times the gradient of its loss.
-template <class T>
-struct SigmoidSlopes {
-  T on_target, everywhere, cross_entropy, focal_on_target, focal_off_target, gamma;
-  Power power;
-  bool focal;
-};
 
 /// -dFL by the logit of the right side, over alpha: u^g (u + g (1 - u) softplus). No division, finite for every g >= 0.
 template <class T>
@@ -165,48 +178,44 @@ FASTMINE_DEVICE T focal_slope(Power power, T wrong, T right, T log_wrong, T entr
   return raise(power, wrong, log_wrong, gamma) * (wrong + gamma * right * entropy);
 }
 
-template <class T>
-FASTMINE_DEVICE T sigmoid_gradient_of(T x, T t, const SigmoidSlopes<T>& slopes) {
-  const Sigmoid<T> s = sigmoid(x, slopes.focal);
+/// `kAll`: with squares and linear slopes.
+template <bool kAll, class T>
+FASTMINE_DEVICE T sigmoid_gradient_of(T x, T t, const GroupSlopes<T>& slopes, Power power, T gamma) {
+  const bool focal = slopes.focal_on != 0 || slopes.focal_off != 0;
+  const Sigmoid<T> s = sigmoid(x, focal);
+  T by_probability = slopes.on_target * t + slopes.everywhere;
+  if constexpr (kAll) {
+    by_probability += slopes.squares * s.p;
+  }
+  T g = by_probability * (s.p * s.q);
   // p - t keeps no digits where p is close to t.
-  T g = (slopes.on_target * t + slopes.everywhere) * (s.p * s.q) + slopes.cross_entropy * ((1 - t) * s.p - t * s.q);
-  if (slopes.focal) {
+  g += slopes.entropy_off * ((1 - t) * s.p) - slopes.entropy_on * (t * s.q);
+  if (focal) {
     const T log_p = smaller(x, T{0}) - s.rest, log_q = smaller(-x, T{0}) - s.rest;
     if (t != 1) {
-      g += slopes.focal_off_target * (1 - t) * focal_slope(slopes.power, s.p, s.q, log_p, -log_q, slopes.gamma);
+      g += slopes.focal_off * (1 - t) * focal_slope(power, s.p, s.q, log_p, -log_q, gamma);
     }
     if (t != 0) {
-      g -= slopes.focal_on_target * t * focal_slope(slopes.power, s.q, s.p, log_q, -log_p, slopes.gamma);
+      g -= slopes.focal_on * t * focal_slope(power, s.q, s.p, log_q, -log_p, gamma);
     }
+  }
+  if constexpr (kAll) {
+    g += slopes.linear_on * t + slopes.linear;
   }
   return g;
 }
 
-template <class T>
-FASTMINE_DEVICE SigmoidSlopes<T> sigmoid_slopes(const SegmentationLossBackward& problem, const Task& task) {
-  const double* c = problem.coefficients + (task.sample * problem.in.classes + task.first_class) * 4;
-  const double grad = upstream(problem, task.sample);
-  const T on_target = static_cast<T>(c[3] * problem.focal.on_target * grad);
-  const T off_target = static_cast<T>(c[3] * problem.focal.off_target * grad);
-  return {static_cast<T>(c[0] * grad),
-          static_cast<T>(c[1] * grad),
-          static_cast<T>(c[2] * grad),
-          on_target,
-          off_target,
-          static_cast<T>(problem.focal.gamma),
-          power_of(problem.focal.gamma),
-          on_target != 0 || off_target != 0};
-}
-
 /// One block: the gradient of a run of positions of one (sample, class).
-template <class S>
+template <class S, class Problem>
 FASTMINE_KERNEL(SigmoidShape::kThreads, sizeof(Working<S>) == 8 ? 2 : 4)
-sigmoid_gradient(FASTMINE_PARAMETER BackwardWork work) {
+sigmoid_gradient(FASTMINE_PARAMETER BackwardWork<Problem> work) {
   using T = Working<S>;
   constexpr int kItems = SigmoidShape::kItems, kStep = SigmoidShape::kThreads * kItems;
   const SegmentationInputs& in = work.problem.in;
   const Task task = task_of(work.cut, in);
-  const SigmoidSlopes<T> slopes = sigmoid_slopes<T>(work.problem, task);
+  const GroupSlopes<T> slopes = Slopes<Problem>(work.problem, task.sample).template at<T>(task.first_class);
+  const Power power = power_of(gamma_of(work.problem));
+  const T gamma = static_cast<T>(gamma_of(work.problem));
   S* out = static_cast<S*>(work.problem.grad_logits) + (task.sample * in.classes + task.first_class) * in.positions;
   for (std::int64_t position = task.begin + thread_index() * kItems; position < task.end; position += kStep) {
     const std::int64_t n = task.end - position;
@@ -219,7 +228,8 @@ sigmoid_gradient(FASTMINE_PARAMETER BackwardWork work) {
     Pack<S, kItems> gradient{};
     FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
       if ((valid >> i & 1U) != 0) {
-        assign(gradient.item[i], sigmoid_gradient_of(value_of<T>(pack.item[i]), t[i], slopes));
+        assign(gradient.item[i],
+               sigmoid_gradient_of<Slopes<Problem>::kAll>(value_of<T>(pack.item[i]), t[i], slopes, power, gamma));
       }
     }
     store<S, kItems>(gradient, out + position, n);

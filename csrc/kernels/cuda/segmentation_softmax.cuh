@@ -9,8 +9,10 @@
 
 namespace fastmine::cuda {
 
-/// Positions of one thread. Where invalid, every logit counts as 0 and there is no target.
-template <class S>
+/// Positions of one thread. Where invalid, every logit counts as 0 and there is no target. `kMerges`: a class may be
+/// merged into class 0, which then has the logit of all of them, and the class itself one of which no exponential is
+/// left; nothing else knows.
+template <class S, bool kMerges>
 struct Positions {
   using T = Working<S>;
   static constexpr int kItems = SoftmaxShape::kItems;
@@ -18,7 +20,9 @@ struct Positions {
   const SegmentationInputs& in;
   std::int64_t sample, position, n;
   unsigned valid;
-  int target[kItems];  // class; -1 where invalid or no class
+  bool merging;                        // whether the sample has merged classes
+  int target[kItems];                  // class; -1 where invalid or no class
+  T background[kMerges ? kItems : 1];  // where merging: the logit of class 0
   T largest[kItems];
   int largest_class[kItems];  // -1 if all are NaN or -Inf
   T target_logit[kItems];
@@ -27,7 +31,23 @@ struct Positions {
 
   FASTMINE_DEVICE bool live(int i) const { return (valid >> i & 1U) != 0; }
 
+  FASTMINE_DEVICE bool is_merged(std::int64_t k) const {
+    return kMerges && merging && segmentation::is_merged(in, sample, k);
+  }
+  /// Whether the logit of class k is not its own.
+  FASTMINE_DEVICE bool is_background(std::int64_t k) const { return kMerges && merging && (k == 0 || is_merged(k)); }
+
   FASTMINE_DEVICE void load_logits(std::int64_t k, T (&x)[kItems]) const {
+    if constexpr (kMerges) {
+      if (is_background(k)) {
+        FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) { x[i] = k == 0 ? background[i] : -kLargest<T>; }
+        return;
+      }
+    }
+    load_raw(k, x);
+  }
+
+  FASTMINE_DEVICE void load_raw(std::int64_t k, T (&x)[kItems]) const {
     const auto pack = load<S, kItems>(at<S>(in.logits, sample, k, position), in.logits.stride[2], n);
     FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) { x[i] = live(i) ? value_of<T>(pack.item[i]) : T{0}; }
   }
@@ -39,15 +59,14 @@ struct ClassRange {
   int outside = 0;
 };
 
-/// The positions from `position` on that a thread works on, up to `end`, with their targets.
-template <class S>
-FASTMINE_DEVICE Positions<S> positions_of(const SegmentationInputs& in, const Task& task, std::int64_t position,
-                                          ClassRange& range) {
+/// The positions from `position` on that a thread works on, up to the end of the task, with their targets.
+template <class S, bool kMerges>
+FASTMINE_DEVICE Positions<S, kMerges> positions_of(const SegmentationInputs& in, const Task& task,
+                                                   std::int64_t position, bool merging, ClassRange& range) {
   constexpr int kItems = SoftmaxShape::kItems;
   const std::int64_t n = task.end - position < 0 ? 0 : task.end - position;
-  Positions<S> at_hand{
-      in, task.sample, position, n, n == 0 ? 0U : validity<kItems>(in.valid, task.sample, 0, position, n), {}, {},
-      {}, {},          {},       {}};
+  const unsigned valid = n == 0 ? 0U : validity<kItems>(in.valid, task.sample, 0, position, n);
+  Positions<S, kMerges> at_hand{in, task.sample, position, n, valid, merging, {}, {}, {}, {}, {}, {}, {}};
   if (n == 0) {
     FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) { at_hand.target[i] = -1; }
     return at_hand;
@@ -63,24 +82,61 @@ FASTMINE_DEVICE Positions<S> positions_of(const SegmentationInputs& in, const Ta
         range.low = smaller(range.low, y);
         range.high = larger(range.high, y);
         range.outside += inside ? 0 : 1;
-        at_hand.target[i] = inside ? static_cast<int>(y) : -1;
+        at_hand.target[i] = !inside ? -1 : at_hand.is_merged(y) ? 0 : static_cast<int>(y);
       }
     }
   });
   return at_hand;
 }
 
-/// First walk: the largest logit and that of the target; `see` gets every valid logit.
+/// Before the first walk, where classes are merged: the logit of all that are class 0, the logarithm of the sum of
+/// their exponentials. `see` gets every valid logit of them.
 template <class S, class F>
-FASTMINE_DEVICE void find_largest(Positions<S>& at_hand, F see) {
+FASTMINE_DEVICE void find_background(Positions<S, true>& at_hand, F see) {
   using T = Working<S>;
   constexpr int kItems = SoftmaxShape::kItems;
+  T sum[kItems] = {};  // about the largest, without it
+  for (std::int64_t k = 0; k < at_hand.in.classes; ++k) {
+    if (k > 0 && !at_hand.is_merged(k)) {
+      continue;
+    }
+    T x[kItems];
+    at_hand.load_raw(k, x);
+    FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
+      if (at_hand.live(i)) {
+        see(x[i]);
+      }
+      if (k == 0) {
+        at_hand.background[i] = x[i];
+        continue;
+      }
+      const T before = at_hand.background[i];
+      const bool more = x[i] > before;
+      const T e = exponential(more ? before - x[i] : x[i] - before);
+      at_hand.background[i] = more ? x[i] : before;
+      sum[i] = more ? (1 + sum[i]) * e : sum[i] + e;
+    }
+  }
+  FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) { at_hand.background[i] += log1p_positive(sum[i]); }
+}
+
+/// First walk: the largest logit and that of the target; `see` gets every valid logit.
+template <class S, bool kMerges, class F>
+FASTMINE_DEVICE void find_largest(Positions<S, kMerges>& at_hand, F see) {
+  using T = Working<S>;
+  constexpr int kItems = SoftmaxShape::kItems;
+  if constexpr (kMerges) {
+    if (at_hand.merging) {
+      find_background(at_hand, see);
+    }
+  }
   FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
     at_hand.largest[i] = -static_cast<T>(segmentation::kInf);
     at_hand.largest_class[i] = -1;
     at_hand.target_logit[i] = 0;
   }
   for (std::int64_t k = 0; k < at_hand.in.classes; ++k) {
+    const bool seen = at_hand.is_background(k);
     T x[kItems];
     at_hand.load_logits(k, x);
     FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
@@ -89,7 +145,7 @@ FASTMINE_DEVICE void find_largest(Positions<S>& at_hand, F see) {
         at_hand.largest_class[i] = static_cast<int>(k);
       }
       at_hand.target_logit[i] = k == at_hand.target[i] ? x[i] : at_hand.target_logit[i];
-      if (at_hand.live(i)) {
+      if (at_hand.live(i) && !seen) {
         see(x[i]);
       }
     }
@@ -97,8 +153,8 @@ FASTMINE_DEVICE void find_largest(Positions<S>& at_hand, F see) {
 }
 
 /// Second walk: the others' sum; `see(k, i, e)` gets every e_k but the largest.
-template <class S, class F>
-FASTMINE_DEVICE void add_others(Positions<S>& at_hand, F see) {
+template <class S, bool kMerges, class F>
+FASTMINE_DEVICE void add_others(Positions<S, kMerges>& at_hand, F see) {
   using T = Working<S>;
   constexpr int kItems = SoftmaxShape::kItems;
   FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
@@ -124,8 +180,8 @@ struct TargetShare {
   T p, q, log_p;
 };
 
-template <class S>
-FASTMINE_DEVICE TargetShare<Working<S>> target_share(const Positions<S>& at_hand, int i) {
+template <class S, bool kMerges>
+FASTMINE_DEVICE TargetShare<Working<S>> target_share(const Positions<S, kMerges>& at_hand, int i) {
   using T = Working<S>;
   const T s = at_hand.others[i], below = at_hand.target_logit[i] - at_hand.largest[i];
   const T e = exponential(below);
@@ -138,22 +194,94 @@ FASTMINE_DEVICE T raise_complement(Power power, T q, T gamma) {
   return raise(power, q, power == Power::any ? smaller(logarithm(q), T{0}) : T{0}, gamma);
 }
 
+/// Whether any class of a sample is part of its class 0.
+FASTMINE_DEVICE bool any_merged(const SegmentationInputs& in, std::int64_t sample) {
+  for (std::int64_t k = 1; in.merged != nullptr && k < in.classes; ++k) {
+    if (segmentation::is_merged(in, sample, k)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+/// Cross entropy and focal term of the positions of a thread, 0 where there is no target; and log(1 + s) of each.
+template <class T>
+struct Entropies {
+  T cross_entropy[SoftmaxShape::kItems] = {}, focal[SoftmaxShape::kItems] = {}, log_total[SoftmaxShape::kItems] = {};
+};
+
+template <class S, bool kMerges>
+FASTMINE_DEVICE Entropies<Working<S>> entropies_of(const Positions<S, kMerges>& at_hand, const Asked& asked,
+                                                   Power power) {
+  using T = Working<S>;
+  Entropies<T> each;
+  FASTMINE_UNROLL for (int i = 0; i < SoftmaxShape::kItems; ++i) {
+    if (asked.entropy && at_hand.target[i] >= 0) {
+      const TargetShare<T> share = target_share(at_hand, i);
+      each.cross_entropy[i] = -share.log_p;
+      if (asked.focal) {
+        each.focal[i] = raise_complement(power, share.q, static_cast<T>(asked.alpha.gamma)) * -share.log_p;
+      }
+    }
+    if (asked.linear && at_hand.valid != 0) {
+      each.log_total[i] = log1p_positive(at_hand.others[i]);
+    }
+  }
+  return each;
+}
+
+/// Third walk: what the positions of a thread add to the sums of class k, in the order of Group.
+template <class Group, class S, bool kMerges>
+FASTMINE_DEVICE void add_class(const Positions<S, kMerges>& at_hand, std::int64_t k,
+                               const Entropies<Working<S>>& entropies, const Asked& asked,
+                               Working<S> (&sums)[kGroupColumns<Group>]) {
+  using T = Working<S>;
+  constexpr int kItems = SoftmaxShape::kItems;
+  using Sum = SegmentationSum;
+  constexpr int kFirst = kAllSums<Group> ? static_cast<int>(Sum::t) : 0;
+  const auto sum = [&](Sum which) -> T& { return sums[static_cast<int>(which)]; };
+  T x[kItems];
+  at_hand.load_logits(k, x);
+  FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
+    const T p = at_hand.live(i) ? exponential(x[i] - at_hand.largest[i]) * at_hand.inverse[i] : T{0};
+    const bool on = at_hand.target[i] == k;
+    sums[kFirst] += on ? T{1} : T{0};
+    sums[kFirst + 1] += p;
+    sums[kFirst + 2] += on ? p : T{0};
+    if constexpr (kAllSums<Group>) {
+      sum(Sum::e1) += on ? entropies.cross_entropy[i] : T{0};
+      sum(Sum::f1) += on ? entropies.focal[i] : T{0};
+      if (asked.shape) {
+        // Only the largest p is close to 1, and 1 - p keeps its digits there.
+        const T q = k == at_hand.largest_class[i] ? at_hand.others[i] * at_hand.inverse[i] : 1 - p;
+        sum(Sum::pp) += p * p;
+        sum(Sum::g1) += on ? p * q : T{0};
+        sum(Sum::g0) += on ? T{0} : p * q;
+      }
+      if (asked.linear && at_hand.live(i)) {
+        sum(Sum::x) += (at_hand.largest[i] - x[i]) + entropies.log_total[i];
+      }
+    }
+  }
+}
+
 /// One block: the sums over a run of positions of one sample, for all its classes.
-template <class S>
-FASTMINE_KERNEL(SoftmaxShape::kThreads, sizeof(Working<S>) == 8 ? 4 : 6)
+template <class S, class Group>
+FASTMINE_KERNEL(SoftmaxShape::kThreads, kAllSums<Group>           ? 3
+                                        : sizeof(Working<S>) == 8 ? 4
+                                                                  : 6)
 softmax_sums(FASTMINE_PARAMETER ForwardWork work) {
   using T = Working<S>;
+  constexpr bool kMerges = kAllSums<Group>;
   constexpr int kThreads = SoftmaxShape::kThreads, kItems = SoftmaxShape::kItems, kWarps = kThreads / kWarp;
-  constexpr int kTile = 32, kFound = kTile * kGroupColumns;  // classes at a time; numbers of those
-  static_assert(kFound <= kThreads);
-  FASTMINE_SHARED(T, found, kWarps * kFound);
-  const SegmentationInputs& in = work.problem.in;
+  constexpr int kColumns = kGroupColumns<Group>, kPadded = kAllSums<Group> ? 16 : 4;
+  constexpr int kTile = kThreads / kPadded;  // classes at a time
+  FASTMINE_SHARED(T, found, kWarps * kThreads);
+  const SegmentationInputs& in = work.in;
   const Task task = task_of(work.cut, in);
   double* const out = work.parts + block_index() * work.cut.columns;
-  const bool focal = work.problem.weights[segmentation::kFocal] != 0;
-  const bool entropy = focal || work.problem.weights[segmentation::index(SegmentationTerm::ce)] != 0;
-  const Power power = power_of(work.problem.focal.gamma);
-  const T gamma = static_cast<T>(work.problem.focal.gamma);
+  const Power power = power_of(work.asked.alpha.gamma);
+  const bool merging = kMerges && any_merged(in, task.sample);
   const int lane = thread_index() % kWarp, warp = thread_index() / kWarp;
   double cross_entropy_sum = 0, focal_sum = 0;
   ClassRange targets;
@@ -162,55 +290,40 @@ softmax_sums(FASTMINE_PARAMETER ForwardWork work) {
   // At least once, so that a row without positions leaves zeros.
   std::int64_t begin = task.begin;
   do {
-    Positions<S> at_hand = positions_of<S>(in, task, begin + thread_index() * kItems, targets);
+    auto at_hand = positions_of<S, kMerges>(in, task, begin + thread_index() * kItems, merging, targets);
     if (at_hand.valid != 0) {
       find_largest(at_hand, [&](T x) { logits.add(x); });
       add_others(at_hand, [](std::int64_t, int, T) {});
     }
+    const Entropies<T> entropies = entropies_of(at_hand, work.asked, power);
     FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
       items += at_hand.live(i) ? 1 : 0;
-      if (entropy && at_hand.target[i] >= 0) {
-        const TargetShare<T> share = target_share(at_hand, i);
-        cross_entropy_sum -= static_cast<double>(share.log_p);
-        if (focal) {
-          focal_sum -= static_cast<double>(raise_complement(power, share.q, gamma) * share.log_p);
-        }
-      }
+      cross_entropy_sum += static_cast<double>(entropies.cross_entropy[i]);
+      focal_sum += static_cast<double>(entropies.focal[i]);
     }
     for (std::int64_t first = 0; first < in.classes; first += kTile) {
       const int classes = static_cast<int>(smaller(in.classes - first, static_cast<std::int64_t>(kTile)));
       for (int c = 0; c < classes; ++c) {
-        T sums[kGroupColumns] = {};  // as in SegmentationGroup
-        if (at_hand.valid != 0) {
-          T x[kItems];
-          at_hand.load_logits(first + c, x);
-          FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
-            const T p = at_hand.live(i) ? exponential(x[i] - at_hand.largest[i]) * at_hand.inverse[i] : T{0};
-            const bool on = at_hand.target[i] == first + c;
-            sums[0] += on ? T{1} : T{0};
-            sums[1] += p;
-            sums[2] += on ? p : T{0};
-          }
+        T sums[kColumns] = {};
+        if (at_hand.valid != 0 && !at_hand.is_merged(first + c)) {
+          add_class<Group>(at_hand, first + c, entropies, work.asked, sums);
         }
-        FASTMINE_UNROLL for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-          T others[kGroupColumns];
-          shuffle_down(sums, distance, others);
-          FASTMINE_UNROLL for (int i = 0; i < kGroupColumns; ++i) { sums[i] += others[i]; }
-        }
-        if (lane == 0) {
-          FASTMINE_UNROLL for (int i = 0; i < kGroupColumns; ++i) {
-            found[warp * kFound + c * kGroupColumns + i] = sums[i];
-          }
+        T columns[kPadded] = {};
+        FASTMINE_UNROLL for (int i = 0; i < kColumns; ++i) { columns[i] = sums[i]; }
+        const T sum = add_columns(columns);
+        if (lane % (kWarp / kPadded) == 0) {
+          found[warp * kThreads + c * kPadded + lane / (kWarp / kPadded)] = sum;
         }
       }
       barrier();
-      if (thread_index() < classes * kGroupColumns) {
+      const int column = thread_index() % kPadded;
+      if (thread_index() < classes * kPadded && column < kColumns) {
         double sum = 0;
         for (int w = 0; w < kWarps; ++w) {
-          sum += static_cast<double>(found[w * kFound + thread_index()]);
+          sum += static_cast<double>(found[w * kThreads + thread_index()]);
         }
-        double* const column = out + kPartColumns + first * kGroupColumns + thread_index();
-        *column = begin == task.begin ? sum : *column + sum;
+        double* const total = out + kPartColumns + (first + thread_index() / kPadded) * kColumns + column;
+        *total = begin == task.begin ? sum : *total + sum;
       }
       barrier();
     }
@@ -228,84 +341,136 @@ softmax_sums(FASTMINE_PARAMETER ForwardWork work) {
   add_threads<kThreads>(columns, out);
 }
 
-/// A class's coefficients times the gradient of the loss: its slope by a probability is on_target t + everywhere.
+/// What the gradient of some positions needs to know about them: with D_k the slope of class k by its probability about
+/// that of the likeliest class, and M the mean of all D_k, it is p_k (D_k - M) and what the entropies add.
 template <class T>
-struct SoftmaxSlopes {
-  T on_target, everywhere;
+struct PositionSlopes {
+  static constexpr int kItems = SoftmaxShape::kItems;
 
-  FASTMINE_DEVICE T at(bool on) const { return everywhere + (on ? on_target : T{0}); }
+  T largest[kItems] = {}, squares[kItems] = {};  // of the likeliest class; what its own squares add to the former
+  T mean[kItems] = {};
+  T on[kItems] = {}, off[kItems] = {};  // entropies: minus derivative by the target's logit; by any other's, over p_k
 };
 
-template <class T>
-FASTMINE_DEVICE SoftmaxSlopes<T> softmax_slopes(const double* coefficients, std::int64_t k, double grad) {
-  return {static_cast<T>(coefficients[k * 4] * grad), static_cast<T>(coefficients[k * 4 + 1] * grad)};
+/// The first two walks over the classes, and what the third needs.
+template <class Problem, class S, bool kMerges>
+FASTMINE_DEVICE PositionSlopes<Working<S>> slopes_of(const Problem& problem, const Slopes<Problem>& slopes,
+                                                     Positions<S, kMerges>& at_hand) {
+  using T = Working<S>;
+  constexpr bool kAll = Slopes<Problem>::kAll;
+  constexpr int kItems = SoftmaxShape::kItems;
+  const Power power = power_of(gamma_of(problem));
+  const T gamma = static_cast<T>(gamma_of(problem));
+  PositionSlopes<T> found;
+  find_largest(at_hand, [](T) {});
+  FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
+    if (at_hand.largest_class[i] >= 0) {
+      const GroupSlopes<T> own = slopes.template at<T>(at_hand.largest_class[i]);
+      found.largest[i] = own.everywhere + (at_hand.largest_class[i] == at_hand.target[i] ? own.on_target : T{0});
+      found.squares[i] = own.squares;
+    }
+  }
+  T squares[kAll ? kItems : 1] = {};  // weighted by e_k^2
+  add_others(at_hand, [&](std::int64_t k, int i, T e) {
+    const GroupSlopes<T> own = slopes.template at<T>(k);
+    found.mean[i] += e * (own.everywhere + (k == at_hand.target[i] ? own.on_target : T{0}) - found.largest[i]);
+    if constexpr (kAll) {
+      squares[i] += e * e * own.squares;
+    }
+  });
+  FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
+    if constexpr (kAll) {
+      found.squares[i] *= at_hand.inverse[i];  // the probability of the likeliest class
+      found.mean[i] += squares[i] * at_hand.inverse[i] - found.squares[i] * at_hand.others[i];
+    }
+    found.mean[i] *= at_hand.inverse[i];
+    if (at_hand.target[i] >= 0) {
+      const GroupSlopes<T> own = slopes.template at<T>(at_hand.target[i]);
+      const TargetShare<T> share = target_share(at_hand, i);
+      found.on[i] = own.entropy_on * share.q;
+      found.off[i] = own.entropy_on;
+      if (own.focal_on != 0) {
+        const T focal = raise_complement(power, share.q, gamma) * (share.q - gamma * share.p * share.log_p);
+        found.on[i] += own.focal_on * focal;
+        found.off[i] += own.focal_on * (share.q > 0 ? focal / share.q : T{0});
+      }
+    }
+  }
+  return found;
+}
+
+/// Third walk: the gradient of the logit of class k, 0 where invalid. `linear`: the sum of those slopes over all
+/// classes.
+template <bool kAll, class S>
+FASTMINE_DEVICE void class_gradient(const Positions<S, kAll>& at_hand, std::int64_t k,
+                                    const GroupSlopes<Working<S>>& own, const PositionSlopes<Working<S>>& with,
+                                    Working<S> linear, Working<S> (&gradient)[SoftmaxShape::kItems]) {
+  using T = Working<S>;
+  constexpr int kItems = SoftmaxShape::kItems;
+  T x[kItems];
+  at_hand.load_logits(k, x);
+  FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
+    const bool is_target = k == at_hand.target[i];
+    const T p = exponential(x[i] - at_hand.largest[i]) * at_hand.inverse[i];
+    T slope = own.everywhere + (is_target ? own.on_target : T{0}) - with.largest[i];
+    if constexpr (kAll) {
+      // Exactly 0 for the likeliest, however the compiler rounds: its gradient may be smaller than that.
+      slope += k == at_hand.largest_class[i] ? T{0} : own.squares * p - with.squares[i];
+    }
+    T g = p * (slope - with.mean[i]) + (is_target ? -with.on[i] : p * with.off[i]);
+    if constexpr (kAll) {
+      g += p * linear - own.linear;
+    }
+    gradient[i] = at_hand.live(i) ? g : T{0};
+  }
 }
 
 /// One block: the gradient of a run of positions of one sample, for all its classes.
-template <class S>
-FASTMINE_KERNEL(SoftmaxShape::kThreads, sizeof(Working<S>) == 8 ? 4 : 6)
-softmax_gradient(FASTMINE_PARAMETER BackwardWork work) {
+template <class S, class Problem>
+FASTMINE_KERNEL(SoftmaxShape::kThreads, Slopes<Problem>::kAll     ? 3
+                                        : sizeof(Working<S>) == 8 ? 4
+                                                                  : 6)
+softmax_gradient(FASTMINE_PARAMETER BackwardWork<Problem> work) {
   using T = Working<S>;
+  constexpr bool kAll = Slopes<Problem>::kAll;
   constexpr int kItems = SoftmaxShape::kItems;
   const SegmentationInputs& in = work.problem.in;
   const Task task = task_of(work.cut, in);
-  const double* const coefficients = work.problem.coefficients + task.sample * in.classes * 4;
-  const double grad = upstream(work.problem, task.sample);
-  // The scales of the pointwise terms are those of the sample: the same for all its classes.
-  const T cross_entropy = static_cast<T>(coefficients[2] * grad);
-  const T focal_scale = static_cast<T>(coefficients[3] * grad);
-  const Power power = power_of(work.problem.focal.gamma);
-  const T gamma = static_cast<T>(work.problem.focal.gamma);
+  const Slopes<Problem> slopes(work.problem, task.sample);
+  const bool merging = kAll && any_merged(in, task.sample);
+  T linear = 0;
+  for (std::int64_t k = 0; kAll && k < in.classes; ++k) {
+    linear += slopes.template at<T>(k).linear;
+  }
   S* const out = static_cast<S*>(work.problem.grad_logits) + task.sample * in.classes * in.positions;
   for (std::int64_t position = task.begin + thread_index() * kItems; position < task.end;
        position += SoftmaxShape::kThreads * kItems) {
     ClassRange unused;
-    Positions<S> at_hand = positions_of<S>(in, task, position, unused);
-    T largest[kItems] = {}, mean[kItems] = {};  // slope of the likeliest class; mean of the others' about that one
-    T on[kItems] = {}, off[kItems] = {};        // pointwise: derivative by the target's logit; by any other's, over p_k
+    auto at_hand = positions_of<S, kAll>(in, task, position, merging, unused);
+    PositionSlopes<T> with;
     if (at_hand.valid != 0) {
-      find_largest(at_hand, [](T) {});
-      FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
-        if (at_hand.largest_class[i] >= 0) {
-          largest[i] = softmax_slopes<T>(coefficients, at_hand.largest_class[i], grad)
-                           .at(at_hand.largest_class[i] == at_hand.target[i]);
-        }
-      }
-      add_others(at_hand, [&](std::int64_t k, int i, T e) {
-        mean[i] += e * (softmax_slopes<T>(coefficients, k, grad).at(k == at_hand.target[i]) - largest[i]);
-      });
-      FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
-        mean[i] *= at_hand.inverse[i];
-        if (at_hand.target[i] >= 0) {
-          const TargetShare<T> share = target_share(at_hand, i);
-          on[i] = cross_entropy * share.q;
-          off[i] = cross_entropy;
-          if (focal_scale != 0) {
-            const T focal = raise_complement(power, share.q, gamma) * (share.q - gamma * share.p * share.log_p);
-            on[i] += focal_scale * focal;
-            off[i] += focal_scale * (share.q > 0 ? focal / share.q : T{0});
-          }
-        }
-      }
+      with = slopes_of(work.problem, slopes, at_hand);
     }
+    T background[kAll ? kItems : 1] = {};  // the gradient of the logit of class 0 and what is merged into it
     for (std::int64_t k = 0; k < in.classes; ++k) {
-      const SoftmaxSlopes<T> slopes = softmax_slopes<T>(coefficients, k, grad);
-      Pack<S, kItems> gradient{};
+      T g[kItems] = {};
       if (at_hand.valid != 0) {
-        T x[kItems];
-        at_hand.load_logits(k, x);
-        FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
-          const bool is_target = k == at_hand.target[i];
-          const T p = exponential(x[i] - at_hand.largest[i]) * at_hand.inverse[i];
-          const T slope = slopes.at(is_target) - largest[i] - mean[i];
-          if (at_hand.live(i)) {
-            assign(gradient.item[i], p * slope + (is_target ? -on[i] : p * off[i]));
+        class_gradient<kAll>(at_hand, k, slopes.template at<T>(k), with, linear, g);
+      }
+      if constexpr (kAll) {
+        if (at_hand.valid != 0 && at_hand.is_background(k)) {  // each class has a share of it
+          T x[kItems];
+          at_hand.load_raw(k, x);
+          FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
+            background[i] = k == 0 ? g[i] : background[i];
+            g[i] = background[i] * exponential(x[i] - at_hand.background[i]);
           }
         }
       }
+      Pack<S, kItems> gradient;
+      FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) { assign(gradient.item[i], g[i]); }
       store<S, kItems>(gradient, out + k * in.positions + position, at_hand.n);
     }
   }
 }
-
 }  // namespace fastmine::cuda

@@ -7,23 +7,6 @@
 
 namespace fastmine::cuda {
 
-/// The type in which logits of type S are computed.
-template <class S>
-struct WorkingType {
-  using type = float;
-};
-template <>
-struct WorkingType<double> {
-  using type = double;
-};
-template <class S>
-using Working = typename WorkingType<S>::type;
-
-template <class T>
-inline constexpr T kLargest = static_cast<T>(__DBL_MAX__);
-template <>
-inline constexpr float kLargest<float> = __FLT_MAX__;
-
 /// Threads of a block, positions of a thread at a time, and how often before float64 takes over.
 struct SigmoidShape {
   static constexpr int kThreads = 256, kItems = 8, kRound = 4;
@@ -38,11 +21,15 @@ struct Cut {
   std::int64_t classes;  // of one task
   std::int64_t run;      // positions of one task, but for the last of a row
   std::int64_t runs;     // tasks of one row, at least 1
-  std::int64_t columns;  // numbers that a task finds: SegmentationPart, then its SegmentationGroups
+  std::int64_t columns;  // numbers that a task finds: SegmentationPart, then a Group for each of its classes
 };
 
 inline constexpr int kPartColumns = sizeof(SegmentationPart) / sizeof(double);
-inline constexpr int kGroupColumns = sizeof(SegmentationGroup) / sizeof(double);
+/// Group is SegmentationGroup for the fused loss, SegmentationGroupSums for all sums.
+template <class Group>
+inline constexpr int kGroupColumns = sizeof(Group) / sizeof(double);
+template <class Group>
+inline constexpr bool kAllSums = sizeof(Group) == sizeof(SegmentationGroupSums);
 
 /// Enough to keep every multiprocessor busy, few enough to add up; in the emulator so few that long runs are tested.
 #ifdef FASTMINE_EMULATE_CUDA
@@ -51,7 +38,8 @@ inline constexpr std::int64_t kTasks = 80;
 inline constexpr std::int64_t kTasks = 2048;
 #endif
 
-inline Cut cut(const SegmentationInputs& in) noexcept {
+/// `group_columns` are those of one class; 0 for a backward pass.
+inline Cut cut(const SegmentationInputs& in, int group_columns) noexcept {
   const bool softmax = in.mode == SegmentationMode::multiclass;
   const std::int64_t step =
       softmax ? SoftmaxShape::kThreads * SoftmaxShape::kItems : SigmoidShape::kThreads * SigmoidShape::kItems;
@@ -62,7 +50,7 @@ inline Cut cut(const SegmentationInputs& in) noexcept {
   c.run = step * (steps > 1 ? steps : 1);
   c.runs = (in.positions + c.run - 1) / c.run;
   c.runs = c.runs > 1 ? c.runs : 1;
-  c.columns = kPartColumns + c.classes * kGroupColumns;
+  c.columns = kPartColumns + c.classes * group_columns;
   return c;
 }
 
@@ -138,6 +126,27 @@ FASTMINE_DEVICE double combine(std::int64_t column, double a, double b) {
   }
 }
 
+/// The sum over the warp of N columns, N a power of two: each lane returns that of column lane / (32 / N). At every
+/// step two lanes share what is left between them, so a column costs about one shuffle and not five.
+template <int N, int kDistance = kWarp / 2, class T>
+FASTMINE_DEVICE T add_columns(T (&columns)[N]) {
+  static_assert(N <= 2 * kDistance);
+  constexpr int kKept = N > 1 ? N / 2 : 1;
+  const bool upper = (thread_index() & kDistance) != 0;
+  T kept[kKept], given[kKept], taken[kKept];
+  FASTMINE_UNROLL for (int i = 0; i < kKept; ++i) {
+    kept[i] = N > 1 && upper ? columns[N - kKept + i] : columns[i];
+    given[i] = N > 1 && !upper ? columns[N - kKept + i] : columns[i];
+  }
+  shuffle_xor(given, kDistance, taken);
+  FASTMINE_UNROLL for (int i = 0; i < kKept; ++i) { kept[i] += taken[i]; }
+  if constexpr (kDistance > 1) {
+    return add_columns<kKept, kDistance / 2>(kept);
+  } else {
+    return kept[0];
+  }
+}
+
 /// Add up the columns of all threads, in a fixed order, and write them to `out`.
 template <int kThreads, int kColumns>
 FASTMINE_DEVICE void add_threads(double (&columns)[kColumns], double* out) {
@@ -166,27 +175,118 @@ FASTMINE_DEVICE void add_threads(double (&columns)[kColumns], double* out) {
   }
 }
 
+/// What a forward pass adds up beside t, p and a. The focal terms need the entropies.
+struct Asked {
+  bool entropy, focal;
+  bool shape;   // pp, tt, g1, g0
+  bool linear;  // x, tx
+  Focal alpha;
+};
+
 struct ForwardWork {
-  SegmentationLoss problem;
+  SegmentationInputs in;
+  Asked asked;
   Cut cut;
-  double* parts;    // [rows, runs, columns]
-  double* rows;     // [rows, columns]
-  double* samples;  // [samples, kSummaryColumns]
+  double* parts;  // [rows, runs, columns]
+  double* rows;   // [rows, columns]
 };
 
+template <class Problem>
 struct BackwardWork {
-  SegmentationLossBackward problem;
+  Problem problem;
   Cut cut;
 };
 
-/// The upstream gradient of a sample's loss.
-FASTMINE_DEVICE double upstream(const SegmentationLossBackward& problem, std::int64_t sample) {
-  double grad = 0;
-  with_type(problem.grad_dtype, [&](auto tag) {
-    using S = decltype(tag);
-    grad = value_of<double>(static_cast<const S*>(problem.grad)[sample * problem.grad_stride]);
-  });
-  return grad;
-}
+/// The gradient of what is computed from the sums of a group, by these sums.
+template <class T>
+struct GroupSlopes {
+  T on_target = 0, everywhere = 0;  // by a and p: the slope by a probability is on_target t + everywhere,
+  T entropy_on = 0, entropy_off = 0;
+  T focal_on = 0, focal_off = 0;
+  T squares = 0;  // and squares p: twice that by pp
+  T linear = 0, linear_on = 0;
+};
+
+/// Where a block reads the slopes of the groups of a sample. What is not used of them is not read.
+template <class Problem>
+class Slopes;
+
+/// The coefficients times the gradient of the loss. Those of the entropies belong to a position of all classes of a
+/// softmax, and are read at class 0.
+template <>
+class Slopes<SegmentationLossBackward> {
+ public:
+  /// Whether there are squares or linear slopes, or merged classes.
+  static constexpr bool kAll = false;
+
+  FASTMINE_DEVICE Slopes(const SegmentationLossBackward& problem, std::int64_t sample)
+      : coefficients_(problem.coefficients + sample * problem.in.classes * 4),
+        softmax_(segmentation::is_softmax(problem.in)),
+        alpha_{softmax_ ? Focal{1, 1, 0} : problem.focal} {
+    with_type(problem.grad_dtype, [&](auto tag) {
+      using S = decltype(tag);
+      upstream_ = value_of<double>(static_cast<const S*>(problem.grad)[sample * problem.grad_stride]);
+    });
+  }
+
+  template <class T>
+  FASTMINE_DEVICE GroupSlopes<T> at(std::int64_t k) const {
+    const double *own = coefficients_ + k * 4, *scales = softmax_ ? coefficients_ : own;
+    const auto scaled = [&](double value) { return static_cast<T>(value * upstream_); };
+    GroupSlopes<T> slopes;
+    slopes.on_target = scaled(own[0]);
+    slopes.everywhere = scaled(own[1]);
+    slopes.entropy_on = slopes.entropy_off = scaled(scales[2]);
+    slopes.focal_on = scaled(scales[3] * alpha_.on_target);
+    slopes.focal_off = scaled(scales[3] * alpha_.off_target);
+    return slopes;
+  }
+
+ private:
+  const double* coefficients_;
+  bool softmax_;
+  Focal alpha_;
+  double upstream_ = 0;
+};
+
+/// The gradients by the sums of a group that are wanted, and that depend on its logits. A merged class has no sums.
+template <>
+class Slopes<SegmentationSumsBackward> {
+ public:
+  static constexpr bool kAll = true;
+
+  FASTMINE_DEVICE Slopes(const SegmentationSumsBackward& problem, std::int64_t sample)
+      : problem_(problem), sample_(sample) {}
+
+  template <class T>
+  FASTMINE_DEVICE GroupSlopes<T> at(std::int64_t k) const {
+    const double* grad = problem_.grad + (sample_ * problem_.in.classes + k) * kSegmentationSums;
+    const bool softmax = segmentation::is_softmax(problem_.in);
+    const SegmentationSumSet read = softmax && segmentation::is_merged(problem_.in, sample_, k) ? 0
+                                    : softmax ? problem_.wanted & segmentation::kSpoiled
+                                              : problem_.wanted;
+    const auto by = [&](SegmentationSum sum) {
+      return segmentation::has(read, static_cast<int>(sum)) ? static_cast<T>(grad[static_cast<int>(sum)]) : T{0};
+    };
+    GroupSlopes<T> slopes;
+    slopes.on_target = by(SegmentationSum::a);
+    slopes.everywhere = by(SegmentationSum::p);
+    slopes.entropy_on = by(SegmentationSum::e1);
+    slopes.entropy_off = by(SegmentationSum::e0);
+    slopes.focal_on = by(SegmentationSum::f1);
+    slopes.focal_off = by(SegmentationSum::f0);
+    slopes.squares = 2 * by(SegmentationSum::pp);
+    slopes.linear = by(SegmentationSum::x);
+    slopes.linear_on = by(SegmentationSum::tx);
+    return slopes;
+  }
+
+ private:
+  const SegmentationSumsBackward& problem_;
+  std::int64_t sample_;
+};
+
+FASTMINE_DEVICE double gamma_of(const SegmentationLossBackward& problem) { return problem.focal.gamma; }
+FASTMINE_DEVICE double gamma_of(const SegmentationSumsBackward& problem) { return problem.gamma; }
 
 }  // namespace fastmine::cuda

@@ -110,10 +110,14 @@ std::tuple<Tensor, Tensor> mining_gradient(const Tensor& grad_positive, const Te
   const Tensor p = dense(positive_index), n = dense(negative_index);
   const Tensor has_p = dense(has_positive), has_n = dense(has_negative);
   const MaybeTensor slopes = dense(slopes_in);
-  check_grad(grad_positive, x.size(0));
-  check_grad(grad_negative, x.size(0));
-  FASTMINE_CHECK(grad_positive.scalar_type() == grad_negative.scalar_type(), "gradients of two types");
-  FASTMINE_CHECK(!slopes || (slopes->scalar_type() == ScalarType::Double && slopes->numel() == 2 * x.size(0)),
+  const int64_t positives = p.dim() == 2 ? p.size(1) : 1, negatives = n.dim() == 2 ? n.size(1) : 1;
+  const Tensor grad_p = for_pairs(grad_positive, p), grad_n = for_pairs(grad_negative, n);
+  FASTMINE_CHECK(grad_p.scalar_type() == grad_n.scalar_type(), "gradients of two types");
+  FASTMINE_CHECK(
+      p.size(0) == x.size(0) && n.size(0) == x.size(0) && p.numel() == has_p.numel() && n.numel() == has_n.numel(),
+      "the pairs are of another problem");
+  FASTMINE_CHECK(!slopes || (slopes->scalar_type() == ScalarType::Double && slopes->numel() == 2 * x.size(0) &&
+                             positives == 1 && negatives == 1),
                  "the slopes are of another problem");
   const Tensor grad_x = make({x.size(0), x.size(1)}, x.scalar_type());
   const Tensor grad_y = self ? make({0}, x.scalar_type()) : make({y.size(0), y.size(1)}, y.scalar_type());
@@ -123,16 +127,18 @@ std::tuple<Tensor, Tensor> mining_gradient(const Tensor& grad_positive, const Te
   problem.y = rows_of(y);
   problem.self = self;
   problem.metric = metric_of(metric);
+  problem.positives = positives;
+  problem.negatives = negatives;
   problem.positive_index = static_cast<const int64_t*>(p.const_data_ptr());
   problem.negative_index = static_cast<const int64_t*>(n.const_data_ptr());
   problem.has_positive = static_cast<const bool*>(has_p.const_data_ptr());
   problem.has_negative = static_cast<const bool*>(has_n.const_data_ptr());
-  problem.grad_positive = grad_positive.const_data_ptr();
-  problem.grad_negative = grad_negative.const_data_ptr();
+  problem.grad_positive = grad_p.const_data_ptr();
+  problem.grad_negative = grad_n.const_data_ptr();
   problem.slopes = slopes ? data<double>(*slopes) : nullptr;
-  problem.grad_dtype = dtype_of(grad_positive.scalar_type());
-  problem.grad_positive_stride = step(grad_positive);
-  problem.grad_negative_stride = step(grad_negative);
+  problem.grad_dtype = dtype_of(grad_p.scalar_type());
+  problem.grad_positive_stride = step(grad_p);
+  problem.grad_negative_stride = step(grad_n);
   problem.grad_x = grad_x.mutable_data_ptr();
   problem.grad_y = grad_y.mutable_data_ptr();
   run(*kernels().batch_hard_backward[result_type(x) == ScalarType::Double], problem);

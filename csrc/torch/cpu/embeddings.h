@@ -1,14 +1,13 @@
-// What the bindings of the ops on embeddings share: tensors as rows, options by name, and running a staged kernel.
+// What the bindings of the ops on embeddings share on the CPU: memory, and running a staged kernel.
 #pragma once
 
 #include <algorithm>
-#include <string>
 #include <vector>
 
-#include "kernels/embeddings.h"
 #include "kernels/stage.h"
 #include "threads/stage_walk.h"
-#include "torch/tensors.h"
+#include "torch/cpu/large_pages.h"
+#include "torch/rows.h"
 
 namespace fastmine {
 
@@ -25,25 +24,11 @@ inline Tensor make(torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType ty
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
                                                          strides.data(), dtype, aoti_torch_device_type_cpu(), 0,
                                                          &handle));
-  return Tensor(handle);
-}
-
-/// x with the elements of each row next to each other; most tensors are so already.
-inline Tensor with_dense_rows(const Tensor& x) {
-  FASTMINE_CHECK(x.dim() == 2, "expected a matrix, got ", x.dim(), " dimensions");
-  return x.size(1) <= 1 || x.stride(1) == 1 ? x : dense(x);
-}
-
-inline Rows rows_of(const Tensor& x) {
-  return {x.const_data_ptr(), dtype_of(x.scalar_type()), x.size(0), x.size(1), x.stride(0)};
-}
-
-inline Metric metric_of(const std::string& name) {
-  if (name == "euclidean") return Metric::euclidean;
-  if (name == "sqeuclidean") return Metric::sqeuclidean;
-  if (name == "cosine") return Metric::cosine;
-  FASTMINE_CHECK(name == "dot", "unknown metric ", name);
-  return Metric::dot;
+  Tensor tensor(handle);
+  if (next >= kLargeElements) {
+    prefer_large_pages(tensor.mutable_data_ptr(), static_cast<size_t>(tensor.numel()) * size_of(dtype_of(type)));
+  }
+  return tensor;
 }
 
 /// Lay out the workspace of a kernel and run its stages, each on as many threads as torch allows.

@@ -44,6 +44,15 @@ Formula apply_formula(const Mined& mined, const MaybeTensor& weight, const std::
 inline void check_grad(const Tensor& grad, int64_t n) {
   FASTMINE_CHECK(grad.dim() == 0 || (grad.dim() == 1 && grad.size(0) == n), "one gradient per anchor, or one for all");
 }
+/// The gradients by the distances of these pairs; of a matrix of pairs one after another.
+inline Tensor for_pairs(const Tensor& grad, const Tensor& pairs) {
+  if (pairs.dim() == 1) {
+    check_grad(grad, pairs.size(0));
+    return grad;
+  }
+  FASTMINE_CHECK(grad.dim() == 2 && grad.numel() == pairs.numel(), "one gradient per pair");
+  return torch::stable::flatten(dense(grad), 0, 1);
+}
 inline int64_t step(const Tensor& grad) { return grad.dim() == 0 ? 0 : grad.stride(0); }
 
 /// `slopes` [2, n], if any, are factors of the gradients.

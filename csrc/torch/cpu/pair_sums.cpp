@@ -91,12 +91,17 @@ std::tuple<Tensor, Tensor> pair_sums(const Tensor& embeddings, const Tensor& lab
                                      const MaybeTensor& ref_valid, const MaybeTensor& positive_bound,
                                      const MaybeTensor& negative_bound, const std::string& metric,
                                      const std::string& form, const std::vector<double>& curve,
-                                     const MaybeTensor& scale) {
+                                     const MaybeTensor& scale, const MaybeTensor& level_in) {
   const Pairs p =
       pairs_of(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, positive_bound, negative_bound);
+  const MaybeTensor level = dense(level_in);
+  FASTMINE_CHECK(!level || (level->numel() == embeddings.size(0) && level->scalar_type() == ScalarType::Double),
+                 "one float64 level per anchor");
+  FASTMINE_CHECK(!level || (form == "nce" && !positive_bound && !negative_bound), "a level is for nce without bounds");
   const Tensor sums = make({kSums, embeddings.size(0)}, ScalarType::Double);
   const Tensor evidence = make({kEvidence}, ScalarType::Double);
   auto problem = problem_of<PairSums>(p, !ref_embeddings.has_value(), metric, form, curve, scale);
+  problem.level = values<double>(level);
   problem.sums = data<double>(sums);
   problem.evidence = data<double>(evidence);
   run(*kernels().pair_sums[result_type(embeddings) == ScalarType::Double], problem);

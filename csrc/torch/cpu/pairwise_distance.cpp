@@ -25,9 +25,7 @@ std::tuple<Tensor, Tensor> pairwise_distance_backward(const Tensor& grad_in, con
   const bool self = !y_in.has_value();
   const Tensor x = with_dense_rows(x_in), y = self ? x : with_dense_rows(*y_in);
   const Tensor grad = dense(grad_in), distance = dense(distance_in);
-  FASTMINE_CHECK(grad.numel() == x.size(0) * y.size(0) && distance.numel() == grad.numel() &&
-                     grad.scalar_type() == result_type(x) && distance.scalar_type() == result_type(x),
-                 "grad and distance must be [N, M], of the type of distances");
+  check_distance_gradient(grad, distance, x, y);
   const Tensor grad_x = make({x.size(0), x.size(1)}, x.scalar_type());
   const Tensor grad_y = self ? make({0}, x.scalar_type()) : make({y.size(0), y.size(1)}, y.scalar_type());
   const bool wide = result_type(x) == ScalarType::Double;

@@ -33,10 +33,7 @@ Tensor segmentation_sums_backward(const Tensor& grad_in, const Tensor& logits, c
                                   const std::string& mode, const std::vector<std::string>& wanted, double focal_gamma) {
   Inputs in = inputs_of(logits, target, valid, mode);
   const MaybeTensor rows = add_merged(merged, in.kernel);
-  FASTMINE_CHECK(grad_in.scalar_type() == ScalarType::Double && grad_in.dim() == 3 &&
-                     grad_in.size(0) == in.kernel.samples && grad_in.size(1) == in.kernel.classes &&
-                     grad_in.size(2) == kSegmentationSums,
-                 "the gradient is of other sums");
+  check_sums_gradient(grad_in, in.kernel);
   const Tensor grad = dense(grad_in);
   const Tensor grad_logits = make(logits.sizes(), logits.scalar_type());
   const SegmentationSumsBackward problem{in.kernel, sums_of(wanted), focal_gamma,

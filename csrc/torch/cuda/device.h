@@ -9,21 +9,26 @@
 
 #include <initializer_list>
 #include <optional>
+#include <string>
 
 #include "torch/tensors.h"
 
 namespace fastmine {
 
-/// Whether the driver is of the CUDA version that this library was built with, or later. Where it is not, no op may be
-/// registered: nothing would run, and the reference could no longer answer. Looks at the driver, starts nothing.
-inline bool driver_serves() {
-  int driver = 0;
-  return cudaDriverGetVersion(&driver) == cudaSuccess && driver / 1000 >= CUDART_VERSION / 1000;
-}
+/// Why this library cannot serve this machine, in words: the driver is too old, or one of the devices has no code in
+/// it. Empty where it can; where not, no op may be registered: nothing would run, and the reference could no longer
+/// answer. Asks the driver and all devices, so CUDA must have been started. It is asked once.
+const std::string& unserved();
+inline bool driver_serves() { return unserved().empty(); }
 
 /// An uninitialised tensor on the device of another.
 inline Tensor make_like(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
   return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), type);
+}
+
+/// So many bytes on the device of a tensor, for the duration of a call.
+inline Tensor make_workspace(const Tensor& like, std::size_t bytes) {
+  return make_like(like, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
 }
 
 /// The current stream of a tensor's device.
@@ -35,7 +40,7 @@ inline cudaStream_t current_stream(const Tensor& t) {
 
 inline void check_same_device(const Tensor& t, const std::optional<Tensor>& other, const char* name) {
   FASTMINE_CHECK(!other || (other->is_cuda() && other->get_device_index() == t.get_device_index()), name,
-                 " is not on the device of logits");
+                 " is on another device");
 }
 
 inline void check_launch(cudaError_t status) {

@@ -32,8 +32,7 @@ std::tuple<Tensor, Coefficients, Evidence> segmentation_loss(
       problem.reduction == Reduction::none ? make_like(logits, {samples}, type) : make_like(logits, {}, type);
   const Tensor coefficients = make_like(logits, {samples, in.kernel.classes, 4}, ScalarType::Double);
   const Tensor evidence = make_like(logits, {static_cast<int64_t>(Segmentation::count)}, ScalarType::Double);
-  const auto bytes = static_cast<int64_t>(cuda::segmentation_loss_workspace(in.kernel));
-  const Tensor workspace = make_like(logits, {bytes}, ScalarType::Byte);
+  const Tensor workspace = make_workspace(logits, cuda::segmentation_loss_workspace(in.kernel));
   problem.loss = loss.mutable_data_ptr();
   problem.loss_dtype = dtype_of(type);
   problem.coefficients = data<double>(coefficients);

@@ -19,6 +19,7 @@ __all__ = [
     "AllTripletsMiner",
     "ArcFaceLoss",
     "HardTripletsMiner",
+    "NHardTripletsMiner",
     "TripletLoss",
     "TripletLossPlain",
     "TripletLossWithMiner",
@@ -41,6 +42,33 @@ class HardTripletsMiner:
             mined = F.batch_hard(features, _tensor(labels, features))
         (anchors,) = torch.where(mined.valid)
         return features[anchors], features[mined.positive_index[anchors]], features[mined.negative_index[anchors]]
+
+
+class NHardTripletsMiner:
+    """Each of the ``n_positive`` farthest positives of an anchor with each of its ``n_negative`` nearest negatives.
+
+    A range (first, last), counted from 1, leaves out the hardest ones, which may be wrong labels.
+    """
+
+    def __init__(
+        self, n_positive: tuple[int, int] | list[int] | int = 1, n_negative: tuple[int, int] | list[int] | int = 1
+    ) -> None:
+        self.positives, self.negatives = self._ranks(n_positive), self._ranks(n_negative)
+        F.mined_pairs_options(
+            "hardest", self.positives, "hardest", self.negatives, None, True, "euclidean", 0.5, 1.4, None
+        )
+
+    @staticmethod
+    def _ranks(n: tuple[int, int] | list[int] | int) -> F.Ranks:
+        return n if isinstance(n, int) else (n[0] - 1, n[1])
+
+    def sample(self, features: Tensor, labels: Labels) -> Triplets:
+        """(anchors, positives, negatives), each [T, D]."""
+        with torch.no_grad():
+            rows = F.mined_pairs(
+                features, _tensor(labels, features), positives=self.positives, negatives=self.negatives
+            ).triplets()
+        return features[rows[0]], features[rows[1]], features[rows[2]]
 
 
 class AllTripletsMiner:

@@ -37,6 +37,7 @@ __all__ = [
     "CircleLoss",
     "ContrastiveLoss",
     "CosFaceLoss",
+    "DistanceWeightedMiner",
     "MultiSimilarityLoss",
     "MultiSimilarityMiner",
     "NTXentLoss",
@@ -130,8 +131,8 @@ class _Loss(_LossBase):  # type: ignore[misc]
 class TripletMarginLoss(_Loss):
     """The hinge (``smooth_loss``: softplus) over a miner's triplets, or over all triplets of the batch.
 
-    Without ``indices_tuple``, all triplets, by counting instead of listing them: O(N^2 log N) time. There
-    ``smooth_loss``, ``swap`` and ``triplets_per_anchor`` raise, since they need each triplet by itself.
+    Without ``indices_tuple``, all triplets, by counting instead of listing them: O(N^2 log N) time and O(N D) memory.
+    ``smooth_loss`` and ``swap`` need each triplet by itself: these are listed, at the library's own cost, O(N^3).
     """
 
     def __init__(
@@ -157,12 +158,14 @@ class TripletMarginLoss(_Loss):
             return self._keep(self._of_triplets(rows, refs, _triplets(indices_tuple)))
         if labels is None:
             raise ValueError("give labels or indices_tuple; got neither")
+        classes = labels.to(rows.device)
+        ref_classes = None if ref_labels is None else ref_labels.to(rows.device)
         if self.smooth_loss or self.swap:
-            raise ValueError("smooth_loss and swap need each triplet by itself: give indices_tuple, from a miner")
+            return self._keep(self._of_triplets(rows, refs, _all_triplets(classes, ref_classes)))
         return self._keep(
             F.triplet_loss(
-                rows, labels.to(rows.device), margin=self.margin, mining="batch_all", metric=self._measure.metric,
-                ref_embeddings=refs, ref_labels=None if ref_labels is None else ref_labels.to(rows.device),
+                rows, classes, margin=self.margin, mining="batch_all", metric=self._measure.metric,
+                ref_embeddings=refs, ref_labels=ref_classes,
                 average="active" if self._reducer == "AvgNonZeroReducer" else "valid",
                 reduction="sum" if self._reducer == "SumReducer" else "mean", return_evidence=True,
             )
@@ -189,6 +192,15 @@ def _triplets(indices: Indices) -> Indices:
     first, positive, second, negative = indices
     left, right = torch.where(first[:, None] == second)
     return first[left], positive[left], negative[right]
+
+
+def _all_triplets(labels: Tensor, ref_labels: Tensor | None) -> Indices:
+    """Anchor, positive and negative of every triplet; without references a row is not its own positive."""
+    same = labels[:, None] == (labels if ref_labels is None else ref_labels)
+    positive = (
+        same if ref_labels is not None else same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    )
+    return torch.where(positive[:, :, None] & ~same[:, None, :])
 
 
 # --- all pairs ------------------------------------------------------------------------------------------------------
@@ -658,6 +670,42 @@ class BatchEasyHardMiner(_Miner):
         """Indices into the batch, or for positives and negatives into ``ref_emb``."""
         anchor, positive, negative = self._mined(embeddings, labels, ref_emb, ref_labels)
         return anchor, positive, anchor, negative
+
+
+class DistanceWeightedMiner(_Miner):
+    """(anchor, positive, negative): each positive once, with negatives sampled by distance (arXiv:1706.07567).
+
+    Seeded by torch's generator, the CPU's for rows on the CPU. No matrix [N, M].
+    """
+
+    def __init__(
+        self, cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4, *, distance: Any = None, **options: Any
+    ) -> None:
+        super().__init__("hardest", "hardest", distance, options)
+        if self._measure.metric != "euclidean" or not self._measure.normalize:
+            raise ValueError("distance of DistanceWeightedMiner must be LpDistance with p=2, power=1, normalised")
+        F.mined_pairs_options(
+            "random", 1, "distance_weighted", 1, None, True, "euclidean", cutoff, nonzero_loss_cutoff, None
+        )
+        self.cutoff, self.nonzero_loss_cutoff = float(cutoff), float(nonzero_loss_cutoff)
+
+    @torch.no_grad()
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices into the batch, or for positives and negatives into ``ref_emb``."""
+        others = (labels if ref_labels is None else ref_labels).to(embeddings.device)
+        most = max([1, *torch.unique(others, return_counts=True)[1].tolist()])
+        mined = F.mined_pairs(
+            self._measure.rows(embeddings), labels.to(embeddings.device), positive="random", positives=most,
+            negative="distance_weighted", negatives=most, cutoff=self.cutoff,
+            nonzero_loss_cutoff=self.nonzero_loss_cutoff,
+            ref_embeddings=None if ref_emb is None else self._measure.rows(ref_emb),
+            ref_labels=None if ref_labels is None else others,
+        )  # fmt: skip
+        anchor, rank = torch.where(mined.has_positive & mined.has_negative[:, :1])
+        again = rank % mined.has_negative.sum(dim=1)[anchor]  # fewer negatives than positives: from the first on
+        return anchor, mined.positive_index[anchor, rank], mined.negative_index[anchor, again]
 
 
 class MultiSimilarityMiner(_Miner):

@@ -8,7 +8,16 @@ gradients have the type of their inputs.
 from __future__ import annotations
 
 from ..reference.segmentation_sums import SUMS
-from .metric import BatchHard, batch_all, batch_hard, pairwise_distance, triplet_loss, triplet_options
+from .metric import (
+    BatchHard,
+    adjustment_options,
+    batch_all,
+    batch_hard,
+    pairwise_distance,
+    triplet_loss,
+    triplet_options,
+)
+from .mining import MinedPairs, mined_pairs, mined_pairs_options, mined_triplet_loss, mined_triplet_options
 from .options import (
     Average,
     ClassOnEmpty,
@@ -23,10 +32,14 @@ from .options import (
     Mining,
     Mode,
     Negative,
+    NegativeOrder,
     OnEmpty,
     PerClass,
     Positive,
+    PositiveOrder,
+    Ranks,
     Reduction,
+    Seed,
     Similarity,
     Temperature,
     Triplets,
@@ -59,6 +72,7 @@ from .segmentation import (
     segmentation_sums,
     tversky_loss,
 )
+from .selective import selective_options, selectively_contrastive_loss
 
 __all__ = [
     "SUMS",
@@ -73,18 +87,24 @@ __all__ = [
     "GroupReduction",
     "Margin",
     "Metric",
+    "MinedPairs",
     "Mining",
     "Mode",
     "Negative",
+    "NegativeOrder",
     "OnEmpty",
     "PerClass",
     "Positive",
+    "PositiveOrder",
+    "Ranks",
     "Reduction",
     "Retrieval",
+    "Seed",
     "SegmentationSums",
     "Similarity",
     "Temperature",
     "Triplets",
+    "adjustment_options",
     "arcface_loss",
     "batch_all",
     "batch_hard",
@@ -99,6 +119,10 @@ __all__ = [
     "iou_loss",
     "lovasz_loss",
     "margin_softmax_options",
+    "mined_pairs",
+    "mined_pairs_options",
+    "mined_triplet_loss",
+    "mined_triplet_options",
     "multi_similarity_loss",
     "multi_similarity_options",
     "ntxent_loss",
@@ -111,6 +135,8 @@ __all__ = [
     "segmentation_loss",
     "segmentation_options",
     "segmentation_sums",
+    "selective_options",
+    "selectively_contrastive_loss",
     "supcon_loss",
     "supcon_options",
     "triplet_loss",

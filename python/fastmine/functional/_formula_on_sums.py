@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -17,9 +17,9 @@ from ..reference.segmentation_formula import (
     ALL_TERMS,
     SQUARED_TERMS,
     Formula,
+    loss_and_means,
     needed_sums,
-    reduced,
-    segmentation_terms,
+    told_norm,
 )
 from ..reference.segmentation_sums import SUMS, SUMS_FIELDS
 from . import _ranks
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 SUMS_OF_FULL_EVIDENCE = frozenset({"n", "t", "p", "a", "g1", "g0"})
-_POISON = SUMS_FIELDS.index("nonfinite"), SUMS_FIELDS.index("out_of_range")
 
 
 class Inputs(NamedTuple):
@@ -115,83 +114,90 @@ def formula_on_sums(
 ) -> tuple[Tensor, SegmentationEvidence]:
     """The loss as a formula on the sums, with its evidence."""
     over_ranks = None if group is None else partial(_ranks.sum_over_ranks, group=_ranks.found(group))
-    wanted = SUMS_OF_FULL_EVIDENCE.union(needed_sums(f)) if full else needed_sums(f)
-    sums, base = _sums(inputs, f, [name for name in SUMS if name in wanted])
-    found = segmentation_terms(sums, f, lovasz=_lovasz(inputs, f), over_ranks=over_ranks)
-    # The sums of a spoiled batch are NaN but for their counts, and no formula reads all of them.
-    spoiled = base[_POISON[0]] + base[_POISON[1]] > 0
-    poison = torch.where(spoiled, torch.nan, torch.ones_like(base[0]))
-    parts = {name: reduced(term, reduction) for name, term in found.items()}
-    loss = torch.stack([weight * parts[name] for name, weight in f.terms.items()]).sum(dim=0) * poison
-    means = parts if reduction == "mean" else {name: reduced(term, "mean") for name, term in found.items()}
-    nothing = torch.zeros_like(poison)
-    values = [means[name].detach() * poison if name in means else nothing for name in ALL_TERMS]
-    rows, fields = [base, torch.stack(values)], [*SUMS_FIELDS, *ALL_TERMS]
+    needed = needed_sums(f)
+    wanted = [name for name in SUMS if name in needed or name in SUMS_OF_FULL_EVIDENCE] if full else needed
+    logits, target, valid, merged, gamma = inputs
+    values = _lovasz(inputs, f)
+    as_op = over_ranks is None and reduction != "group" and not _ops.traced(logits, target, valid, merged)
+    if as_op:
+        loss, sums, found, means, norms = _ops.segmentation_formula(
+            logits, values, target, valid, merged, wanted, gamma, _arguments(f, reduction, logits)
+        )
+    else:
+        sums, found = _ops.segmentation_sums(logits, target, valid, merged, f.mode, wanted, gamma)
+        loss, by_name = loss_and_means(sums, found, values, f, reduction, over_ranks)
+        loss = loss.to(result_dtype(logits))
+        means = torch.stack([by_name.get(name, torch.zeros_like(found[0])) for name in ALL_TERMS])
+    rows, fields = [found, means], [*SUMS_FIELDS, *ALL_TERMS]
     if full:
-        more = _gradient_norms(inputs, f, reduction, sums.detach(), poison, over_ranks)
-        more["saturation"] = _saturation(sums.detach(), f)
-        rows.append(torch.stack(list(more.values())))
-        fields += more
+        sums = sums.detach()
+        for name, weight in f.terms.items():
+            alone = f._replace(terms={name: weight})
+            if as_op and _told(alone, inputs.target):
+                norm = norms[ALL_TERMS.index(name)]
+            else:
+                norm = _gradient_norm(inputs, alone, reduction, sums, found, over_ranks)
+            rows.append(torch.stack([torch.full_like(norm, weight), norm]))
+            fields += [f"{name}_weight", f"{name}_gradient"]
+        rows.append(_saturation(sums, f)[None])
+        fields.append("saturation")
     evidence = SegmentationEvidence(torch.cat(rows), fields)
     if full:
-        evidence.per_class = _per_class(sums.detach())
-    return loss.to(result_dtype(inputs.logits)), evidence
+        evidence.per_class = _per_class(sums)
+    return loss, evidence
 
 
-def _sums(inputs: Inputs, f: Formula, wanted: list[str]) -> tuple[Tensor, Tensor]:
-    return _ops.segmentation_sums(*inputs[:4], f.mode, wanted, float(inputs.focal_gamma))
+def _arguments(f: Formula, reduction: str, logits: Tensor) -> tuple[Any, ...]:
+    """The formula as the op takes it."""
+
+    def tensor(value: Tensor | float | None) -> Tensor | None:
+        if value is None or isinstance(value, Tensor):
+            return value
+        return torch.full((), value, dtype=torch.float64, device=logits.device)
+
+    return (
+        f.mode, list(f.terms), [float(weight) for weight in f.terms.values()], f.empty, float(f.smooth_nr),
+        float(f.smooth_dr), f.squared, tensor(f.focal_alpha), float(f.tversky_alpha), float(f.tversky_beta),
+        float(f.focal_tversky_exponent), f.generalized_weights, tensor(f.pos_weight), float(f.label_smoothing),
+        f.class_weights, f.class_weight_norm, f.classes, f.batch, reduction,
+        result_dtype(logits) == torch.float64,
+    )  # fmt: skip
 
 
 def _lovasz(inputs: Inputs, f: Formula) -> Tensor | None:
-    return lovasz(*inputs[:4], f.mode, f.batch) if "lovasz" in f.terms else None
+    return lovasz(*inputs[:4], f.mode, f.batch, _ops.lovasz_shares) if "lovasz" in f.terms else None
 
 
 # --- full evidence -------------------------------------------------------------------------------------------------
 
 
-def _gradient_norms(
-    inputs: Inputs, f: Formula, reduction: str, sums: Tensor, poison: Tensor,
-    over_ranks: Callable[[Tensor], Tensor] | None,
-) -> dict[str, Tensor]:  # fmt: skip
-    """The weight of each term, and the L1 norm of its part of the gradient by the logits."""
-    found: dict[str, Tensor] = {}
-    narrow = inputs.logits.dtype in (torch.float16, torch.bfloat16)  # in which a small gradient would round to 0
-    logits = (inputs.logits.float() if narrow else inputs.logits).detach()
-    for name, weight in f.terms.items():
-        alone = f._replace(terms={name: weight})
-        with torch.enable_grad():
-            tracked = [sums.clone().requires_grad_()]
-            extension = None
-            if name == "lovasz":
-                tracked.append(logits.clone().requires_grad_())
-                extension = _lovasz(inputs._replace(logits=tracked[1]), alone)
-            (term,) = segmentation_terms(tracked[0], alone, lovasz=extension, over_ranks=over_ranks).values()
-            value = weight * reduced(term, reduction).sum()
-            by = torch.autograd.grad(value, tracked, allow_unused=True, materialize_grads=True)
-        found[f"{name}_weight"] = torch.full_like(poison, weight)
-        found[f"{name}_gradient"] = poison * _l1(inputs._replace(logits=logits), alone, sums, *by)
-    return found
-
-
-def _l1(inputs: Inputs, f: Formula, sums: Tensor, by_sums: Tensor, *by_logits: Tensor) -> Tensor:
-    """The L1 norm of the gradient by the logits of one term, whose gradient by the sums is given."""
-    if not _readable_off(f, inputs.target):
-        g: Tensor = torch.ops.fastmine.segmentation_sums_backward.default(
-            by_sums, *inputs[:4], f.mode, needed_sums(f), float(inputs.focal_gamma)
-        )
-        return sum(by_logits, start=g).double().abs().sum()
-    s, by = (dict(zip(SUMS, x.unbind(dim=-1), strict=True)) for x in (sums, by_sums))
-    overlap = (by["a"] + by["p"]).abs() * s["g1"] + by["p"].abs() * s["g0"]
-    entropy = by["e1"].abs() * (s["t"] - s["a"]) + by["e0"].abs() * (s["p"] - s["a"])
-    return (overlap + entropy).sum()
-
-
-def _readable_off(f: Formula, target: Tensor) -> bool:
-    """Whether the sums tell the norm: whether dL/dx is p q, q or p times one factor on target and another off it."""
+def _told(f: Formula, target: Tensor) -> bool:
+    """Whether the sums tell the norm of the gradient of this one term (``told_norm``)."""
     (name,) = f.terms
-    hard = not target.is_floating_point()
+    if f.softmax:
+        return name == "ce" and not f.label_smoothing
     linear = name not in ("focal", "lovasz") and not (f.squared and name in SQUARED_TERMS)
-    return hard and linear and not f.softmax and not (name == "bce" and f.label_smoothing)
+    return not target.is_floating_point() and linear and not (name == "bce" and f.label_smoothing)
+
+
+def _gradient_norm(
+    inputs: Inputs, f: Formula, reduction: str, sums: Tensor, found: Tensor,
+    over_ranks: Callable[[Tensor], Tensor] | None,
+) -> Tensor:  # fmt: skip
+    """The L1 norm of the gradient by the logits of this one term, told by the sums or for a backward pass."""
+    narrow = inputs.logits.dtype in (torch.float16, torch.bfloat16)  # in which a small gradient would round to 0
+    logits = (inputs.logits.float() if narrow else inputs.logits).detach().requires_grad_("lovasz" in f.terms)
+    inputs = inputs._replace(logits=logits)
+    with torch.enable_grad():
+        tracked = [sums.clone().requires_grad_(), *([logits] if "lovasz" in f.terms else [])]
+        loss, _ = loss_and_means(tracked[0], found, _lovasz(inputs, f), f, reduction, over_ranks)
+        by_sums, *by_logits = torch.autograd.grad(loss.sum(), tracked, allow_unused=True, materialize_grads=True)
+    if _told(f, inputs.target):
+        return told_norm(sums, by_sums, f)
+    g: Tensor = torch.ops.fastmine.segmentation_sums_backward.default(
+        by_sums, logits.detach(), *inputs[1:4], f.mode, needed_sums(f), inputs.focal_gamma
+    )
+    return sum(by_logits, start=g).double().abs().sum()
 
 
 def _saturation(sums: Tensor, f: Formula) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Literal, NamedTuple, overload
+from typing import Literal, NamedTuple, overload
 
 from torch import Tensor
 
@@ -11,11 +11,9 @@ from .. import _check, _ops
 from .._evidence import MiningEvidence
 from ..reference.batch_all import AVERAGES, BATCH_ALL_FIELDS, TRIPLETS
 from ..reference.batch_hard import MINING_FIELDS, NEGATIVES, POSITIVES
-from ..reference.pairwise_distance import METRICS
+from ..reference.pairwise_distance import METRICS, result_dtype
+from ..reference.triplet_adjustments import ADJUSTED_FIELDS, adjusted_triplet_loss
 from ..reference.triplet_loss import EMPTY_POLICIES, REDUCTIONS, TRIPLET_FIELDS
-
-if TYPE_CHECKING:
-    pass
 from .options import Average, Margin, Metric, Mining, Negative, OnEmpty, Positive, Reduction, Triplets
 
 _VALID = MINING_FIELDS.index("valid")
@@ -145,6 +143,7 @@ def triplet_loss(
     ref_valid: Tensor | None = None, self_index: Tensor | None = None, sample_weight: Tensor | None = None,
     metric: Metric = "euclidean", on_empty: OnEmpty = "zero",
     reduction: Reduction = "mean", triplets: Triplets = "all", average: Average = "active",
+    swap: bool = False, hardness: float = 0.0, active_fraction: float | None = None,
     return_evidence: Literal[False] = False,
 ) -> Tensor: ...  # fmt: skip
 
@@ -157,6 +156,7 @@ def triplet_loss(
     ref_valid: Tensor | None = None, self_index: Tensor | None = None, sample_weight: Tensor | None = None,
     metric: Metric = "euclidean", on_empty: OnEmpty = "zero",
     reduction: Reduction = "mean", triplets: Triplets = "all", average: Average = "active",
+    swap: bool = False, hardness: float = 0.0, active_fraction: float | None = None,
     return_evidence: Literal[True],
 ) -> tuple[Tensor, MiningEvidence]: ...  # fmt: skip
 
@@ -181,6 +181,9 @@ def triplet_loss(
     reduction: Reduction = "mean",
     triplets: Triplets = "all",
     average: Average = "active",
+    swap: bool = False,
+    hardness: float = 0.0,
+    active_fraction: float | None = None,
     return_evidence: bool = False,
 ) -> Tensor | tuple[Tensor, MiningEvidence]:
     r"""The triplet loss (arXiv:1703.07737), on one triplet of each valid anchor or on all of them.
@@ -195,6 +198,13 @@ def triplet_loss(
     ``"soft"``       :math:`\log(1 + e^v)`: never flat
     ``"leaky"``      the numeric form with m = 0 and s = 0.01 (or ``leak``)
     ================ ====================================================================
+
+    Three adjustments of the mined triplets, made in this order: ``swap`` takes for d(i, n_i) the smaller of d(i, n_i)
+    and d(p_i, n_i) (Balntas et al., BMVC 2016); ``hardness`` h in [0, 1) moves a negative that is farther than the
+    positive towards it, to :math:`d(i, p_i) + (1 - h) (d(i, n_i) - d(i, p_i))`, so that v becomes (1 - h) v (HDML,
+    arXiv:1903.05503, whose lambda_0 is 1 - h); ``active_fraction`` f in (0, 1] raises the margin of each batch to the
+    smallest with which f of the valid anchors are above the kink: the gradient never vanishes. That margin is a
+    constant of the gradient and nothing waits for the device; the evidence has ``margin`` and ``swapped``.
 
     ``mining="batch_all"``: the same over every triplet, an anchor with a positive p and a negative n of it, exactly:
     :math:`\sum_{p, n} \max(0, d(i, p) - d(i, n) + m)`, found by counting, in O(N M (D + log M)) time and without
@@ -217,13 +227,10 @@ def triplet_loss(
     is a ``ValueError``, and so is an empty batch under ``on_empty="raise"``.
     """
     _check.mined_batch(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index)
-    if sample_weight is not None:
-        _check.per_anchor("sample_weight", sample_weight, embeddings)
-        if sample_weight.requires_grad:
-            raise ValueError("sample_weight is a constant of this loss; pass sample_weight.detach()")
-        sample_weight = sample_weight.double()
+    sample_weight = anchor_weight(sample_weight, embeddings)
     itself = None if self_index is None else self_index.long()
     triplet_options(margin, leak, mining, positive, negative, metric, on_empty, reduction, triplets, average)
+    adjustment_options(margin, mining, swap, hardness, active_fraction)
     shape, offset, slope = _margin(margin, leak)
     batch = (
         embeddings, labels.long(), valid, ref_embeddings, None if ref_labels is None else ref_labels.long(), ref_valid,
@@ -234,6 +241,16 @@ def triplet_loss(
             *batch, itself, sample_weight, metric, triplets, offset, slope, policy, reduction, average
         )
         evidence = MiningEvidence(found, BATCH_ALL_FIELDS)
+    elif swap or hardness or active_fraction is not None:
+        rows, refs = embeddings, ref_embeddings
+        if swap:  # a third pair has a gradient of its own: added to the others in a wide type, and rounded once
+            rows, refs = rows.to(result_dtype(rows)), None if refs is None else refs.to(result_dtype(refs))
+        mined = _ops.batch_hard(rows, *batch[1:3], refs, *batch[4:], metric, positive, negative, itself)
+        loss, found = adjusted_triplet_loss(
+            mined, rows if refs is None else refs, metric, shape, offset, slope, policy, reduction,
+            sample_weight, swap, hardness, active_fraction,
+        )  # fmt: skip
+        loss, evidence = loss.to(result_dtype(embeddings)), MiningEvidence(found, ADJUSTED_FIELDS)
     else:
         loss, *_, found = _ops.triplet_loss(
             *batch, metric, positive, negative, shape, offset, slope, policy, reduction, sample_weight, itself
@@ -327,6 +344,36 @@ def triplet_options(
     _check.option("metric", metric, METRICS)
     _check.option("on_empty", on_empty, ("zero", "warn", "raise", "pull", "push"))
     _check.option("reduction", reduction, REDUCTIONS)
+
+
+def adjustment_options(margin: object, mining: object, swap: object, hardness: object, active_fraction: object) -> None:
+    """Refuse adjustments that :func:`triplet_loss` could not make; losses call it when they are built."""
+    if not isinstance(swap, bool):
+        raise TypeError(f"swap must be True or False; got {swap!r}")
+    _check.number("hardness", hardness, minimum=0.0, maximum=1.0)
+    if hardness == 1.0:
+        raise ValueError("hardness must be below 1, at which no negative has a gradient; got 1")
+    if active_fraction is not None:
+        _check.number("active_fraction", active_fraction, minimum=0.0, maximum=1.0)
+        if active_fraction == 0.0:
+            raise ValueError("active_fraction must be above 0; leave it out for a margin that stays as it is")
+        if margin == "soft":
+            raise ValueError('active_fraction has no meaning for margin="soft", whose loss is never flat; leave it out')
+    if mining == "batch_all" and (swap or hardness or active_fraction is not None):
+        raise ValueError(
+            'swap, hardness and active_fraction are for mining="batch_hard", whose triplets are at hand one by one; '
+            "batch-all counts its triplets"
+        )
+
+
+def anchor_weight(sample_weight: Tensor | None, embeddings: Tensor) -> Tensor | None:
+    """The checked weight of every anchor, in float64."""
+    if sample_weight is None:
+        return None
+    _check.per_anchor("sample_weight", sample_weight, embeddings)
+    if sample_weight.requires_grad:
+        raise ValueError("sample_weight is a constant of this loss; pass sample_weight.detach()")
+    return sample_weight.double()
 
 
 def _margin(margin: Margin, leak: float | None) -> tuple[str, float, float]:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
-
 
 Metric: TypeAlias = Literal["euclidean", "sqeuclidean", "cosine", "dot"]
 Positive: TypeAlias = Literal["hardest", "easiest"]
@@ -31,3 +27,7 @@ Similarity: TypeAlias = Literal["cosine", "dot"]
 Curve: TypeAlias = tuple[float, float, float]
 Form: TypeAlias = Literal["sum", "lse", "nce", "circle"]
 ClassOnEmpty: TypeAlias = Literal["zero", "warn", "raise"]
+PositiveOrder: TypeAlias = Literal["hardest", "easiest", "random"]
+NegativeOrder: TypeAlias = Literal["hardest", "easiest", "random", "distance_weighted"]
+Ranks: TypeAlias = int | tuple[int, int]
+Seed: TypeAlias = int | Tensor | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -11,12 +11,10 @@ from torch import Tensor
 from .. import _check, _ops
 from .._evidence import MiningEvidence
 from ..reference import pair_losses
+from ..reference.pair_losses import PairLoss
 from ..reference.pair_sums import FORMS, PAIR_FIELDS, Sums, named
 from ..reference.pairwise_distance import METRICS, result_dtype
 from ..reference.triplet_loss import REDUCTIONS
-
-if TYPE_CHECKING:
-    pass
 from .metric import _VALID, _report_empty
 from .options import Curve, Form, Metric, OnEmpty, Reduction, Similarity, Temperature
 
@@ -96,31 +94,42 @@ def pair_sums(
 
 
 def _pair_loss(
-    embeddings: Tensor, labels: Tensor, valid: Tensor | None, ref_embeddings: Tensor | None,
-    ref_labels: Tensor | None, ref_valid: Tensor | None, bounds: tuple[Tensor | None, Tensor | None], metric: str,
-    form: str, curve: list[float], formula: pair_losses.Formula, on_empty: str, reduction: str,
-    sample_weight: Tensor | None, scale: Tensor | None = None,
+    asked: PairLoss, embeddings: Tensor, labels: Tensor, valid: Tensor | None, ref_embeddings: Tensor | None,
+    ref_labels: Tensor | None, ref_valid: Tensor | None, on_empty: str, reduction: str, sample_weight: Tensor | None,
 ) -> tuple[Tensor, MiningEvidence]:  # fmt: skip
-    """One call of the op, and the formula on its sums."""
+    """One call of the op, or two, and the formula on its sums."""
     if sample_weight is not None:
         _check.per_anchor("sample_weight", sample_weight, embeddings)
+    labels, ref_labels = labels.long(), None if ref_labels is None else ref_labels.long()
+    bounds = _bounds(asked, embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid)
     sums, evidence = _ops.pair_sums(
-        embeddings, labels.long(), valid, ref_embeddings,
-        None if ref_labels is None else ref_labels.long(), ref_valid, bounds[0], bounds[1], metric,
-        form, curve, scale,
+        embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, *bounds, asked.metric, asked.form,
+        asked.curve, asked.scale,
     )  # fmt: skip
     seen = MiningEvidence(evidence, PAIR_FIELDS)
     if on_empty in ("warn", "raise") and evidence[_VALID] == 0:
         _report_empty(seen, on_empty)
-    loss = pair_losses.reduce_anchors(sums, formula, metric, on_empty, reduction, sample_weight)
+    loss = pair_losses.reduce_anchors(sums, asked.formula, asked.metric, on_empty, reduction, sample_weight)
     return loss.to(result_dtype(embeddings)), seen
 
 
-def _coolness(temperature: Temperature) -> tuple[float, Tensor | None]:
-    """One over the temperature: a factor, and one more that has a gradient where the temperature is a tensor."""
-    if isinstance(temperature, Tensor):
-        return 1.0, 1.0 / temperature.reshape(()).double()
-    return 1.0 / temperature, None
+def _bounds(
+    asked: PairLoss, embeddings: Tensor, labels: Tensor, valid: Tensor | None, ref_embeddings: Tensor | None,
+    ref_labels: Tensor | None, ref_valid: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    """Beyond which a positive of each anchor, and within which a negative, is admitted."""
+    if asked.bounds is not None:
+        positive, negative = (
+            embeddings.new_full(labels.shape, bound, dtype=torch.float64) for bound in asked.bounds
+        )  # fmt: skip
+        return positive, negative
+    if asked.epsilon is None:
+        return None, None
+    _, _, d_p, d_n, has_positive, has_negative, _ = _ops.batch_hard(
+        embeddings.detach(), labels, valid, None if ref_embeddings is None else ref_embeddings.detach(), ref_labels,
+        ref_valid, asked.metric, "hardest", "hardest",
+    )  # fmt: skip
+    return pair_losses.mining_bounds(d_p, d_n, has_positive, has_negative, asked.metric, asked.epsilon)
 
 
 @overload
@@ -170,11 +179,9 @@ def supcon_loss(
     """
     _check.mined_batch(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid)
     supcon_options(temperature=temperature, metric=metric, on_empty=on_empty, reduction=reduction)
-    steepness, scale = _coolness(temperature)
-    curve = pair_losses.similarity_curve(metric, steepness)
     result = _pair_loss(
-        embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, (None, None), metric, "lse", curve,
-        pair_losses.supcon(curve, scale), on_empty, reduction, sample_weight, scale,
+        pair_losses.supcon(temperature, metric), embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid,
+        on_empty, reduction, sample_weight,
     )  # fmt: skip
     return result if return_evidence else result[0]
 
@@ -227,11 +234,9 @@ def ntxent_loss(
     """
     _check.mined_batch(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid)
     ntxent_options(temperature=temperature, metric=metric, on_empty=on_empty, reduction=reduction)
-    steepness, scale = _coolness(temperature)
-    curve = pair_losses.similarity_curve(metric, steepness)
     result = _pair_loss(
-        embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, (None, None), metric, "nce", curve,
-        pair_losses.ntxent, on_empty, reduction, sample_weight, scale,
+        pair_losses.ntxent(temperature, metric), embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid,
+        on_empty, reduction, sample_weight,
     )  # fmt: skip
     return result if return_evidence else result[0]
 
@@ -292,13 +297,9 @@ def multi_similarity_loss(
     multi_similarity_options(
         alpha=alpha, beta=beta, base=base, epsilon=epsilon, metric=metric, on_empty=on_empty, reduction=reduction
     )
-    bounds = (None, None) if epsilon is None else _similarity_bounds(
-        embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, epsilon
-    )  # fmt: skip
-    curve = pair_losses.multi_similarity_curve(metric, alpha, beta, base)
     result = _pair_loss(
-        embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, bounds, metric, "lse", curve,
-        pair_losses.multi_similarity(alpha, beta), on_empty, reduction, sample_weight,
+        pair_losses.multi_similarity(alpha, beta, base, epsilon, metric), embeddings, labels, valid, ref_embeddings,
+        ref_labels, ref_valid, on_empty, reduction, sample_weight,
     )  # fmt: skip
     return result if return_evidence else result[0]
 
@@ -352,10 +353,9 @@ def circle_loss(
     """
     _check.mined_batch(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid)
     circle_options(margin=margin, gamma=gamma, metric=metric, on_empty=on_empty, reduction=reduction)
-    curve = pair_losses.circle_curve(metric, margin, gamma)
     result = _pair_loss(
-        embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, (None, None), metric, "circle", curve,
-        pair_losses.circle, on_empty, reduction, sample_weight,
+        pair_losses.circle(margin, gamma, metric), embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid,
+        on_empty, reduction, sample_weight,
     )  # fmt: skip
     return result if return_evidence else result[0]
 
@@ -417,29 +417,11 @@ def contrastive_loss(
         on_empty=on_empty,
         reduction=reduction,
     )
-    n = embeddings.shape[0]
-    bounds = (
-        embeddings.new_full((n,), positive_margin, dtype=torch.float64),
-        embeddings.new_full((n,), negative_margin, dtype=torch.float64),
-    )
-    formula = pair_losses.contrastive(metric, positive_margin, negative_margin)
     result = _pair_loss(
-        embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, bounds, metric, "sum", [0.0] * 6,
-        formula, on_empty, reduction, sample_weight,
+        pair_losses.contrastive(positive_margin, negative_margin, metric), embeddings, labels, valid, ref_embeddings,
+        ref_labels, ref_valid, on_empty, reduction, sample_weight,
     )  # fmt: skip
     return result if return_evidence else result[0]
-
-
-def _similarity_bounds(
-    embeddings: Tensor, labels: Tensor, valid: Tensor | None, ref_embeddings: Tensor | None,
-    ref_labels: Tensor | None, ref_valid: Tensor | None, metric: str, epsilon: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Beyond which a positive, and within which a negative, is within ``epsilon`` of the hardest of the other sign."""
-    _, _, d_p, d_n, has_positive, has_negative, _ = _ops.batch_hard(
-        embeddings.detach(), labels.long(), valid, None if ref_embeddings is None else ref_embeddings.detach(),
-        None if ref_labels is None else ref_labels.long(), ref_valid, metric, "hardest", "hardest",
-    )  # fmt: skip
-    return pair_losses.mining_bounds(d_p, d_n, has_positive, has_negative, metric, epsilon)
 
 
 def _pair_options(metric: object, metrics: Sequence[str], on_empty: object, reduction: object) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Literal, overload
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, overload
 
 from torch import Tensor
 
@@ -14,9 +16,6 @@ from ..reference.margin_softmax import margin_softmax
 from ..reference.proxies import PROXY_FIELDS
 from ..reference.proxy_anchor import proxy_anchor
 from ..reference.triplet_loss import REDUCTIONS
-
-if TYPE_CHECKING:
-    pass
 from .options import ClassOnEmpty, Reduction
 
 _LABELS_OUT_OF_RANGE = PROXY_FIELDS.index("out_of_range")
@@ -85,13 +84,11 @@ def arcface_loss(
     (float64 for float64), autocast or not, and one tensor [N, C] kept for the backward pass. Works under
     ``torch.func``, forward-mode AD and ``torch.compile(fullgraph=True)``, and differentiates any number of times.
     """
-    _class_batch(embeddings, labels, weight, valid, sample_weight, class_weight)
-    margin_softmax_options(scale, margin, math.pi, on_empty, reduction)
-    loss, evidence = margin_softmax(
-        embeddings, labels.long(), weight, valid, sample_weight, class_weight, "angular", scale, margin, reduction
-    )
-    found = _class_evidence(evidence, labels, weight, valid, on_empty)
-    return (loss, found) if return_evidence else loss
+    result = _class_loss(
+        partial(margin_softmax, kind="angular"), math.pi, embeddings, labels, weight, valid, sample_weight,
+        class_weight, scale, margin, on_empty, reduction,
+    )  # fmt: skip
+    return result if return_evidence else result[0]
 
 
 @overload
@@ -125,13 +122,11 @@ def cosface_loss(
     return_evidence: bool = False,
 ) -> Tensor | tuple[Tensor, MiningEvidence]:
     r"""CosFace (arXiv:1801.09414): :func:`arcface_loss` with :math:`\phi(\theta) = \cos\theta - m`, m in 0 .. 2."""
-    _class_batch(embeddings, labels, weight, valid, sample_weight, class_weight)
-    margin_softmax_options(scale, margin, 2.0, on_empty, reduction)
-    loss, evidence = margin_softmax(
-        embeddings, labels.long(), weight, valid, sample_weight, class_weight, "cosine", scale, margin, reduction
-    )
-    found = _class_evidence(evidence, labels, weight, valid, on_empty)
-    return (loss, found) if return_evidence else loss
+    result = _class_loss(
+        partial(margin_softmax, kind="cosine"), 2.0, embeddings, labels, weight, valid, sample_weight, class_weight,
+        scale, margin, on_empty, reduction,
+    )  # fmt: skip
+    return result if return_evidence else result[0]
 
 
 @overload
@@ -176,13 +171,11 @@ def proxy_anchor_loss(
     terms of each class vector [C], weighted and added; ``"sum"``, the sum of these. Everything else is as in
     :func:`arcface_loss`; two tensors [N, C] and two masks are kept for the backward pass.
     """
-    _class_batch(embeddings, labels, weight, valid, sample_weight, class_weight)
-    margin_softmax_options(scale, margin, 2.0, on_empty, reduction)
-    loss, evidence = proxy_anchor(
-        embeddings, labels.long(), weight, valid, sample_weight, class_weight, scale, margin, reduction
-    )
-    found = _class_evidence(evidence, labels, weight, valid, on_empty)
-    return (loss, found) if return_evidence else loss
+    result = _class_loss(
+        proxy_anchor, 2.0, embeddings, labels, weight, valid, sample_weight, class_weight, scale, margin, on_empty,
+        reduction,
+    )  # fmt: skip
+    return result if return_evidence else result[0]
 
 
 def margin_softmax_options(
@@ -195,6 +188,21 @@ def margin_softmax_options(
     _check.number("margin", margin, minimum=0.0, maximum=largest_margin)
     _check.option("on_empty", on_empty, ("zero", "warn", "raise"))
     _check.option("reduction", reduction, REDUCTIONS)
+
+
+def _class_loss(
+    formula: Callable[..., tuple[Tensor, Tensor]], largest_margin: float, embeddings: Tensor, labels: Tensor,
+    weight: Tensor, valid: Tensor | None, sample_weight: Tensor | None, class_weight: Tensor | None, scale: float,
+    margin: float, on_empty: str, reduction: str,
+) -> tuple[Tensor, MiningEvidence]:  # fmt: skip
+    """Checks, the formula on the reference, and what its evidence says."""
+    _class_batch(embeddings, labels, weight, valid, sample_weight, class_weight)
+    margin_softmax_options(scale, margin, largest_margin, on_empty, reduction)
+    loss, evidence = formula(
+        embeddings, labels.long(), weight, valid, sample_weight, class_weight,
+        scale=scale, margin=margin, reduction=reduction,
+    )  # fmt: skip
+    return loss, _class_evidence(evidence, labels, weight, valid, on_empty)
 
 
 def _class_batch(
@@ -226,5 +234,5 @@ def _class_evidence(
         why = f"no row of this batch takes part: {found.anchors:.0f} rows, of which valid admits {found.admitted:.0f}"
         if on_empty == "raise":
             raise ValueError(why)
-        warnings.warn(why, stacklevel=3)
+        warnings.warn(why, stacklevel=4)
     return found

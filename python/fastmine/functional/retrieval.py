@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from .. import _check, _ops
 from ..reference.pairwise_distance import METRICS
 from ..reference.retrieval import retrieval as _retrieval
-
-if TYPE_CHECKING:
-    pass
 from .options import Metric
 
 

@@ -228,7 +228,7 @@ def segmentation_loss(
             values("class_weights", class_weights), class_weight_norm,
             _formula_on_sums.counted_classes(classes, include_background, logits), batch,
         )  # fmt: skip
-        inputs = _formula_on_sums.Inputs(logits, target, valid, merged, focal_gamma)
+        inputs = _formula_on_sums.Inputs(logits, target, valid, merged, float(focal_gamma))
         loss, evidence = _formula_on_sums.formula_on_sums(inputs, formula, reduction, group, full=full_evidence)
     _refuse_impossible(evidence, logits, mode)
     return (loss, evidence) if return_evidence else loss
@@ -433,8 +433,8 @@ def lovasz_loss(
     ``classes="present"`` elsewhere; ``"smooth"`` takes the extension, their largest error, as ``classes="all"``;
     ``"area"`` their mean probability.
 
-    Cost: one sort of the errors of each group, O(S log S), beside the pass over the logits, and a handful of tensors of
-    the size of the logits at a time, where the other terms need none. Targets are meant to be hard.
+    Cost: one sort of the errors of each group, on the CPU by radix, beside the pass over the logits, and a few tensors
+    of the size of the logits at a time, where the other terms need none. Targets are meant to be hard.
     """
     return segmentation_loss(
         logits, target, mode=mode, terms={"lovasz": 1.0}, valid=valid, ignore_index=ignore_index, empty=empty,

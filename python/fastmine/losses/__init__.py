@@ -25,6 +25,7 @@ from .composite import CompositeLoss
 from .deep_supervision import DeepSupervisionLoss
 from .memory import CrossBatchMemory
 from .metric import TripletLoss
+from .mining import MinedTripletLoss
 from .pairs import CircleLoss, ContrastiveLoss, MultiSimilarityLoss, NTXentLoss, SupConLoss
 from .proxies import ArcFaceLoss, CosFaceLoss, ProxyAnchorLoss
 from .segmentation import (
@@ -42,6 +43,7 @@ from .segmentation import (
     SegmentationLoss,
     TverskyLoss,
 )
+from .selective import SelectivelyContrastiveLoss
 
 __all__ = [
     "AngleLoss",
@@ -70,12 +72,14 @@ __all__ = [
     "LogDiceLoss",
     "LovaszLoss",
     "MCCLoss",
+    "MinedTripletLoss",
     "MultiSimilarityLoss",
     "NTXentLoss",
     "OrthogonalityLoss",
     "PeakLoss",
     "ProxyAnchorLoss",
     "SegmentationLoss",
+    "SelectivelyContrastiveLoss",
     "SourceCountLoss",
     "SubspaceLoss",
     "SupConLoss",
@@ -102,9 +106,10 @@ _BY_NAME: dict[str, Callable[..., nn.Module]] = {
     "proxy_anchor": ProxyAnchorLoss,
     "log_dice": LogDiceLoss,
     "lovasz": LovaszLoss,
-    "mcc": MCCLoss,
+    "mined_triplet": MinedTripletLoss,
     "multi_similarity": MultiSimilarityLoss,
     "ntxent": NTXentLoss,
+    "selectively_contrastive": SelectivelyContrastiveLoss,
     "supcon": SupConLoss,
     "triplet": TripletLoss,
     "tversky": TverskyLoss,

@@ -14,8 +14,9 @@ class TripletLoss(EvidentLoss[MiningEvidence]):
 
     ``margin``: a number for the hinge max(0, d_p - d_n + margin), ``"soft"`` for log(1 + exp(d_p - d_n)), or
     ``"leaky"``. ``mining``: ``"batch_hard"``, one triplet of each valid anchor, or ``"batch_all"``, all of them, or
-    all ``triplets="semi_hard"`` or ``"hard"``, and the mean of those above the kink. Embeddings
-    are used as they come; normalise them yourself, or use ``metric="cosine"``.
+    all ``triplets="semi_hard"`` or ``"hard"``, and the mean of those above the kink. ``swap``, ``hardness`` and
+    ``active_fraction`` adjust the mined triplets of batch-hard. Embeddings are used as they come; normalise them
+    yourself, or use ``metric="cosine"``.
 
     >>> loss = TripletLoss(margin=0.2)
     >>> value = loss(embeddings, labels)            # [N, D], [N]
@@ -35,11 +36,16 @@ class TripletLoss(EvidentLoss[MiningEvidence]):
         reduction: F.Reduction = "mean",
         triplets: F.Triplets = "all",
         average: F.Average = "active",
+        swap: bool = False,
+        hardness: float = 0.0,
+        active_fraction: float | None = None,
     ) -> None:
         F.triplet_options(margin, leak, mining, positive, negative, metric, on_empty, reduction, triplets, average)
+        F.adjustment_options(margin, mining, swap, hardness, active_fraction)
         super().__init__(
             margin=margin, leak=leak, mining=mining, positive=positive, negative=negative, metric=metric,
             on_empty=on_empty, reduction=reduction, triplets=triplets, average=average,
+            swap=swap, hardness=hardness, active_fraction=active_fraction,
         )  # fmt: skip
 
     def forward(

@@ -9,5 +9,7 @@
 
 Start with these: each shows its data, its model, what it learns from a batch and how it is judged.
 :mod:`~fastmine.recipes.training` is the loop that all share, with checkpoints that a run can go on
-from bit for bit. All use the public functions of fastmine and need ``pip install 'fastmine[train]'``.
+from bit for bit; :mod:`~fastmine.recipes.system` says what a system is, :mod:`~fastmine.recipes.processes`
+lets several processes share every batch. All use the public functions of fastmine and need
+``pip install 'fastmine[train]'``.
 """

@@ -30,12 +30,12 @@ from .. import Evidence, array
 from ..health import LossReport, check_loss
 from ..losses import ArrayPrediction, ArrayTarget, EvidentLoss, HybridCovarianceLoss
 from ..losses.array import HYBRID_WEIGHTS
-from . import searching, training
+from . import processes, searching, training
 from .errors import UsageError, from_extra
 from .screen import Column, Screen
-from .settings import Option, Settings, real, whole
+from .settings import Option, Settings, parsed, real, weights, whole
 from .signals import Recording, Scene, record
-from .training import Goal, Numbers, Step, mean, random_for
+from .system import Goal, Numbers, Step, System, fingerprint, mean, random_for
 
 if TYPE_CHECKING:
     from .pictures import Directions
@@ -44,22 +44,6 @@ HELD_OUT = 2048  # recordings
 BATCH = 64  # of them, that the loss is examined with
 NEAR = 1.0  # degrees, within which a source is found
 LEVELS = range(-10, 31, 5)  # dB of the picture of errors
-
-
-def weights(text: str) -> str:
-    """``name=weight,name=weight``, put in one form."""
-    return ",".join(f"{name}={weight:g}" for name, weight in parsed(text).items())
-
-
-def parsed(text: str) -> dict[str, float]:
-    """Names and numbers of ``name=weight,name=weight``."""
-    found = {}
-    for part in filter(None, text.split(",")):
-        name, equals, number = (piece.strip() for piece in part.partition("="))
-        if not equals:
-            raise UsageError(f"must be name=weight,name=weight; got {part!r}")
-        found[name] = real(number)
-    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,17 +182,18 @@ class Ramp:
 
 
 class Batch(NamedTuple):
-    """Measured covariances and the truth."""
+    """This process's measured covariances, and the truth of the whole batch."""
 
     measured: Tensor
     target: ArrayTarget
     teaches: bool = True
 
 
-class Doa(training.System[Batch, Evidence]):
+class Doa(System[Batch, Evidence]):
     """A perceptron that learns from simulated recordings, judged by its angles on others."""
 
     name: ClassVar[str] = "doa"
+    shown: ClassVar[str] = "spectra"
     metric: ClassVar[Column] = Column("near", f"within {NEAR:g}°", ".1%")
     fit: ClassVar[tuple[Goal, ...]] = (
         Goal("loss", "loss", ready=0.5, marginal=1.0),
@@ -226,7 +211,7 @@ class Doa(training.System[Batch, Evidence]):
         self.device = torch.device(settings.device)
         self.scene = scene(settings)
         self.held_out = record(self.scene, HELD_OUT, random_for(settings.seed))
-        self.fingerprint = training.fingerprint(self.held_out.azimuth, torch.view_as_real(self.held_out.measured))
+        self.fingerprint = fingerprint(self.held_out.azimuth, torch.view_as_real(self.held_out.measured))
         self.data_summary = _describe(self.scene, settings)
         self.model_options = {"sensors": settings.sensors, "sources": settings.sources}
         self.model = DirectionNet(**self.model_options).to(self.device)
@@ -258,6 +243,7 @@ class Doa(training.System[Batch, Evidence]):
             Column("count_right", "count", ".1%"),
             self.metric,
         )
+        self.glance = self.columns[:2]
 
     def criterion(self) -> HybridCovarianceLoss:
         """The hybrid loss with the weights of the settings; one of 0 leaves its component out, but for that of cov."""
@@ -283,11 +269,17 @@ class Doa(training.System[Batch, Evidence]):
         size = self.settings.batch_size
         for number in range(self.steps()):
             count = min(size, self.settings.samples - number * size)
-            yield _batch(record(self.scene, count, random_for(self.settings.seed, epoch, number)).to(self.device))
+            heard = record(self.scene, count, random_for(self.settings.seed, epoch, number)).to(self.device)
+            truth = ArrayTarget(heard.covariance, heard.azimuth, heard.present)
+            yield Batch(heard.measured[processes.own(count)], truth)
 
     def learn(self, batch: Batch) -> Step[Evidence]:
         """Predict, compare, and let the schedules of the weights advance."""
-        loss = self.loss(self.model(batch.measured), batch.target)
+        count = len(batch.target.present)
+        mine: ArrayPrediction = self.model(batch.measured)
+        parts = {name: x for name, x in mine._asdict().items() if x is not None}
+        found = mine._replace(**{name: processes.together(x, count) for name, x in parts.items()})
+        loss = self.loss(found, batch.target)
         self.loss.step()
         return Step(loss, self._evidence())
 
@@ -354,7 +346,7 @@ class Doa(training.System[Batch, Evidence]):
         """Curves, errors against the signal-to-noise ratio, and spectra of held-out recordings."""
         with from_extra("plot", "matplotlib"):
             from . import pictures
-        curves, errors, spectra = (folder / f"{name}.png" for name in ("curves", "errors", "spectra"))
+        curves, errors, spectra = (folder / f"{name}.png" for name in ("curves", "errors", self.shown))
         others = [name for name in self.components if name not in {"cov", "peak"}]  # no peak reaches 0
         panels = [
             pictures.Panel("training loss", {"loss": "loss", "cov": "cov"}),
@@ -369,8 +361,15 @@ class Doa(training.System[Batch, Evidence]):
         ]
         pictures.draw_curves(curves, f"Directions of arrival, {len(history)} epochs", panels, history, best)
         pictures.draw_errors(errors, "Error of an angle, and the least possible", LEVELS, self._errors_by_level(model))
-        pictures.draw_spectra(spectra, f"Held-out recordings after epoch {len(history)}", *self._examples(model))
+        self.show(model, len(history), spectra)
         return [curves, errors, spectra]
+
+    @torch.inference_mode()
+    def show(self, model: nn.Module, epochs: int, path: Path) -> None:
+        """Spectra of held-out recordings, with the true directions and those of the network."""
+        with from_extra("plot", "matplotlib"):
+            from . import pictures
+        pictures.draw_spectra(path, f"Held-out recordings after epoch {epochs}", *self._examples(model))
 
     def _errors_by_level(self, model: nn.Module) -> dict[str, list[float]]:
         """Root mean square errors in degrees at every level of :data:`LEVELS`, in scenes like that of the run."""
@@ -434,10 +433,6 @@ def scene(settings: DoaSettings, **changes: float) -> Scene:
     return found
 
 
-def _batch(found: Recording) -> Batch:
-    return Batch(found.measured, ArrayTarget(found.covariance, found.azimuth, found.present))
-
-
 def matched(azimuth: Tensor, truth: Recording) -> Tensor:
     """Errors of the angles [B, K] under the best assignment, radians; 0 where there is no source."""
     return array.matched_error(azimuth.unsqueeze(-1), truth.azimuth.unsqueeze(-1), truth.present)
@@ -492,8 +487,8 @@ def train(
 
     With ``search``, so many runs with other weights instead, see :mod:`~fastmine.recipes.searching`.
     """
-    if search is not None and not dry_run:
-        return searching.search(Doa, DoaSettings, options, search, out=out, resume=resume)
+    if search is not None:
+        return searching.search(Doa, DoaSettings, options, search, out=out, resume=resume, dry_run=dry_run)
     return training.train(Doa, DoaSettings, options, out=out, resume=resume, dry_run=dry_run)
 
 

@@ -27,13 +27,14 @@ from torch.nn import functional as F
 
 from .. import MiningEvidence
 from ..data import PKBatchSampler, check_labels
+from ..distributed import DistributedLoss
 from ..functional import batch_hard
-from ..losses import ArcFaceLoss, CompositeLoss, EvidentLoss, TripletLoss, get_loss_function
-from . import folders, training
+from ..losses import ArcFaceLoss, CompositeLoss, EvidentLoss, get_loss_function
+from . import folders, named, processes, training
 from .errors import UsageError, from_extra, listed
 from .screen import Column, Screen
 from .settings import Option, Settings, real, whole
-from .training import Goal, Numbers, Step, mean, random_for
+from .system import Goal, Numbers, Step, System, fingerprint, mean, random_for
 
 LOSSES = ("triplet", "combined", "supcon", "ntxent", "multi_similarity", "circle", "contrastive")
 COMBINED = {"triplet": 0.7, "arcface": 0.3}
@@ -61,6 +62,14 @@ class EmbeddingSettings(Settings):
     epochs: Annotated[int, Option("passes over the training images", whole, "N", at_least=1)] = 12
     lr: Annotated[float, Option("learning rate of AdamW", real, "X", above=0, at_most=1000)] = 1e-3
     batch_size: Annotated[int, Option("images in a batch, at most", whole, "N", at_least=4, at_most=65536)] = 64
+    model: Annotated[
+        str,
+        Option(
+            "your network, an nn.Module or what makes one: images to vectors; without it, a small one",
+            str,
+            "MODULE:NAME",
+        ),
+    ] = ""
     samples_per_class: Annotated[
         int | None,
         Option("images of each class in a batch; chosen from the data unless given", whole, "K", at_least=2),
@@ -159,12 +168,16 @@ def split_by_class(labels: Tensor, unseen_classes: int, seed: int) -> Split:
     return Split(*(torch.tensor(sorted(part), dtype=torch.int64) for part in parts))
 
 
-def jitter(images: Tensor, random: torch.Generator) -> Tensor:
-    """Every image a little turned, scaled and shifted, so that the model cannot learn it by heart."""
-    turn, scale, right, down = (torch.rand(4, len(images), generator=random) * 2 - 1).unbind()
+def movements(count: int, random: torch.Generator) -> Tensor:
+    """Maps [count, 2, 3] that turn, scale and shift a little, so that the model cannot learn an image by heart."""
+    turn, scale, right, down = (torch.rand(4, count, generator=random) * 2 - 1).unbind()
     angle, scale = turn * 0.15, 1 + scale * 0.1
     cos, sin = angle.cos() * scale, angle.sin() * scale
-    maps = torch.stack([cos, -sin, right * 0.1, sin, cos, down * 0.1], dim=1).view(-1, 2, 3)
+    return torch.stack([cos, -sin, right * 0.1, sin, cos, down * 0.1], dim=1).view(-1, 2, 3)
+
+
+def moved(images: Tensor, maps: Tensor) -> Tensor:
+    """Every image by its map."""
     grid = F.affine_grid(maps.to(images.device), list(images.shape), align_corners=False)
     return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
 
@@ -191,6 +204,21 @@ class EmbeddingNet(nn.Module):
         return F.normalize(self.head(self.features(images.float() / 128 - 1).flatten(1)))
 
 
+class UnitLength(nn.Module):
+    """Vectors at length 1."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """The same directions."""
+        return F.normalize(vectors)
+
+
+def network(channels: int, size: int, dim: int, model: str = "") -> nn.Module:
+    """The small network, or the user's between images in -1 .. 1 and unit length."""
+    if not model:
+        return EmbeddingNet(channels, size, dim)
+    return nn.Sequential(named.model(model, {"channels": channels, "size": size, "dim": dim}), UnitLength())
+
+
 def convolution(inputs: int, outputs: int) -> list[nn.Module]:
     """3 x 3, normalised over the batch, rectified."""
     return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
@@ -200,29 +228,31 @@ def convolution(inputs: int, outputs: int) -> list[nn.Module]:
 
 
 class Batch(NamedTuple):
-    """Images in 0 .. 255 and their classes."""
+    """Images in 0 .. 255 and their classes, of this process; and whether the batch of all teaches."""
 
     images: Tensor
     labels: Tensor
     teaches: bool
 
 
-def loss_of(settings: EmbeddingSettings, classes: int) -> tuple[nn.Module, EvidentLoss[MiningEvidence]]:
+def loss_of(
+    settings: EmbeddingSettings, classes: int, dim: int
+) -> tuple[EvidentLoss[Any], EvidentLoss[MiningEvidence]]:
     """The loss that was asked for, and the part of it that tells of pairs."""
-    if settings.loss not in COMBINED and settings.loss != "combined":
-        pairs = cast("EvidentLoss[MiningEvidence]", get_loss_function(settings.loss))
+    name = "triplet" if settings.loss == "combined" else settings.loss
+    options = {"margin": settings.margin} if name == "triplet" else {}
+    pairs = cast("EvidentLoss[MiningEvidence]", get_loss_function(name, **options))
+    if settings.loss != "combined":
         return pairs, pairs
-    triplet = TripletLoss(settings.margin)  # type: ignore[arg-type]
-    if settings.loss == "triplet":
-        return triplet, triplet
-    arcface = ArcFaceLoss(classes, settings.embedding_dim, scale=32.0, margin=0.5)
-    return CompositeLoss({"triplet": triplet, "arcface": arcface}, COMBINED), triplet
+    arcface = ArcFaceLoss(classes, dim, scale=32.0, margin=0.5)
+    return CompositeLoss({"triplet": pairs, "arcface": arcface}, COMBINED), pairs
 
 
-class Embeddings(training.System[Batch, MiningEvidence]):
+class Embeddings(System[Batch, MiningEvidence]):
     """Triplets from PK batches, judged by recall@1 on held-out images."""
 
     name: ClassVar[str] = "embeddings"
+    shown: ClassVar[str] = "embeddings"
     metric: ClassVar[Column] = Column("recall", "recall@1")
     fit: ClassVar[tuple[Goal, ...]] = (
         Goal("fitted", "share of anchors whose hardest positive is nearer than any negative", ready=0.95, marginal=0.8),
@@ -238,15 +268,17 @@ class Embeddings(training.System[Batch, MiningEvidence]):
         Column("spread", "spread", ".3f"),
         metric,
     )
+    glance = (Column("loss", "loss"), Column("valid", "valid", ".0f"), Column("active", "active", ".0f"))
 
     settings: EmbeddingSettings
+    loss: EvidentLoss[Any]
     telling: EvidentLoss[MiningEvidence]  # the part of the loss whose evidence is recorded
 
     def __init__(self, settings: EmbeddingSettings, screen: Screen) -> None:
         self.settings = settings
         device = torch.device(settings.device)
         data = images_by_class(settings.data, settings.image_size, screen) if settings.data else digits()
-        self.fingerprint = training.fingerprint(data.images, data.labels)
+        self.fingerprint = fingerprint(data.images, data.labels)
         self.split = split_by_class(data.labels, settings.unseen_classes, settings.seed)
         _check_split(data, self.split, settings)
         self.images, self.labels, self.names = data.images.to(device), data.labels.to(device), data.names
@@ -254,10 +286,13 @@ class Embeddings(training.System[Batch, MiningEvidence]):
         self.sampler = choose_sampler(self.train_labels, settings)
         self.data_summary = [*data.summary, *_describe(self.split, self.sampler, self.train_labels)]
         _, channels, size, _ = data.images.shape
-        self.model_options = {"channels": channels, "size": size, "dim": settings.embedding_dim}
-        self.model = EmbeddingNet(**self.model_options).to(device)
-        self.loss, self.telling = loss_of(settings, len(data.names))
+        self.model_options = {
+            "channels": channels, "size": size, "dim": settings.embedding_dim, "model": settings.model
+        }  # fmt: skip
+        self.model = network(**self.model_options).to(device)
+        self.loss, self.telling = loss_of(settings, len(data.names), self._dimensions())
         self.loss.to(device)
+        self.loss_of_all = DistributedLoss(self.loss)
         held_out = self.split.held_out
         pixels = self.images[held_out].flatten(1).float()
         self.by_pixels = recall_at_1(pixels, self.labels[held_out])
@@ -265,6 +300,16 @@ class Embeddings(training.System[Batch, MiningEvidence]):
         self.judged = (self.metric, Column("held_out_spread", "spread", ".3f"))
         if settings.unseen_classes:
             self.judged += (Column("unseen_recall", "recall@1, classes never trained on"),)
+
+    def _dimensions(self) -> int:
+        """The length of an embedding: the one that was asked for, or what the user's model makes."""
+        name, images = self.settings.model, self.images[:2]
+        if not name:
+            return self.settings.embedding_dim
+        made = named.tried(name, self.model, images, "embeddings [2, D]")
+        if made.dim() != 2 or len(made) != len(images):
+            raise UsageError(f"--model {name} must make embeddings [2, D] of 2 images; it made {list(made.shape)}")
+        return made.shape[1]
 
     def steps(self) -> int:
         """As many as the sampler makes."""
@@ -274,13 +319,14 @@ class Embeddings(training.System[Batch, MiningEvidence]):
         """Some images of some classes, jittered."""
         self.sampler.epoch = epoch
         for number, picked in enumerate(self.sampler):
-            rows = self.split.train[picked]
-            images = jitter(self.images[rows], random_for(self.settings.seed, epoch, number))
-            yield Batch(images, self.labels[rows], teaches=holds_triplet(self.train_labels[picked]))
+            rows, own = self.split.train[picked], processes.own(len(picked))
+            maps = movements(len(rows), random_for(self.settings.seed, epoch, number))
+            images, labels = moved(self.images[rows[own]], maps[own]), self.labels[rows[own]]
+            yield Batch(images, labels, teaches=holds_triplet(self.train_labels[picked]))
 
     def learn(self, batch: Batch) -> Step[MiningEvidence]:
         """Embed, and let the loss find the hardest positive and negative of every image."""
-        loss = self.loss(self.model(batch.images), batch.labels)
+        loss = self.loss_of_all(self.model(batch.images), batch.labels)
         return Step(loss, self.telling.evidence)
 
     def record(self, evidence: MiningEvidence) -> Numbers:
@@ -343,7 +389,7 @@ class Embeddings(training.System[Batch, MiningEvidence]):
         """Curves, and the held-out embeddings in the plane."""
         with from_extra("plot", "matplotlib"):
             from . import pictures
-        curves, plane = folder / "curves.png", folder / "embeddings.png"
+        curves, plane = folder / "curves.png", folder / f"{self.shown}.png"
         panels = [
             pictures.Panel("training loss", {"loss": "loss"}),
             pictures.Panel("anchors, training", {"valid": "valid", "active": "active"}, percent=True),
@@ -359,16 +405,22 @@ class Embeddings(training.System[Batch, MiningEvidence]):
             ),
         ]
         pictures.draw_curves(curves, f"Embeddings of {len(self.names)} classes", panels, history, best)
+        self.show(model, len(history), plane)
+        return [curves, plane]
+
+    def show(self, model: nn.Module, epochs: int, path: Path) -> None:
+        """The held-out embeddings in the plane."""
+        with from_extra("plot", "matplotlib"):
+            from . import pictures
         rows = self.split.held_out
         embeddings, labels = self.embed(model, rows), self.labels[rows]
         right, asked = nearest_is_right(embeddings, labels)
         wrong = asked & ~right
         title = (
-            f"{len(rows)} held-out images after epoch {len(history)}; ringed: the {int(wrong.sum())}\n"
+            f"{len(rows)} held-out images after epoch {epochs}; ringed: the {int(wrong.sum())}\n"
             "whose nearest neighbour, in all dimensions, is of another class"
         )
-        pictures.draw_embeddings(plane, embeddings.cpu(), labels.cpu(), self.names, wrong.cpu(), title)
-        return [curves, plane]
+        pictures.draw_embeddings(path, embeddings.cpu(), labels.cpu(), self.names, wrong.cpu(), title)
 
 
 SYSTEM = Embeddings
@@ -472,4 +524,4 @@ def train(
 
 def load(path: Path | str) -> nn.Module:
     """The model that a run kept: ``load("runs/embeddings-1/best.pt")``."""
-    return training.load_average(Path(path), Embeddings.name, EmbeddingNet)
+    return training.load_average(Path(path), Embeddings.name, network)

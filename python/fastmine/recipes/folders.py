@@ -1,4 +1,4 @@
-"""Images from the user's folders: read once, resized, kept in a cache, and never made up.
+"""Images from the user's folders and tables: read once, by several threads, resized, cached, and never made up.
 
 A file that cannot be read is left out and named; nothing stands in for it. Every image becomes RGB of one
 size, whatever its own; proportions are not kept.
@@ -6,26 +6,36 @@ size, whatever its own; proportions are not kept.
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from . import tables
 from .checkpoint import write_atomically
-from .errors import CommandError, UsageError, from_extra
+from .errors import CommandError, UsageError, from_extra, listed
 from .screen import Screen
+from .tables import Content
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_CACHE_VERSION = 1  # of how images are decoded and resized
+T = TypeVar("T")
+R = TypeVar("R")
+
+_CACHE_VERSION = 2  # of how images are decoded and resized
+_WINDOW = 256  # images that are decoded before any is taken
 
 
 class ImageSet(NamedTuple):
@@ -36,15 +46,83 @@ class ImageSet(NamedTuple):
     unreadable: list[str]
 
 
+class Pair(NamedTuple):
+    """An image and its mask: files, encoded images or numbers; no mask where nobody drew one."""
+
+    name: str
+    image: Content
+    mask: Content | None
+    annotated: bool = True  # whether there should be a mask
+
+
+class Pairs(Protocol):
+    """Pairs whose number is known, and the files that they come from."""
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """By whose names and times the cache knows whether they are the same."""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Of a table, for the flag if there is one, images and masks."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Pair]: ...
+
+
 class PairSet(NamedTuple):
     """Images [N, 3, S, S], their masks [N, 1, S, S] (boolean, false where there is none), and what was found."""
 
     images: Tensor
     masks: Tensor
-    kept: list[int]
+    annotated: Tensor  # [N]: whether there is a mask
+    missing: list[str]  # that should have one
     unreadable: list[str]
     mismatched: list[str]  # "NAME: image 64 x 48, mask 32 x 32"
-    mask_values: list[int]  # lowest, highest and how many different
+    mask_values: list[float]  # lowest, highest and how many different
+
+
+class FolderPairs(list[Pair]):
+    """The images of a folder and the masks of the same names."""
+
+    columns: Sequence[str] = ()
+
+    def __init__(self, images: Mapping[str, Path], masks: Mapping[str, Path]) -> None:
+        super().__init__(Pair(str(path), path, masks.get(stem)) for stem, path in images.items())
+        self.files = [*images.values(), *masks.values()]
+
+
+class TablePairs:
+    """The rows of a table, with an image and, where the flag says so, a mask each."""
+
+    def __init__(self, path: Path, flag: str = "", image: str = "", mask: str = "") -> None:
+        if not path.exists():
+            raise UsageError(f"--data {path} does not exist")
+        self._path, self._table = path, tables.opened(path)
+        names = self._table.names
+        self._flag = tables.chosen("flags", names, flag, tables.FLAG_COLUMNS)
+        found = (
+            tables.chosen("images", names, image, tables.IMAGE_COLUMNS),
+            tables.chosen("masks", names, mask, tables.MASK_COLUMNS),
+        )
+        for column, option in zip(found, ("--image-column", "--mask-column"), strict=True):
+            if column is None:
+                raise UsageError(f"{path} does not say which column is {option}; name one of {listed(names, 10)}")
+        self._image, self._mask = cast("tuple[str, str]", found)
+        self.columns = [column for column in (self._flag, *found) if column]
+        texts = [column for column in (self._image, self._mask) if self._table.holds_text(column)]
+        named = [self._path.parent / cell for row in self._table.rows(texts) for cell in row.values() if cell]
+        self.files = [path, *named] if texts else [path]
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __iter__(self) -> Iterator[Pair]:
+        for number, row in enumerate(self._table.rows(self.columns)):
+            annotated = self._flag is None or tables.truth(row[self._flag], self._flag)
+            image, mask = (tables.content(row[column], self._path.parent) for column in (self._image, self._mask))
+            name = str(image) if isinstance(image, Path) else f"row {number} of {self._path}"
+            yield Pair(name, b"" if image is None else image, mask if annotated else None, annotated)
 
 
 def class_folders(root: Path) -> dict[str, list[Path]]:
@@ -76,74 +154,118 @@ def read_images(paths: Sequence[Path], size: int, screen: Screen) -> ImageSet:
     return ImageSet(**_cached("images", paths, size, screen, lambda: _decode_images(paths, size, screen)))
 
 
-def read_pairs(images: Sequence[Path], masks: Sequence[Path | None], size: int, screen: Screen) -> PairSet:
+def read_pairs(pairs: Pairs, size: int, screen: Screen) -> PairSet:
     """All images that can be read and their masks, of which a pixel is set where the file is above 0."""
-    files = [*images, *masks]
-    return PairSet(**_cached("pairs", files, size, screen, lambda: _decode_pairs(images, masks, size, screen)))
+    decoded = _cached("pairs", pairs.files, size, screen, lambda: _decode_pairs(pairs, size, screen), pairs.columns)
+    return PairSet(**decoded)
 
 
-def mask_levels(path: Path | BinaryIO) -> NDArray[Any] | None:
-    """The values in a mask file or its bytes [H, W], as they are; None if it cannot be read."""
-    mask = _open(path)
+def mask_levels(found: Content) -> NDArray[Any] | None:
+    """The values in a mask [H, W], as they are; None if it cannot be read."""
+    if isinstance(found, np.ndarray):
+        return found
+    if isinstance(found, Path) and found.suffix == ".npy":
+        try:
+            return np.asarray(np.load(found, allow_pickle=False))
+        except (OSError, ValueError, EOFError):
+            return None
+    mask = _open(found)
     return None if mask is None else _levels(mask)
 
 
 def _decode_images(paths: Sequence[Path], size: int, screen: Screen) -> dict[str, Any]:
     images, kept, unreadable = [], [], []
-    for index, path in enumerate(screen.track(paths, "reading images")):
-        image = _open(path)
+    decoded = _by_threads(lambda path: _rgb(_open(path), size), screen.track(paths, "reading images"))
+    for index, image in enumerate(decoded):
         if image is None:
-            unreadable.append(str(path))
+            unreadable.append(str(paths[index]))
         else:
-            images.append(_rgb(image, size))
+            images.append(image)
             kept.append(index)
     return {"images": _stacked(images, size), "kept": kept, "unreadable": unreadable}
 
 
-def _decode_pairs(images: Sequence[Path], masks: Sequence[Path | None], size: int, screen: Screen) -> dict[str, Any]:
-    found_images, found_masks, kept = [], [], []
-    unreadable, mismatched, values = [], [], set[int]()
-    for index, path in enumerate(screen.track(images, "reading images and masks")):
-        mask_path = masks[index]
-        image, mask = _open(path), None if mask_path is None else _open(mask_path)
-        broken = [str(file) for file, read in ((path, image), (mask_path, mask)) if file and read is None]
-        unreadable += broken
-        if image is None or broken:
+class _Decoded(NamedTuple):
+    """A pair as it is learned from; without what cannot be read."""
+
+    pair: Pair
+    image: Tensor | None
+    mask: Tensor | None
+    values: set[float]
+    mismatch: str = ""
+
+
+def _decode_pair(pair: Pair, size: int) -> _Decoded:
+    image = _open(pair.image)
+    levels = None if pair.mask is None else mask_levels(pair.mask)
+    pixels = _rgb(image, size)
+    if image is None or levels is None or not np.isfinite(levels).all():
+        return _Decoded(pair, pixels, None, set())
+    levels = levels.reshape(levels.shape[-2:]) if levels.size == math.prod(levels.shape[-2:]) else levels
+    if levels.shape != (image.height, image.width):
+        shape = " x ".join(str(length) for length in reversed(levels.shape))
+        return _Decoded(pair, None, None, set(), f"image {image.width} x {image.height}, mask {shape}")
+    return _Decoded(pair, pixels, _shrunk(levels > 0, size), set(np.unique(levels).tolist()))
+
+
+def _decode_pairs(pairs: Pairs, size: int, screen: Screen) -> dict[str, Any]:
+    images, masks, annotated, values = [], [], [], set[float]()
+    missing, unreadable, mismatched = [], [], []
+    tracked = screen.track(pairs, "reading images and masks")
+    for pair, image, mask, seen, mismatch in _by_threads(lambda pair: _decode_pair(pair, size), tracked):
+        if mismatch:
+            mismatched.append(f"{Path(pair.name).name}: {mismatch}")
             continue
-        if mask is not None and mask.size != image.size:
-            mismatched.append(f"{path.name}: image {image.width} x {image.height}, mask {mask.width} x {mask.height}")
+        if pair.mask is None and pair.annotated:
+            missing.append(pair.name)
+        lost = mask is None and pair.mask is not None
+        if image is None:
+            unreadable.append(pair.name)
+        if lost and image is not None:
+            unreadable.append(str(pair.mask) if isinstance(pair.mask, Path) else f"the mask of {pair.name}")
+        if image is None or lost:
             continue
-        bits = torch.zeros(1, size, size, dtype=torch.bool)
-        if mask is not None:
-            levels = _levels(mask)
-            values.update(np.unique(levels).tolist())
-            bits = _shrunk(levels > 0, size)
-        found_images.append(_rgb(image, size))
-        found_masks.append(bits)
-        kept.append(index)
+        values |= seen
+        images.append(image)
+        masks.append(torch.zeros(1, size, size, dtype=torch.bool) if mask is None else mask)
+        annotated.append(mask is not None)
     return {
-        "images": _stacked(found_images, size),
-        "masks": torch.stack(found_masks) if found_masks else torch.zeros(0, 1, size, size, dtype=torch.bool),
-        "kept": kept,
+        "images": _stacked(images, size),
+        "masks": torch.stack(masks) if masks else torch.zeros(0, 1, size, size, dtype=torch.bool),
+        "annotated": torch.tensor(annotated, dtype=torch.bool),
+        "missing": missing,
         "unreadable": unreadable,
         "mismatched": mismatched,
         "mask_values": [min(values), max(values), len(values)] if values else [],
     }
 
 
-def _open(path: Path | BinaryIO) -> Image | None:
+def _by_threads(decode: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Every item decoded, in order, by as many threads as torch has: decoders release the interpreter."""
+    remaining = iter(items)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        while window := list(islice(remaining, _WINDOW)):
+            yield from pool.map(decode, window)
+
+
+def _open(found: Content) -> Image | None:
     """The decoded image; None if the file holds none or only part of one."""
     with from_extra("train", "pillow"):
         from PIL import Image, ImageOps
     try:
-        with Image.open(path) as image:
+        if isinstance(found, np.ndarray):
+            fits = found.dtype.kind in "biu" and found.size > 0 and found.min() >= 0 and found.max() <= 255
+            return Image.fromarray(found.astype(np.uint8)) if fits else None
+        with Image.open(BytesIO(found) if isinstance(found, bytes) else found) as image:
             image.load()
             return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow's decoders raise
+    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError):  # what Pillow's decoders raise
         return None
 
 
-def _rgb(image: Image, size: int) -> Tensor:
+def _rgb(image: Image | None, size: int) -> Tensor | None:
+    if image is None:
+        return None
     with from_extra("train", "pillow"):
         from PIL.Image import Resampling, fromarray
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
@@ -203,13 +325,14 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 def _cached(
     kind: str,
-    paths: Sequence[Path | None],
+    paths: Sequence[Path],
     size: int,
     screen: Screen,
     decode: Callable[[], dict[str, Any]],
+    columns: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What ``decode`` returns, from the cache if these very files were decoded before."""
-    file = _cache_folder() / f"{kind}-{_key(paths, size)}.pt"
+    """What ``decode`` returns, from the cache if these very files and columns were decoded before."""
+    file = _cache_folder() / f"{kind}-{_key(paths, size, columns)}.pt"
     if file.exists():
         try:
             return dict(torch.load(file, weights_only=True))
@@ -229,11 +352,12 @@ def _cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "fastmine"
 
 
-def _key(paths: Sequence[Path | None], size: int) -> str:
+def _key(paths: Sequence[Path], size: int, columns: Sequence[str]) -> str:
     """A hash of the files' full names, sizes and times of change."""
-    digest = blake2b(f"{_CACHE_VERSION} {size}".encode(), digest_size=16)
+    digest = blake2b(f"{_CACHE_VERSION} {size} {list(columns)}".encode(), digest_size=16)
     for path in paths:
-        found = path.stat() if path else None
-        digest.update(f"\n{path and path.resolve()}".encode())
-        digest.update(f" {found.st_size} {found.st_mtime_ns}".encode() if found else b" none")
+        digest.update(f"\n{path.resolve()}".encode())
+        if path.exists():
+            found = path.stat()
+            digest.update(f" {found.st_size} {found.st_mtime_ns}".encode())
     return digest.hexdigest()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +11,7 @@ from torch import Tensor, nn
 
 from ..health import LossReport, check_loss
 from .errors import UsageError
+from .named import imported
 
 # What a loss may take: a random prediction, and a target for it.
 INPUTS: dict[str, Callable[[], tuple[Callable[[], Tensor], Tensor]]] = {
@@ -47,18 +45,7 @@ def examine(name: str, inputs: str | None) -> LossReport:
 
 def load(name: str) -> Callable[..., Any]:
     """The loss behind ``module:object``; a class of losses is built with its defaults."""
-    module_name, colon, attribute = name.partition(":")
-    if not colon or not attribute:
-        raise UsageError(f"name the loss as module:object, such as fastmine.losses:TripletLoss; got {name}")
-    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
-    try:
-        found: Any = import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"{name} cannot be loaded: {error}") from error
-    finally:
-        sys.path.pop(0)
+    found = imported(name, "fastmine.losses:TripletLoss")
     if isinstance(found, type) and issubclass(found, nn.Module):
         try:
             found = found()

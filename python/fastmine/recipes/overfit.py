@@ -13,7 +13,8 @@ from ..health import Finding, Monitor
 from . import report
 from .screen import Screen
 from .settings import Settings
-from .training import Goal, Numbers, System, mean, reproducible
+from .system import Goal, Numbers, System, mean
+from .training import reproducible
 
 SAMPLES, BATCH, EPOCHS = 512, 64, 30
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeGuard
 
 from .checkpoint import LAST
 from .errors import CommandError, UsageError
@@ -25,20 +26,29 @@ def checkpoint_to_resume(name: str, out: Path | None, resume: Path | None) -> Pa
 
 def folder_for(name: str, out: Path | None, source: Path | None) -> Path:
     """The folder to write in: that of a resumed run, a new or empty one, or the next free number."""
-    if source is not None and (out is None or out.resolve() == source.parent.resolve()):
+    check_folder(out, source)
+    if _stays(source, out):
+        return source.parent
+    return _next_free(name) if out is None else made(out)
+
+
+def check_folder(out: Path | None, source: Path | None) -> None:
+    """An error where a run may not be written: over a later checkpoint, or where something else is."""
+    if _stays(source, out):
         if source.name != LAST:
             raise UsageError(
                 f"going on from {source} would overwrite the later {LAST} beside it; name another folder with --out"
             )
-        return source.parent
-    if out is None:
-        return _next_free(name)
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    elif out is not None and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
         raise UsageError(
             f"--out {out} exists and is not empty; nothing there was touched. Choose a new folder, or go on "
             f"with the run in it: --resume {out}"
         )
-    return made(out)
+
+
+def _stays(source: Path | None, out: Path | None) -> TypeGuard[Path]:
+    """Whether a run that goes on from this checkpoint stays in its folder."""
+    return source is not None and (out is None or out.resolve() == source.parent.resolve())
 
 
 def _next_free(name: str) -> Path:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..losses import CompositeLoss
-from . import checkpoint, report, runs, training
+from . import checkpoint, processes, report, runs, training
 from .errors import CommandError, InterruptionError, UsageError, from_extra
 from .screen import Column, Screen
 from .settings import Settings
+from .system import System, mean
 
 if TYPE_CHECKING:
     import optuna
@@ -28,27 +29,38 @@ STUDY = "study.db"
 
 
 def search(
-    kind: type[training.System[Any, Any]],
+    kind: type[System[Any, Any]],
     settings_kind: type[Settings],
     options: Mapping[str, Any],
     trials: int,
     *,
     out: Path | None = None,
     resume: Path | bool | None = None,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """``trials`` runs with factors on the weights of the loss, all 1 in the first; returns what ``search.json`` holds.
 
     Every system can be searched whose loss is a :class:`~fastmine.losses.CompositeLoss` and whose settings have
-    ``search_weights``. What counts is the metric of the system in the best epoch of a run.
+    ``search_weights``. What counts is the metric of the system in the best epoch of a run. With ``dry_run`` the weights
+    are tried, and two steps of the first run, and no search is begun.
     """
+    if processes.launched() > 1:
+        raise UsageError("a search runs in one process: its trials follow one another; start it without torchrun")
     with from_extra("search", "optuna"):
         import optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     screen, settings = Screen(), settings_kind(**options)
-    folder = _folder(kind.name, out, resume)
+    named = out if resume is True else resume
+    found = _to_go_on_with(kind.name, Path(named) if named else None) if resume else None
+    if found is None:
+        runs.check_folder(out, None)
     with training.reproducible(settings):
         system = kind(settings, screen)
         names = searched(system)
+        if dry_run:
+            before = _study(found, kind, settings, trials) if found else None
+            return _try_out(system, names, trials, before, screen)
+    folder = found or runs.folder_for(f"{kind.name}-search", out, None)
     study = _study(folder, kind, settings, trials)
     if all(trial.state == optuna.trial.TrialState.RUNNING for trial in study.trials):  # none, or cut off
         study.enqueue_trial(dict.fromkeys(names, 1.0))  # the weights as they are, to hold the others against
@@ -65,7 +77,7 @@ def search(
     return _conclude(study, kind, settings, names, folder, screen)
 
 
-def searched(system: training.System[Any, Any]) -> list[str]:
+def searched(system: System[Any, Any]) -> list[str]:
     """The components whose weights are searched; an error if one of them does not change the total."""
     loss = system.loss
     if not isinstance(loss, CompositeLoss):
@@ -88,7 +100,7 @@ def searched(system: training.System[Any, Any]) -> list[str]:
     return names
 
 
-def _total(system: training.System[Any, Any], batch: Any) -> float:
+def _total(system: System[Any, Any], batch: Any) -> float:
     """The loss of a batch, the schedules left where they are."""
     loss = system.loss
     system.loss = copy.deepcopy(loss)
@@ -98,14 +110,24 @@ def _total(system: training.System[Any, Any], batch: Any) -> float:
         system.loss = loss
 
 
-def _folder(name: str, out: Path | None, resume: Path | bool | None) -> Path:
-    """Where the study is, or will be."""
-    if not resume:
-        return runs.folder_for(f"{name}-search", out, None)
-    if resume is not True:
-        found = resume.parent if resume.name == STUDY else resume
-    elif out is not None:
-        found = out
+def _try_out(
+    system: System[Any, Any], names: list[str], trials: int, study: optuna.Study | None, screen: Screen
+) -> dict[str, Any]:
+    """The first two steps of a run, and how long all that are left of a search would take."""
+    left = max(0, trials - (len(_finished(study)) if study else 0))
+    found = training.try_out(training.Run(system, Path(), screen))
+    screen.say(
+        f"a search of {', '.join(names)}, each of which changes the total: {left} of {trials} trials of "
+        f"{system.settings.epochs} epochs, about {left * found['seconds']:.0f} s. No search was begun",
+        style="bold",
+    )
+    return {**found, "trials": left, "searched": names}
+
+
+def _to_go_on_with(name: str, named: Path | None) -> Path:
+    """The folder of a study that is there: the one that was named, or the latest."""
+    if named is not None:
+        found = named.parent if named.name == STUDY else named
     else:
         latest = sorted(runs.RUNS.glob(f"{name}-search-*/{STUDY}"), key=lambda path: path.stat().st_mtime)
         found = latest[-1].parent if latest else runs.RUNS
@@ -116,7 +138,7 @@ def _folder(name: str, out: Path | None, resume: Path | bool | None) -> Path:
     return found
 
 
-def _study(folder: Path, kind: type[training.System[Any, Any]], settings: Settings, trials: int) -> optuna.Study:
+def _study(folder: Path, kind: type[System[Any, Any]], settings: Settings, trials: int) -> optuna.Study:
     """The study in this folder, made if need be; an error if it is of other settings."""
     import optuna
 
@@ -144,7 +166,7 @@ def _study(folder: Path, kind: type[training.System[Any, Any]], settings: Settin
 
 def _trial(
     study: optuna.Study,
-    kind: type[training.System[Any, Any]],
+    kind: type[System[Any, Any]],
     settings_kind: type[Settings],
     options: Mapping[str, Any],
     names: list[str],
@@ -189,7 +211,7 @@ def _value(trial: optuna.trial.FrozenTrial) -> float:
 
 def _conclude(
     study: optuna.Study,
-    kind: type[training.System[Any, Any]],
+    kind: type[System[Any, Any]],
     settings: Settings,
     names: list[str],
     folder: Path,
@@ -201,8 +223,8 @@ def _conclude(
         raise CommandError(f"every trial failed, the first with: {_finished(study)[0].user_attrs.get('failed')}")
     values = [_value(trial) for trial in good]
     best = max(good, key=_value)
-    mean = training.mean(values)
-    spread = (max(values) - min(values)) / mean if mean else float("nan")
+    average = mean(values)
+    spread = (max(values) - min(values)) / average if average else float("nan")
     factors = ",".join(f"{name}={best.params[name]:.3g}" for name in names)
     contents = {
         "recipe": kind.name,
@@ -212,7 +234,7 @@ def _conclude(
             {"number": t.number + 1, "value": t.value, "factors": t.params, **t.user_attrs} for t in _finished(study)
         ],
         "best": {"number": best.number + 1, "value": best.value, "factors": best.params},
-        "mean": mean,
+        "mean": average,
         "spread": spread,
     }
     report.write_json(folder / "search.json", contents)
@@ -220,7 +242,7 @@ def _conclude(
     as_they_are = [_value(t) for t in good if set(t.params.values()) == {1.0}]
     beside = f"; {as_they_are[0]:.4f} with the weights as they are" if as_they_are else ""
     screen.say(f"best: trial {best.number + 1}, {title} {_value(best):.4f}{beside}")
-    screen.say(f"mean of {len(good)} trials {mean:.4f}; from the worst to the best it is {spread:.1%} of that")
+    screen.say(f"mean of {len(good)} trials {average:.4f}; from the worst to the best it is {spread:.1%} of that")
     if len(good) < len(_finished(study)):
         screen.say(f"{len(_finished(study)) - len(good)} trials failed: their loss did not stay finite", style="yellow")
     try:

@@ -29,18 +29,18 @@ from torch.nn import functional as F
 
 from .. import SegmentationEvidence
 from ..losses import SegmentationLoss, get_loss_function
-from . import folders, training
-from .errors import UsageError, from_extra, listed
+from . import named, processes, tables, training
+from .annotations import Images, images_with_masks, textures
+from .errors import UsageError, from_extra
 from .screen import Column, Screen
-from .settings import Option, Settings, real, whole
-from .textures import SIZE, compose
-from .training import Goal, Numbers, Step, mean, random_for
+from .settings import Option, Settings, parsed, real, weights, whole
+from .system import Goal, Numbers, Step, System, fingerprint, mean, random_for
 
 if TYPE_CHECKING:
     from .pictures import Example
 
-LOSSES = ("combined", "dice", "iou", "tversky", "focal", "bce")
-HELD_OUT = 0.2
+TERMS = ("dice", "log_dice", "generalized_dice", "iou", "tversky", "focal_tversky", "mcc", "lovasz", "focal", "bce")
+LOSSES = ("combined", *TERMS)
 COLLAPSED = 0.05  # mean probability on objects, below which nothing is found
 ANNOTATED_SHARE = 0.5  # of every batch, at least: an image without annotation teaches nothing
 
@@ -51,11 +51,39 @@ class SegmentationSettings(Settings):
 
     data: Annotated[
         Path | None,
-        Option("a folder with images/ and masks/ of the same names; without it, composed textures", Path, "DIR"),
+        Option(
+            "a folder with images/ and masks/, or a .parquet or .csv table; without it, composed textures", Path, "PATH"
+        ),
     ] = None
+    column: Annotated[
+        str, Option(f"of a table: is the sample annotated? unless given {tables.FLAG_COLUMNS[0]}, ...", str, "NAME")
+    ] = ""
+    image_column: Annotated[
+        str, Option("of a table: paths, encoded images or numbers; unless given image, ...", str, "NAME")
+    ] = ""
+    mask_column: Annotated[str, Option("of a table: the same; unless given mask, ...", str, "NAME")] = ""
     epochs: Annotated[int, Option("passes over the training images", whole, "N", at_least=1)] = 8
+    pictures_every: Annotated[
+        int, Option("epochs between two pictures of predictions; 0: only the last", whole, "N", at_least=0)
+    ] = 4
     batch_size: Annotated[int, Option("images in a batch", whole, "N", at_least=1, at_most=65536)] = 16
     loss: Annotated[str, Option("the loss", choices=LOSSES)] = "combined"
+    weights: Annotated[
+        str,
+        Option(
+            "of the terms of the combined loss, such as bce=0.5,tversky=0.5; without them bce=0.4,dice=0.4,focal=0.2",
+            weights,
+            "W",
+        ),
+    ] = ""
+    model: Annotated[
+        str,
+        Option(
+            "your network, an nn.Module or what makes one: images to logits; without it, a small U-Net",
+            str,
+            "MODULE:NAME",
+        ),
+    ] = ""
     annotated: Annotated[
         float,
         Option(
@@ -75,7 +103,7 @@ class SegmentationSettings(Settings):
     ] = "annotated"
     missing_masks: Annotated[
         str,
-        Option("with --data, an image without a mask is an error, or not annotated", choices=("error", "unannotated")),
+        Option("with --data, a mask that is not there is an error, or not annotated", choices=("error", "unannotated")),
     ] = "error"
     samples: Annotated[
         int, Option("without --data, training images to compose", whole, "N", at_least=8, at_most=1_000_000)
@@ -92,104 +120,13 @@ class SegmentationSettings(Settings):
         ),
     ] = 64
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights and self.loss != "combined":
+            raise UsageError(f"--weights are of the combined loss, and --loss is {self.loss}; leave one of them out")
+
 
 # --- data -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images [N, C, S, S] in uint8, masks [N, 1, S, S] in bool, and whether each is annotated [N]."""
-
-    images: Tensor
-    masks: Tensor
-    annotated: Tensor
-
-    def rows(self, index: Tensor) -> Images:
-        """Some of them."""
-        return Images(self.images[index], self.masks[index], self.annotated[index])
-
-    def to(self, device: torch.device) -> Images:
-        """All of them on a device."""
-        return Images(self.images.to(device), self.masks.to(device), self.annotated.to(device))
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
-class Data(NamedTuple):
-    """Images to learn from, images to judge by, and what to say of them."""
-
-    train: Images
-    held_out: Images
-    summary: list[str]
-
-
-def textures(samples: int, seed: int) -> Data:
-    """Composed from real textures; a quarter as many are held out, from other regions of the pictures."""
-    train, held_out = (
-        compose(count, seed, held_out=is_held_out)
-        for count, is_held_out in ((samples, False), (max(1, samples // 4), True))
-    )
-    summary = (
-        f"data: {samples} images composed from real textures and photographs of scikit-image, {SIZE} x {SIZE} "
-        f"pixels; {len(held_out.images)} held out, from other regions"
-    )
-    return Data(_all_annotated(*train), _all_annotated(*held_out), [summary])
-
-
-def _all_annotated(images: Tensor, masks: Tensor) -> Images:
-    return Images(images, masks, torch.ones(len(images), dtype=torch.bool))
-
-
-def images_with_masks(settings: SegmentationSettings, root: Path, screen: Screen) -> Data:
-    """The user's folder; a fifth of what is annotated is held out."""
-    images, masks = folders.image_and_mask_files(root)
-    _check_names(root, images, masks, settings.missing_masks)
-    found = folders.read_pairs(list(images.values()), [masks.get(stem) for stem in images], settings.image_size, screen)
-    if found.mismatched:
-        raise UsageError(
-            f"{len(found.mismatched)} masks do not have the size of their images: {listed(found.mismatched)}; "
-            "a mask must have a pixel for every pixel of its image"
-        )
-    stems = list(images)
-    annotated = torch.tensor([stems[index] in masks for index in found.kept], dtype=torch.bool)
-    data = Images(found.images, found.masks, annotated)
-    summary = [f"data: {len(data)} images from {root}, resized to {settings.image_size} x {settings.image_size}"]
-    if found.unreadable:
-        summary.append(
-            f"{len(found.unreadable)} files are no readable images; they and their pairs were left out: "
-            f"{listed(found.unreadable)}"
-        )
-    if int(annotated.sum()) < 2:
-        raise UsageError(
-            f"{root} needs at least 2 readable images with masks, one to learn from and one to judge by; got "
-            f"{int(annotated.sum())}" + (f". {summary[-1]}" if found.unreadable else "")
-        )
-    low, high, values = found.mask_values
-    summary.append(
-        f"masks: a pixel is object where its value is above 0; the files hold {values} values, {low} to {high}"
-    )
-    rows = torch.from_numpy(np.random.default_rng([settings.seed, len(data)]).permutation(len(data)))
-    with_masks = rows[annotated[rows]]
-    held_out = with_masks[: max(1, round(HELD_OUT * len(with_masks)))]
-    train = rows[~torch.isin(rows, held_out)]
-    summary.append(f"{len(train)} to learn from, {len(held_out)} held out")
-    return Data(data.rows(train), data.rows(held_out), summary)
-
-
-def _check_names(root: Path, images: dict[str, Path], masks: dict[str, Path], missing: str) -> None:
-    strangers = [path.name for stem, path in masks.items() if stem not in images]
-    if strangers:
-        raise UsageError(
-            f"{len(strangers)} of {len(masks)} masks in {root / 'masks'} belong to no image: {listed(strangers)}; a "
-            "mask has the name of its image, whatever the ending"
-        )
-    alone = [path.name for stem, path in images.items() if stem not in masks]
-    if alone and missing == "error":
-        raise UsageError(
-            f"{len(alone)} of {len(images)} images in {root / 'images'} have no mask: {listed(alone)}; add masks "
-            "(all 0 where there is no object), or say --missing-masks unannotated"
-        )
 
 
 def withhold(data: Images, share: float, seed: int) -> Images:
@@ -263,6 +200,11 @@ class UNet(nn.Module):
         return logits
 
 
+def network(channels: int, model: str = "") -> nn.Module:
+    """The small U-Net, or the user's model of images in -1 .. 1."""
+    return named.model(model, {"channels": channels, "classes": 1}) if model else UNet(channels)
+
+
 def convolutions(inputs: int, outputs: int) -> nn.Module:
     """Twice 3 x 3, normalised over the batch, rectified."""
     layers: list[nn.Module] = []
@@ -275,7 +217,7 @@ def convolutions(inputs: int, outputs: int) -> nn.Module:
 
 
 class Batch(NamedTuple):
-    """Images in 0 .. 255, their masks, and which of them are annotated."""
+    """This process's images in 0 .. 255, and of the whole batch the masks and which of them are annotated."""
 
     images: Tensor
     masks: Tensor
@@ -283,10 +225,22 @@ class Batch(NamedTuple):
     teaches: bool
 
 
-class Segmentation(training.System[Batch, SegmentationEvidence]):
+def loss_of(settings: SegmentationSettings) -> SegmentationLoss:
+    """The loss that was asked for, by name or as a weighted sum of terms."""
+    if settings.weights:
+        try:
+            return SegmentationLoss(parsed(settings.weights))
+        except ValueError as error:
+            raise UsageError(f"--weights: {error}") from error
+    options = {"mode": "binary"} if settings.loss == "generalized_dice" else {}
+    return cast("SegmentationLoss", get_loss_function(settings.loss, **options))
+
+
+class Segmentation(System[Batch, SegmentationEvidence]):
     """A U-Net that learns from what is annotated, judged by F1 and IoU on held-out images."""
 
     name: ClassVar[str] = "segmentation"
+    shown: ClassVar[str] = "predictions"
     metric: ClassVar[Column] = Column("f1", "F1")
     fit: ClassVar[tuple[Goal, ...]] = (Goal("fitted", "Dice of the probabilities", ready=0.95, marginal=0.8),)
     ops: ClassVar[tuple[str, ...]] = ("segmentation_loss",)
@@ -305,23 +259,45 @@ class Segmentation(training.System[Batch, SegmentationEvidence]):
         train = withhold(data.train, settings.annotated, settings.seed)
         self.annotated = train.annotated
         self.data_summary = [*data.summary, _annotation_summary(train)]
-        self.fingerprint = training.fingerprint(train.images, train.masks, train.annotated, data.held_out.images)
+        self.fingerprint = fingerprint(train.images, train.masks, train.annotated, data.held_out.images)
         self.train, self.held_out = train.to(device), data.held_out.to(device)
-        self.model_options = {"channels": train.images.shape[1]}
-        self.model = UNet(**self.model_options).to(device)
-        self.loss = cast("SegmentationLoss", get_loss_function(settings.loss))
+        self.model_options = {"channels": train.images.shape[1], "model": settings.model}
+        self.model = network(**self.model_options).to(device)
+        if settings.model:
+            self._check_model()
+        self.loss = loss_of(settings)
         self.terms = list(self.loss.options["terms"])
-        self.baselines = {"F1 of calling every pixel object": _f1_of_all_object(self.held_out.masks)}
-        self.judged = (self.metric, Column("iou", "IoU"), Column("precision", "precision"), Column("recall", "recall"))
+        self.baselines = {
+            "F1 of calling every pixel object": _f1_of_all_object(self.held_out.masks),
+            "annotated area": float(self.held_out.masks.double().mean()),
+        }
+        self.judged = (
+            self.metric,
+            Column("iou", "IoU"),
+            Column("precision", "precision"),
+            Column("recall", "recall"),
+            Column("held_out_share", "predicted area", ".1%"),
+        )
+        areas = (Column("predicted_share", "p.area", ".1%"), Column("target_share", "t.area", ".1%"))
         self.columns = (
             Column("loss", "loss", ".3f"),
             *(Column(term, term, ".3f") for term in self.terms if len(self.terms) > 1),
-            Column("predicted_share", "p.area", ".1%"),
-            Column("target_share", "t.area", ".1%"),
+            *areas,
             Column("precision", "prec.", ".3f"),
             Column("recall", "recall", ".3f"),
             *self.judged[:2],
         )
+        self.glance = (self.columns[0], *areas)
+
+    def _check_model(self) -> None:
+        """The user's model makes a logit per pixel, or an error says what it makes."""
+        name, images = self.settings.model, self.train.images[:2]
+        expected = [len(images), 1, *images.shape[2:]]
+        made = named.tried(name, self.model, images, f"logits {expected}")
+        if list(made.shape) != expected:
+            raise UsageError(
+                f"--model {name} must make logits {expected} of images {list(images.shape)}; it made {list(made.shape)}"
+            )
 
     def steps(self) -> int:
         """As many as hold every image once."""
@@ -335,11 +311,12 @@ class Segmentation(training.System[Batch, SegmentationEvidence]):
         for number, rows in enumerate(order):
             batch = self.train.rows(rows)
             images, masks = flip(batch.images, batch.masks, random_for(seed, epoch, number))
-            yield Batch(images, masks, batch.annotated, teaches=bool(self.annotated[rows].any()))
+            own = images[processes.own(len(rows))]
+            yield Batch(own, masks, batch.annotated, teaches=bool(self.annotated[rows].any()))
 
     def learn(self, batch: Batch) -> Step[SegmentationEvidence]:
         """The loss of what is annotated: ``valid`` leaves the rest out of value, gradient and denominator."""
-        logits = self.model(batch.images)
+        logits = processes.together(self.model(batch.images), len(batch.masks))
         return Step(self.loss(logits, batch.masks, valid=batch.annotated), self.loss.evidence)
 
     def record(self, evidence: SegmentationEvidence) -> Numbers:
@@ -383,12 +360,12 @@ class Segmentation(training.System[Batch, SegmentationEvidence]):
         return {"fitted": 2 * evidence.overlap_sum / area if area else 0.0}
 
     def judge(self, model: nn.Module) -> Numbers:
-        """F1, IoU, precision and recall of all held-out pixels together."""
+        """F1, IoU, precision and recall of all held-out pixels together, and the share that is predicted as object."""
         counts = torch.zeros(3, dtype=torch.int64)
         for rows in torch.split(torch.arange(len(self.held_out)), 64):
             batch = self.held_out.rows(rows)
             counts += confusion(self._probability(model, batch.images) > 0.5, batch.masks)
-        return scores(counts)
+        return {**scores(counts), "held_out_share": float(counts[:2].sum() / self.held_out.masks.numel())}
 
     @torch.inference_mode()
     def _probability(self, model: nn.Module, images: Tensor) -> Tensor:
@@ -398,7 +375,7 @@ class Segmentation(training.System[Batch, SegmentationEvidence]):
         """Curves, and predictions beside the annotation."""
         with from_extra("plot", "matplotlib"):
             from . import pictures
-        curves, predictions = folder / "curves.png", folder / "predictions.png"
+        curves, predictions = folder / "curves.png", folder / f"{self.shown}.png"
         panels = [
             pictures.Panel("training loss", {"loss": "loss", **{t: t for t in self.terms if len(self.terms) > 1}}),
             pictures.Panel(
@@ -414,13 +391,18 @@ class Segmentation(training.System[Batch, SegmentationEvidence]):
             history,
             best,
         )
-        pictures.draw_predictions(
-            predictions,
-            f"Held-out images after epoch {len(history)}: equal steps from the worst to the best F1, then the "
-            "empty ones with most false area",
-            self._examples(model),
-        )
+        self.show(model, len(history), predictions)
         return [curves, predictions]
+
+    def show(self, model: nn.Module, epochs: int, path: Path) -> None:
+        """Predictions beside the annotation."""
+        with from_extra("plot", "matplotlib"):
+            from . import pictures
+        title = (
+            f"Held-out images after epoch {epochs}: equal steps from the worst to the best F1, then the empty ones "
+            "with most false area"
+        )
+        pictures.draw_predictions(path, title, self._examples(model))
 
     def _examples(self, model: nn.Module) -> list[Example]:
         """Held-out images with objects from the worst to the best, and the worst without."""
@@ -496,4 +478,4 @@ def train(
 
 def load(path: Path | str) -> nn.Module:
     """The model that a run kept: ``load("runs/segmentation-1/best.pt")``."""
-    return training.load_average(Path(path), Segmentation.name, UNet)
+    return training.load_average(Path(path), Segmentation.name, network)

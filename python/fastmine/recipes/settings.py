@@ -12,7 +12,7 @@ from .errors import UsageError
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
-MAY_CHANGE = ("epochs", "device", "threads", "monitor")
+MAY_CHANGE = ("epochs", "device", "threads", "monitor", "tensorboard", "pictures_every")
 """What a resumed run may be given anew; everything else would make it another run."""
 
 
@@ -32,6 +32,22 @@ def real(text: str) -> float:
         raise UsageError(f"must be a number; got {text!r}") from None
 
 
+def weights(text: str) -> str:
+    """``name=weight,name=weight``, put in one form."""
+    return ",".join(f"{name}={weight:g}" for name, weight in parsed(text).items())
+
+
+def parsed(text: str) -> dict[str, float]:
+    """Names and numbers of ``name=weight,name=weight``."""
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, equals, number = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            raise UsageError(f"must be name=weight,name=weight; got {part!r}")
+        found[name] = real(number)
+    return found
+
+
 @dataclass(frozen=True)
 class Option:
     """What an option is for, how its text is read, and which values it may have."""
@@ -44,6 +60,7 @@ class Option:
     above: float | None = None
     at_most: float | None = None
     multiple_of: int | None = None
+    bare: str | None = None  # what the option stands for without a value
 
     def expected(self, value: Any) -> str:
         """What the value should have been; empty if it is that."""
@@ -98,6 +115,16 @@ class Settings:
     monitor: Annotated[
         str, Option("name what keeps the model from learning (fastmine.health)", choices=("on", "off"))
     ] = "on"
+    tensorboard: Annotated[
+        str,
+        Option("write logs for TensorBoard into the folder of the run too", choices=("on", "off"), bare="on"),
+    ] = "off"
+    pictures_every: Annotated[
+        int,
+        Option(
+            "epochs between pictures of what the model does on held-out data; 0: only the last", whole, "N", at_least=0
+        ),
+    ] = 0
 
     @property
     def own_data(self) -> bool:

@@ -1,6 +1,6 @@
 """The training loop that all systems share, and the run around it: seeds, checkpoints, Ctrl-C, report.
 
-A system says what a batch is, what is learned from it and how the model is judged (:class:`System`).
+A system says what a batch is, what is learned from it and how the model is judged (:class:`~.system.System`).
 :func:`train` does the rest. Whatever is random is a function of the seed, the epoch and the batch, so
 that a run which was stopped anywhere goes on to the same bits as one that was not.
 """
@@ -13,126 +13,27 @@ import os
 import signal
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .. import Evidence, config
-from ..health import LossReport, Monitor
-from . import checkpoint, report, runs
+from .. import config
+from ..health import Monitor
+from . import board, checkpoint, processes, report, runs
 from .errors import CommandError, InterruptionError, UsageError
-from .screen import Column, Screen
+from .screen import Screen, written
 from .settings import Settings, settings_to_resume
+from .system import BatchT, EvidenceT, Numbers, Step, System, mean
 
-
-class Teaching(Protocol):
-    """A batch that knows whether there is anything in it to learn from."""
-
-    @property
-    def teaches(self) -> bool:
-        """Decided on the host from labels or annotations, before the loss is computed."""
-
-
-BatchT = TypeVar("BatchT", bound=Teaching)
-EvidenceT = TypeVar("EvidenceT", bound=Evidence)
-Numbers = dict[str, float]
-
-CHECK_EVERY = 50  # steps between two looks at the loss: each waits for the device
+LOOK_EVERY = {"cpu": 5, "cuda": 50}  # steps between two looks at the loss: each waits for the device
 AVERAGING = 0.98  # of the running average of the weights: the last 50 steps or so
-
-
-@dataclass(frozen=True)
-class Step(Generic[EvidenceT]):
-    """What a batch came to: its loss, and the evidence of it, still on their device."""
-
-    loss: Tensor
-    evidence: EvidenceT
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What a number must come to on the very samples that were trained on, for a system that can learn."""
-
-    key: str
-    title: str
-    ready: float
-    marginal: float
-
-    def met(self, value: float, bound: float) -> bool:
-        """Whether a value is as good as a bound; what was not measured is not."""
-        return value >= bound if self.ready > self.marginal else value <= bound
-
-
-class System(ABC, Generic[BatchT, EvidenceT]):
-    """A training system: data, model, what to learn from a batch, and how the model is judged."""
-
-    name: ClassVar[str]
-    metric: ClassVar[Column]  # decides which epoch is best; larger is better
-    fit: ClassVar[tuple[Goal, ...]]  # for the numbers of :meth:`fitted`, and the loss
-    ops: ClassVar[tuple[str, ...]]  # of fastmine, that a run uses
-
-    settings: Settings
-    model: nn.Module
-    model_options: dict[str, Any]  # the arguments that build the model again
-    loss: nn.Module
-    data_summary: list[str]  # what was loaded, in a few lines
-    fingerprint: str  # of all that is learned from and judged by
-    columns: tuple[Column, ...]  # of the line per epoch
-    judged: tuple[Column, ...]  # of the final table: measured on held-out data
-    baselines: dict[str, float]  # numbers to hold the result against
-
-    @abstractmethod
-    def __init__(self, settings: Settings, screen: Screen) -> None: ...
-
-    @abstractmethod
-    def steps(self) -> int:
-        """Batches in an epoch."""
-
-    @abstractmethod
-    def batches(self, epoch: int) -> Iterable[BatchT]:
-        """The batches of an epoch, always the same for the same epoch and seed."""
-
-    @abstractmethod
-    def learn(self, batch: BatchT) -> Step[EvidenceT]:
-        """The loss of a batch and its evidence."""
-
-    @abstractmethod
-    def record(self, evidence: EvidenceT) -> Numbers:
-        """What to remember of a step, from the evidence of its loss."""
-
-    @abstractmethod
-    def summarise(self, records: Sequence[Numbers]) -> Numbers:
-        """One line from the steps of an epoch."""
-
-    @abstractmethod
-    def remarks(self, records: Sequence[Numbers]) -> list[str]:
-        """Sentences on what kept an epoch from learning; none if it learned."""
-
-    @abstractmethod
-    def fitted(self, evidence: EvidenceT) -> Numbers:
-        """How well a batch was learned, from the evidence of its loss: what :attr:`fit` has goals for."""
-
-    def examine(self) -> LossReport | None:
-        """The loss by itself, before training; None where there is nothing to ask."""
-        return None
-
-    @abstractmethod
-    def judge(self, model: nn.Module) -> Numbers:
-        """The model on held-out data."""
-
-    @abstractmethod
-    def pictures(self, model: nn.Module, history: Sequence[Numbers], best: int, folder: Path) -> list[Path]:
-        """Draw the curves of a run, and what the model does on held-out data; returns the files."""
 
 
 class Average:
@@ -177,22 +78,39 @@ class Run(Generic[BatchT, EvidenceT]):
 
     def __init__(self, system: System[BatchT, EvidenceT], folder: Path, screen: Screen) -> None:
         self.system, self.folder, self.screen = system, folder, screen
-        parameters = [*system.model.parameters(), *system.loss.parameters()]
-        self.optimizer = torch.optim.AdamW(parameters, lr=system.settings.lr, weight_decay=1e-4)
+        system.model = processes.with_whole_batches(system.model)
+        self.weights = [*system.model.parameters(), *system.loss.parameters()]
+        self.optimizer = torch.optim.AdamW(self.weights, lr=system.settings.lr, weight_decay=1e-4)
         self.average = Average(system.model)
         self.progress = Progress()
-        watched = system.settings.monitor == "on"
+        watched = system.settings.monitor == "on" and processes.is_first()
         self.monitor = Monitor(system.model, system.loss, self.optimizer, speak=False) if watched else None
+        self.board: board.Board | None = None
         self._unread: list[tuple[Step[EvidenceT], bool]] = []
+        self._draws = system.settings.pictures_every > 0
         self._stop = False
 
     def fit(self) -> None:
         """Train until the last epoch is done, or until Ctrl-C."""
-        with self._stopped_by_interrupts():
+        with self._stopped_by_interrupts(), self._logged():
             while self.progress.epochs < self.system.settings.epochs:
-                if self._stop:
+                if processes.any_of_them(self._stop):
                     self._stop_here()
                 self._epoch()
+
+    @contextmanager
+    def _logged(self) -> Iterator[None]:
+        """With TensorBoard's logs, where they are asked for."""
+        if self.system.settings.tensorboard == "on" and processes.is_first():
+            self.board = board.Board(self.folder, self._steps_done())
+        try:
+            yield
+        finally:
+            if self.board is not None:
+                self.board.close()
+
+    def _steps_done(self) -> int:
+        return self.progress.epochs * self.system.steps() + self.progress.steps
 
     def _epoch(self) -> None:
         progress, system = self.progress, self.system
@@ -201,14 +119,14 @@ class Run(Generic[BatchT, EvidenceT]):
             for batch in islice(system.batches(number), progress.steps, None):
                 self._step(batch)
                 progress.steps += 1
-                if len(self._unread) == CHECK_EVERY:
+                if len(self._unread) >= LOOK_EVERY[system.settings.device]:
                     self._read()
-                self.screen.progress(f"epoch {number}", progress.steps, total)
-                if self._stop:
+                self.screen.progress(f"epoch {number}{self._glance()}", progress.steps, total)
+                if processes.any_of_them(self._stop):
                     progress.seconds += time.perf_counter() - start
                     self._stop_here()
         self._read()
-        judged = system.judge(self.average.model)
+        judged = processes.by_the_first(lambda: system.judge(self.average.model))
         self._finish(judged, progress.seconds + time.perf_counter() - start)
 
     def _step(self, batch: BatchT) -> None:
@@ -219,6 +137,7 @@ class Run(Generic[BatchT, EvidenceT]):
         if batch.teaches:
             self.optimizer.zero_grad()
             step.loss.backward()  # type: ignore[no-untyped-call]
+            processes.average_gradients(self.weights)
             self.optimizer.step()
             self.average.update(self.system.model)
         if self.monitor is not None:
@@ -227,13 +146,23 @@ class Run(Generic[BatchT, EvidenceT]):
 
     def _read(self) -> None:
         """Copy losses and evidence of the last steps to the host, and stop if one is not finite."""
+        records = self.progress.records
+        before = len(records)
         for step, taught in self._unread:
             loss = float(step.loss)
             if not math.isfinite(loss):
                 raise self._spoiled(f"the loss became {loss} in epoch {self.progress.epochs + 1} ({step.evidence})")
             numbers = self.system.record(step.evidence)
-            self.progress.records.append({**numbers, "loss": loss if taught else math.nan})
+            records.append({**numbers, "loss": loss if taught else math.nan})
         self._unread.clear()
+        if self.board is not None:
+            self.board.steps(records[before:], self._steps_done() - len(records) + before + 1)
+
+    def _glance(self) -> str:
+        """The last that was read, for the progress bar."""
+        if not self.progress.records:
+            return ""
+        return "".join(f"  {each.title} {written(each, self.progress.records[-1])}" for each in self.system.glance)
 
     def _spoiled(self, what: str) -> CommandError:
         return CommandError(
@@ -264,6 +193,21 @@ class Run(Generic[BatchT, EvidenceT]):
         if self.progress.best_epoch == self.progress.epochs:
             self.save(checkpoint.BEST)
         self.save(checkpoint.LAST)
+        if self.board is not None:
+            self.board.epoch(row, self._steps_done())
+        if processes.is_first():
+            self._draw()
+
+    def _draw(self) -> None:
+        """What the model does on held-out data, in a file of this epoch, every few epochs; the report has the last."""
+        epochs, settings = self.progress.epochs, self.system.settings
+        if not self._draws or epochs == settings.epochs or epochs % settings.pictures_every != 0:
+            return
+        try:
+            self.system.show(self.average.model, epochs, self.folder / f"{self.system.shown}-{epochs:03d}.png")
+        except UsageError as missing:
+            self.screen.say(f"no pictures: {missing}")
+            self._draws = False
 
     def _stop_here(self) -> None:
         self._read()
@@ -300,6 +244,8 @@ class Run(Generic[BatchT, EvidenceT]):
         broken = [name for name, tensor in system.model.state_dict().items() if not tensor.isfinite().all()]
         if broken:
             raise self._spoiled(f"{len(broken)} of the weights, such as {broken[0]}, are no longer finite")
+        if not processes.is_first():
+            return
         checkpoint.save(
             self.folder / name,
             {
@@ -351,24 +297,30 @@ def train(
     ``given`` are the options that differ from the defaults or, with ``resume``, from the saved run.
     ``out`` is a new or empty folder, by default the next free ``runs/NAME-1``, ``-2``, ...
     ``resume`` names a run's folder or a checkpoint; True stands for ``out``, or else the latest run.
-    With ``dry_run`` everything is loaded and two steps are tried, and nothing is written.
+    With ``dry_run`` everything is loaded and two steps are tried, and no run is begun: what would stop the real
+    one, such as other data than that of the run to resume, stops this one too.
     """
-    screen = Screen()
     source = None
     if resume:
         source = runs.checkpoint_to_resume(kind.name, out, None if resume is True else Path(resume))
     saved = checkpoint.load(source, kind.name) if source else None
     settings = settings_to_resume(settings_kind, saved["settings"], given) if saved else settings_kind(**given)
-    with reproducible(settings):
-        system = kind(settings, screen)
-        if dry_run:
-            return _try_out(system, screen)
-        run = Run(system, runs.folder_for(kind.name, out, source), screen)
+    if settings.tensorboard == "on":
+        board.require()
+    with reproducible(settings), processes.joined(settings.device):
+        screen = Screen(quiet=not processes.is_first())
+        runs.check_folder(out, source)
+        system = processes.first_then_others(lambda: kind(settings, screen))
+        folder = Path() if dry_run else processes.by_the_first(lambda: runs.folder_for(kind.name, out, source))
+        run = Run(system, folder, screen)
         if saved:
             run.restore(saved)
+        processes.alike(system.model, system.loss)
+        if dry_run:
+            return try_out(run)
         _introduce(run)
         run.fit()
-        return _report(run)
+        return processes.by_the_first(lambda: _report(run))
 
 
 def load_average(path: Path, name: str, build: Callable[..., nn.Module]) -> nn.Module:
@@ -379,12 +331,6 @@ def load_average(path: Path, name: str, build: Callable[..., nn.Module]) -> nn.M
     return model.eval()
 
 
-def mean(values: Iterable[float]) -> float:
-    """The mean of what was measured; NaN if nothing was."""
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
-
-
 def best_epoch(history: Sequence[Numbers], metric: str) -> int:
     """The first epoch, from 1, with the largest metric. One that learned nothing is none; 0 if all are."""
     best, largest = 0, -math.inf
@@ -392,21 +338,6 @@ def best_epoch(history: Sequence[Numbers], metric: str) -> int:
         if math.isfinite(row["loss"]) and row[metric] > largest:
             best, largest = number, row[metric]
     return best
-
-
-def random_for(*key: int) -> torch.Generator:
-    """A generator that is a function of these numbers, such as seed, epoch and batch."""
-    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
-
-
-def fingerprint(*tensors: Tensor) -> str:
-    """A short hash of what these hold."""
-    digest = blake2b(digest_size=16)
-    for tensor in tensors:
-        digest.update(str((tensor.shape, tensor.dtype)).encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def in_low_precision(settings: Settings) -> torch.autocast:
@@ -439,39 +370,44 @@ def plain(settings: Settings) -> dict[str, Any]:
     return {name: str(v.resolve()) if isinstance(v, Path) else v for name, v in found.items()}
 
 
-def _try_out(system: System[Any, Any], screen: Screen) -> dict[str, Any]:
-    """What a run would be, from two steps of its first epoch; raises where they could not teach."""
+def try_out(run: Run[Any, Any]) -> dict[str, Any]:
+    """What is left of a run, from two steps of its next epoch; raises where they could not teach."""
+    system, progress, screen = run.system, run.progress, run.screen
     _describe(system, screen)
-    teaching = list(islice((batch for batch in system.batches(1) if batch.teaches), 2))
+    steps = system.settings.epochs * system.steps() - progress.epochs * system.steps() - progress.steps
+    if steps <= 0:
+        screen.say(f"dry run: all {progress.epochs} epochs are done; --epochs {progress.epochs + 1} would go on")
+        return {"steps": 0}
+    batches = islice(system.batches(progress.epochs + 1), progress.steps, None)
+    teaching = list(islice((batch for batch in batches if batch.teaches), 2))
     if not teaching:
-        raise CommandError("no batch of the first epoch could teach anything; nothing was written")
+        raise CommandError(f"no batch of epoch {progress.epochs + 1} could teach anything; no run was begun")
     parameters = dict(system.model.named_parameters())
     system.model.train()
-    for batch in teaching:  # the second is timed: the first finds nothing in the caches
+    for number, batch in enumerate(teaching, start=1):
         start = time.perf_counter()
         system.model.zero_grad()
         with in_low_precision(system.settings):
             loss = system.learn(batch).loss
         loss.backward()  # type: ignore[no-untyped-call]
-        seconds = time.perf_counter() - start
-    value, epochs, steps = float(loss.detach()), system.settings.epochs, system.steps()
-    reached = [name for name, p in parameters.items() if p.grad is not None and bool(p.grad.any())]
-    if not math.isfinite(value) or not reached:
-        what = f"the loss is {value}" if reached else "no weight of the model has a gradient"
-        raise CommandError(f"in the second step {what}; nothing was written")
-    found = {
+        value = float(loss.detach())
+        seconds = steps * (time.perf_counter() - start)  # by the last: the first finds nothing in the caches
+        reached = [name for name, p in parameters.items() if p.grad is not None and bool(p.grad.any())]
+        if not math.isfinite(value) or not reached:
+            what = f"the loss is {value}" if reached else "no weight of the model has a gradient"
+            raise CommandError(f"in step {number} of {len(teaching)} {what}; no run was begun")
+    screen.say(
+        f"dry run: loss {value:.4g}, a gradient at {len(reached)} of {len(parameters)} weight tensors; {steps} steps "
+        f"to epoch {system.settings.epochs} would take about {seconds:.0f} s of training. No run was begun",
+        style="bold",
+    )
+    return {
         "loss": value,
         "weights_reached": len(reached),
         "weights": len(parameters),
-        "steps": epochs * steps,
-        "seconds": epochs * steps * seconds,
+        "steps": steps,
+        "seconds": seconds,
     }
-    screen.say(
-        f"dry run: loss {value:.4g}, a gradient at {len(reached)} of {len(parameters)} weight tensors; {epochs} epochs "
-        f"of {steps} steps would take about {found['seconds']:.0f} s of training. Nothing was written",
-        style="bold",
-    )
-    return found
 
 
 def _describe(system: System[Any, Any], screen: Screen) -> None:
@@ -480,8 +416,11 @@ def _describe(system: System[Any, Any], screen: Screen) -> None:
         screen.say(line)
     weights = sum(parameter.numel() for parameter in system.model.parameters())
     loss = f"{type(system.loss).__name__}({system.loss.extra_repr()})"
-    screen.say(f"model: {type(system.model).__name__} with {weights:,} weights; loss: {loss}")
+    name = getattr(system.settings, "model", "") or type(system.model).__name__
+    screen.say(f"model: {name} with {weights:,} weights; loss: {loss}")
     screen.say(report.implementation(system.ops, system.settings.device))
+    if processes.count() > 1:
+        screen.say(f"{processes.count()} processes share every batch")
 
 
 def _introduce(run: Run[Any, Any]) -> None:
@@ -533,6 +472,8 @@ def _report(run: Run[Any, Any]) -> dict[str, Any]:
         screen.say(f"no pictures: {missing}")
     else:
         screen.say(f"pictures: {', '.join(map(str, drawn))}")
+    if system.settings.tensorboard == "on":
+        screen.say(f"logs: tensorboard --logdir {run.folder}")
     _say_health(run)
     kept = run.folder / (checkpoint.BEST if best else checkpoint.LAST)
     screen.say(f'model: fastmine.recipes.{system.name}.load("{kept}")')

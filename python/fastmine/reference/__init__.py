@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .batch_all import batch_all
 from .batch_hard import batch_hard
+from .mined_pairs import mined_pairs
 from .pair_sums import pair_sums
 from .pairwise_distance import pairwise_distance
 from .segmentation_loss import segmentation_loss
@@ -17,6 +18,7 @@ from .triplet_loss import triplet_loss
 __all__ = [
     "batch_all",
     "batch_hard",
+    "mined_pairs",
     "pair_sums",
     "pairwise_distance",
     "segmentation_loss",

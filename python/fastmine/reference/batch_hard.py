@@ -150,13 +150,17 @@ def select_semi_hard(distance: Tensor, is_negative: Tensor, bound: Tensor, has_p
 def mined_distance(
     embeddings: Tensor, ref_embeddings: Tensor | None, index: Tensor, exists: Tensor, metric: str
 ) -> Tensor:
-    """Distance of each anchor to its mined row, in float64; differentiable, and 0 without gradient where absent."""
+    """Distance of each anchor to its mined row, in float64; differentiable, and 0 without gradient where absent.
+
+    ``index`` and ``exists`` are [N], or [N, k] for several rows of each anchor.
+    """
     other = embeddings if ref_embeddings is None else ref_embeddings
+    own = embeddings if index.dim() == 1 else embeddings[:, None]
     if other.shape[0] == 0:
-        return torch.where(exists, embeddings.double().sum(dim=1), 0.0)
+        return torch.where(exists, own.double().sum(dim=-1), 0.0)
     # Zeroed before the arithmetic: a NaN in a row that takes no part must not reach a gradient.
-    anchor = torch.where(exists[:, None], embeddings, 0.0)
-    chosen = torch.where(exists[:, None], other[index], 0.0)
+    anchor = torch.where(exists[..., None], own, 0.0)
+    chosen = torch.where(exists[..., None], other[index], 0.0)
     distance = paired_distance(anchor, chosen, metric)
     return torch.where(exists, distance * _poison(anchor, chosen), 0.0)
 
@@ -177,7 +181,10 @@ def batch_hard_backward(
     has_negative: Tensor,
     metric: str,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients with respect to the embeddings and the references (an empty tensor without them): O(N D)."""
+    """Gradients with respect to the embeddings and the references (an empty tensor without them).
+
+    All of one sign are [N], or [N, k] for several mined rows of each anchor: O(N k D).
+    """
     x = embeddings.double()
     y = x if ref_embeddings is None else ref_embeddings.double()
     grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
@@ -186,13 +193,14 @@ def batch_hard_backward(
             (grad_positive, positive_index, has_positive),
             (grad_negative, negative_index, has_negative),
         ):
-            anchor = torch.where(exists[:, None], x, 0.0)
-            chosen = torch.where(exists[:, None], y[index], 0.0)
-            weight = torch.where(exists, grad.double(), 0.0) * _poison(anchor, chosen)
-            weight = weight[:, None]
+            mined = (*index.shape, 1) if index.dim() == 2 else (*index.shape, 1, 1)  # [N, k, 1]
+            present = exists.reshape(mined)
+            anchor = torch.where(present, x[:, None], 0.0)
+            chosen = torch.where(present, y[index.reshape(mined[:2])], 0.0)
+            weight = torch.where(present, grad.double().reshape(mined), 0.0) * _poison(anchor, chosen)[..., None]
             to_anchor, to_chosen = _distance_gradient(anchor, chosen, metric)
-            grad_x = grad_x + weight * to_anchor
-            grad_y = grad_y.index_add(0, index, weight * to_chosen)
+            grad_x = grad_x + (weight * to_anchor).sum(dim=1)
+            grad_y = grad_y.index_add(0, index.flatten(), (weight * to_chosen).flatten(0, 1))
     if ref_embeddings is None:
         return (grad_x + grad_y).to(embeddings.dtype), embeddings.new_empty(0)
     return grad_x.to(embeddings.dtype), grad_y.to(ref_embeddings.dtype)
@@ -203,19 +211,19 @@ def _distance_gradient(x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tenso
     if metric == "dot":
         return y, x
     if metric == "cosine":
-        x_norm, y_norm = (z.norm(dim=1, keepdim=True) for z in (x, y))
+        x_norm, y_norm = (z.norm(dim=-1, keepdim=True) for z in (x, y))
         zero = (x_norm == 0) | (y_norm == 0)
         x_norm, y_norm = (torch.where(n == 0, 1.0, n) for n in (x_norm, y_norm))
         u, v = x / x_norm, y / y_norm
         # Twice the distance is ||u - v||^2, so u.v - 1 loses nothing when u is close to v.
-        half = 0.5 * (u - v).square().sum(dim=1, keepdim=True)
+        half = 0.5 * (u - v).square().sum(dim=-1, keepdim=True)
         to_x = torch.where(zero, 0.0, (u - v - half * u) / x_norm)
         to_y = torch.where(zero, 0.0, (v - u - half * v) / y_norm)
         return to_x, to_y
     difference = x - y
     if metric == "sqeuclidean":
         return 2.0 * difference, -2.0 * difference
-    distance = difference.norm(dim=1, keepdim=True)
+    distance = difference.norm(dim=-1, keepdim=True)
     direction = torch.where(distance == 0, 0.0, difference / distance)
     return direction, -direction
 

@@ -73,6 +73,7 @@ def pair_sums(
     form: str,
     curve: list[float],
     scale: Tensor | None = None,
+    level: Tensor | None = None,
 ) -> PairSums:
     """(sums, evidence): the rows of :class:`Sums` [13, N] in float64, differentiable from the fifth to the ninth.
 
@@ -80,12 +81,15 @@ def pair_sums(
     the curve is scale (v - offset); for the form "circle" that times max(0, sign(scale) (v - turn)), a weight
     that counts as constant. A ``scale`` [] multiplies both scales. Rows that the form has no use for are 0: all
     from the seventh on for "sum", those of nce for all others but "nce".
+
+    Where the references are one of several parts, ``level`` [N] is the log-sum-exp of the negatives of all: given
+    it, for the form "nce" and without bounds, the counts and the rows of nce alone are found, without a gradient.
     """
     x, y = _kept(embeddings, valid), None if ref_embeddings is None else _kept(ref_embeddings, ref_valid)
     distance = pairwise_distance(x.double(), None if y is None else y.double(), metric)
     return _sums_of(
         distance, embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, positive_bound, negative_bound,
-        metric, form, curve, scale,
+        metric, form, curve, scale, level,
     )  # fmt: skip
 
 
@@ -102,12 +106,13 @@ def pair_sums_forward(
     form: str,
     curve: list[float],
     scale: Tensor | None = None,
+    level: Tensor | None = None,
 ) -> PairSums:
     """What answers ``fastmine::pair_sums`` where no kernel does: the same in O(N M) memory, without a gradient."""
     x, y = _kept(embeddings, valid), None if ref_embeddings is None else _kept(ref_embeddings, ref_valid)
     return _sums_of(
         distance_matrix(x, y, metric), embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid,
-        positive_bound, negative_bound, metric, form, curve, scale,
+        positive_bound, negative_bound, metric, form, curve, scale, level,
     )  # fmt: skip
 
 
@@ -178,7 +183,8 @@ def _sums_of(
     metric: str,
     form: str,
     curve: list[float],
-    scale: Tensor | None = None,
+    scale: Tensor | None,
+    level: Tensor | None,
 ) -> PairSums:
     every_p, every_n = candidate_masks(labels, valid, ref_labels, ref_valid)
     positive = _admitted(distance, every_p, positive_bound, metric, farther=True)
@@ -194,13 +200,18 @@ def _sums_of(
         lse_p, lse_n = _log_sum_exp(t_p, positive), _log_sum_exp(t_n, negative)
         curve_p, curve_n = _mean_curve(t_p, lse_p, positive), _mean_curve(t_n, lse_n, negative)
     if form == "nce":
-        # Of an anchor without negatives lse_n is -Inf, and its terms are 0 and have no slope.
-        some = (k_n > 0)[:, None] & positive
-        excess = torch.where(some, torch.where(k_n > 0, lse_n, 0.0)[:, None] - t_p, 0.0)
+        lse = lse_n if level is None else level
+        # Of an anchor without negatives it is -Inf, and its terms are 0 and have no slope.
+        exists = lse != -torch.inf
+        some = exists[:, None] & positive
+        excess = torch.where(some, torch.where(exists, lse, 0.0)[:, None] - t_p, 0.0)
         nce = torch.where(some, F.softplus(excess, threshold=40.0), 0.0).sum(dim=1)
         share = torch.where(some, excess.detach().sigmoid(), 0.0)
         nce_slope = share.sum(dim=1)
         nce_curve = torch.where(some, share * t_p.detach(), 0.0).sum(dim=1)
+    if level is not None:
+        distance, (d_p, d_n, curve_p, curve_n) = torch.zeros_like(distance), (nothing,) * 4
+        lse_p = lse_n = torch.full_like(nothing, -torch.inf)
     sums = torch.stack([*counts, d_p, d_n, lse_p, lse_n, nce, nce_slope, curve_p, curve_n, nce_curve])
 
     valid_anchor = (n_p > 0) & (n_n > 0)

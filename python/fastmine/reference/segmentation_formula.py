@@ -7,12 +7,12 @@ its value for a sample the quotient of their sums over the classes. What does no
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .segmentation_sums import SUMS
+from .segmentation_sums import SUMS, SUMS_FIELDS
 
 ALL_TERMS = (
     "bce", "ce", "dice", "iou", "tversky", "focal",
@@ -106,6 +106,20 @@ def reduced(term: Term, reduction: str) -> Tensor:
     return per_sample if reduction == "none" else per_sample.sum()
 
 
+def told_norm(sums: Tensor, by_sums: Tensor, f: Formula) -> Tensor:
+    """The L1 norm of the gradient by the logits, of hard targets, as far as the sums tell it.
+
+    All of it where dL/dx is p q, q or p times one factor on target and another off it, and for the cross entropy of a
+    softmax, p - [y = k] over all classes.
+    """
+    s, by = (dict(zip(SUMS, x.unbind(dim=-1), strict=True)) for x in (sums, by_sums))
+    missed = s["t"] - s["a"]
+    if f.softmax:
+        return (2 * by["e1"].abs() * missed).sum()
+    overlap = (by["a"] + by["p"]).abs() * s["g1"] + by["p"].abs() * s["g0"]
+    return (overlap + by["e1"].abs() * missed + by["e0"].abs() * (s["p"] - s["a"])).sum()
+
+
 def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
     """0 where there is nothing to divide by, and no gradient; a NaN stays one."""
     nothing = denominator == 0
@@ -120,6 +134,85 @@ def _of_classes(x: Tensor, f: Formula, *, dim: int = 0) -> Tensor:
     if list(f.classes) == list(range(first, last + 1)):
         return x.narrow(dim, first, last + 1 - first)
     return torch.stack([x.select(dim, k) for k in f.classes], dim=dim)
+
+
+def segmentation_terms_forward(
+    sums: Tensor, found: Tensor, lovasz: Tensor | None, *formula: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, slopes by ``sums``, slopes by ``lovasz``, the mean of each of ``ALL_TERMS``, the ``told_norm`` of each).
+
+    Sums and ``found``, their evidence, are those of :func:`~fastmine.reference.segmentation_sums.segmentation_sums`;
+    ``lovasz`` is for that term alone. ``formula`` is what :func:`formula_of` takes.
+    """
+    f, reduction, _ = formula_of(*formula)
+    loss, slopes, lovasz_slopes, means, norms = segmentation_terms_fake(sums, found, lovasz, *formula)
+    told = {}
+    for name, weight in f.terms.items():
+        alone = f._replace(terms={name: weight})
+        by_sums, by_lovasz = _slopes(sums, found, lovasz if name == "lovasz" else None, alone, reduction)
+        slopes = slopes + by_sums
+        lovasz_slopes = lovasz_slopes if by_lovasz is None else by_lovasz
+        told[name] = told_norm(sums, by_sums, f)
+    return loss, slopes, lovasz_slopes, means, _in_order(told, norms)
+
+
+def segmentation_terms_fake(
+    sums: Tensor, found: Tensor, lovasz: Tensor | None, *formula: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The same with zeros for slopes and norms."""
+    f, reduction, dtype = formula_of(*formula)
+    loss, by_name = loss_and_means(sums, found, lovasz, f, reduction)
+    means = _in_order(by_name, found.new_zeros(len(ALL_TERMS)))
+    lovasz_slopes = sums.new_zeros((0, sums.shape[1])) if lovasz is None else torch.zeros_like(lovasz)
+    return loss.to(dtype), torch.zeros_like(sums), lovasz_slopes, means, torch.zeros_like(means)
+
+
+def formula_of(
+    mode: str, terms: Sequence[str], weights: Sequence[float], empty: str, smooth_nr: float, smooth_dr: float,
+    squared: bool, focal_alpha: Tensor | None, tversky_alpha: float, tversky_beta: float,
+    focal_tversky_exponent: float, generalized_weights: str, pos_weight: Tensor | None, label_smoothing: float,
+    class_weights: Tensor | None, class_weight_norm: str, classes: Sequence[int] | None, batch: bool, reduction: str,
+    wide: bool,
+) -> tuple[Formula, str, torch.dtype]:  # fmt: skip
+    """What the op is given, together: the formula, the reduction and the type of the loss, float64 if ``wide``."""
+    formula = Formula(
+        mode, dict(zip(terms, weights, strict=True)), empty, smooth_nr, smooth_dr, squared, focal_alpha, tversky_alpha,
+        tversky_beta, focal_tversky_exponent, generalized_weights, pos_weight, label_smoothing, class_weights,
+        class_weight_norm, classes, batch,
+    )  # fmt: skip
+    return formula, reduction, torch.float64 if wide else torch.float32
+
+
+def _in_order(by_name: Mapping[str, Tensor], others: Tensor) -> Tensor:
+    """The numbers of the terms in the order of ``ALL_TERMS``, and ``others`` for those that nobody asked for."""
+    return torch.stack([by_name.get(name, others[i]) for i, name in enumerate(ALL_TERMS)])
+
+
+def loss_and_means(
+    sums: Tensor, found: Tensor, lovasz: Tensor | None, f: Formula, reduction: str,
+    over_ranks: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """The loss, and the mean of each term over all that counts; NaN where ``found`` says that something was wrong."""
+    terms = segmentation_terms(sums, f, lovasz=lovasz, over_ranks=over_ranks)
+    # The sums of a spoiled batch are NaN but for their counts, and no formula reads all of them.
+    spoiled = found[SUMS_FIELDS.index("nonfinite")] + found[SUMS_FIELDS.index("out_of_range")] > 0
+    poison = torch.where(spoiled, torch.nan, torch.ones_like(found[0]))
+    parts = {name: reduced(term, reduction) for name, term in terms.items()}
+    loss = torch.stack([weight * parts[name] for name, weight in f.terms.items()]).sum(dim=0) * poison
+    means = parts if reduction == "mean" else {name: reduced(term, "mean") for name, term in terms.items()}
+    return loss, {name: mean.detach() * poison for name, mean in means.items()}
+
+
+def _slopes(
+    sums: Tensor, found: Tensor, lovasz: Tensor | None, f: Formula, reduction: str
+) -> tuple[Tensor, Tensor | None]:
+    """The derivatives of the loss by the sums and by the values of Lovasz."""
+
+    def total(sums: Tensor, lovasz: Tensor | None) -> Tensor:
+        return loss_and_means(sums, found, lovasz, f, reduction)[0].sum()
+
+    by = torch.func.grad(total, argnums=(0,) if lovasz is None else (0, 1))(sums, lovasz)
+    return by[0], None if lovasz is None else by[1]
 
 
 def _smoothed_over_annotated(sums: Tensor) -> Tensor:

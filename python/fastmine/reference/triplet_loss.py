@@ -53,8 +53,8 @@ def triplet_loss(
         d_p, d_n, has_positive, has_negative,
         metric, shape, margin, leak, on_empty, reduction, weight,
     )  # fmt: skip
-    gap = _gap(d_p, d_n, metric).detach()
-    semi_hard = has_positive & has_negative & (gap <= 0) & (gap + margin > 0)
+    found = gap(d_p, d_n, metric).detach()
+    semi_hard = has_positive & has_negative & (found <= 0) & (found + margin > 0)
     evidence = torch.cat([evidence, torch.stack([active.sum(), semi_hard.sum()]).double()])
     return (
         loss.to(result_dtype(embeddings)),
@@ -93,15 +93,19 @@ def triplet_formula(
     has_negative: Tensor,
     metric: str,
     shape: str,
-    margin: float,
+    margin: float | Tensor,
     leak: float,
     on_empty: str,
     reduction: str,
     weight: Tensor | None,
+    empty: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, slopes [2, N] and the active anchors, from two distances, two bits and a weight per anchor."""
+    """Loss, slopes [2, N] and the active anchors, from two distances, two bits and a weight per anchor.
+
+    ``empty`` is whether no anchor is valid, where these are not all anchors.
+    """
     valid = has_positive & has_negative
-    violation = _gap(d_p, d_n, metric) + margin
+    violation = gap(d_p, d_n, metric) + margin
     active = valid & ((violation > 0) | (shape == "soft"))
     value, slope = _curve(violation, shape, leak)
     term = torch.where(valid, value, 0.0)
@@ -109,7 +113,7 @@ def triplet_formula(
     slope_p, slope_n = slope, -slope
     counted = valid
 
-    empty = ~valid.any()
+    empty = ~valid.any() if empty is None else empty
     sign = -1.0 if metric == "dot" else 1.0  # of a similarity the negative acts as a distance
     if on_empty == "pull":
         pulled = empty & has_positive
@@ -136,7 +140,8 @@ def positive_or_one(count: Tensor) -> Tensor:
     return torch.where(count > 0, count, 1.0)
 
 
-def _gap(d_p: Tensor, d_n: Tensor, metric: str) -> Tensor:
+def gap(d_p: Tensor, d_n: Tensor, metric: str) -> Tensor:
+    """How much farther the first is than the second; of a similarity, how much less alike."""
     return d_n - d_p if metric == "dot" else d_p - d_n
 
 
