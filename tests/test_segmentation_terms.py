@@ -445,6 +445,55 @@ def test_gradient_of_a_confident_false_positive_is_alive(term: str, dtype: torch
     assert not gradient.isnan().any()
 
 
+# Logit, target and number of voxels: a volume of 256^3 with an object of 8, partly missed, and 1,000 false positives.
+VOLUME = [(2.0, 1, 3), (-1.0, 1, 5), (3.0, 0, 1000), (-12.0, 0, 256**3 - 1008)]
+
+
+def of_levels(term: str, levels: list[tuple[float, int, int]]) -> float:
+    """A term where voxels have few different logits, by counting."""
+    n = sum(count for _, _, count in levels)
+    rows = [(1 / (1 + math.exp(-x)), math.log1p(math.exp(-x if t else x)), t, count) for x, t, count in levels]
+    a, p, target = (math.fsum(w * count for w, count in z) for z in (
+        [(p * t, c) for p, _, t, c in rows], [(p, c) for p, _, _, c in rows], [(t, c) for _, _, t, c in rows],
+    ))  # fmt: skip
+    if term == "bce":
+        return math.fsum(entropy * count for _, entropy, _, count in rows) / n
+    if term == "focal":
+        return math.fsum(abs(t - p) ** 2 * entropy * count for p, entropy, t, count in rows) / n
+    tversky = 1 - a / (a + 0.3 * (p - a) + 0.7 * (target - a))
+    return {
+        "dice": 1 - 2 * a / (p + target),
+        "generalized_dice": 1 - 2 * a / (p + target),
+        "log_dice": -math.log(2 * a / (p + target)),
+        "iou": 1 - a / (p + target - a),
+        "tversky": tversky,
+        "focal_tversky": tversky**0.75,
+        "mcc": 1 - (a * n - p * target) / math.sqrt(p * target * (n - target) * (n - p)),
+    }[term]
+
+
+@pytest.mark.parametrize("term", [name for name in TERMS["binary"] if name != "lovasz"])
+def test_eight_voxels_in_a_volume_of_256_cubed(term: str) -> None:
+    x = torch.full((1, 256, 256, 256), VOLUME[-1][0])
+    target = torch.zeros(x.shape, dtype=torch.bool)
+    places = torch.randperm(x.numel(), generator=torch.Generator().manual_seed(0))[:1008].split([3, 5, 1000])
+    for (logit, t, _), place in zip(VOLUME, places, strict=False):
+        x.view(-1)[place], target.view(-1)[place] = logit, bool(t)
+    x.requires_grad_()
+    loss = F.segmentation_loss(x, target, terms={term: 1.0})
+    (gradient,) = torch.autograd.grad(loss, x)
+    assert loss.item() == pytest.approx(of_levels(term, VOLUME), rel=1e-6)
+    elsewhere = int((~torch.isin(torch.arange(2000), torch.cat(places))).nonzero()[0])
+    for i, place in enumerate([*(int(place[0]) for place in places), elsewhere]):
+        h = 1e-4
+        above, below = (
+            of_levels(term, [(x + (sign * h if k == i else 0), t, n) for k, (x, t, n) in enumerate(VOLUME)])
+            for sign in (1, -1)
+        )
+        slope = (above - below) / (2 * h) / VOLUME[i][2]  # a whole level moved
+        assert gradient.view(-1)[place].item() == pytest.approx(slope, rel=1e-5)
+
+
 @pytest.mark.parametrize("mode", SHAPES)
 @pytest.mark.parametrize("scale", [0.0, 30.0, 1e4])
 def test_every_term_is_finite_where_nothing_is_predicted(mode: str, scale: float) -> None:

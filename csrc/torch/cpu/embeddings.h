@@ -6,6 +6,7 @@
 
 #include "kernels/stage.h"
 #include "threads/stage_walk.h"
+#include "torch/cpu/large_pages.h"
 #include "torch/rows.h"
 
 namespace fastmine {
@@ -23,7 +24,11 @@ inline Tensor make(torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType ty
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
                                                          strides.data(), dtype, aoti_torch_device_type_cpu(), 0,
                                                          &handle));
-  return Tensor(handle);
+  Tensor tensor(handle);
+  if (next >= kLargeElements) {
+    prefer_large_pages(tensor.mutable_data_ptr(), static_cast<size_t>(tensor.numel()) * size_of(dtype_of(type)));
+  }
+  return tensor;
 }
 
 /// Lay out the workspace of a kernel and run its stages, each on as many threads as torch allows.

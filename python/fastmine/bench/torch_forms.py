@@ -79,9 +79,11 @@ class StrongMiner:
 
     def __init__(self, case: Case) -> None:
         N = case.shape[0]
-        self._key, self._positive = (torch.empty(min(_ROWS, N), N, dtype=case.torch_dtype) for _ in range(2))
-        self._same = torch.empty(min(_ROWS, N), N, dtype=torch.bool)
-        self._nothing = torch.tensor(-torch.inf, dtype=case.torch_dtype)
+        self._key, self._positive, self._same = (
+            torch.empty(min(_ROWS, N), N, dtype=dtype, device=case.device)
+            for dtype in (case.torch_dtype, case.torch_dtype, torch.bool)
+        )
+        self._nothing = torch.tensor(-torch.inf, dtype=case.torch_dtype, device=case.device)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -264,6 +266,8 @@ class Fastest:
             answer = form(*leaves)
             if self._backward:
                 answer.backward()
+            if inputs[0].is_cuda:
+                torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
         return min(times[1:])
 

@@ -94,11 +94,15 @@ def _drawn(data: str, N: int, D: int, source: torch.Generator) -> Tensor:
 
 
 def logits_and_mask(case: Case) -> Inputs:
-    """Logits and a mask of zeros and ones of the same shape and type, a third of it target."""
+    """Logits and a mask of zeros and ones of the same shape, a third of it target; of the same type or of bytes."""
     source = generator(case)
     logits = 3.0 * torch.randn(case.shape, generator=source)
     target = torch.rand(case.shape, generator=source) < 1 / 3
-    return logits.to(case.torch_dtype), target.to(case.torch_dtype)
+    return logits.to(case.torch_dtype), target.to(_mask_type(case))
+
+
+def _mask_type(case: Case) -> torch.dtype:
+    return torch.uint8 if case.data == "pixels-uint8" else case.torch_dtype
 
 
 def logits_and_classes(case: Case) -> Inputs:
@@ -380,7 +384,7 @@ def _three_products(case: Case) -> float:
 def _passes(case: Case) -> float:
     """Logits and targets read forward and backward, the gradient written."""
     items, size = math.prod(case.shape), case.torch_dtype.itemsize
-    target = float(items // case.shape[1] * 8 if case.work == "dice_ce" else items * size)
+    target = float(items // case.shape[1] * 8 if case.work == "dice_ce" else items * _mask_type(case).itemsize)
     if case.work in COMBINATIONS:  # bytes
         target = items / (case.shape[1] if COMBINATIONS[case.work].softmax else 1)
     return 3.0 * items * size + 2.0 * target

@@ -22,8 +22,9 @@ _PAIRS: tuple[Rule, ...] = (
     pairs.all_easy_from_start, pairs.all_easy_now, pairs.no_separation,
 )  # fmt: skip
 _INPUTS: tuple[Rule, ...] = (
-    masks.broadcast, masks.target_out_of_range, masks.target_out_of_reach, masks.target_never_half,
-    masks.logits_are_probabilities, masks.not_log_probabilities, masks.one_class, masks.constant_prediction,
+    masks.broadcast, masks.target_out_of_range, masks.target_not_signed, masks.target_no_distribution,
+    masks.target_out_of_reach, masks.target_never_half, masks.logits_are_probabilities,
+    masks.not_log_probabilities, masks.one_class, masks.constant_prediction,
 )  # fmt: skip
 _MASKS: tuple[Rule, ...] = (
     masks.nothing_valid, masks.targets_all_empty, masks.targets_suspect_unannotated, masks.prediction_collapse,
@@ -36,8 +37,9 @@ _OF_KIND: dict[str, tuple[Rule, ...]] = {
 }
 _OF_ALL: tuple[HistoryRule, ...] = (
     updates.detached_graph, components.zero_weight, components.zero_factor, components.dead_component,
-    updates.no_update, numerics.nonfinite, numerics.reported_loss_mismatch, components.starved_component,
-    components.conflicting_components, numerics.saturated_gradient, numerics.constant_loss, masks.nothing_explained,
+    components.left_out, updates.no_update, numerics.nonfinite, numerics.reported_loss_mismatch,
+    components.starved_component, components.conflicting_components, numerics.saturated_gradient,
+    numerics.staircase, numerics.constant_loss, masks.nothing_explained,
 )  # fmt: skip
 
 
