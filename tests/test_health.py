@@ -658,6 +658,17 @@ def test_classes_that_have_nothing_to_do_with_the_inputs(shuffled: bool) -> None
     assert alarms(monitor) == (["PREDICTION_COLLAPSE"] if shuffled else [])
 
 
+@pytest.mark.parametrize("decimals", [3, None])
+def test_a_loss_that_is_rounded_before_it_is_learned_from(decimals: int | None) -> None:
+    def total(z: Tensor, labels: Tensor) -> Tensor:
+        loss = criterion(z, labels)
+        return loss if decimals is None else loss.round(decimals=decimals)
+
+    model, criterion = nn.Linear(16, 10), nn.CrossEntropyLoss()
+    monitor = train(model, criterion, lambda s: (pk(s)[0], pk(s)[1] % 10), call=total)
+    assert alarms(monitor) == ([] if decimals is None else ["DEAD_COMPONENT"])
+
+
 # --- order ------------------------------------------------------------------------------------------------------------
 
 

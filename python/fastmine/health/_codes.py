@@ -192,7 +192,8 @@ CODES: dict[str, Code] = {
         "pass.",
         "torch.autograd.grad(component, prediction) has non-zero entries.",
         "The component's value is not connected to the graph, or its gradient is exactly 0 wherever it was measured, "
-        "while its value is not 0; or the criterion is called, and not in the graph of the loss.",
+        "while its value is not 0; or the criterion is called, and not in the graph of the loss; or "
+        "the loss changes, and its gradient is exactly 0.",
         ("STARVED_COMPONENT", "CONFLICTING_COMPONENTS"),
     ),
     # --- updates ----------------------------------------------------------------------------------------------------

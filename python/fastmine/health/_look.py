@@ -30,6 +30,7 @@ INPUT_FIELDS = (
     "class_ignored",
     "unreachable",  # share of the targets where the last operation of the model cannot go
     "agreement",  # correlation of predictions and targets, the mean of the batch taken off both
+    "value",  # of the loss itself, whatever it is multiplied by or added to
     "target_row_error",  # of class probabilities: largest distance of a sum over dimension 1 from 1
 )
 
@@ -102,7 +103,7 @@ class Look:
                 dependence = _change(value, again(target.amax().expand_as(target).contiguous()))
         row = [*_of_prediction(x), *_of_target(target, x), invariance, dependence]
         row += [*_of_classes(self.loss, target, x), *self._of_both(prediction, target)]
-        row += [self._of_probabilities(target, x)]
+        row += [value.detach().double().mean(), self._of_probabilities(target, x)]
         found = torch.stack([number.double() for number in row])
         if target is None or self.kind == FOREIGN:
             return found

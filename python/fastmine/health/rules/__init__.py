@@ -39,7 +39,7 @@ _OF_ALL: tuple[HistoryRule, ...] = (
     updates.detached_graph, components.zero_weight, components.zero_factor, components.dead_component,
     components.left_out, updates.no_update, numerics.nonfinite, numerics.reported_loss_mismatch,
     components.starved_component, components.conflicting_components, numerics.saturated_gradient,
-    numerics.constant_loss, masks.nothing_explained,
+    numerics.staircase, numerics.constant_loss, masks.nothing_explained,
 )  # fmt: skip
 
 

@@ -264,9 +264,11 @@ def constant_prediction(table: Table, t: Thresholds) -> Finding | None:
 def nothing_explained(history: History, t: Thresholds) -> Iterator[Finding]:
     """Predictions that go with the targets no more than a constant would. The first loss that shows it is enough."""
     for table in history.of_kind("foreign"):
-        rows = table.measured("agreement")
+        rows, sent = table.measured("agreement"), table.measured("gradient_l1")["gradient_l1"]
         half = rows["agreement"][len(rows) // 2 :]
         if len(half) < t.rows or rows.steps[-1] < t.explained_steps or significant_gain(rows["agreement"]):
+            continue
+        if len(sent) and not sent.any():  # the loss teaches nothing at all, which has another cause
             continue
         error = float(half.std(ddof=1)) / np.sqrt(len(half))
         if abs(mean(half)) + 2 * error > t.explained:
