@@ -674,7 +674,7 @@ def test_a_gradient_lost_in_half_precision_is_named_before_what_follows_from_it(
     monitor = train(
         model, criterion, lambda s: (pk(s)[0].half(), pk(s)[1] % 10), steps=150,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.5),
-        call=lambda z, labels: 1e-6 * criterion(z.float(), labels),
+        call=lambda z, labels: 1e-7 * criterion(z.float(), labels),
     )  # fmt: skip
     assert alarms(monitor) == ["SATURATED_GRADIENT"]
 
