@@ -223,7 +223,7 @@ void mining(const cpu::KernelTable& table) {
   Random random(1);
   const std::int64_t sizes[] = {0, 1, 2, 5, 17, 48, 49, 97, 200};
   for (const std::int64_t n : sizes) {
-    if (kEmulated && n > 100) {
+    if (kEmulated && n > 60) {
       continue;
     }
     for (const DType dtype : {DType::float32, DType::float64}) {
