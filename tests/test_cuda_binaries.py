@@ -109,6 +109,25 @@ def test_no_kernel_spills(usage: dict[tuple[str, str], dict[str, int]]) -> None:
         assert numbers["REG"] <= most, f"{name} for {architecture} takes {numbers['REG']} registers"
 
 
+def test_kernels_use_the_instructions_that_they_are_written_for(
+    library: Path, usage: dict[tuple[str, str], dict[str, int]]
+) -> None:
+    tool("nvdisasm")
+    newest = max((architecture for architecture, _ in usage), key=lambda name: int(re.sub(r"\D", "", name)))
+    command = [tool("cuobjdump"), "--dump-sass", "-arch", newest, library]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True)
+    seen = 0
+    for function in re.split(r"\n\s*Function : ", printed.stdout)[1:]:
+        name = function.split("\n", 1)[0]
+        for part, least in INSTRUCTIONS.items():
+            if part in name and "GroupSums" not in name and "SumsBackward" not in name:
+                seen += 1
+                for instruction, count in least.items():
+                    found = len(re.findall(rf"\b{re.escape(instruction)}\b", function))
+                    assert found >= count, f"{name} has {found} {instruction}, not {count}"
+    assert seen >= len(INSTRUCTIONS)
+
+
 def test_the_library_brings_the_cuda_runtime_and_needs_torch(library: Path) -> None:
     needed = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
     assert re.search(r"NEEDED.*libtorch\.so", needed)

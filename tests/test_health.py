@@ -669,6 +669,16 @@ def test_a_loss_that_is_rounded_before_it_is_learned_from(decimals: int | None) 
     assert alarms(monitor) == ([] if decimals is None else ["DEAD_COMPONENT"])
 
 
+def test_a_gradient_lost_in_half_precision_is_named_before_what_follows_from_it() -> None:
+    model, criterion = nn.Linear(16, 10).half(), nn.CrossEntropyLoss()
+    monitor = train(
+        model, criterion, lambda s: (pk(s)[0].half(), pk(s)[1] % 10), steps=150,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.5),
+        call=lambda z, labels: 1e-7 * criterion(z.float(), labels),
+    )  # fmt: skip
+    assert alarms(monitor) == ["SATURATED_GRADIENT"]
+
+
 # --- order ------------------------------------------------------------------------------------------------------------
 
 

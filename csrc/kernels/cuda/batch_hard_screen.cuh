@@ -40,8 +40,8 @@ FASTMINE_DEVICE const typename T::Element* packed_row(const Plan<typename T::Val
 }
 
 template <class T>
-FASTMINE_DEVICE std::int64_t depth_of(const Plan<typename T::Value>& m) {
-  return T::kRounded ? m.rounded_depth : m.depth;
+FASTMINE_DEVICE int depth_of(const Plan<typename T::Value>& m) {
+  return static_cast<int>(T::kRounded ? m.rounded_depth : m.depth);
 }
 
 /// The shared memory of a block that screens.
@@ -51,25 +51,33 @@ struct ScreenMemory {
   typename T::Vector* tile;  // [T::kSharedVectors]
   W* of_rows;                // [T::kRowParts, side]
   W* of_columns;             // [T::kColumnParts, side]
+  std::int32_t* pair;        // [2]: the tiles at hand; here, since products take all registers
 };
 
-/// Rows of tile I of the anchors against tile J of the references.
+/// The products of tile pair[0] of the anchors with tile pair[1] of the references.
+template <class T>
+FASTMINE_DEVICE void multiply_tiles(const Search<typename T::Value>& s, const ScreenMemory<T>& memory,
+                                    typename T::Value (&dot)[T::kEach][T::kEach]) {
+  constexpr int side = kSide<typename T::Value>;
+  const std::int32_t k = memory.pair[0] * side + T::loaded_line();
+  const std::int32_t position = k < s.anchors() ? s.position(k) : 0;  // what comes of the others is left out
+  T::multiply(packed_row<T>(s.plan, s.plan.a, position),
+              packed_row<T>(s.plan, s.plan.b, memory.pair[1] * side + T::loaded_line()), depth_of<T>(s.plan),
+              memory.tile, dot);
+}
+
+/// Bring these products into the minima of the tiles' rows and, with mirrors, columns.
 template <class T, bool kFloored>
-FASTMINE_DEVICE void screen_tile(const Search<typename T::Value>& s, std::int64_t I, std::int64_t J,
-                                 const ScreenMemory<T>& memory) {
+FASTMINE_DEVICE void reduce_tiles(const Search<typename T::Value>& s, const ScreenMemory<T>& memory,
+                                  typename T::Value (&dot)[T::kEach][T::kEach]) {
   using W = typename T::Value;
   constexpr int kEach = T::kEach, side = kSide<W>;
   const W none = static_cast<W>(__builtin_inf());
   const Plan<W>& m = s.plan;
   const std::int32_t anchors = s.anchors(), references = m.counts->finite_y;
-  const auto row = static_cast<std::int32_t>(I * side), column = static_cast<std::int32_t>(J * side);
+  const std::int32_t I = memory.pair[0], J = memory.pair[1], row = I * side, column = J * side;
   const bool mirror = s.mirrored() && I != J;
   const auto position = [&](int r) { return row + r < anchors ? s.position(row + r) : -1; };
-
-  const std::int32_t mine = position(T::loaded_line());
-  W dot[kEach][kEach];
-  T::multiply(packed_row<T>(m, m.a, mine < 0 ? 0 : mine), packed_row<T>(m, m.b, column + T::loaded_line()),
-              depth_of<T>(m), memory.tile, dot);
 
   // A pair that does not count gets a product that makes it infinitely bad, from both sides.
   const std::int32_t last = (row + side < anchors ? row + side : anchors) - 1;
@@ -78,9 +86,12 @@ FASTMINE_DEVICE void screen_tile(const Search<typename T::Value>& s, std::int64_
     FASTMINE_UNROLL for (int r = 0; r < kEach; ++r) {
       const std::int32_t p = position(T::row(r));
       const bool searches = p >= 0 && s.searches(p);
+      const std::int32_t begin = searches ? m.same_begin[p] : 0, end = searches ? m.same_end[p] : 0;
+      const std::int32_t own = s.same && searches ? m.own[p] : -1;
       FASTMINE_UNROLL for (int c = 0; c < kEach; ++c) {
         const std::int32_t reference = column + T::column(c);
-        if (!searches || reference >= references || !s.is_candidate(p, reference)) {
+        const bool within = reference >= begin && reference < end && reference != own;
+        if (!searches || reference >= references || within != s.same) {
           dot[r][c] = -s.sign * none;
         }
       }
@@ -139,26 +150,40 @@ FASTMINE_DEVICE void screen_tile(const Search<typename T::Value>& s, std::int64_
   barrier();
 }
 
-/// The pair of tiles that is task `task` of those on and above the diagonal of `tiles` tiles, row after row.
-FASTMINE_DEVICE void above_diagonal(std::int64_t task, std::int64_t tiles, std::int64_t& I, std::int64_t& J) {
-  const auto tasks_before = [tiles](std::int64_t row) { return row * tiles - row * (row - 1) / 2; };
-  const double b = 2 * static_cast<double>(tiles) + 1;
-  I = static_cast<std::int64_t>((b - sqrt(b * b - 8 * static_cast<double>(task))) / 2);
-  I = I < 0 ? 0 : I < tiles ? I : tiles - 1;
-  while (I > 0 && tasks_before(I) > task) {
-    --I;
+template <class W>
+FASTMINE_DEVICE std::int64_t screen_tasks(const Search<W>& s) {
+  const std::int64_t rows = divide_up(s.anchors(), kSide<W>);
+  return s.mirrored() ? rows * (rows + 1) / 2 : rows * divide_up(s.plan.counts->finite_y, kSide<W>);
+}
+
+/// The pair of tiles that is task `task`: with mirrors, of those on and above the diagonal, row after row.
+template <class W>
+FASTMINE_DEVICE void locate(const Search<W>& s, std::int64_t task, std::int32_t& I, std::int32_t& J) {
+  const std::int64_t tiles = divide_up(s.plan.counts->finite_y, kSide<W>);
+  std::int64_t row = task / tiles, before = row * tiles;
+  if (s.mirrored()) {
+    const auto tasks_before = [tiles](std::int64_t i) { return i * tiles - i * (i - 1) / 2; };
+    const double b = 2 * static_cast<double>(tiles) + 1;
+    row = static_cast<std::int64_t>((b - sqrt(b * b - 8 * static_cast<double>(task))) / 2);
+    row = row < 0 ? 0 : row < tiles ? row : tiles - 1;
+    while (row > 0 && tasks_before(row) > task) {
+      --row;
+    }
+    while (tasks_before(row + 1) <= task) {
+      ++row;
+    }
+    before = tasks_before(row) - row;
   }
-  while (tasks_before(I + 1) <= task) {
-    ++I;
-  }
-  J = I + (task - tasks_before(I));
+  I = static_cast<std::int32_t>(row);
+  J = static_cast<std::int32_t>(task - before);
 }
 
 #define FASTMINE_SCREEN_MEMORY(T, memory)                              \
   FASTMINE_SHARED(typename T::Vector, shared_tile, T::kSharedVectors); \
   FASTMINE_SHARED(W, shared_rows, kSide<W>* T::kRowParts);             \
   FASTMINE_SHARED(W, shared_columns, kSide<W>* T::kColumnParts);       \
-  const ScreenMemory<T> memory { shared_tile, shared_rows, shared_columns }
+  FASTMINE_SHARED(std::int32_t, shared_pair, 2);                       \
+  const ScreenMemory<T> memory { shared_tile, shared_rows, shared_columns, shared_pair }
 
 /// Blocks take pairs of tiles in turn.
 template <class T, bool kFloored>
@@ -166,14 +191,14 @@ FASTMINE_KERNEL(kThreads, 2)
 screen_negatives(FASTMINE_PARAMETER Search<typename T::Value> s) {
   using W = typename T::Value;
   FASTMINE_SCREEN_MEMORY(T, memory);
-  const std::int64_t rows = divide_up(s.anchors(), kSide<W>), columns = divide_up(s.plan.counts->finite_y, kSide<W>);
-  const std::int64_t tasks = s.mirrored() ? rows * (rows + 1) / 2 : rows * columns;
-  for (std::int64_t task = block_index(); task < tasks; task += s.blocks) {
-    std::int64_t I = task / columns, J = task % columns;
-    if (s.mirrored()) {
-      above_diagonal(task, rows, I, J);
+  for (std::int64_t task = block_index(); task < screen_tasks(s); task += s.blocks) {
+    if (thread_index() == 0) {
+      locate(s, task, memory.pair[0], memory.pair[1]);
     }
-    screen_tile<T, kFloored>(s, I, J, memory);
+    barrier();
+    W dot[T::kEach][T::kEach];
+    multiply_tiles(s, memory, dot);
+    reduce_tiles<T, kFloored>(s, memory, dot);
   }
 }
 
@@ -200,7 +225,14 @@ screen_positives(FASTMINE_PARAMETER Search<W> s) {
     const std::int64_t begin = range[0] / kSide<W>, end = divide_up(range[1], kSide<W>);
     barrier();
     for (std::int64_t J = begin; J < end; ++J) {
-      screen_tile<T, false>(s, I, J, memory);
+      if (thread_index() == 0) {
+        memory.pair[0] = static_cast<std::int32_t>(I);
+        memory.pair[1] = static_cast<std::int32_t>(J);
+      }
+      barrier();
+      W dot[T::kEach][T::kEach];
+      multiply_tiles(s, memory, dot);
+      reduce_tiles<T, false>(s, memory, dot);
     }
   }
 }

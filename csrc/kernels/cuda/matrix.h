@@ -1,5 +1,6 @@
-// The matrix unit, by the warp: fragments of bfloat16 from shared memory, and their products added up in float32. On
-// the device mma.sync, from sm_80 on; in the emulator the same, lane by lane.
+// What feeds products: copies to shared memory that pass by the registers, and the matrix unit, by the warp: fragments
+// of bfloat16 from shared memory, and their products added up in float32. On the device cp.async and mma.sync, from
+// sm_80 on; in the emulator the same, lane by lane.
 #pragma once
 
 #include "kernels/cuda/warp.h"
@@ -7,6 +8,16 @@
 namespace fastmine::cuda::mining {
 
 #ifdef __CUDACC__
+
+/// Start to copy kBytes, 4, 8 or 16 and aligned to them, from global to shared memory.
+template <int kBytes>
+FASTMINE_DEVICE void start_copy(void* shared, const void* global) {
+  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address), "l"(global), "n"(kBytes) : "memory");
+}
+
+/// Wait for the copies of this thread.
+FASTMINE_DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 /// Four 8 x 8 matrices of 16-bit elements; lane l gives where row l % 8 of matrix l / 8 lies, aligned to 16 bytes, and
 /// takes elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of each.
@@ -30,6 +41,12 @@ FASTMINE_DEVICE void multiply_add(const std::uint32_t (&a)[4], std::uint32_t b_l
 }
 
 #else
+
+template <int kBytes>
+void start_copy(void* shared, const void* global) {
+  std::memcpy(shared, global, kBytes);
+}
+inline void wait_for_copies() {}
 
 inline void load_matrices(const void* row, std::uint32_t (&out)[4]) {
   const void* rows[kWarp];

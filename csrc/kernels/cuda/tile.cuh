@@ -24,7 +24,6 @@ struct Full {
   static constexpr int kDepth = kThreads * kEach / kSide<W>;  // elements of a slice
   static constexpr int kPack = 16 / sizeof(W);
   using Vector = Pack<W, kPack>;
-  using Loaded = Pack<W, kEach>;
   static constexpr int kSharedVectors = 2 * 2 * kDepth * kSide<W> / kPack;
   static_assert(kAcross * kAcross == kThreads && kAcross <= kWarp);
 
@@ -43,9 +42,9 @@ struct Full {
   FASTMINE_DEVICE static int loaded_line() { return thread_index() % kSide<W>; }
   FASTMINE_DEVICE static int loaded_from() { return thread_index() / kSide<W> * kEach; }
 
-  FASTMINE_DEVICE static void put(const Loaded& loaded, W* slice) {
+  FASTMINE_DEVICE static void fetch(const W* row, W* slice) {
     FASTMINE_UNROLL for (int k = 0; k < kEach; ++k) {
-      slice[(loaded_from() + k) * kSide<W> + loaded_line()] = loaded.item[k];
+      start_copy<sizeof(W)>(slice + (loaded_from() + k) * kSide<W> + loaded_line(), row + loaded_from() + k);
     }
   }
 
@@ -58,30 +57,25 @@ struct Full {
 
   /// dot[r][c] = the product of rows row(r) and column(c) of two tiles, of which `a` and `b` are the rows that this
   /// thread loads, `depth` elements long. Ends without a barrier.
-  FASTMINE_DEVICE static void multiply(const W* a, const W* b, std::int64_t depth, Vector* shared,
-                                       W (&dot)[kEach][kEach]) {
+  FASTMINE_DEVICE static void multiply(const W* a, const W* b, int depth, Vector* shared, W (&dot)[kEach][kEach]) {
     constexpr int kSlice = kDepth * kSide<W>;
     W* const slices = &shared[0].item[0];
-    a += loaded_from();
-    b += loaded_from();
     FASTMINE_UNROLL for (int r = 0; r < kEach; ++r) {
       FASTMINE_UNROLL for (int c = 0; c < kEach; ++c) { dot[r][c] = 0; }
     }
-    Loaded from_a{}, from_b{};
     if (depth > 0) {
-      from_a = *reinterpret_cast<const Loaded*>(a);
-      from_b = *reinterpret_cast<const Loaded*>(b);
+      fetch(a, slices);
+      fetch(b, slices + kSlice);
     }
     int now = 0;
-    for (std::int64_t k = 0; k < depth; k += kDepth, now ^= 1) {
-      W* const slice_a = slices + now * 2 * kSlice;
-      W* const slice_b = slice_a + kSlice;
-      put(from_a, slice_a);
-      put(from_b, slice_b);
-      barrier();  // the slice before this one is still being read by some, the one before that by none
+    for (int k = 0; k < depth; k += kDepth, now ^= 1) {
+      const W* const slice_a = slices + now * 2 * kSlice;
+      const W* const slice_b = slice_a + kSlice;
+      wait_for_copies();
+      barrier();  // this slice is there, and the one before it is no longer read
       if (k + kDepth < depth) {
-        from_a = *reinterpret_cast<const Loaded*>(a + k + kDepth);
-        from_b = *reinterpret_cast<const Loaded*>(b + k + kDepth);
+        fetch(a + k + kDepth, slices + (now ^ 1) * 2 * kSlice);
+        fetch(b + k + kDepth, slices + ((now ^ 1) * 2 + 1) * kSlice);
       }
       FASTMINE_UNROLL for (int q = 0; q < kDepth; ++q) {
         W rows[kEach], columns[kEach];
@@ -124,41 +118,35 @@ struct Rounded {
     return line * kRowVectors + (vector ^ (line / 2 % kRowVectors));
   }
 
-  FASTMINE_DEVICE static void load(const Vector* row, Vector (&out)[kLoads]) {
-    FASTMINE_UNROLL for (int v = 0; v < kLoads; ++v) { out[v] = row[thread_index() * kLoads % kRowVectors + v]; }
-  }
-  FASTMINE_DEVICE static void put(const Vector (&loaded)[kLoads], Vector* slice) {
+  FASTMINE_DEVICE static void fetch(const std::uint16_t* row, Vector* slice) {
     FASTMINE_UNROLL for (int v = 0; v < kLoads; ++v) {
-      slice[place(loaded_line(), thread_index() * kLoads % kRowVectors + v)] = loaded[v];
+      const int vector = thread_index() * kLoads % kRowVectors + v;
+      start_copy<16>(slice + place(loaded_line(), vector), row + vector * 8);
     }
   }
 
   /// As Full::multiply.
-  FASTMINE_DEVICE static void multiply(const std::uint16_t* row_a, const std::uint16_t* row_b, std::int64_t depth,
-                                       Vector* shared, float (&dot)[kEach][kEach]) {
-    const auto* a = reinterpret_cast<const Vector*>(row_a);
-    const auto* b = reinterpret_cast<const Vector*>(row_b);
+  FASTMINE_DEVICE static void multiply(const std::uint16_t* a, const std::uint16_t* b, int depth, Vector* shared,
+                                       float (&dot)[kEach][kEach]) {
     float sum[4][4][4];
     FASTMINE_UNROLL for (int r = 0; r < 4; ++r) {
       FASTMINE_UNROLL for (int c = 0; c < 4; ++c) {
         FASTMINE_UNROLL for (int e = 0; e < 4; ++e) { sum[r][c][e] = 0; }
       }
     }
-    Vector from_a[kLoads], from_b[kLoads];
     if (depth > 0) {
-      load(a, from_a);
-      load(b, from_b);
+      fetch(a, shared);
+      fetch(b, shared + kSlice);
     }
     int now = 0;
-    for (std::int64_t k = 0; k < depth; k += kDepth, now ^= 1) {
-      Vector* const slice_a = shared + now * 2 * kSlice;
-      Vector* const slice_b = slice_a + kSlice;
-      put(from_a, slice_a);
-      put(from_b, slice_b);
+    for (int k = 0; k < depth; k += kDepth, now ^= 1) {
+      const Vector* const slice_a = shared + now * 2 * kSlice;
+      const Vector* const slice_b = slice_a + kSlice;
+      wait_for_copies();
       barrier();  // as in Full
       if (k + kDepth < depth) {
-        load(a + (k + kDepth) / 8, from_a);
-        load(b + (k + kDepth) / 8, from_b);
+        fetch(a + k + kDepth, shared + (now ^ 1) * 2 * kSlice);
+        fetch(b + k + kDepth, shared + ((now ^ 1) * 2 + 1) * kSlice);
       }
       FASTMINE_UNROLL for (int step = 0; step < kDepth / 16; ++step) {
         const int lane = lane_index();
