@@ -16,12 +16,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait do not spin: on a busy machine spinning ones take the cores from those that work.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help setup demo test bench gpu lint clean $(SANITIZERS)
+.PHONY: help setup demo test bench cuda gpu lint clean $(SANITIZERS)
 
 help:
 	@echo "make demo    train an embedding model and a segmentation model on real data, in under four minutes"
 	@echo "make test    the kernels' C++ tests under sanitizers, then every Python test"
 	@echo "make bench   measure everything beside every installed library (benchmarks/README.md): rows, tables, pictures"
+	@echo "make cuda    compile the CUDA kernels (needs nvcc, no GPU) and check registers, spills and instructions"
 	@echo "make gpu     on a machine with a GPU: build for it, test, look for bad memory and races, measure; ten minutes at most"
 	@echo "make lint    ruff, mypy and clang-format, changing nothing"
 	@echo "make setup   only the environment: .venv with torch, the tools and this package"
@@ -40,6 +41,13 @@ test: setup $(SANITIZERS)
 bench: setup
 	rm -f benchmarks/results/cpu.jsonl
 	env -u OMP_WAIT_POLICY fastmine bench --peers --scaling --out benchmarks/results/cpu.jsonl --readme README.md --plot benchmarks/plots
+
+# The tools that read the binary come from PyPI: a toolkit may be nvcc alone.
+cuda: setup
+	cmake --preset cuda --log-level=WARNING
+	cmake --build --preset cuda --parallel 2
+	pip install --quiet nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+	pytest tests/test_cuda_binaries.py
 
 # With what is installed there: such a machine may have no network.
 gpu:

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from fastmine import _ops
 from fastmine.bench import bars, command, measure, plots, report, worker
 from fastmine.bench import run as running
-from fastmine.bench.cases import CASES, LIBRARIES, Case, matching
+from fastmine.bench.cases import CASES, CUDA_CASES, LIBRARIES, Case, cases_on, matching
 from fastmine.bench.combinations import COMBINATIONS
-from fastmine.bench.providers import BY_NAME, PROVIDERS, Provider, reason
+from fastmine.bench.providers import BY_NAME, OPS, PROVIDERS, Provider, reason
 from fastmine.bench.rows import Row, Run, append, newest, read
 from fastmine.bench.torch_forms import Fastest
 from fastmine.bench.works import WORKS, Pairs, hardest_pairs, judge_pairs, likely_hardest_pairs
@@ -25,11 +26,12 @@ from support import REPOSITORY, succeeds
 NAMES = [case.name for case in CASES]
 TINY = {
     "batch_hard": (64, 16), "hardest_pairs": (64, 16), "triplet": (48, 16), "supcon": (48, 16), "ntxent": (48, 16),
-    "batch_all": (48, 16), "multi_similarity": (48, 16), "pairwise_distance": (48, 16), "distance_error": (48, 16),
+    "batch_all": (48, 16), "semi_hard": (48, 16), "multi_similarity": (48, 16),
+    "pairwise_distance": (48, 16), "distance_error": (48, 16),
     "dice_focal_bce": (2, 3, 8, 8), "dice_ce": (2, 3, 8, 8), "focal": (2, 3, 8, 8),
     **dict.fromkeys(COMBINATIONS, (2, 4, 8, 8)),
 }  # fmt: skip
-SLOW = {"compiled", "pykeops"}  # they call a C++ compiler
+SLOW = {"compiled", "pykeops", "triton"}  # they call a compiler, or need a GPU
 
 
 def tiny(work: str, **changes: Any) -> Case:
@@ -188,6 +190,9 @@ def test_the_strong_form_works_in_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
     case = tiny("batch_hard")
     inputs, found = answer(BY_NAME["eager-strong"], case)
     assert not judge_pairs(case, inputs, hardest_pairs(*inputs), found)[1]
+    case = tiny("semi_hard")
+    inputs, found = answer(BY_NAME["eager-strong"], case)
+    assert not WORKS["semi_hard"].judge(case, inputs, WORKS["semi_hard"].truth(*inputs), found)[1]
 
 
 # --- who is absent --------------------------------------------------------------------------------------------------
@@ -256,7 +261,8 @@ def test_one_case_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     absent = replace(BY_NAME["monai"], name="absent", modules=("no_such_library",))
     other = replace(BY_NAME["eager"], name="other", works={"triplet": lambda _: lambda x, labels: x.square().mean()})
     monkeypatch.setattr(worker, "BY_NAME", {**BY_NAME, "broken": broken, "absent": absent, "other": other})
-    monkeypatch.setattr(worker, "CASES", [replace(tiny("triplet", memory=True, threads=(0, 1)), name="tiny")])
+    case = replace(tiny("triplet", memory=True, threads=(0, 1)), name="tiny")
+    monkeypatch.setattr(worker, "cases_on", lambda _: [case])
     events: list[dict[str, Any]] = []
     names = ["native", "broken", "absent", "other", "torch.mm"]
     worker.carry_out(worker.Plan("1", "default", 2, 0.0, [("tiny", names)]), events.append)
@@ -423,7 +429,8 @@ def test_bars_that_no_row_is_about_are_counted_and_not_listed() -> None:
     text = report.bar_table(bars.judge([RUN], [row("triplet/N256-D128", "native", 1.0)]))
     assert "triplet N=256 / PML" in text
     assert "triplet N=4096" not in text
-    assert text.endswith(f"0 bars met, 0 missed, {len(bars.BARS) - 1} not measured, or in part")
+    others = sum(bar.device == "cpu" and not bar.needs for bar in bars.BARS)
+    assert text.endswith(f"0 bars met, 0 missed, {others} not measured, or in part")
 
 
 def test_a_wrong_or_absent_peer_meets_no_bar() -> None:
@@ -637,3 +644,179 @@ def test_libraries_and_compilation_only_where_they_are_asked_for() -> None:
     assert "compiled" not in providers("--quick --peers")
     assert set(LIBRARIES) <= providers("--peers")
     assert providers("--quick --providers comp*") == {"compiled"}
+
+
+# --- on a GPU, as far as none is needed ------------------------------------------------------------------------------
+
+
+def test_a_gpu_measures_the_same_cases_and_larger_ones() -> None:
+    table = cases_on("cuda")
+    assert [case.name for case in table] == [*NAMES, *(case.name for case in CUDA_CASES)]
+    assert {case.device for case in table} == {"cuda"}
+    assert cases_on("cpu") == CASES
+    for case in CUDA_CASES:
+        assert case.name not in NAMES
+        for provider in case.providers:
+            assert case.work in BY_NAME[provider].works
+            assert "cuda" in BY_NAME[provider].devices
+
+
+def test_who_runs_where() -> None:
+    from fastmine.cli import parser
+
+    chosen = {
+        device: set(command.chosen_providers(parser().parse_args(["bench", "--peers", "--device", device])))
+        for device in ("cpu", "cuda")
+    }
+    assert chosen["cpu"] - chosen["cuda"] == {"faiss", "scikit-learn", "pykeops"}
+    assert chosen["cuda"] - chosen["cpu"] == {"triton"}
+    assert command._heaps(parser().parse_args(["bench", "--device", "cuda"])) == ("default",)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_it_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--device", "cuda", "--cases", "triplet/*"]) == 2
+    error = capsys.readouterr().err
+    assert "--device cuda: torch " in error
+    assert error.endswith("finds no CUDA device\n")
+    assert not Path("runs").exists()
+    assert main(["bench", "--device", "cuda", "--list", "--cases", "dice_focal_bce/16x*"]) == 0
+    assert "dice_focal_bce/16x4x1024x1024-bf16-uint8" in capsys.readouterr().out
+
+
+class Event:
+    """Of a device whose turns all take six milliseconds."""
+
+    log: list[str]
+
+    def __init__(self, **_: Any) -> None: ...
+
+    def record(self) -> None:
+        self.log.append("record")
+
+    def synchronize(self) -> None:
+        self.log.append("wait")
+
+    def elapsed_time(self, _: Any) -> float:
+        return 6.0
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A GPU that is none: what is asked of it is written down, and its allocator handed out 250 bytes."""
+    log: list[str] = []
+    monkeypatch.setattr(Event, "log", log, raising=False)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 350)
+    return log
+
+
+def test_a_turn_is_timed_by_the_clock_of_the_device(device: list[str]) -> None:
+    contender = measure.DeviceContender(lambda: device.append("call"), 1, calls=3)
+    contender.turn()
+    assert device == ["synchronize", "record", "call", "call", "call", "record", "wait"]
+    assert contender.wall == [pytest.approx(2e-3)]
+    assert contender.waited == [0.0]
+
+
+def test_memory_on_a_gpu_is_what_its_allocator_handed_out(device: list[str]) -> None:
+    assert measure.extra_device_memory(measure.DeviceContender(lambda: None, 1)) == 250
+    assert device == ["synchronize", "synchronize"]
+
+
+def test_one_case_on_a_device(device: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second name of the CPU stands for the GPU."""
+    case = replace(tiny("triplet", memory=True), name="tiny", device="cpu:0")
+    monkeypatch.setattr(measure, "device_ceilings", lambda: {"gemm_gflops": 100.0, "copy_gbs": 10.0})
+    monkeypatch.setattr(worker, "cases_on", lambda _: [case])
+    events: list[dict[str, Any]] = []
+    plan = worker.Plan("1", "default", 1, 0.0, [("tiny", ["eager", "eager-strong", "torch.mm"])], device="cpu:0")
+    worker.carry_out(plan, events.append)
+    rows = [Row(**event["row"]) for event in events if "row" in event]
+    assert [(r.provider, r.status, r.device, r.extra_bytes) for r in rows] == [
+        ("eager", "ok", "cpu:0", 250), ("eager-strong", "ok", "cpu:0", 250), ("torch.mm", "unjudged", "cpu:0", 250),
+    ]  # fmt: skip
+    assert all(r.p50_ms is not None and r.p50_ms <= 6.0 for r in rows)
+    assert "record" in device
+
+
+def test_of_every_work_it_is_known_which_op_answers() -> None:
+    assert set(OPS) == set(WORKS)
+    assert set(OPS.values()) <= set(_ops.OPS)
+
+
+def test_what_the_reference_answers_on_a_gpu_is_noted() -> None:
+    case = tiny("dice_ce", device="cuda")
+    note = BY_NAME["native"].note(case)
+    assert note.startswith("answered by the reference: ") != _ops.answers("segmentation_loss", "CUDA")
+    assert BY_NAME["native"].note(tiny("dice_ce")) == "" or _ops.reasons["CPU"]
+    assert BY_NAME["eager"].note(case) == ""
+
+
+def test_masks_of_bytes_cost_a_byte() -> None:
+    case = tiny("dice_focal_bce", dtype="bfloat16", data="pixels-uint8")
+    work = WORKS[case.work]
+    logits, target = work.inputs(case)
+    assert (logits.dtype, target.dtype) == (torch.bfloat16, torch.uint8)
+    assert work.traffic is not None
+    assert work.traffic(case) == logits.numel() * (3 * 2 + 2 * 1)
+
+
+def test_rows_of_two_devices_stay_apart() -> None:
+    case = "dice_focal_bce/4x4x512x512"
+    both = [row(case, "native", 4.0), replace(row(case, "native", 0.2, device="cuda"), run="2")]
+    assert newest(both) == both
+    assert {each.bar.device for each in bars.judge([RUN], both[:1])} == {"cpu"}
+    assert {each.bar.device for each in bars.judge([RUN], both)} == {"cpu", "cuda"}
+    section = report.readme_section([RUN, replace(RUN, machine={"device": "a GPU"})], both)
+    assert "4 ms" in section
+    assert report.case_table(both[1:]).startswith(f"{case}   cuda\n")
+
+
+def test_the_readme_is_not_written_from_rows_of_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    stored([row("triplet/N256-D128", "native", 1.0, device="cuda")])
+    Path("README.md").write_text(f"{report.BEGIN}\n{report.END}\n")
+    assert main(["bench", "--rows", "rows.jsonl", "--readme", "README.md"]) == 2
+    assert "rows of a GPU alone" in capsys.readouterr().err
+
+
+def test_bars_on_a_gpu_are_about_bandwidth_and_other_forms() -> None:
+    found = next(case for case in CUDA_CASES if case.name == "dice_focal_bce/16x4x1024x1024")
+    title = "64 M float32 logits / copy"
+    for share, met in ((0.9, True), (0.5, False)):
+        rows = [Row("1", found.name, "native", "ok", "default", 2, p50_ms=1.0, copy_share=share, device="cuda")]
+        assert verdict(title, rows).met is met
+    rows = [Row("1", found.name, "native", "ok", "default", 2, p50_ms=1.0, device="cuda")]
+    assert verdict(title, rows).met is None
+
+
+def test_the_machine_of_a_gpu_is_described_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "device_name", lambda: "a GPU, 139 GiB")
+    machine = measure.machine(2, "cuda")
+    assert machine["device"] == "a GPU, 139 GiB"
+    assert "device" not in measure.machine(2)
+    text = report.describe(Run("1", "default", machine, {"copy_gbs": 4300.0, "bf16_gflops": 780e3}))
+    assert text.startswith("a GPU, 139 GiB; fastmine ")
+    assert text.endswith("bf16 780 TFLOP/s, copy 4.30 TB/s")
+
+
+def test_the_triton_form_is_right_in_its_interpreter() -> None:
+    pytest.importorskip("triton")
+    code = """
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        import torch
+        from test_bench import WORKS, replace, tiny
+        from fastmine.bench.triton_forms import dice_focal_bce
+        for dtype, data in (("float32", "pixels"), ("bfloat16", "pixels-uint8")):
+            case = replace(tiny("dice_focal_bce"), dtype=dtype, data=data, shape=(2, 3, 37, 41))
+            x, t = WORKS[case.work].inputs(case)
+            truth = WORKS[case.work].truth(x, t)
+            loss = dice_focal_bce(case)(x.requires_grad_(), t)
+            gradient = torch.autograd.grad(loss, x)[0]
+            assert not WORKS[case.work].judge(case, (x, t), truth, (loss.detach(), gradient))[1]
+    """
+    succeeds(code, str(REPOSITORY / "tests"), TRITON_INTERPRET="1")

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from support import PACKAGE, REPOSITORY
+from support import PACKAGE, REPOSITORY, succeeds
 
 LIBRARY = "fastmine_torch_cuda.so"
 DTYPES = {"float32": "f", "float64": "d", "bfloat16": "NS0_8BFloat16E", "float16": "NS0_4HalfE"}
@@ -24,6 +25,10 @@ SEGMENTATION = {  # by the type of the logits, for the fused loss and for the su
 }
 ROWS = ("look_at_rows", "centre_rows", "fill_distances", "gather_pairs", "write_gradient")  # by the type of the rows
 UNTYPED = ("add_runs", "segmentation_formula", "finish_groups", "find_centreIf", "find_centreId")
+# Mining.
+ROWS += ("pack_rows", "find_positives", "choose", "mine_few_pairs", "find_norms", "find_edges", "6gather")
+UNTYPED += ("sort_tiles", "merge_runs", "match_labels", "clear_nearest", "screen_negatives", "screen_positives")
+UNTYPED += ("find_limits", "look_again", "look_at_anchors", "gather_evidence", "add_terms", "write_slopes")
 INSTRUCTIONS = {  # by a part of the mangled name: what must be there, and how often
     "12sigmoid_sumsIf": {"LDG.E.128": 2, "MUFU.EX2": 8},
     "16sigmoid_gradientIf": {"LDG.E.128": 2, "STG.E.128": 2},
@@ -31,6 +36,10 @@ INSTRUCTIONS = {  # by a part of the mangled name: what must be there, and how o
     "14fill_distancesIfE": {"FFMA": 64 * 8, "LDS.128": 4 * 8, "STG.E.128": 16},
     "14fill_distancesIdE": {"DFMA": 16 * 8, "LDS.128": 4 * 8},
     "12gather_pairsIfE": {"FFMA": 16 * 8, "LDS.128": 2 * 8},
+    "screen_negativesINS1_4FullIfEELb0E": {"FFMA": 64 * 16, "LDS.128": 4 * 16},
+    "screen_negativesINS1_4FullIdEELb0E": {"DFMA": 16 * 16, "LDS.128": 4 * 16},
+    "screen_negativesINS1_7RoundedELb0E": {"HMMA.16816.F32.BF16": 32, "LDSM.16.M88.4": 12},
+    "look_againINS1_7RoundedE": {"HMMA.16816.F32.BF16": 32, "LDSM.16.M88.4": 12},
 }
 """Loads and stores of 16 bytes, products out of shared memory in registers, one exponential for each element."""
 
@@ -96,16 +105,20 @@ def test_every_kernel_is_there_for_every_architecture(usage: dict[tuple[str, str
 def test_no_kernel_spills(usage: dict[tuple[str, str], dict[str, int]]) -> None:
     for (architecture, name), numbers in usage.items():
         assert numbers["STACK"] == numbers["LOCAL"] == 0, f"{name} for {architecture} keeps registers in memory"
-        assert numbers["REG"] <= 168, f"{name} for {architecture} takes {numbers['REG']} registers"
+        most = 255 if "look_again" in name else 168  # two blocks at a time would be too many for it
+        assert numbers["REG"] <= most, f"{name} for {architecture} takes {numbers['REG']} registers"
 
 
-def test_kernels_use_the_instructions_that_they_are_written_for(library: Path) -> None:
+def test_kernels_use_the_instructions_that_they_are_written_for(
+    library: Path, usage: dict[tuple[str, str], dict[str, int]]
+) -> None:
     tool("nvdisasm")
-    printed = subprocess.run([tool("cuobjdump"), "--dump-sass", library], capture_output=True, text=True, check=True)
+    newest = max((architecture for architecture, _ in usage), key=lambda name: int(re.sub(r"\D", "", name)))
+    command = [tool("cuobjdump"), "--dump-sass", "-arch", newest, library]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True)
     seen = 0
     for function in re.split(r"\n\s*Function : ", printed.stdout)[1:]:
         name = function.split("\n", 1)[0]
-        assert not re.search(r"\b(LDL|STL)\b", function), f"{name} keeps registers in memory"
         for part, least in INSTRUCTIONS.items():
             if part in name and "GroupSums" not in name and "SumsBackward" not in name:
                 seen += 1
@@ -119,3 +132,25 @@ def test_the_library_brings_the_cuda_runtime_and_needs_torch(library: Path) -> N
     needed = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
     assert re.search(r"NEEDED.*libtorch\.so", needed)
     assert not re.search(r"NEEDED.*(cudart|libcuda|libpython)", needed)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_driver_it_registers_nothing_and_says_why(library: Path, tmp_path: Path) -> None:
+    """What libtorch_cuda has and a CPU build of torch lacks comes from a stub."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler to build a stub with")
+    stub = tmp_path / "stub.so"
+    source = 'extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }\n'
+    subprocess.run([compiler, "-shared", "-fPIC", "-x", "c++", "-", "-o", stub], input=source, text=True, check=True)
+    code = """
+        import sys
+        from fastmine import _ops
+        _ops._folders = [sys.argv[1]]
+        _ops._start_cuda()
+        print(_ops.reasons["CUDA"])
+        print([op for op in _ops.OPS if _ops.answers(op, "CUDA")])
+    """
+    done = succeeds(code, str(library.parent), LD_PRELOAD=str(stub))
+    assert done.stdout.splitlines() == ["there is no NVIDIA driver", "[]"]
+    assert "fastmine runs on its PyTorch reference on CUDA, exact but slow: there is no NVIDIA driver" in done.stderr

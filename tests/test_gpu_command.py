@@ -56,6 +56,7 @@ def test_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "-DFASTMINE_CUDA_ARCHITECTURES=90a-real" in stages["configure"].command
     assert stages["tests"].command[1:3] == ["-m", "pytest"]
     assert "cuda" in stages["tests"].command
+    assert all((REPOSITORY / name).exists() for name in gpu.TESTS)
     assert stages["racecheck"].command[:3] == ["/usr/local/cuda/bin/compute-sanitizer", "--tool", "racecheck"]
     assert str(gpu.ROWS) in stages["bench"].command
     assert str(gpu.SITE) in stages["tests"].environment["PYTHONPATH"]

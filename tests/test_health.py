@@ -579,6 +579,106 @@ def test_a_code_that_its_divergence_erases(erased: bool) -> None:
     assert alarms(monitor) == (["PREDICTION_COLLAPSE"] if erased else [])
 
 
+@pytest.mark.parametrize("criterion", [nn.CosineEmbeddingLoss(0.5), nn.HingeEmbeddingLoss()])
+@pytest.mark.parametrize("signed", [False, True])
+def test_labels_0_and_1_for_a_loss_that_reads_their_sign(criterion: nn.Module, signed: bool) -> None:
+    model = Embed()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with Monitor(model, criterion, optimizer, speak=False) as monitor:
+        for step in range(120):
+            x, labels = pk(step)
+            z, other = model(x), model(x.roll(1, 0))
+            same = (labels == labels.roll(1)).float()
+            given = (z, other) if isinstance(criterion, nn.CosineEmbeddingLoss) else ((z - other).norm(dim=1),)
+            loss = criterion(*given, 2 * same - 1 if signed else same)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            monitor.step(loss)
+    assert alarms(monitor) == ([] if signed else ["TARGET_RANGE"])
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_several_classes_marked_for_a_softmax(scale: float) -> None:
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        x, labels = pk(step)
+        target = F.one_hot(labels % 10, 10) + F.one_hot((labels + 1) % 10, 10)
+        return x, scale * target.float()
+
+    model = nn.Linear(16, 10)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    monitor = train(model, nn.CrossEntropyLoss(), batch, optimizer=optimizer)
+    assert alarms(monitor) == ([] if scale == 0.5 else ["TARGET_RANGE"])
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_a_penalty_that_takes_the_place_of_the_loss(added: bool) -> None:
+    model, criterion = Embed(), TripletLoss("soft")
+
+    def total(z: Tensor, labels: Tensor) -> Tensor:
+        loss = criterion(z, labels)
+        penalty = 1e-3 * torch.stack([p.square().sum() for p in model.parameters()]).sum()
+        return loss + penalty if added else penalty  # = where += was meant
+
+    assert alarms(train(model, criterion, pk, call=total)) == ([] if added else ["DEAD_COMPONENT"])
+
+
+@pytest.mark.parametrize("calls", [2, 100])
+def test_a_criterion_called_again_for_the_log_is_not_left_out(calls: int) -> None:
+    model, criterion = Embed(), TripletLoss("soft")
+
+    def total(z: Tensor, labels: Tensor) -> Tensor:
+        loss = criterion(z, labels)
+        for _ in range(calls):
+            criterion(z.detach().requires_grad_(), labels)
+        return loss
+
+    assert alarms(train(model, criterion, pk, call=total, steps=40)) == []
+
+
+@pytest.mark.parametrize(("lr", "variant"), [(1e-9, "crawling"), (2e-5, None)])
+def test_a_learning_rate_at_which_nothing_will_come_of_it(lr: float, variant: str | None) -> None:
+    model = Embed()
+    monitor = train(model, TripletLoss("soft"), pk, optimizer=torch.optim.Adam(model.parameters(), lr=lr))
+    found = [f.evidence.get("variant") for f in monitor.check() if f.is_alarm]
+    assert found == ([variant] if variant else [])
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_classes_that_have_nothing_to_do_with_the_inputs(shuffled: bool) -> None:
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        x, labels = pk(step, 10, 4)
+        random = torch.Generator().manual_seed(step)
+        return x, (labels[torch.randperm(40, generator=random)] if shuffled else labels) % 10
+
+    model = nn.Linear(16, 10)
+    monitor = train(
+        model, nn.CrossEntropyLoss(), batch, optimizer=torch.optim.Adam(model.parameters(), lr=1e-2), steps=250
+    )
+    assert alarms(monitor) == (["PREDICTION_COLLAPSE"] if shuffled else [])
+
+
+@pytest.mark.parametrize("decimals", [3, None])
+def test_a_loss_that_is_rounded_before_it_is_learned_from(decimals: int | None) -> None:
+    def total(z: Tensor, labels: Tensor) -> Tensor:
+        loss = criterion(z, labels)
+        return loss if decimals is None else loss.round(decimals=decimals)
+
+    model, criterion = nn.Linear(16, 10), nn.CrossEntropyLoss()
+    monitor = train(model, criterion, lambda s: (pk(s)[0], pk(s)[1] % 10), call=total)
+    assert alarms(monitor) == ([] if decimals is None else ["DEAD_COMPONENT"])
+
+
+def test_a_gradient_lost_in_half_precision_is_named_before_what_follows_from_it() -> None:
+    model, criterion = nn.Linear(16, 10).half(), nn.CrossEntropyLoss()
+    monitor = train(
+        model, criterion, lambda s: (pk(s)[0].half(), pk(s)[1] % 10), steps=150,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.5),
+        call=lambda z, labels: 1e-7 * criterion(z.float(), labels),
+    )  # fmt: skip
+    assert alarms(monitor) == ["SATURATED_GRADIENT"]
+
+
 # --- order ------------------------------------------------------------------------------------------------------------
 
 
@@ -735,6 +835,16 @@ def test_a_row_that_is_overwritten_before_it_is_copied_is_left_out() -> None:
     known = ~np.isnan(columns["a"])
     assert known[16:].all()
     assert (columns["a"][16:] == steps[16:]).all()
+
+
+def test_a_call_under_a_function_transform_is_no_row_and_no_error() -> None:
+    criterion, (x, labels) = TripletLoss(), pk(0)
+    monitor = Monitor(None, criterion, speak=False)
+    for _ in range(5):
+        torch.func.grad(lambda z: criterion(z, labels))(x)
+        monitor.step(criterion(x.clone().requires_grad_(), labels))
+    assert len(monitor.history().tables["criterion"]) == 5
+    monitor.close()
 
 
 # --- voice ------------------------------------------------------------------------------------------------------------

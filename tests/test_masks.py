@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,13 @@ def test_empty_masks_exit_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     np.save("found.npy", np.zeros((5, 8, 8)))
     assert main(["doctor", "masks", "found.npy"]) == 1
     assert "hopeless: every annotated mask is empty" in capsys.readouterr().out
+
+
+def test_masks_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    np.save("found.npy", np.zeros((5, 8, 8)))
+    assert main(["doctor", "masks", "found.npy", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], found["annotated"]) == ("hopeless", 5)
 
 
 @pytest.mark.parametrize(("flags", "exit_code"), [("1\n0\nyes\n", 0), ("0\nfalse\nno\n", 1)])

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from fastmine.losses import ArcFaceLoss, CompositeLoss, TripletLoss
 
 from .case import Suite
-from .tasks import Bearings, Digits, Disks, embedder
+from .tasks import Bearings, Digits, Disks, embedder, regressor
 
 cases = Suite("held out")
 
@@ -272,3 +272,160 @@ def most_tokens_are_ignored(seed: int, Monitor: Any) -> float:
     given, grades, hide = hidden(data.x[data.test])
     with torch.no_grad():
         return float((model(given).argmax(dim=1) == grades)[hide].float().mean())
+
+
+# --- once more, after the rules were mended: faults -------------------------------------------------------------------
+
+
+@cases.fault("EMBEDDING_COLLAPSE", "PREDICTION_COLLAPSE", "INVALID_PAIRS")
+def one_image_for_every_index(seed: int, Monitor: Any) -> float:
+    """A data set that forgets its index: every row of a batch is the same image, with another label."""
+    data, model, criterion = Digits(seed), embedder(), TripletLoss(margin=0.2)
+    optimizer = Adam(model.parameters(), lr=1e-3)
+    monitor = Monitor(model, criterion, optimizer)
+    for x, labels in data.batches(150):
+        loss = criterion(model(x[:1].expand_as(x)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    return data.recall(model)
+
+
+@cases.fault("PREDICTION_COLLAPSE", "SATURATED_GRADIENT")
+def every_weight_starts_at_zero(seed: int, Monitor: Any) -> float:
+    """All weights start at 0: the hidden layer is 0, and stays so, because nothing comes back through the next one."""
+    data, model, criterion = (
+        Bearings(seed),
+        nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 10)),
+        nn.MSELoss(),
+    )
+    for p in model.parameters():
+        nn.init.zeros_(p)
+    optimizer = Adam(model.parameters(), lr=3e-3)
+    monitor = Monitor(model, criterion, optimizer)
+    for x, target in data.batches(200):
+        loss = criterion(model(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    return data.hits(model)
+
+
+@cases.fault("PREDICTION_COLLAPSE")
+def one_feature_is_normalised(seed: int, Monitor: Any) -> float:
+    """A layer norm over a single feature: whatever comes in, its deviation from its own mean is 0."""
+    data, criterion = Bearings(seed), nn.MSELoss()
+    model = nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 1), nn.LayerNorm(1))
+    optimizer = Adam(model.parameters(), lr=3e-3)
+    monitor = Monitor(model, criterion, optimizer)
+    for x, target in data.batches(200):
+        loss = criterion(model(x), target[:, :1])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    return 0.0
+
+
+@cases.fault("DEAD_COMPONENT", "LOSS_FLOOR", "SATURATED_GRADIENT", "NO_UPDATE")
+def loss_is_rounded(seed: int, Monitor: Any) -> float:
+    """The loss is rounded for the log, and then learned from: a staircase is flat."""
+    data, model, criterion = Digits(seed), embedder(64, 10), nn.CrossEntropyLoss()
+    optimizer = Adam(model.parameters(), lr=1e-3)
+    monitor = Monitor(model, criterion, optimizer)
+    for x, labels in data.batches(200):
+        loss = criterion(model(x), labels).round(decimals=4)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    return data.recall(model)
+
+
+@cases.fault("PREDICTION_COLLAPSE", "DEAD_COMPONENT", "INPUT_DOMAIN", "SATURATED_GRADIENT")
+def softmax_of_one_unit(seed: int, Monitor: Any) -> float:
+    """Two classes, one output, and a softmax where a sigmoid belongs: the probability is 1 for every input."""
+    data, model, criterion = Digits(seed), embedder(64, 1), nn.BCELoss()
+    model.append(nn.Softmax(dim=1))
+    optimizer = Adam(model.parameters(), lr=1e-3)
+    monitor = Monitor(model, criterion, optimizer)
+    for x, labels in data.batches(200):
+        loss = criterion(model(x).squeeze(1), (labels > 4).float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    return 0.0
+
+
+@cases.fault("DETACHED_GRAPH", "NO_UPDATE")
+def gradients_stay_off_after_validation(seed: int, Monitor: Any) -> float:
+    """Validation at step 20 switches gradients off, nobody switches them on, and the loop makes do without."""
+    data, model, criterion = Digits(seed), embedder(features=32), TripletLoss(margin=0.5)
+    optimizer = Adam(model.parameters(), lr=3e-4)
+    monitor = Monitor(model, criterion, optimizer)
+    before = torch.is_grad_enabled()
+    for step, (x, labels) in enumerate(data.batches(250)):
+        loss = criterion(model(x), labels)
+        if loss.requires_grad:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        monitor.step(loss)
+        if step == 20:
+            torch.set_grad_enabled(False)
+    torch.set_grad_enabled(before)
+    return data.recall(model)
+
+
+# --- once more: healthy -----------------------------------------------------------------------------------------------
+
+
+@cases.healthy(at_least=0.8)
+def mixed_samples(seed: int, Monitor: Any) -> float:
+    """Every input is a mixture of two, and so is its target: no batch has a pure answer, and the loss stays high."""
+    data, model, criterion = Digits(seed), embedder(128, 10), nn.CrossEntropyLoss()
+    optimizer = Adam(model.parameters(), lr=3e-3)
+    monitor = Monitor(model, criterion, optimizer)
+    for x, labels in data.batches(300):
+        part, order = torch.rand(len(x), 1), torch.randperm(len(x))
+        one = F.one_hot(labels, 10).float()
+        loss = criterion(model(part * x + (1 - part) * x[order]), part * one + (1 - part) * one[order])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    return data.recall(model)
+
+
+@cases.healthy(at_least=0.8)
+def log_softmax_first(seed: int, Monitor: Any) -> float:
+    """A log-softmax before cross entropy, which takes another: the second one changes nothing."""
+    data, model, criterion = Digits(seed), embedder(128, 10), nn.CrossEntropyLoss()
+    model.append(nn.LogSoftmax(dim=1))
+    optimizer = Adam(model.parameters(), lr=3e-3)
+    monitor = Monitor(model, criterion, optimizer)
+    for x, labels in data.batches(250):
+        loss = criterion(model(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    return data.recall(model)
+
+
+@cases.healthy(at_least=0.85)
+def summed_over_the_batch(seed: int, Monitor: Any) -> float:
+    """The errors are added up and not averaged, and the learning rate is as small as that asks for."""
+    data, model, criterion = Bearings(seed), regressor(), nn.MSELoss(reduction="sum")
+    optimizer = SGD(model.parameters(), lr=2e-4, momentum=0.9)
+    monitor = Monitor(model, criterion, optimizer)
+    for x, target in data.batches(300):
+        loss = criterion(model(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    return data.hits(model)

@@ -549,13 +549,18 @@ def _load_cuda() -> str | None:
     return cast(bytes, unserved()).decode() or None
 
 
+_ADVICE = {
+    "CPU": f"Install a build with the native library, or set {SWITCH}=0 to say that this is meant",
+    "CUDA": "fastmine.show_config() tells who answers each op",
+}
+
+
 def _warn(device: str) -> None:
     """Say once that the reference answers on a device, unless that is what was asked for."""
     if reasons[device] and os.environ.get(SWITCH) != "0":
         where = "" if device == "CPU" else f" on {device}"
         warnings.warn(
-            f"fastmine runs on its PyTorch reference{where}, exact but slow: {reasons[device]}. Install a build with "
-            f"the native library, or set {SWITCH}=0 to say that this is meant",
+            f"fastmine runs on its PyTorch reference{where}, exact but slow: {reasons[device]}. {_ADVICE[device]}",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -104,6 +104,16 @@ inline constexpr bool kRacesAlone = false;
 /// How the tasks of a step are handed out.
 enum class Order { serial, one_by_one_backwards, threads };
 
+#ifdef FASTMINE_EMULATE_CUDA
+/// The emulator takes its time, and blocks and threads in another order at every call.
+inline constexpr bool kEmulated = true;
+inline constexpr Order kAgain[] = {Order::serial};
+#else
+inline constexpr bool kEmulated = false;
+/// How a kernel is run again, to see that its bits do not depend on it.
+inline constexpr Order kAgain[] = {Order::one_by_one_backwards, Order::threads};
+#endif
+
 /// Every task of every step on its own, the last one first.
 inline void run_backwards(const Stage* stages, int count, void* plan) {
   for (int k = 0; k < count; ++k) {

@@ -238,7 +238,7 @@ void compare(const cpu::KernelTable& table, const Case& c) {
   const std::string name = std::string(table.isa) + " " + c.name;
   const Outputs out = call(table, c, Order::serial);
   check(out.untouched_outside(), name + ": writes outside its outputs");
-  for (const Order order : {Order::one_by_one_backwards, Order::threads}) {
+  for (const Order order : kAgain) {
     check(out.same_bits(call(table, c, order)), name + ": bits depend on who runs the tasks");
   }
 

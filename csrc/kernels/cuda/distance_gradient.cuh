@@ -106,7 +106,7 @@ struct GatherStep {
 
 /// One block: what some own rows gather of some elements.
 template <class S>
-FASTMINE_KERNEL(GatherShape::kThreads, 2)
+FASTMINE_KERNEL(GatherShape::kThreads, sizeof(Working<S>) == 8 ? 1 : 2)
 gather_pairs(FASTMINE_PARAMETER GatherWork<Working<S>> work) {
   using W = Working<S>;
   using Shape = GatherShape;
@@ -129,7 +129,7 @@ gather_pairs(FASTMINE_PARAMETER GatherWork<Working<S>> work) {
     const std::int64_t j = begin + row_in_step;
     pack = {};
     if (j < work.other.rows.n && element < work.other.width) {
-      pack = *reinterpret_cast<const Pack<W, 4>*>(work.other.centred + j * work.other.width + element);
+      pack = load_pack<W, 4>(work.other.centred + j * work.other.width + element);
     }
   };
   const auto put = [&](Step& step) {
@@ -157,7 +157,7 @@ gather_pairs(FASTMINE_PARAMETER GatherWork<Working<S>> work) {
       std::uint64_t any = 0;
       memcpy(&any, step.any_close[own], sizeof any);
       for (; any != 0; any &= any - 1) {
-        const int k = lowest_bit(any) / 8;
+        const int k = first_bit(any) / 8;
         const std::int64_t i = first + own, j = begin + k;
         const double w = static_cast<double>(step.close[k][own]);
         const double own_scale = scale_of(work.own.norm[i]), other_scale = scale_of(work.other.norm[j]);

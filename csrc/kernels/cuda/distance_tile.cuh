@@ -1,7 +1,7 @@
 // Tiles of the matrix of all distances: products out of shared memory and registers, then what the products become.
 #pragma once
 
-#include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/centred_rows.cuh"
 #include "kernels/pairwise_distance.h"
 
 namespace fastmine::cuda {
@@ -96,7 +96,7 @@ struct TileLoad {
   }
   FASTMINE_DEVICE void fetch(std::int64_t step) {
     if (from != nullptr) {
-      pack = *reinterpret_cast<const Pack<W, Shape::kVec>*>(from + step * Shape::kStep);
+      pack = load_pack<W, Shape::kVec>(from + step * Shape::kStep);
     }
   }
   FASTMINE_DEVICE void store(Pack<W, Shape::kVec>* to) const {
@@ -210,66 +210,76 @@ FASTMINE_DEVICE Distance<W> distance_of(const RowsWork<W>& work, std::int64_t i,
           close};
 }
 
-/// One block: a tile of distances.
-template <class S>
-FASTMINE_KERNEL(TileShape<Working<S>>::kThreads, 2)
-fill_distances(FASTMINE_PARAMETER DistanceWork<Working<S>> work) {
-  using W = Working<S>;
-  using Shape = TileShape<W>;
-  constexpr int kVec = Shape::kVec;
-  using VPack = Pack<W, kVec>;
-  FASTMINE_SHARED(VPack, a, 2 * Shape::kStep * Shape::kPitch);
-  FASTMINE_SHARED(VPack, b, 2 * Shape::kStep * Shape::kPitch);
-  const TilePlace place = tile_place(work);
-  TileProducts<W> products;
-  multiply_tile(work.rows, place, a, b, products);
+/// First row and first column of a thread's squares, in the matrix.
+template <class W>
+FASTMINE_DEVICE std::int64_t row_of(const TilePlace& place, int group) {
+  return place.row + TileProducts<W>::row_pack(group) * TileShape<W>::kVec;
+}
+template <class W>
+FASTMINE_DEVICE std::int64_t column_of(const TilePlace& place, int group) {
+  return place.column + TileProducts<W>::column_pack(group) * TileShape<W>::kVec;
+}
 
-  const std::int64_t n = work.rows.x.rows.n, m = work.rows.y.rows.n;
-  const bool mirrored = work.rows.one_set && place.row != place.column;
-  const auto row_at = [&](int group) { return place.row + products.row_pack(group) * kVec; };
-  const auto column_at = [&](int group) { return place.column + products.column_pack(group) * kVec; };
-  std::uint64_t again = 0;  // products that do not do, in the order of each()
-  int bit = 0;
-  products.each([&](int gr, int r, int gc, int c) {
-    const std::int64_t i = row_at(gr) + r, j = column_at(gc) + c;
-    if (i < n && j < m) {
-      const Distance<W> found = distance_of(work.rows, i, j, products.sum[gr][r][gc][c]);
-      products.sum[gr][r][gc][c] = found.value;
-      again |= std::uint64_t{found.close} << bit;
+/// The first n of a pack; `whole` where it is aligned and all of it is to be written.
+template <class W, int N>
+FASTMINE_DEVICE void put(const Pack<W, N>& pack, W* p, std::int64_t n, bool whole) {
+  if (whole) {
+    store_pack<W, N>(pack, p);
+    return;
+  }
+  FASTMINE_UNROLL for (int i = 0; i < N; ++i) {
+    if (i < n) {
+      p[i] = pack.item[i];
     }
-    ++bit;
-  });
+  }
+}
+
+/// A thread's squares, and once more transposed where they are mirrored.
+template <class W>
+FASTMINE_DEVICE void write_squares(const DistanceWork<W>& work, const TilePlace& place, bool mirrored,
+                                   const TileProducts<W>& products) {
+  constexpr int kVec = TileShape<W>::kVec;
+  using VPack = Pack<W, kVec>;
+  const std::int64_t n = work.rows.x.rows.n, m = work.rows.y.rows.n;
+  const bool whole = m % kVec == 0 && reinterpret_cast<std::uintptr_t>(work.distance) % alignof(VPack) == 0;
   FASTMINE_UNROLL for (int gr = 0; gr < 2; ++gr) {
     FASTMINE_UNROLL for (int gc = 0; gc < 2; ++gc) {
-      const std::int64_t i = row_at(gr), j = column_at(gc);
+      const std::int64_t i = row_of<W>(place, gr), j = column_of<W>(place, gc);
       FASTMINE_UNROLL for (int r = 0; r < kVec; ++r) {
         VPack pack;
         FASTMINE_UNROLL for (int c = 0; c < kVec; ++c) { pack.item[c] = products.sum[gr][r][gc][c]; }
         if (i + r < n && j < m) {
-          store<W, kVec>(pack, work.distance + (i + r) * m + j, m - j);
+          put(pack, work.distance + (i + r) * m + j, m - j, whole);
         }
       }
       FASTMINE_UNROLL for (int c = 0; c < kVec; ++c) {
         VPack pack;
         FASTMINE_UNROLL for (int r = 0; r < kVec; ++r) { pack.item[r] = products.sum[gr][r][gc][c]; }
         if (mirrored && i < n && j + c < m) {
-          store<W, kVec>(pack, work.distance + (j + c) * n + i, n - i);
+          put(pack, work.distance + (j + c) * n + i, n - i, whole);
         }
       }
     }
   }
+}
 
+/// The pairs of the warp's squares that `again` names, in the order of TileProducts::each, by direct difference.
+template <class S>
+FASTMINE_DEVICE void take_directly(const DistanceWork<Working<S>>& work, const TilePlace& place, bool mirrored,
+                                   std::uint64_t again) {
+  using W = Working<S>;
+  constexpr int kVec = TileShape<W>::kVec;
+  const std::int64_t n = work.rows.x.rows.n, m = work.rows.y.rows.n;
   warp_barrier();  // what follows writes over what other lanes wrote
-  const int lane = thread_index() % kWarp;
-  for (std::uint64_t lanes = ballot(again != 0); lanes != 0; lanes &= lanes - 1) {
-    const int source = lowest_bit(lanes);
-    const std::int64_t first_row = broadcast(row_at(0), source), first_column = broadcast(column_at(0), source);
+  for (std::uint64_t lanes = votes(again != 0); lanes != 0; lanes &= lanes - 1) {
+    const int source = first_bit(lanes);
+    const std::int64_t row = broadcast(row_of<W>(place, 0), source);
+    const std::int64_t column = broadcast(column_of<W>(place, 0), source);
     for (std::uint64_t pairs = broadcast(again, source); pairs != 0; pairs &= pairs - 1) {
-      const int pair = lowest_bit(pairs), r = pair / (2 * kVec), c = pair % (2 * kVec);
-      const std::int64_t i = first_row + r / kVec * 4 * kVec + r % kVec;
-      const std::int64_t j = first_column + c / kVec * 8 * kVec + c % kVec;
+      const int pair = first_bit(pairs), r = pair / (2 * kVec), c = pair % (2 * kVec);
+      const std::int64_t i = row + r / kVec * 4 * kVec + r % kVec, j = column + c / kVec * 8 * kVec + c % kVec;
       const W value = static_cast<W>(direct_distance<S>(work.rows, i, j));
-      if (lane == 0) {
+      if (thread_index() % kWarp == 0) {
         work.distance[i * m + j] = value;
         if (mirrored) {
           work.distance[j * n + i] = value;
@@ -277,6 +287,36 @@ fill_distances(FASTMINE_PARAMETER DistanceWork<Working<S>> work) {
       }
     }
   }
+}
+
+/// One block: a tile of distances.
+template <class S>
+FASTMINE_KERNEL(TileShape<Working<S>>::kThreads, sizeof(Working<S>) == 8 ? 2 : 1)
+fill_distances(FASTMINE_PARAMETER DistanceWork<Working<S>> work) {
+  using W = Working<S>;
+  using Shape = TileShape<W>;
+  using VPack = Pack<W, Shape::kVec>;
+  FASTMINE_SHARED(VPack, a, 2 * Shape::kStep * Shape::kPitch);
+  FASTMINE_SHARED(VPack, b, 2 * Shape::kStep * Shape::kPitch);
+  const TilePlace place = tile_place(work);
+  TileProducts<W> products;
+  multiply_tile(work.rows, place, a, b, products);
+
+  const std::int64_t n = work.rows.x.rows.n, m = work.rows.y.rows.n;
+  std::uint64_t again = 0;  // products that do not do
+  int bit = 0;
+  products.each([&](int gr, int r, int gc, int c) {
+    const std::int64_t i = row_of<W>(place, gr) + r, j = column_of<W>(place, gc) + c;
+    if (i < n && j < m) {
+      const Distance<W> found = distance_of(work.rows, i, j, products.sum[gr][r][gc][c]);
+      products.sum[gr][r][gc][c] = found.value;
+      again |= std::uint64_t{found.close} << bit;
+    }
+    ++bit;
+  });
+  const bool mirrored = work.rows.one_set && place.row != place.column;
+  write_squares(work, place, mirrored, products);
+  take_directly<S>(work, place, mirrored, again);
 }
 
 }  // namespace fastmine::cuda

@@ -68,11 +68,23 @@ FASTMINE_DEVICE bool is_pack(const void* p, std::int64_t stride, std::int64_t n)
   return n >= N && stride == 1 && reinterpret_cast<std::uintptr_t>(p) % alignof(Pack<S, N>) == 0;
 }
 
+/// A whole pack.
+template <class S, int N>
+FASTMINE_DEVICE Pack<S, N> load_pack(const S* p) {
+  Pack<S, N> pack;
+  load_bytes<sizeof pack>(p, &pack);
+  return pack;
+}
+template <class S, int N>
+FASTMINE_DEVICE void store_pack(const Pack<S, N>& pack, S* p) {
+  store_bytes<sizeof pack>(&pack, p);
+}
+
 /// The first n of N elements, `stride` apart; the rest is zero.
 template <class S, int N>
 FASTMINE_DEVICE Pack<S, N> load(const S* p, std::int64_t stride, std::int64_t n) {
   if (is_pack<S, N>(p, stride, n)) {
-    return *reinterpret_cast<const Pack<S, N>*>(p);
+    return load_pack<S, N>(p);
   }
   Pack<S, N> pack{};
   FASTMINE_UNROLL for (int i = 0; i < N; ++i) {
@@ -87,8 +99,7 @@ FASTMINE_DEVICE Pack<S, N> load(const S* p, std::int64_t stride, std::int64_t n)
 template <class S, int N>
 FASTMINE_DEVICE void store(const Pack<S, N>& pack, S* p, std::int64_t n) {
   if (is_pack<S, N>(p, 1, n)) {
-    *reinterpret_cast<Pack<S, N>*>(p) = pack;
-    return;
+    return store_pack<S, N>(pack, p);
   }
   FASTMINE_UNROLL for (int i = 0; i < N; ++i) {
     if (i < n) {

@@ -42,6 +42,51 @@ FASTMINE_DEVICE void shuffle_xor(const T (&values)[N], int mask, T (&out)[N]) {
   FASTMINE_UNROLL for (int i = 0; i < N; ++i) { out[i] = __shfl_xor_sync(0xffffffffU, values[i], mask); }
 }
 
+/// Some bytes of global memory that nobody writes meanwhile, aligned to as many or to 16: with loads of 16 bytes.
+/// Written down as instructions, since a compiler that finds single elements on another path takes those for both.
+template <int kBytes>
+FASTMINE_DEVICE void load_bytes(const void* from, void* to) {
+  const std::size_t address = __cvta_generic_to_global(from);
+  if constexpr (kBytes % 16 == 0) {
+    FASTMINE_UNROLL for (int at = 0; at < kBytes; at += 16) {
+      std::uint32_t word[4];
+      asm("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];"
+          : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+          : "l"(address + at));
+      memcpy(static_cast<char*>(to) + at, word, sizeof word);
+    }
+  } else if constexpr (kBytes == 8) {
+    std::uint32_t word[2];
+    asm("ld.global.nc.v2.b32 {%0, %1}, [%2];" : "=r"(word[0]), "=r"(word[1]) : "l"(address));
+    memcpy(to, word, sizeof word);
+  } else {
+    static_assert(kBytes == 4);
+    std::uint32_t word;
+    asm("ld.global.nc.b32 %0, [%1];" : "=r"(word) : "l"(address));
+    memcpy(to, &word, sizeof word);
+  }
+}
+
+/// The other way.
+template <int kBytes>
+FASTMINE_DEVICE void store_bytes(const void* from, void* to) {
+  const std::size_t address = __cvta_generic_to_global(to);
+  if constexpr (kBytes % 16 == 0) {
+    FASTMINE_UNROLL for (int at = 0; at < kBytes; at += 16) {
+      std::uint32_t word[4];
+      memcpy(word, static_cast<const char*>(from) + at, sizeof word);
+      asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address + at), "r"(word[0]), "r"(word[1]),
+                   "r"(word[2]), "r"(word[3])
+                   : "memory");
+    }
+  } else {
+    static_assert(kBytes == 8);
+    std::uint32_t word[2];
+    memcpy(word, from, sizeof word);
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(address), "r"(word[0]), "r"(word[1]) : "memory");
+  }
+}
+
 /// The value of the thread in that lane. All 32 threads take part.
 template <class T>
 FASTMINE_DEVICE T broadcast(T value, int lane) {
@@ -49,13 +94,13 @@ FASTMINE_DEVICE T broadcast(T value, int lane) {
 }
 
 /// A bit for each lane where it holds. All 32 threads take part.
-FASTMINE_DEVICE unsigned ballot(bool holds) { return __ballot_sync(0xffffffffU, holds); }
+FASTMINE_DEVICE unsigned votes(bool holds) { return __ballot_sync(0xffffffffU, holds); }
 
 /// Wait for all threads of the warp; what they wrote before, all see afterwards.
 FASTMINE_DEVICE void warp_barrier() { __syncwarp(); }
 
 /// The place of the lowest bit of a number that is not 0.
-FASTMINE_DEVICE int lowest_bit(std::uint64_t bits) { return __ffsll(static_cast<long long>(bits)) - 1; }
+FASTMINE_DEVICE int first_bit(std::uint64_t bits) { return __ffsll(static_cast<long long>(bits)) - 1; }
 
 FASTMINE_DEVICE float exponential(float x) { return expf(x); }
 FASTMINE_DEVICE double exponential(double x) { return exp(x); }
@@ -149,6 +194,15 @@ void shuffle_xor(const T (&values)[N], int mask, T (&out)[N]) {
   emulator::exchange(values, sizeof values, thread_index() % 32 ^ mask, out);
 }
 
+template <int kBytes>
+void load_bytes(const void* from, void* to) {
+  std::memcpy(to, from, kBytes);
+}
+template <int kBytes>
+void store_bytes(const void* from, void* to) {
+  std::memcpy(to, from, kBytes);
+}
+
 template <class T>
 T broadcast(T value, int lane) {
   T taken;
@@ -156,18 +210,18 @@ T broadcast(T value, int lane) {
   return taken;
 }
 
-inline unsigned ballot(bool holds) {
-  unsigned votes[1] = {holds ? 1U << thread_index() % 32 : 0U}, others[1];
+inline unsigned votes(bool holds) {
+  unsigned found[1] = {holds ? 1U << thread_index() % 32 : 0U}, others[1];
   for (int mask = 1; mask < 32; mask *= 2) {
-    shuffle_xor(votes, mask, others);
-    votes[0] |= others[0];
+    shuffle_xor(found, mask, others);
+    found[0] |= others[0];
   }
-  return votes[0];
+  return found[0];
 }
 
-inline void warp_barrier() { ballot(false); }
+inline void warp_barrier() { votes(false); }
 
-inline int lowest_bit(std::uint64_t bits) { return __builtin_ctzll(bits); }
+inline int first_bit(std::uint64_t bits) { return __builtin_ctzll(bits); }
 
 inline float exponential(float x) { return __builtin_expf(x); }
 inline double exponential(double x) { return __builtin_exp(x); }

@@ -1,177 +1,208 @@
-// Rows of embeddings as the kernels on pairs need them: norms, the centre of all rows, and centred copies in the
-// working type, whose distances keep their digits where embeddings lie close together (kernels/cpu/packing.h).
+// Rows of embeddings on the device: what one look at each tells, and the exact comparison of two, in float64, by a
+// warp. The keys are those of cpu/exact.h: they order like distances.
 #pragma once
 
 #include "kernels/cuda/load.h"
-#include "kernels/cuda/math.h"
+#include "kernels/cuda/sort.cuh"
+#include "kernels/cuda/warp.h"
 #include "kernels/embeddings.h"
 
-namespace fastmine::cuda {
+namespace fastmine::cuda::mining {
 
-inline constexpr int kRowsThreads = 256, kRowWarps = kRowsThreads / kWarp;
-inline constexpr int kRowBlock = 64;  // rows whose sum one block adds up; fixed, so that sums have fixed bits
-inline constexpr int kCentreThreads = 1024;
-inline constexpr int kRowStep = 8;  // rows are padded with zeros to a multiple of this
+inline constexpr std::int64_t kRowBlock = 128;  // rows whose sums one block adds up
 
-/// A set of rows and what is worked out about each. W is the working type.
-template <class W>
+enum Kind : std::uint8_t { kSkipped = 1, kPoisoned = 2, kZero = 4 };  // masked out; NaN or Inf; norm 0
+
+/// In which order the rows are sorted, before their labels.
+enum Group : std::int32_t { kFiniteRows, kPoisonedRows, kSkippedRows };
+
 struct RowSet {
   Rows rows;
-  std::int64_t width;  // of a centred row: d and zeros
-  double* norm;        // [n]: what a row is divided by: for cosine its norm, 0 for a zero row; else 1
-  W* centred;          // [n, width]
-  W* squared;          // [n]: squared norm of the centred row; NaN where a NaN or an Inf is in it
-
-  FASTMINE_HOST_DEVICE std::int64_t blocks() const { return (rows.n + kRowBlock - 1) / kRowBlock; }
-};
-
-/// One or two sets of rows with their common centre.
-template <class W>
-struct RowsWork {
-  RowSet<W> x, y;  // with one set, y is x
-  bool one_set;
-  bool for_gradient;
+  const bool* valid;  // null: all
+  const std::int64_t* labels;
   Metric metric;
-  double* centre;  // [d]
-  double* sums;    // [blocks of x and y, d + 1]: of the divided rows that are finite, and how many they are
+  std::uint8_t* kind;     // [n]
+  double* norm;           // [n]: for cosine the norm, 0 for a zero row; else unused
+  double* squared;        // [n]: squared norm
+  double* sums;           // [blocks, d]: of the finite rows that take part, for cosine divided by their norms
+  double* raw_sums;       // [blocks, d]: of those rows as they are; the same memory except for cosine
+  std::int32_t* counted;  // [blocks]: how many
+  Tagged* items;          // [n]: one for each row, in order
+  Tagged* spare;          // [n]: while they are being sorted
+  Tagged* sorted;         // [n]: the same, sorted; one of the two
 
-  FASTMINE_HOST_DEVICE std::int64_t rows() const { return x.rows.n + (one_set ? 0 : y.rows.n); }
-  FASTMINE_HOST_DEVICE std::int64_t blocks() const { return x.blocks() + (one_set ? 0 : y.blocks()); }
+  FASTMINE_HOST_DEVICE std::int64_t blocks() const { return divide_up(rows.n, kRowBlock); }
 };
 
-/// The sum over the warp of each of N values, in every lane, in a fixed order.
-template <int N>
-FASTMINE_DEVICE void add_lanes(double (&values)[N]) {
-  FASTMINE_UNROLL for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    double others[N];
-    shuffle_xor(values, distance, others);
-    FASTMINE_UNROLL for (int i = 0; i < N; ++i) { values[i] += others[i]; }
-  }
+inline RowSet lay_out_rows(Arena& arena, const Rows& rows, const bool* valid, const std::int64_t* labels,
+                           Metric metric) {
+  RowSet set{};
+  set.rows = rows;
+  set.valid = valid;
+  set.labels = labels;
+  set.metric = metric;
+  set.kind = arena.take<std::uint8_t>(rows.n);
+  set.norm = arena.take<double>(rows.n);
+  set.squared = arena.take<double>(rows.n);
+  set.sums = arena.take<double>(set.blocks() * rows.d);
+  set.raw_sums = metric == Metric::cosine ? arena.take<double>(set.blocks() * rows.d) : set.sums;
+  set.counted = arena.take<std::int32_t>(set.blocks());
+  set.items = arena.take<Tagged>(rows.n);
+  set.spare = arena.take<Tagged>(rows.n);
+  set.sorted = sorted_place(set.items, set.spare, rows.n);
+  return set;
 }
 
 template <class S>
-FASTMINE_DEVICE const S* row(const Rows& rows, std::int64_t i) {
+FASTMINE_DEVICE const S* row_of(const Rows& rows, std::int64_t i) {
   return static_cast<const S*>(rows.data) + i * rows.stride;
 }
 
-FASTMINE_DEVICE double scale_of(double norm) { return norm == 0 ? 0 : 1 / norm; }
+FASTMINE_DEVICE bool takes_part(const RowSet& set, std::int64_t i) { return (set.kind[i] & kSkipped) == 0; }
+FASTMINE_DEVICE bool poisoned(const RowSet& set, std::int64_t i) { return (set.kind[i] & kPoisoned) != 0; }
 
-/// One block: norms of some rows, and the sum of those that are finite.
-template <class S>
-FASTMINE_KERNEL(kRowsThreads, 2)
-look_at_rows(FASTMINE_PARAMETER RowsWork<Working<S>> work) {
-  FASTMINE_SHARED(double, scale, kRowBlock);  // NaN for a row that does not count
-  const bool first = block_index() < work.x.blocks();
-  const RowSet<Working<S>>& set = first ? work.x : work.y;
-  const std::int64_t begin = (block_index() - (first ? 0 : work.x.blocks())) * kRowBlock, d = set.rows.d;
-  const std::int64_t left = set.rows.n - begin, count = left < kRowBlock ? left : kRowBlock;
-  const int lane = thread_index() % kWarp;
-  for (std::int64_t r = thread_index() / kWarp; r < count; r += kRowWarps) {
-    const S* const x = row<S>(set.rows, begin + r);
-    double found[2] = {};  // squares, and elements that are not finite
-    for (std::int64_t k = lane; k < d; k += kWarp) {
-      const auto value = value_of<double>(x[k]);
-      found[0] += value * value;
-      found[1] += value >= -kLargest<double> && value <= kLargest<double> ? 0 : 1;
-    }
-    add_lanes(found);
-    if (lane == 0) {
-      const double norm = work.metric == Metric::cosine ? root(found[0]) : 1;
-      const bool finite = found[1] == 0;
-      set.norm[begin + r] = norm;
-      set.squared[begin + r] = finite ? Working<S>{0} : static_cast<Working<S>>(__builtin_nan(""));
-      scale[r] = finite ? scale_of(norm) : __builtin_nan("");
-    }
+/// keys[c] = the key of row i of x against row j[c] of y, in all lanes. Every key is summed in the same order, whoever
+/// asks for it: equal rows have equal keys.
+template <class S, int C>
+FASTMINE_DEVICE void exact_keys(const RowSet& x, std::int64_t i, const RowSet& y, const std::int32_t (&j)[C],
+                                double (&keys)[C]) {
+  const S* const a = row_of<S>(x.rows, i);
+  const S* b[C];
+  double sum[C];
+  FASTMINE_UNROLL for (int c = 0; c < C; ++c) {
+    b[c] = row_of<S>(y.rows, j[c]);
+    sum[c] = 0;
   }
-  barrier();
-  double* const sums = work.sums + block_index() * (d + 1);
-  for (std::int64_t k = thread_index(); k <= d; k += kRowsThreads) {
-    double sum = 0;
-    for (int r = 0; r < count; ++r) {
-      if (scale[r] == scale[r]) {
-        sum += k < d ? value_of<double>(row<S>(set.rows, begin + r)[k]) * scale[r] : 1;
+  const std::int64_t d = x.rows.d;
+  if (x.metric == Metric::dot) {
+    for (std::int64_t k = lane_index(); k < d; k += kWarp) {
+      const double own = value_of<double>(a[k]);
+      FASTMINE_UNROLL for (int c = 0; c < C; ++c) { sum[c] += own * value_of<double>(b[c][k]); }
+    }
+  } else if (x.metric == Metric::cosine) {
+    const double own_norm = x.norm[i];
+    double norm[C];
+    FASTMINE_UNROLL for (int c = 0; c < C; ++c) { norm[c] = y.norm[j[c]]; }
+    for (std::int64_t k = lane_index(); k < d; k += kWarp) {
+      const double own = value_of<double>(a[k]) / own_norm;
+      FASTMINE_UNROLL for (int c = 0; c < C; ++c) {
+        const double difference = own - value_of<double>(b[c][k]) / norm[c];
+        sum[c] += difference * difference;
       }
     }
-    sums[k] = sum;
+  } else {
+    for (std::int64_t k = lane_index(); k < d; k += kWarp) {
+      const double own = value_of<double>(a[k]);
+      FASTMINE_UNROLL for (int c = 0; c < C; ++c) {
+        const double difference = own - value_of<double>(b[c][k]);
+        sum[c] += difference * difference;
+      }
+    }
+  }
+  FASTMINE_UNROLL for (int c = 0; c < C; ++c) {
+    keys[c] = add_lanes(sum[c]);
+    if (x.metric == Metric::dot) {
+      keys[c] *= -2;
+    } else if (x.metric == Metric::cosine && (x.norm[i] == 0 || y.norm[j[c]] == 0)) {
+      keys[c] = 2;
+    }
   }
 }
 
-/// One block: 32 elements of the centre, the mean of all finite rows; 0 for dot, which is not translation invariant.
+template <class S>
+FASTMINE_DEVICE double exact_key(const RowSet& x, std::int64_t i, const RowSet& y, std::int32_t j) {
+  const std::int32_t other[] = {j};
+  double key[1];
+  exact_keys<S>(x, i, y, other, key);
+  return key[0];
+}
+
+/// The same where the type of the rows is known only when the kernel runs, but for that of the screen.
 template <class W>
-FASTMINE_KERNEL(kCentreThreads, 1)
-find_centre(FASTMINE_PARAMETER RowsWork<W> work) {
-  constexpr int kLanes = kCentreThreads / kWarp;
-  FASTMINE_SHARED(double, sums, kLanes*(kWarp + 1));
-  FASTMINE_SHARED(double, counts, kLanes);
-  const std::int64_t d = work.x.rows.d, k = block_index() * kWarp + thread_index() % kWarp;
-  const int lane = thread_index() / kWarp;
-  double sum = 0, count = 0;
-  for (std::int64_t block = lane; block < work.blocks(); block += kLanes) {
-    const double* const of_block = work.sums + block * (d + 1);
-    sum += k < d ? of_block[k] : 0;
-    count += of_block[d];
-  }
-  sums[lane * (kWarp + 1) + thread_index() % kWarp] = sum;
-  if (thread_index() % kWarp == 0) {
-    counts[lane] = count;
-  }
-  barrier();
-  if (lane == 0 && k < d) {
-    for (int other = 1; other < kLanes; ++other) {
-      sum += sums[other * (kWarp + 1) + thread_index()];
-      count += counts[other];
-    }
-    work.centre[k] = work.metric == Metric::dot ? 0 : sum / larger(count, 1.0);
-  }
-}
-
-/// One block: a centred copy of a few rows, a warp for each, and what is known about it.
-template <class S>
-FASTMINE_KERNEL(kRowsThreads, 2)
-centre_rows(FASTMINE_PARAMETER RowsWork<Working<S>> work) {
-  using W = Working<S>;
-  const std::int64_t place = block_index() * kRowWarps + thread_index() / kWarp;
-  if (place >= work.rows()) {
-    return;
-  }
-  const bool first = place < work.x.rows.n;
-  const RowSet<W>& set = first ? work.x : work.y;
-  const std::int64_t i = place - (first ? 0 : work.x.rows.n), d = set.rows.d;
-  const S* const x = row<S>(set.rows, i);
-  const double norm = set.norm[i], scale = scale_of(norm);
-  double squared[1] = {};
-  for (std::int64_t k = thread_index() % kWarp; k < set.width; k += kWarp) {
-    const double centred = k < d ? value_of<double>(x[k]) * scale - work.centre[k] : 0;
-    squared[0] += centred * centred;
-    set.centred[i * set.width + k] = static_cast<W>(centred);
-  }
-  add_lanes(squared);
-  if (thread_index() % kWarp == 0) {
-    const bool finite = set.squared[i] == 0, zero = norm == 0;
-    // A zero vector has cosine 0 with everything: as if it were a unit vector orthogonal to all others. What pulls at
-    // it is looked at pair by pair: as if it were close to all.
-    const double whole = squared[0] + (zero ? work.for_gradient ? __builtin_inf() : 1 : 0);
-    set.squared[i] = static_cast<W>(finite ? whole : __builtin_nan(""));
-  }
-}
-
-/// The kernels above, for the rows of a problem.
-template <class S>
-cudaError_t prepare_rows(const RowsWork<Working<S>>& work, cudaStream_t stream) {
-  const std::int64_t n = work.rows(), d = work.x.rows.d;
-  if (n == 0) {
-    return cudaSuccess;
-  }
-  if (const cudaError_t error = launch(&look_at_rows<S>, work.blocks(), kRowsThreads, stream, work)) {
-    return error;
-  }
-  if (d > 0) {
-    if (const cudaError_t error =
-            launch(&find_centre<Working<S>>, (d + kWarp - 1) / kWarp, kCentreThreads, stream, work)) {
-      return error;
+FASTMINE_DEVICE double exact_key_of(const RowSet& x, std::int64_t i, const RowSet& y, std::int32_t j) {
+  if constexpr (sizeof(W) == 8) {
+    return exact_key<double>(x, i, y, j);
+  } else {
+    switch (x.rows.dtype) {
+      case DType::bfloat16:
+        return exact_key<BFloat16>(x, i, y, j);
+      case DType::float16:
+        return exact_key<Half>(x, i, y, j);
+      default:
+        return exact_key<float>(x, i, y, j);
     }
   }
-  return launch(&centre_rows<S>, (n + kRowWarps - 1) / kRowWarps, kRowsThreads, stream, work);
 }
 
-}  // namespace fastmine::cuda
+FASTMINE_DEVICE double distance_of(double key, Metric metric) {
+  switch (metric) {
+    case Metric::euclidean:
+      return sqrt(key);
+    case Metric::sqeuclidean:
+      return key;
+    case Metric::cosine:
+      return 0.5 * key;
+    default:
+      return -0.5 * key;
+  }
+}
+
+/// A candidate and its key, the smaller the better; row -1: none. One at distance NaN comes before all, of equals the
+/// one with the lowest row.
+struct Best {
+  double key = 0;
+  std::int32_t row = -1;
+};
+
+FASTMINE_DEVICE bool better(const Best& a, const Best& b) {
+  if (a.row < 0 || b.row < 0) {
+    return a.row >= 0 && b.row < 0;
+  }
+  const bool a_nan = a.key != a.key, b_nan = b.key != b.key;
+  if (a_nan != b_nan) {
+    return a_nan;
+  }
+  return a.key < b.key || ((a_nan || a.key == b.key) && a.row < b.row);
+}
+
+FASTMINE_DEVICE void improve(Best& best, const Best& candidate) { best = better(candidate, best) ? candidate : best; }
+
+/// The best of a warp, in all its lanes.
+FASTMINE_DEVICE Best best_of_lanes(Best best) {
+  FASTMINE_UNROLL for (int mask = kWarp / 2; mask > 0; mask /= 2) {
+    improve(best, {from_across(best.key, mask), from_across(best.row, mask)});
+  }
+  return best;
+}
+
+/// Kind, norm and squared norm of row i, by a warp; its label goes among the items to be sorted.
+template <class S>
+FASTMINE_DEVICE void look_at_row(const RowSet& set, std::int64_t i) {
+  const S* const row = row_of<S>(set.rows, i);
+  double sum = 0;
+  bool finite = true, zero = true;
+  for (std::int64_t k = lane_index(); k < set.rows.d; k += kWarp) {
+    const double x = value_of<double>(row[k]);
+    sum += x * x;
+    finite = finite && x - x == 0;
+    zero = zero && x == 0;
+  }
+  sum = add_lanes(sum);
+  finite = ballot(finite) == ~0U;
+  zero = ballot(zero) == ~0U;
+  if (lane_index() == 0) {
+    const bool skipped = set.valid != nullptr && !set.valid[i];
+    set.kind[i] = static_cast<std::uint8_t>((skipped ? kSkipped : 0) | (finite ? 0 : kPoisoned) | (zero ? kZero : 0));
+    set.squared[i] = sum;
+    set.norm[i] = sqrt(sum);
+    if (set.items != nullptr) {
+      set.items[i] = {set.labels[i],
+                      skipped  ? kSkippedRows
+                      : finite ? kFiniteRows
+                               : kPoisonedRows,
+                      static_cast<std::int32_t>(i)};
+    }
+  }
+}
+
+}  // namespace fastmine::cuda::mining

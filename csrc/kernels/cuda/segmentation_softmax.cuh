@@ -204,10 +204,10 @@ FASTMINE_DEVICE bool any_merged(const SegmentationInputs& in, std::int64_t sampl
   return false;
 }
 
-/// Cross entropy and focal term of the positions of a thread; 0 where there is no target.
+/// Cross entropy and focal term of the positions of a thread, 0 where there is no target; and log(1 + s) of each.
 template <class T>
 struct Entropies {
-  T cross_entropy[SoftmaxShape::kItems] = {}, focal[SoftmaxShape::kItems] = {};
+  T cross_entropy[SoftmaxShape::kItems] = {}, focal[SoftmaxShape::kItems] = {}, log_total[SoftmaxShape::kItems] = {};
 };
 
 template <class S, bool kMerges>
@@ -222,6 +222,9 @@ FASTMINE_DEVICE Entropies<Working<S>> entropies_of(const Positions<S, kMerges>& 
       if (asked.focal) {
         each.focal[i] = raise_complement(power, share.q, static_cast<T>(asked.alpha.gamma)) * -share.log_p;
       }
+    }
+    if (asked.linear && at_hand.valid != 0) {
+      each.log_total[i] = log1p_positive(at_hand.others[i]);
     }
   }
   return each;
@@ -256,7 +259,7 @@ FASTMINE_DEVICE void add_class(const Positions<S, kMerges>& at_hand, std::int64_
         sum(Sum::g0) += on ? T{0} : p * q;
       }
       if (asked.linear && at_hand.live(i)) {
-        sum(Sum::x) += (at_hand.largest[i] - x[i]) + log1p_positive(at_hand.others[i]);
+        sum(Sum::x) += (at_hand.largest[i] - x[i]) + entropies.log_total[i];
       }
     }
   }

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .cases import CASES, DISTRIBUTIONS, LIBRARIES, SPREADS, matching
+from .cases import DEVICES, DISTRIBUTIONS, LIBRARIES, SPREADS, cases_on, matching
 from .combinations import COMBINATIONS
 from .rows import Row, Run
 
-Quantity = Literal["times", "share", "threads", "bytes", "wrong", "error", "finishes"]
+Quantity = Literal["times", "share", "copy", "threads", "bytes", "wrong", "error", "finishes"]
 PAGES = float(1 << 18)
 """Bytes to which allocator and kernel may round the peak of a call."""
-_BY_NAME = {case.name: case for case in CASES}
+_TABLES = {device: {case.name: case for case in cases_on(device)} for device in DEVICES}
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Bar:
     ============ ========================================================================================
     ``times``    time of the fastest of ``against`` over ours: at least the limit, times ``warm`` at the warm heap
     ``share``    our time over that of ``against``: at most the limit
+    ``copy``     our share of the bandwidth of a copy, counting what must be read and written: at least the limit
     ``threads``  our time at one thread over that at two: at least the limit
     ``bytes``    our peak beyond the inputs over ``allowance(case)``: at most the limit
     ``wrong``    our wrong pairs: at most the limit
@@ -40,6 +41,7 @@ class Bar:
     against: tuple[str, ...] = ()
     warm: float = 1.0
     needs: str = ""  # a feature of the processor
+    device: str = "cpu"
 
     def most(self) -> bool:
         """Whether smaller is better."""
@@ -88,6 +90,23 @@ _SCALED = (
     "dice_focal_bce/2x2x96x96x96", *_SOFTMAX,
 )  # fmt: skip
 
+
+def _cuda() -> Iterator[Bar]:
+    """On a GPU: against the bandwidth of its memory, and PyTorch."""
+    image, short = "dice_focal_bce/16x4x1024x1024", "dice_focal_bce/16x4x1024x1024-bf16-uint8"
+    yield Bar("64 M float32 logits / copy", (image,), "copy", 0.85, device="cuda")
+    yield Bar("64 M bfloat16 logits, uint8 targets / copy", (short,), "copy", 0.7, device="cuda")
+    for against, limit in (("compiled", 1.3), ("eager", 8.0), ("triton", 1.0)):
+        yield Bar(f"64 M logits / {against}", (image, short), "times", limit, (against,), device="cuda")
+    yield Bar(
+        "pairwise_distance N=8,192 / torch.cdist", ("pairwise_distance/N8192-D128",), "times", 1.0, ("torch.cdist",),
+        device="cuda",
+    )  # fmt: skip
+    yield Bar(
+        "wrong hardest pairs", tuple(f"hardest_pairs/{data}" for data in DISTRIBUTIONS), "wrong", 0.0, device="cuda"
+    )
+
+
 BARS: tuple[Bar, ...] = (
     Bar("batch-hard forward / torch.mm(out=)", ("batch_hard/N[1248]*-D*",), "share", 0.6, ("torch.mm",)),
     _times("triplet N=4096 / PML", "triplet/N4096-D128", 40, PML, 0.5),
@@ -113,6 +132,7 @@ BARS: tuple[Bar, ...] = (
     ),
     _times("batch-all N=1024 / PML", "batch_all/N1024-D128", 60, PML, 0.5),
     _times("batch-all N=1024 / strongest eager", "batch_all/N1024-D128", 3, "eager", 0.5),
+    _times("semi-hard / strongest eager", "semi_hard/N*-D128", 3, ("eager", "eager-strong"), 0.5),
     Bar("mining memory / (2 x embeddings + 128 bytes a row)", ("batch_hard/N*-D*", "triplet/N4096-D128"), "bytes", 1.0),
     Bar("N = 100,000, D = 64 finishes", ("batch_hard/N100000-D64",), "finishes", 1.0),
     Bar("2 threads / 1", _SCALED, "threads", 1.8),
@@ -134,15 +154,17 @@ BARS: tuple[Bar, ...] = (
         "error of pairwise_distance / torch.cdist, collapsing",
         tuple(f"distance_error/collapse-{spread}" for spread in SPREADS), "error", 1.0, ("torch.cdist",),
     ),
+    *_cuda(),
 )  # fmt: skip
 
 
 def cases_of(bar: Bar) -> list[str]:
     """The names of its cases; those without the quantity it is about are left out."""
-    names = matching(bar.cases, [name for name, case in _BY_NAME.items() if not case.scaling])
+    table = _TABLES[bar.device]
+    names = matching(bar.cases, [name for name, case in table.items() if not case.scaling])
     if bar.quantity == "bytes":
-        return [name for name in names if _BY_NAME[name].memory]
-    return [name for name in names if set(bar.against) <= set(_BY_NAME[name].providers) or bar.against == LIBRARIES]
+        return [name for name in names if table[name].memory]
+    return [name for name in names if set(bar.against) <= set(table[name].providers) or bar.against == LIBRARIES]
 
 
 def judge(runs: Sequence[Run], rows: Sequence[Row]) -> list[Verdict]:
@@ -151,10 +173,11 @@ def judge(runs: Sequence[Run], rows: Sequence[Row]) -> list[Verdict]:
     heaps = [heap for heap in ("default", "warm") if any(row.heap == heap for row in rows)]
     found = []
     for bar in BARS:
-        if bar.needs and bar.needs not in features:
+        here = [row for row in rows if row.device == bar.device]
+        if not here or (bar.needs and bar.needs not in features):
             continue
-        once = bar.quantity in ("bytes", "wrong", "error", "finishes")
-        found += [_judged(bar, heap, rows) for heap in (heaps[:1] if once else heaps)]
+        once = bar.device != "cpu" or bar.quantity in ("bytes", "wrong", "error", "finishes")
+        found += [_judged(bar, heap, here) for heap in (heaps[:1] if once else heaps)]
     return found
 
 
@@ -222,6 +245,14 @@ def _share_value(bar: Bar, rows: Sequence[Row]) -> float:
     return _time(rows, "native") / fastest(rows, bar.against)[1]
 
 
+def _copy_value(_: Bar, rows: Sequence[Row]) -> float:
+    _time(rows, "native")
+    share = next(row.copy_share for row in rows if row.provider == "native")
+    if share is None:
+        raise _UnmeasuredError("native has no share of the bandwidth")
+    return share
+
+
 def _threads_value(_: Bar, rows: Sequence[Row]) -> float:
     return _time(rows, "native", 1) / _time(rows, "native", 2)
 
@@ -264,6 +295,6 @@ def _finishes_value(_: Bar, rows: Sequence[Row]) -> float:
 
 
 _VALUES: dict[Quantity, Callable[[Bar, Sequence[Row]], float]] = {
-    "times": _times_value, "share": _share_value, "threads": _threads_value, "bytes": _bytes_value,
+    "times": _times_value, "share": _share_value, "copy": _copy_value, "threads": _threads_value, "bytes": _bytes_value,
     "wrong": _wrong_value, "error": _error_value, "finishes": _finishes_value,
 }  # fmt: skip

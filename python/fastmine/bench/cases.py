@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -12,12 +12,14 @@ from .combinations import COMBINATIONS
 
 OURS = ("native", "reference")
 TORCH = ("eager", "eager-strong", "compiled")
+TRITON = ("triton",)
 YARDSTICKS = ("torch.mm", "torch.cdist", "torch.bce", "fused")
 LIBRARIES = (
     "pytorch-metric-learning", "sentence-transformers", "open-metric-learning", "monai",
     "segmentation-models-pytorch", "kornia", "torchvision", "faiss", "scikit-learn", "pykeops",
 )  # fmt: skip
 
+DEVICES = ("cpu", "cuda")
 SPREADS = ("1e-1", "1e-2", "1e-3", "1e-4", "1e-5")
 DISTRIBUTIONS = (*(f"collapse-{spread}" for spread in SPREADS), "lognormal", "cauchy")
 SAMPLES_PER_CLASS = 4
@@ -30,6 +32,7 @@ class Case:
     ``shape`` is [N, D] or that of the logits, ``data`` how the inputs are drawn, ``providers`` who takes part.
     ``threads`` are the numbers of threads that the kernels are measured at in the same rounds (0: as many as
     asked for). ``seconds`` is what all rounds together may take, ``memory`` whether peaks are measured too.
+    ``device`` is where its inputs are put.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Case:
     memory: bool = False
     quick: bool = False
     scaling: bool = False
+    device: str = "cpu"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -120,6 +124,15 @@ def _batch_all() -> list[Case]:
     ]  # fmt: skip
 
 
+def _semi_hard() -> list[Case]:
+    """The nearest negative beyond the positive; embeddings drawn at random, whose positives lie among the rest."""
+    crowd = ("native", "eager", "eager-strong")
+    return [
+        Case("semi_hard/N1024-D128", "semi_hard", (1024, 128), providers=crowd, seconds=3.0, quick=True),
+        Case("semi_hard/N4096-D128", "semi_hard", (4096, 128), providers=crowd, seconds=6.0),
+    ]
+
+
 def _distance() -> list[Case]:
     others = ("torch.cdist", "pytorch-metric-learning", "scikit-learn")
     return [
@@ -136,7 +149,7 @@ def _distance() -> list[Case]:
 
 def _segmentation() -> list[Case]:
     """Forward and backward; ``dice_focal_bce`` of sigmoids, ``dice_ce`` of softmaxes."""
-    triple = ("native", "eager", "compiled", "monai", "segmentation-models-pytorch", "torch.bce")
+    triple = ("native", "eager", "compiled", "triton", "monai", "segmentation-models-pytorch", "torch.bce")
     softmax = ("native", "eager", "compiled", "monai", "segmentation-models-pytorch", "kornia")
     focal = ("native", "eager", "compiled", "monai", "segmentation-models-pytorch", "kornia", "torchvision")
     image, volume, small = (4, 4, 512, 512), (2, 2, 96, 96, 96), (2, 1, 64, 64)
@@ -231,10 +244,42 @@ def _scaling() -> list[Case]:
     ]
 
 
+def _large() -> list[Case]:
+    """Sizes that fill a GPU, for a GPU alone."""
+    triple, image = ("native", "eager", "compiled", "triton", "monai", "torch.bce"), (16, 4, 1024, 1024)
+    return [
+        Case("dice_focal_bce/16x4x1024x1024", "dice_focal_bce", image, "pixels", providers=triple, memory=True),
+        Case(
+            "dice_focal_bce/16x4x1024x1024-bf16-uint8", "dice_focal_bce", image, "pixels-uint8", "bfloat16",
+            ("native", "eager", "compiled", "triton"), memory=True,
+        ),
+        Case(
+            "dice_ce/8x14x1024x1024", "dice_ce", (8, 14, 1024, 1024), "pixels",
+            providers=("native", "eager", "compiled", "monai"), memory=True,
+        ),
+        Case(
+            "pairwise_distance/N8192-D128", "pairwise_distance", (8192, 128), providers=("native", "torch.cdist"),
+            memory=True,
+        ),
+        Case(
+            "batch_hard/N65536-D128", "batch_hard", (65536, 128), providers=("native", "eager-strong"), memory=True,
+        ),
+    ]  # fmt: skip
+
+
 CASES: tuple[Case, ...] = (
-    *_mining(), *_triplet(), *_batch_all(), *_pairs(), *_distance(), *_segmentation(), *_combinations(),
+    *_mining(), *_triplet(), *_batch_all(), *_semi_hard(), *_pairs(), *_distance(), *_segmentation(), *_combinations(),
     *_accuracy(), *_scaling(),
 )  # fmt: skip
+
+
+CUDA_CASES: tuple[Case, ...] = tuple(_large())
+"""What a GPU is measured at beside all others."""
+
+
+def cases_on(device: str) -> tuple[Case, ...]:
+    """The table for a device."""
+    return CASES if device == "cpu" else tuple(replace(case, device=device) for case in (*CASES, *CUDA_CASES))
 
 
 def matching(patterns: Sequence[str], names: Sequence[str]) -> list[str]:

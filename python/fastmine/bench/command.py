@@ -17,7 +17,7 @@ import torch
 from ..recipes.errors import InterruptionError, UsageError, listed
 from . import plots, report
 from .bars import Verdict, judge
-from .cases import CASES, LIBRARIES, OURS, TORCH, YARDSTICKS, Case, matching
+from .cases import DEVICES, LIBRARIES, OURS, TORCH, TRITON, YARDSTICKS, Case, cases_on, matching
 from .providers import PROVIDERS
 from .rows import Row, newest, read
 from .run import HEAPS, Listener, at_heap, carry_out, plan
@@ -37,6 +37,7 @@ examples:
   fastmine bench                                   the kernels beside PyTorch, with torch.compile
   fastmine bench --peers --check-bars              and every installed library; fail if a bar is missed
   fastmine bench --cases 'triplet/*' --providers native,compiled
+  fastmine bench --device cuda --peers             on a GPU: timed by its own clock
   fastmine bench --list                            cases, providers, and who is absent and why
   fastmine bench --rows runs/bench-1.jsonl         show again what was measured
   fastmine bench --peers --scaling --out rows.jsonl --readme README.md --plot plots
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--scaling", action="store_true", help="also growth with N, D, pixels and threads")
     add("--cases", metavar="GLOB", type=_globs, help="only these cases; several with commas")
     add("--providers", metavar="GLOB", type=_globs, help="only these providers; several with commas")
+    add("--device", choices=DEVICES, default="cpu", help="where (default: cpu); a GPU has larger cases too")
     add("--threads", metavar="N", type=_count, help="CPU threads (default: as torch would take)")
     add("--heap", choices=(*HEAPS, "both"), help="default: both, with --quick only the default heap")
     add("--out", metavar="FILE", type=Path, help="append the rows to this file (default: the next runs/bench-N.jsonl)")
@@ -86,6 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         _list(arguments)
         return 0
+    if arguments.device == "cuda" and arguments.rows is None and not torch.cuda.is_available():
+        raise UsageError(f"--device cuda: torch {torch.__version__} finds no CUDA device")
     path = arguments.rows or arguments.out or _next_file()
     if arguments.rows is None:
         _measure(arguments, path)
@@ -97,21 +101,22 @@ def run(arguments: argparse.Namespace) -> int:
 
 def chosen_cases(arguments: argparse.Namespace) -> list[Case]:
     """The cases asked for."""
+    table = cases_on(arguments.device)
     if arguments.cases:
-        names = _matching("--cases", arguments.cases, [case.name for case in CASES])
-        return [case for case in CASES if case.name in names and (case.quick or not arguments.quick)]
+        names = _matching("--cases", arguments.cases, [case.name for case in table])
+        return [case for case in table if case.name in names and (case.quick or not arguments.quick)]
     return [
-        case for case in CASES if (case.quick or not arguments.quick) and (arguments.scaling or not case.scaling)
+        case for case in table if (case.quick or not arguments.quick) and (arguments.scaling or not case.scaling)
     ]  # fmt: skip
 
 
 def chosen_providers(arguments: argparse.Namespace) -> list[str]:
     """The providers asked for; libraries and compilation only where they are."""
-    names = [provider.name for provider in PROVIDERS]
+    names = [provider.name for provider in PROVIDERS if arguments.device in provider.devices]
     if arguments.providers:
         return _matching("--providers", arguments.providers, names)
     left_out = {"compiled", "pykeops"} if arguments.quick else set()  # they call a compiler first
-    wanted = {*OURS, *TORCH, *YARDSTICKS, *(LIBRARIES if arguments.peers else ())} - left_out
+    wanted = {*OURS, *TORCH, *TRITON, *YARDSTICKS, *(LIBRARIES if arguments.peers else ())} - left_out
     return [name for name in names if name in wanted]
 
 
@@ -123,7 +128,7 @@ def _matching(option: str, patterns: Sequence[str], names: Sequence[str]) -> lis
 
 
 def _heaps(arguments: argparse.Namespace) -> tuple[str, ...]:
-    if sys.platform != "linux":
+    if sys.platform != "linux" or arguments.device != "cpu":
         return ("default",)  # the warm heap is glibc's
     chosen = arguments.heap or ("default" if arguments.quick else "both")
     return HEAPS if chosen == "both" else (chosen,)
@@ -137,13 +142,15 @@ def _next_file() -> Path:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    cases = CASES if not (arguments.quick or arguments.cases) else chosen_cases(arguments)
+    cases = cases_on(arguments.device) if not (arguments.quick or arguments.cases) else chosen_cases(arguments)
+    here = [provider for provider in PROVIDERS if arguments.device in provider.devices]
+    names = {provider.name for provider in here}
     print("case                                  providers")
     for case in cases:
         marks = "".join([" (quick)" if case.quick else "", " (with --scaling)" if case.scaling else ""])
-        print(f"{case.name:<36}  {', '.join(case.providers)}{marks}")
+        print(f"{case.name:<36}  {', '.join(name for name in case.providers if name in names)}{marks}")
     print("\nprovider                      version or why it is absent")
-    for provider in PROVIDERS:
+    for provider in here:
         absence = provider.absence()
         print(f"{provider.name:<28}  {f'absent: {absence}' if absence else provider.version()}")
 
@@ -189,7 +196,7 @@ def _measure(arguments: argparse.Namespace, path: Path) -> None:
     try:
         carry_out(
             work, heaps=heaps, threads=threads, pace=QUICK_PACE if arguments.quick else 1.0, out=path,
-            listener=_Screen(quiet=arguments.json),
+            listener=_Screen(quiet=arguments.json), device=arguments.device,
         )  # fmt: skip
     except KeyboardInterrupt:
         raise InterruptionError(
@@ -207,6 +214,8 @@ def _publish(arguments: argparse.Namespace, path: Path) -> int:
     rows = newest(rows)
     if not rows or not runs:
         raise UsageError(f"{path} holds no measured rows")
+    if arguments.readme and not any(row.device == "cpu" for row in rows):
+        raise UsageError(f"{path} holds rows of a GPU alone; the README's tables are about the CPU")
     verdicts = judge(runs, rows)
     if arguments.json:
         print(json.dumps({"rows": [asdict(row) for row in rows], "bars": [_as_json(each) for each in verdicts]}))
@@ -228,8 +237,8 @@ def _publish(arguments: argparse.Namespace, path: Path) -> int:
 
 def _show(arguments: argparse.Namespace, runs: Any, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> None:
     if arguments.rows is not None:
-        for case, heap in dict.fromkeys((row.case, row.heap) for row in rows):
-            print(report.case_table([row for row in rows if (row.case, row.heap) == (case, heap)]) + "\n")
+        for group in dict.fromkeys((row.case, row.device, row.heap) for row in rows):
+            print(report.case_table([row for row in rows if (row.case, row.device, row.heap) == group]) + "\n")
     absent = {row.provider: row.note for row in rows if row.status == "absent"}
     for name, why in absent.items():
         print(f"absent: {name}: {why}")

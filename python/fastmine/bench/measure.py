@@ -29,7 +29,7 @@ WARM_HEAP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 """glibc's environment for a heap that keeps what it got: large buffers come without page faults."""
 _PACKAGES = (
     "torch", "numpy", "pytorch-metric-learning", "sentence-transformers", "open-metric-learning", "monai",
-    "segmentation-models-pytorch", "kornia", "torchvision", "faiss-cpu", "scikit-learn", "pykeops",
+    "segmentation-models-pytorch", "kornia", "torchvision", "triton", "faiss-cpu", "scikit-learn", "pykeops",
 )  # fmt: skip
 
 
@@ -61,6 +61,25 @@ class Contender:
         """p20, p50 and p80 of the seconds of a call."""
         ordered = sorted(self.wall)
         return tuple(ordered[round(share * (len(ordered) - 1))] for share in (0.2, 0.5, 0.8))  # type: ignore[return-value]
+
+
+class DeviceContender(Contender):
+    """The same on a GPU: the time between two events on its stream, on which all calls of a turn are queued."""
+
+    def turn(self) -> None:
+        """One turn."""
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        cpu = time.process_time()
+        begin.record()
+        for _ in range(self.calls):
+            self.prepare()
+            self.call()
+        end.record()
+        self.cpu.append((time.process_time() - cpu) / self.calls)
+        end.synchronize()
+        self.waited.append(0.0)
+        self.wall.append(1e-3 * begin.elapsed_time(end) / self.calls)
 
 
 def _waiting() -> float:
@@ -125,6 +144,20 @@ def extra_memory(contender: Contender) -> int | None:
     return max(0, peak - before)
 
 
+def extra_device_memory(contender: Contender) -> int:
+    """Peak bytes of torch's allocator on the GPU in a call, above those before it."""
+    contender.prepare()
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    kept = contender.call()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated()
+    del kept
+    return max(0, peak - before)
+
+
 def _status(name: str) -> int:
     for text in Path("/proc/self/status").read_text().splitlines():
         if text.startswith(name + ":"):
@@ -148,6 +181,30 @@ def ceilings(threads: int) -> dict[str, float]:
     return {"gemm_gflops": best, "copy_gbs": 2e-9 * source.nbytes / seconds}
 
 
+def device_ceilings() -> dict[str, float]:
+    """What the GPU reaches: GB/s read and written by copying; GFLOP/s of the matrix product in float32, of which shares
+    are taken, in TF32 and in bfloat16."""
+    found = {"copy_gbs": _copy_bandwidth()}
+    size = 8192
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    for name, dtype, tf32 in (
+        ("gemm_gflops", torch.float32, False), ("tf32_gflops", torch.float32, True),
+        ("bf16_gflops", torch.bfloat16, False),
+    ):  # fmt: skip
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        x = torch.randn(size, size, device="cuda").to(dtype)
+        out = torch.empty_like(x)
+        found[name] = 2e-9 * size**3 / _least_on_device(partial(torch.mm, x, x, out=out), 10)
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    return found
+
+
+def _copy_bandwidth() -> float:
+    source = torch.ones(1 << 28, device="cuda")
+    target = torch.empty_like(source)
+    return 2e-9 * source.nbytes / _least_on_device(lambda: target.copy_(source), 10)
+
+
 def _least(call: Call, times: int) -> float:
     call()
     found = []
@@ -158,10 +215,27 @@ def _least(call: Call, times: int) -> float:
     return min(found)
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """Model, instruction sets, cores, versions, and how busy it was."""
+def _least_on_device(call: Call, times: int) -> float:
+    contender = DeviceContender(call, 1)
+    for _ in range(times + 1):
+        contender.turn()
+    return min(contender.wall[1:])
+
+
+def device_name() -> str:
+    """The GPU in words."""
+    found = torch.cuda.get_device_properties(0)
+    return (
+        f"{found.name}, {found.total_memory / 2**30:.0f} GiB, compute capability {found.major}.{found.minor}, "
+        f"CUDA {torch.version.cuda}"
+    )
+
+
+def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
+    """Model, instruction sets, cores, versions, and how busy it was; the GPU, if that is what is measured."""
     cpu = _cpuinfo()
     return {
+        **({} if device == "cpu" else {"device": device_name()}),
         "cpu": cpu.get("model name", platform.processor() or platform.machine()),
         "features": sorted(_FEATURES & set(cpu.get("flags", "").split())),
         "kernels": config()["cpu"],

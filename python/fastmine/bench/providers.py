@@ -14,14 +14,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as torch_functional
 
-from .. import __version__, functional, losses, reference
-from . import peers, torch_forms
-from .cases import Case
+from .. import __version__, config, functional, losses, reference
+from . import peers, torch_forms, triton_forms
+from .cases import DEVICES, Case
 from .combinations import COMBINATIONS
 from .works import GAMMA, MARGIN, SOFTMAX_WEIGHTS, TEMPERATURE, WEIGHTS
 
 Function = Callable[..., Any]
 Kind = Literal["ours", "torch", "yardstick", "library"]
+OPS: Mapping[str, str] = {
+    **dict.fromkeys(("batch_hard", "hardest_pairs"), "batch_hard"), "batch_all": "batch_all",
+    **dict.fromkeys(("triplet", "semi_hard"), "triplet_loss"),
+    **dict.fromkeys(("supcon", "ntxent", "multi_similarity"), "pair_sums"),
+    **dict.fromkeys(("pairwise_distance", "distance_error"), "pairwise_distance"),
+    **dict.fromkeys(("dice_focal_bce", "dice_ce", "focal"), "segmentation_loss"),
+    **dict.fromkeys(COMBINATIONS, "segmentation_sums"),
+}  # fmt: skip
+"""The op that the kernels answer a work with."""
+
 REFERENCE_TERMS = ("bce", "ce", "dice", "iou", "tversky", "focal")
 
 
@@ -31,7 +41,7 @@ class Provider:
 
     ``works`` maps a work to what builds its function for a case; the function takes the case's inputs. A
     ``yardstick`` does less than the work, or something else of the same size, and is never judged. ``modules``
-    must import; ``torchvision`` among them marks a library that imports it.
+    must import; ``torchvision`` among them marks a library that imports it. ``devices`` are those it runs on.
     """
 
     name: str
@@ -40,6 +50,7 @@ class Provider:
     package: str = "torch"
     modules: tuple[str, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
+    devices: tuple[str, ...] = DEVICES
 
     def version(self) -> str:
         """Of the package that does it."""
@@ -67,7 +78,10 @@ class Provider:
         """What a reader of its numbers should know."""
         own = self.notes.get(case.work, "")
         declared = peers.DECLARED if "torchvision" in self.modules and peers.only_declared() else ""
-        return "; ".join(filter(None, (own, declared)))
+        answered = ""
+        if self.name == "native" and config()["ops"][OPS[case.work]][case.device.upper()] != "native":
+            answered = f"answered by the reference: {config()['reasons'][case.device.upper()] or 'there is no kernel'}"
+        return "; ".join(filter(None, (own, declared, answered)))
 
 
 def reason(error: BaseException) -> str:
@@ -86,6 +100,10 @@ def _native_mine(_: Case) -> Function:
 
 def _native_triplet(_: Case) -> Function:
     return losses.TripletLoss(margin=MARGIN)
+
+
+def _native_semi_hard(_: Case) -> Function:
+    return losses.TripletLoss(margin=MARGIN, negative="semi_hard")
 
 
 def _native_supcon(_: Case) -> Function:
@@ -177,7 +195,7 @@ def _always(function: Function) -> Callable[[Case], Function]:
 
 def _product(case: Case) -> Function:
     """``torch.mm`` of the same N and D into a buffer that is there already."""
-    out = torch.empty(case.shape[0], case.shape[0], dtype=case.torch_dtype)
+    out = torch.empty(case.shape[0], case.shape[0], dtype=case.torch_dtype, device=case.device)
 
     def product(x: Tensor, _: Tensor) -> Tensor:
         with torch.no_grad():
@@ -200,6 +218,7 @@ PROVIDERS: tuple[Provider, ...] = (
         "native", "ours",
         {
             "batch_hard": _native_mine, "hardest_pairs": _native_mine, "triplet": _native_triplet,
+            "semi_hard": _native_semi_hard,
             "supcon": _native_supcon, "ntxent": _native_ntxent, "multi_similarity": _native_multi_similarity,
             "batch_all": _native_batch_all,
             "pairwise_distance": _native_distance, "distance_error": _native_distance,
@@ -222,10 +241,17 @@ PROVIDERS: tuple[Provider, ...] = (
     ),
     Provider("eager", "torch", {work: _always(form) for work, form in torch_forms.EAGER.items()}),
     Provider(
-        "eager-strong", "torch", {**_WHOLE, "triplet": torch_forms.strong_triplet},
-        notes={"triplet": "mined without gradient in preallocated row blocks, chosen pairs recomputed"},
+        "eager-strong", "torch",
+        {**_WHOLE, "triplet": torch_forms.strong_triplet, "semi_hard": torch_forms.strong_semi_hard},
+        notes=dict.fromkeys(
+            ("triplet", "semi_hard"), "mined without gradient in preallocated row blocks, chosen pairs recomputed"
+        ),
     ),
     Provider("compiled", "torch", dict.fromkeys(torch_forms.COMPILED, torch_forms.compiled)),
+    Provider(
+        "triton", "torch", {"dice_focal_bce": triton_forms.dice_focal_bce}, "triton", ("triton",),
+        {"dice_focal_bce": "one kernel each way, written for this table"}, ("cuda",),
+    ),
     Provider(
         "torch.mm", "yardstick",
         dict.fromkeys(("batch_hard", "triplet", "supcon", "ntxent", "multi_similarity"), _product),
@@ -286,7 +312,7 @@ PROVIDERS: tuple[Provider, ...] = (
     ),
     Provider(
         "faiss", "library", {"batch_hard": peers.faiss_mine, "hardest_pairs": peers.faiss_mine}, "faiss-cpu",
-        ("faiss",), _NEAREST_ONLY,
+        ("faiss",), _NEAREST_ONLY, ("cpu",),
     ),
     Provider(
         "scikit-learn", "library",
@@ -294,11 +320,11 @@ PROVIDERS: tuple[Provider, ...] = (
             "batch_hard": peers.sklearn_mine, "hardest_pairs": peers.sklearn_mine,
             "pairwise_distance": peers.sklearn_distance, "distance_error": peers.sklearn_distance,
         },
-        "scikit-learn", ("sklearn.neighbors",), _NEAREST_ONLY,
+        "scikit-learn", ("sklearn.neighbors",), _NEAREST_ONLY, ("cpu",),
     ),
     Provider(
         "pykeops", "library", {"batch_hard": peers.keops_mine, "hardest_pairs": peers.keops_mine}, "pykeops",
-        ("pykeops.torch",), {"batch_hard": "no matrix in memory, direct differences"},
+        ("pykeops.torch",), {"batch_hard": "no matrix in memory, direct differences"}, ("cpu",),
     ),
 )  # fmt: skip
 

@@ -34,7 +34,7 @@ SHORT = {
 
 def case_table(rows: Sequence[Row]) -> str:
     """Every provider of one case and heap, the kernels first."""
-    title = f"{rows[0].case}   {rows[0].heap} heap"
+    title = f"{rows[0].case}   " + (f"{rows[0].heap} heap" if rows[0].device == "cpu" else rows[0].device)
     if not any(row.p50_ms is not None for row in rows):
         return "\n".join([title, *_aligned([[row.provider, _outcome(row)] for row in rows])])
     ours = next((row.p50_ms for row in rows if row.provider == "native" and row.measured), None)
@@ -131,6 +131,13 @@ def describe(run: Run) -> str:
     """The machine in two lines."""
     found = run.machine
     versions = found.get("versions", {})
+    if "device" in found:
+        shares = ", ".join(f"{name.partition('_')[0]} {value / 1e3:.0f} TFLOP/s" for name, value in run.ceilings.items()
+                           if name.endswith("gflops"))  # fmt: skip
+        return (
+            f"{found['device']}; fastmine {versions.get('fastmine')}, torch {versions.get('torch')}; "
+            f"{found.get('date')} UTC\n{shares}, copy {run.ceilings.get('copy_gbs', 0) / 1e3:.2f} TB/s"
+        )
     return (
         f"{found.get('cpu')}, {found.get('cores')} cores, {found.get('threads')} threads, {found.get('memory_gb')} GB; "
         f"{found.get('kernels')}\n"
@@ -153,8 +160,8 @@ _INTRODUCTION = (
 
 def readme_section(runs: Sequence[Run], rows: Sequence[Row], plots: str = "") -> str:
     """The Markdown between the markers: what it takes, beside what others take."""
-    rows = newest(rows)
-    run = runs[-1]
+    rows = [row for row in newest(rows) if row.device == "cpu"]
+    run = [run for run in runs if "device" not in run.machine][-1]
     lines = [
         _INTRODUCTION,
         "",

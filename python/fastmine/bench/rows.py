@@ -30,6 +30,7 @@ class Row:
     Times are milliseconds of one call (of the backward pass too where the work has one); ``cpu_ms`` is the
     processor time of all threads. ``extra_bytes`` is the peak of memory above what was there before the call,
     inputs included. ``waited`` is the share of time that threads stood ready without getting a processor.
+    On a GPU times are those between two events on its stream, and memory is what torch's allocator handed out there.
     Shares are of the measured ceilings: operations against the best matrix product, traffic against copying.
     """
 
@@ -44,6 +45,7 @@ class Row:
     work: str = ""
     shape: tuple[int, ...] = ()
     dtype: str = "float32"
+    device: str = "cpu"
     p20_ms: float | None = None
     p50_ms: float | None = None
     p80_ms: float | None = None
@@ -117,10 +119,10 @@ def row(entry: Mapping[str, Any]) -> Row:
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:
-    """Of each case and heap, the rows of the last run that measured it: ratios are taken within one run only."""
-    kept: dict[tuple[str, str], list[Row]] = {}
+    """Of each case, device and heap, the rows of the last run that measured it: ratios are taken within one run."""
+    kept: dict[tuple[str, str, str], list[Row]] = {}
     for each in rows:
-        group = kept.setdefault((each.case, each.heap), [])
+        group = kept.setdefault((each.case, each.device, each.heap), [])
         if group and group[0].run != each.run:
             group.clear()
         group.append(each)

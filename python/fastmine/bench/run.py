@@ -47,18 +47,18 @@ def at_heap(heap: str, work: Work) -> Work:
 
 
 def carry_out(
-    work: Work, *, heaps: Sequence[str], threads: int, pace: float, out: Path, listener: Listener
+    work: Work, *, heaps: Sequence[str], threads: int, pace: float, out: Path, listener: Listener, device: str = "cpu"
 ) -> list[Row]:
     """Measure, writing to ``out`` as it goes; returns the rows. Ctrl-C passes through: what is written stays."""
     number = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    machine = measure.machine(threads)
+    machine = measure.machine(threads, device)
     rows: list[Row] = []
     done, total = 0, sum(len(at_heap(heap, work)) for heap in heaps)
     for heap in heaps:
         remaining = at_heap(heap, work)
         lost: list[Row] = []  # of the case that is next: providers that took a process with them
         while remaining:
-            worker = _Worker(number, heap, threads, pace)
+            worker = _Worker(number, heap, threads, pace, device)
             for event in worker.events(remaining):
                 match event:
                     case {"ceilings": ceilings}:
@@ -77,7 +77,7 @@ def carry_out(
                 lost += [
                     Row(
                         number, first.name, name, "failed", heap, threads, note=worker.death, work=first.work,
-                        shape=first.shape, dtype=first.dtype,
+                        shape=first.shape, dtype=first.dtype, device=device,
                     )
                     for name in culprits
                 ]  # fmt: skip
@@ -100,8 +100,8 @@ def _written(out: Path, rows: list[Row]) -> list[Row]:
 class _Worker:
     """One measuring process. ``death`` says how it ended before its work did, ``provider`` whose turn it was."""
 
-    def __init__(self, run: str, heap: str, threads: int, pace: float) -> None:
-        self._plan = {"run": run, "heap": heap, "threads": threads, "pace": pace}
+    def __init__(self, run: str, heap: str, threads: int, pace: float, device: str) -> None:
+        self._plan = {"run": run, "heap": heap, "threads": threads, "pace": pace, "device": device}
         self._rows: list[Row] = []
         self.provider = ""
         self.death = ""

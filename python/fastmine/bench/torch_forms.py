@@ -40,6 +40,15 @@ def triplet(x: Tensor, labels: Tensor) -> Tensor:
     return (positive - negative + MARGIN).relu().mean()
 
 
+def semi_hard(x: Tensor, labels: Tensor) -> Tensor:
+    """The nearest negative beyond the farthest positive, else the farthest, by autograd through the N x N matrix."""
+    distance, same = _distances(x), labels[:, None] == labels
+    positive = distance.masked_fill(~same, -torch.inf).amax(dim=1)
+    beyond = distance.masked_fill(same | (distance <= positive.detach()[:, None]), torch.inf).amin(dim=1)
+    farthest = distance.masked_fill(same, -torch.inf).amax(dim=1)
+    return (positive - torch.where(beyond.isinf(), farthest, beyond) + MARGIN).relu().mean()
+
+
 def batch_all(x: Tensor, labels: Tensor) -> Tensor:
     """Every triplet, one positive of each anchor at a time: N x N numbers each, never N^3."""
     distance, same = _distances(x), labels[:, None] == labels
@@ -70,9 +79,11 @@ class StrongMiner:
 
     def __init__(self, case: Case) -> None:
         N = case.shape[0]
-        self._key, self._positive = (torch.empty(min(_ROWS, N), N, dtype=case.torch_dtype) for _ in range(2))
-        self._same = torch.empty(min(_ROWS, N), N, dtype=torch.bool)
-        self._nothing = torch.tensor(-torch.inf, dtype=case.torch_dtype)
+        self._key, self._positive, self._same = (
+            torch.empty(min(_ROWS, N), N, dtype=dtype, device=case.device)
+            for dtype in (case.torch_dtype, case.torch_dtype, torch.bool)
+        )
+        self._nothing = torch.tensor(-torch.inf, dtype=case.torch_dtype, device=case.device)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,6 +105,35 @@ class StrongMiner:
 def strong_triplet(case: Case) -> Function:
     """The chosen pairs of :class:`StrongMiner`, recomputed with a gradient."""
     miner = StrongMiner(case)
+    return lambda x, labels: loss_of_pairs(x, *miner(x, labels))
+
+
+class StrongSemiHardMiner(StrongMiner):
+    """The same for the nearest negatives beyond the positive, the farthest where there is none."""
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(positive_index, negative_index)."""
+        squares = x.square().sum(dim=1)
+        chosen = []
+        for start in range(0, len(x), _ROWS):
+            rows = x[start : start + _ROWS]
+            key, other, same = (buffer[: len(rows)] for buffer in (self._key, self._positive, self._same))
+            torch.addmm(squares, rows, x.T, alpha=-2, out=key)
+            torch.eq(labels[start : start + _ROWS, None], labels, out=same)
+            torch.where(same, key, self._nothing, out=other)
+            bound, positive = other.max(dim=1, keepdim=True)
+            torch.where(same, self._nothing, key, out=other)
+            farthest = other.max(dim=1).indices
+            nearest, negative = key.masked_fill_(same.logical_or_(key <= bound), torch.inf).min(dim=1)
+            chosen.append((positive.squeeze(1), torch.where(nearest.isinf(), farthest, negative)))
+        p, n = zip(*chosen, strict=True)
+        return torch.cat(p), torch.cat(n)
+
+
+def strong_semi_hard(case: Case) -> Function:
+    """The chosen pairs of :class:`StrongSemiHardMiner`, recomputed with a gradient."""
+    miner = StrongSemiHardMiner(case)
     return lambda x, labels: loss_of_pairs(x, *miner(x, labels))
 
 
@@ -185,6 +225,7 @@ EAGER: Mapping[str, Function] = {
     "supcon": supcon,
     "ntxent": ntxent,
     "multi_similarity": multi_similarity,
+    "semi_hard": semi_hard,
     "batch_all": batch_all,
     "focal": focal,
     "dice_focal_bce": dice_focal_bce,
@@ -225,6 +266,8 @@ class Fastest:
             answer = form(*leaves)
             if self._backward:
                 answer.backward()
+            if inputs[0].is_cuda:
+                torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
         return min(times[1:])
 

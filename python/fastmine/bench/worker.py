@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from . import measure
-from .cases import CASES, Case
-from .measure import Contender
+from .cases import Case, cases_on
+from .measure import Contender, DeviceContender
 from .providers import BY_NAME, Provider, reason
 from .rows import Row
 from .works import WORKS, Inputs, Work
@@ -39,6 +39,7 @@ class Plan:
     threads: int
     pace: float
     work: list[tuple[str, list[str]]]
+    device: str = "cpu"
 
 
 def main() -> int:
@@ -68,9 +69,9 @@ def carry_out(plan: Plan, emit: Emit) -> None:
     """Measure everything in the plan, saying each row as it is known."""
     torch.set_num_threads(plan.threads)
     absences: dict[str, str] = {}
-    found = measure.ceilings(plan.threads)
+    found = measure.ceilings(plan.threads) if plan.device == "cpu" else measure.device_ceilings()
     emit({"ceilings": found})
-    table = {case.name: case for case in CASES}
+    table = {case.name: case for case in cases_on(plan.device)}
     for name, providers in plan.work:
         session = _Session(plan, table[name], found, emit)
         for provider in providers:
@@ -89,6 +90,7 @@ class _Session:
         self.work: Work = WORKS[case.work]
         self.inputs: Inputs = self.work.inputs(case)
         self.truth = None if case.scaling else self.work.truth(*self.inputs)
+        self.given = tuple(x.to(case.device) for x in self.inputs)
 
     def measure(self, providers: list[Provider], absences: dict[str, str]) -> None:
         ready: list[tuple[Row, Contender]] = []
@@ -97,7 +99,8 @@ class _Session:
             self.emit({"begin": [self.case.name, provider.name]})
             row = Row(
                 self.plan.run, self.case.name, provider.name, "ok", self.plan.heap, self.plan.threads,
-                work=self.case.work, shape=self.case.shape, dtype=self.case.dtype, note=provider.note(self.case),
+                work=self.case.work, shape=self.case.shape, dtype=self.case.dtype, device=self.case.device,
+                note=provider.note(self.case),
                 input_bytes=sum(x.nbytes for x in self.inputs),
             )  # fmt: skip
             if absences[provider.name]:
@@ -120,8 +123,8 @@ class _Session:
         """Call it once for its answer; a contender for each number of threads."""
         function = provider.works[self.case.work](self.case)
         backward = self.work.backward and provider.name != "torch.mm"
-        first = self.inputs[0].detach().clone().requires_grad_(backward)
-        inputs = (first, *self.inputs[1:])
+        first = self.given[0].detach().clone().requires_grad_(backward)
+        inputs = (first, *self.given[1:])
 
         def forget() -> None:
             first.grad = None
@@ -138,15 +141,16 @@ class _Session:
         if provider.kind == "yardstick" or self.truth is None:
             row = replace(row, status="unjudged")
         else:
-            given = (answer.detach(), _gradient(first)) if backward else answer
-            errors, wrong = self.work.judge(self.case, self.inputs, self.truth, given)
+            answered = _here((answer.detach(), _gradient(first)) if backward else answer)
+            errors, wrong = self.work.judge(self.case, self.inputs, self.truth, answered)
             row = replace(row, errors=errors)
             if wrong:
                 row = replace(row, status="wrong", note="; ".join(filter(None, (wrong, row.note))))
         del answer
         counts = [count or self.plan.threads for count in (self.case.threads if provider.name == "native" else (0,))]
+        kind = Contender if self.case.device == "cpu" else DeviceContender
         return [
-            (replace(row, threads=threads), Contender(call, threads, forget))
+            (replace(row, threads=threads), kind(call, threads, forget))
             for threads in sorted(set(counts), reverse=True)
             if threads <= self.plan.threads
         ]
@@ -177,14 +181,23 @@ class _Session:
 
     def _memory(self, contender: Contender) -> int | None:
         """Only at the default heap: a warm one keeps what it got."""
-        wanted = self.case.memory and self.plan.heap == "default"
-        return measure.extra_memory(contender) if wanted else None
+        if not self.case.memory or self.plan.heap != "default":
+            return None
+        known = measure.extra_memory if self.case.device == "cpu" else measure.extra_device_memory
+        return known(contender)
 
     def _share(self, amount: Callable[[Case], float] | None, ceiling: str, seconds: float) -> float | None:
         return None if amount is None else 1e-9 * amount(self.case) / seconds / self.ceilings[ceiling]
 
     def _say(self, row: Row) -> None:
         self.emit({"row": asdict(row)})
+
+
+def _here(answer: Any) -> Any:
+    """An answer on the CPU, where it is judged."""
+    if isinstance(answer, Tensor):
+        return answer.cpu()
+    return tuple(_here(part) for part in answer) if isinstance(answer, tuple) else answer
 
 
 def _gradient(leaf: Tensor) -> Tensor:

@@ -94,11 +94,15 @@ def _drawn(data: str, N: int, D: int, source: torch.Generator) -> Tensor:
 
 
 def logits_and_mask(case: Case) -> Inputs:
-    """Logits and a mask of zeros and ones of the same shape and type, a third of it target."""
+    """Logits and a mask of zeros and ones of the same shape, a third of it target; of the same type or of bytes."""
     source = generator(case)
     logits = 3.0 * torch.randn(case.shape, generator=source)
     target = torch.rand(case.shape, generator=source) < 1 / 3
-    return logits.to(case.torch_dtype), target.to(case.torch_dtype)
+    return logits.to(case.torch_dtype), target.to(_mask_type(case))
+
+
+def _mask_type(case: Case) -> torch.dtype:
+    return torch.uint8 if case.data == "pixels-uint8" else case.torch_dtype
 
 
 def logits_and_classes(case: Case) -> Inputs:
@@ -176,6 +180,19 @@ def triplet_truth(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     leaf = x.double().requires_grad_()
     p, n = ((leaf - leaf[index]).norm(dim=1) for index in (pairs.positive_index, pairs.negative_index))
     return _loss_and_gradient((p - n + MARGIN).relu().mean(), leaf)
+
+
+def semi_hard_truth(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean hinge over the farthest positive and the nearest negative beyond it, the farthest where there is none."""
+    exact = distance_truth(x, None)
+    positive, negative = pair_masks(labels)
+    bound, p = exact.masked_fill(~positive, -torch.inf).max(dim=1, keepdim=True)
+    beyond = negative & (exact > bound)
+    nearest = exact.masked_fill(~beyond, torch.inf).argmin(dim=1)
+    n = torch.where(beyond.any(dim=1), nearest, exact.masked_fill(~negative, -torch.inf).argmax(dim=1))
+    leaf = x.double().requires_grad_()
+    d_p, d_n = ((leaf - leaf[index]).norm(dim=1) for index in (p.squeeze(1), n))
+    return _loss_and_gradient((d_p - d_n + MARGIN).relu().mean(), leaf)
 
 
 def pair_masks(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -336,7 +353,9 @@ def judge_loss(
     }
     limits = {
         "value_error": VALUE_TOLERANCE[case.dtype],
-        "gradient_error": GRADIENT_TOLERANCE["triplet" if case.work in ("triplet", "multi_similarity") else case.dtype],
+        "gradient_error": GRADIENT_TOLERANCE[
+            "triplet" if case.work in ("triplet", "semi_hard", "multi_similarity") else case.dtype
+        ],
     }
     far = [name for name, limit in limits.items() if not errors[name] <= limit]
     return errors, ", ".join(f"{name.replace('_', ' ')} {errors[name]:.1e} > {limits[name]:.0e}" for name in far)
@@ -365,7 +384,7 @@ def _three_products(case: Case) -> float:
 def _passes(case: Case) -> float:
     """Logits and targets read forward and backward, the gradient written."""
     items, size = math.prod(case.shape), case.torch_dtype.itemsize
-    target = float(items // case.shape[1] * 8 if case.work == "dice_ce" else items * size)
+    target = float(items // case.shape[1] * 8 if case.work == "dice_ce" else items * _mask_type(case).itemsize)
     if case.work in COMBINATIONS:  # bytes
         target = items / (case.shape[1] if COMBINATIONS[case.work].softmax else 1)
     return 3.0 * items * size + 2.0 * target
@@ -375,6 +394,7 @@ WORKS: dict[str, Work] = {
     "batch_hard": Work(labelled_embeddings, likely_hardest_pairs, judge_pairs, operations=_products),
     "hardest_pairs": Work(labelled_embeddings, hardest_pairs, judge_pairs),
     "triplet": Work(labelled_embeddings, triplet_truth, judge_loss, backward=True, operations=_products),
+    "semi_hard": Work(labelled_embeddings, semi_hard_truth, judge_loss, backward=True, operations=_products),
     "supcon": Work(labelled_embeddings, supcon_truth, judge_loss, backward=True, operations=_three_products),
     "ntxent": Work(labelled_embeddings, ntxent_truth, judge_loss, backward=True, operations=_three_products),
     "multi_similarity": Work(

@@ -47,7 +47,8 @@ CODES: dict[str, Code] = {
         "Convert once when loading: target = (mask > 0), or mask / 255.",
         "The targets are within the range before they reach the loss: print target.min() and target.max() there.",
         "Targets outside [0, 1] (or outside 0 .. C-1) where the loss takes probabilities (or class indices); or masks "
-        "none of which ever reaches 1/2; or targets outside the range of the model's last operation.",
+        "none of which ever reaches 1/2; or targets outside the range of the model's last operation; or class "
+        "probabilities that do not add up to 1; or others than 1 and -1 where their sign is read.",
         ("NONFINITE", *_DYNAMICS),
     ),
     "INPUT_DOMAIN": Code(
@@ -191,7 +192,8 @@ CODES: dict[str, Code] = {
         "pass.",
         "torch.autograd.grad(component, prediction) has non-zero entries.",
         "The component's value is not connected to the graph, or its gradient is exactly 0 wherever it was measured, "
-        "while its value is not 0.",
+        "while its value is not 0; or the criterion is called, and not in the graph of the loss; or "
+        "the loss changes, and its gradient is exactly 0.",
         ("STARVED_COMPONENT", "CONFLICTING_COMPONENTS"),
     ),
     # --- updates ----------------------------------------------------------------------------------------------------
@@ -205,7 +207,7 @@ CODES: dict[str, Code] = {
         "are not finite (GradScaler) · not_in_optimizer: what the loss depends on is not what the optimizer updates · "
         "cleared: gradients are gone when it steps · no_backward: none was computed · rounded: steps are smaller than "
         "the resolution of the weights · spent: the learning rate fell to next to nothing in the first quarter of the "
-        "steps.",
+        "steps · crawling: a step moves the weights by less than 1e-8 of their size.",
         _DYNAMICS,
     ),
     # --- numerics ---------------------------------------------------------------------------------------------------

@@ -11,15 +11,15 @@ from torch import Tensor
 LIMIT = 20_000  # nodes; a larger graph is not walked to its end
 
 
-def leaves(loss: Tensor) -> tuple[set[int], bool]:
-    """The ids of the leaf tensors that ``loss`` depends on, and whether these are certainly all.
+def reached(loss: Tensor) -> tuple[set[int], set[Any], bool]:
+    """The ids of the leaf tensors that ``loss`` depends on, the nodes in between, and whether these are surely all.
 
     Not certain where the graph is very large, or has nodes that run a graph of their own (reentrant checkpoints,
     user-defined functions): what those reach cannot be seen.
     """
     root = loss.grad_fn
     if root is None:
-        return ({id(loss)} if loss.requires_grad else set()), True
+        return ({id(loss)} if loss.requires_grad else set()), set(), True
     found: set[int] = set()
     seen: set[Any] = {root}
     stack: list[Any] = [root]
@@ -36,8 +36,8 @@ def leaves(loss: Tensor) -> tuple[set[int], bool]:
                 seen.add(following)
                 stack.append(following)
         if len(seen) > LIMIT:
-            return found, False
-    return found, certain
+            return found, seen, False
+    return found, seen, certain
 
 
 # The nodes of a weighted sum: what is above its terms.

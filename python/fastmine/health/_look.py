@@ -30,6 +30,8 @@ INPUT_FIELDS = (
     "class_ignored",
     "unreachable",  # share of the targets where the last operation of the model cannot go
     "agreement",  # correlation of predictions and targets, the mean of the batch taken off both
+    "value",  # of the loss itself, whatever it is multiplied by or added to
+    "target_row_error",  # of class probabilities: largest distance of a sum over dimension 1 from 1
 )
 
 MASK_FIELDS = (
@@ -51,6 +53,10 @@ ELEMENTWISE = (
 
 DISTANCES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
+CLASSIFYING = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
+SIGNED = (nn.CosineEmbeddingLoss, nn.MarginRankingLoss, nn.HingeEmbeddingLoss, nn.SoftMarginLoss)
+"""Losses whose targets are 1 and -1."""
+
 MINING = "mining"
 SEGMENTATION = "segmentation"
 FOREIGN = "foreign"
@@ -67,6 +73,7 @@ class Look:
         self.matched = several and target is not None and not _of_torch(loss) and _one_each(prediction, target)
         self.broadcast = target is not None and _broadcasts(prediction, target)
         self.certain = isinstance(loss, ELEMENTWISE)
+        self.signed = isinstance(loss, SIGNED)
         self.columns: tuple[str, ...] = INPUT_FIELDS
         if self.kind == MINING:
             self.columns += MINING_FIELDS
@@ -96,6 +103,7 @@ class Look:
                 dependence = _change(value, again(target.amax().expand_as(target).contiguous()))
         row = [*_of_prediction(x), *_of_target(target, x), invariance, dependence]
         row += [*_of_classes(self.loss, target, x), *self._of_both(prediction, target)]
+        row += [value.detach().double().mean(), self._of_probabilities(target, x)]
         found = torch.stack([number.double() for number in row])
         if target is None or self.kind == FOREIGN:
             return found
@@ -108,14 +116,36 @@ class Look:
         """Which share of the targets cannot be reached, and how predictions and targets go together."""
         x = prediction.detach()
         nothing = torch.full((), torch.nan, dtype=torch.float64, device=x.device)
-        same = target is not None and target.shape == x.shape and target.is_floating_point() and len(x) > 1
-        if target is None or not same or self.kind != FOREIGN or not x.is_floating_point():
+        if target is None or self.kind != FOREIGN or not x.is_floating_point() or x.dim() == 0 or len(x) < 2:
             return [nothing, nothing]
         t = target.detach().to(x.device)
+        if isinstance(self.loss, CLASSIFYING) and x.dim() == 2 and t.shape == x.shape[:1]:
+            return [nothing, _of_indices(x, t)]
+        if t.shape != x.shape or not t.is_floating_point():
+            return [nothing, nothing]
         low, high = bounds(prediction)
         unreachable = ((t < low) | (t > high)).double().mean() if isinstance(self.loss, DISTANCES) else nothing
         a, b = ((y - y.mean(dim=0)).double() for y in (x, t))
         return [unreachable, nothing if target.requires_grad else (a * b).sum() / (a.norm() * b.norm())]
+
+    def _of_probabilities(self, target: Tensor | None, x: Tensor) -> Tensor:
+        if isinstance(self.loss, nn.CrossEntropyLoss) and target is not None and target.shape == x.shape:
+            error: Tensor = (target.detach().to(x.device).sum(dim=min(1, x.dim() - 1)) - 1).abs().amax()
+            return error
+        return torch.full((), torch.nan, dtype=torch.float64, device=x.device)
+
+
+def _of_indices(x: Tensor, target: Tensor) -> Tensor:
+    """The correlation of scores with what is 1 for the class and 0 for the others, without making the latter."""
+    t = target.long()
+    used = (t >= 0) & (t < x.shape[1])
+    place, weight = t.where(used, 0), used.double()
+    n = weight.sum()
+    centred = (x.double() - (x.double() * weight[:, None]).sum(dim=0) / n) * weight[:, None]
+    counts = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device).index_add_(0, place, weight)
+    spread = n - counts.square().sum() / n
+    agreement: Tensor = centred.gather(1, place[:, None]).sum() / (centred.norm() * spread.sqrt())
+    return agreement
 
 
 def _of_torch(loss: Any) -> bool:

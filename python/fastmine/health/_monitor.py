@@ -25,9 +25,9 @@ from ..losses import EvidentLoss
 from . import _report
 from ._clock import Clock
 from ._finding import Finding, HealthWarning
-from ._graph import constant_factors, leaves
+from ._graph import constant_factors, reached
 from ._history import History, Table
-from ._ring import Ring
+from ._ring import AT_ONCE, Ring
 from ._thresholds import Thresholds
 from ._updates import Updates
 from ._watch import (
@@ -102,9 +102,11 @@ class Monitor:
         self._armed: list[RemovableHandle] = []
         self._endings: list[Callable[[], None]] = []
         self._loss = Ring(
-            ("value",), torch.device("cpu"), ("logged", "connected", "updates", "model", "optimizer", "sure")
+            ("value",),
+            torch.device("cpu"),
+            ("logged", "connected", "updates", "model", "optimizer", "criterion", "sure"),
         )
-        self._write = self._loss.write
+        self._waiting = self._loss.waiting
         self._started = False
         self._plain = False  # nothing is measured in this step
         self._logged: Ring | None = None
@@ -283,11 +285,12 @@ class Monitor:
         ``loss``: the tensor that ``backward()`` is called on. ``logged``: the number that goes to the log, to be held
         against it. ``inputs``: (predictions, targets) of a loss that is a plain function.
         """
-        # Most steps: the value of the loss, and nothing else. Every name that is looked up here is paid for.
+        # Most steps: the value of the loss, and nothing else. Each name looked up here is paid for in cold caches.
         if self._plain and logged is None and inputs is None and isinstance(loss, Tensor) and not loss.dim():
-            clock = self._clock
+            clock, row = self._clock, loss.detach()
             step = clock.step
-            self._write(step, loss.detach(), (NAN, not loss.is_leaf, self._count, NAN, NAN, NAN))
+            host = (NAN, not loss.is_leaf, self._count, NAN, NAN, NAN, NAN)
+            self._waiting.append((step, row, host, row._version))
             clock.step = step = step + 1
             if step == clock.next:
                 clock.decide()
@@ -299,10 +302,11 @@ class Monitor:
 
     def _turn(self) -> None:
         """A close step begins, or ends."""
+        self._loss.settle_if_many()
         self._arm()
         if self.speak:
             self._maybe_speak()
-        self._plain = not (self._clock.close or self._pending or self._polled)
+        self._plain = not (self._clock.close or self._pending or self._polled or self._loss.together == AT_ONCE)
 
     def _look_closely(
         self, loss: Tensor | float, logged: Tensor | float | None, inputs: tuple[Tensor, Tensor] | None
@@ -329,12 +333,12 @@ class Monitor:
         step, updates = self._clock.step, self._count
         told = float("nan") if logged is None or isinstance(logged, Tensor) else float(logged)
         if not isinstance(loss, Tensor):
-            self._write_loss(torch.tensor(float(loss)), (told, np.nan, updates, np.nan, np.nan, np.nan))
+            self._write_loss(torch.tensor(float(loss)), (told, np.nan, updates, np.nan, np.nan, np.nan, np.nan))
             return
         value = loss.detach()
-        reached = self._reached(loss) if self._clock.gradient else (np.nan, np.nan, np.nan)
+        depends = self._depends(loss) if self._clock.gradient else (np.nan, np.nan, np.nan, np.nan)
         self._write_loss(
-            value if value.dim() == 0 else value.mean(), (told, loss.grad_fn is not None, updates, *reached)
+            value if value.dim() == 0 else value.mean(), (told, loss.grad_fn is not None, updates, *depends)
         )
         if isinstance(logged, Tensor):
             if self._logged is None:
@@ -343,29 +347,34 @@ class Monitor:
 
     def _find_factors(self, loss: Tensor) -> None:
         """Whether the total multiplies a loss that is watched by a constant; only where backward() is still to come."""
-        nodes = {watch.node: watch for watch in self._watches if watch.node is not None}
+        nodes = {node: watch for watch in self._watches for node in watch.nodes[-1:]}
         if nodes and loss.grad_fn not in nodes:
             with contextlib.suppress(RuntimeError):  # the graph is freed
                 for factor, node in constant_factors(loss):
                     if node in nodes:
                         nodes[node].multiplied([factor])
-        for watch in nodes.values():
-            watch.node = None
+        for watch in self._watches:
+            watch.nodes.clear()
 
     def _write_loss(self, value: Tensor, host: tuple[float, ...]) -> None:
         if not self._started:
             self._started = True
             self._loss = Ring(self._loss.columns, value.device, self._loss.host)
-            self._write = self._loss.write
+            self._waiting = self._loss.waiting
         self._loss.write(self._clock.step, value, host)
 
-    def _reached(self, loss: Tensor) -> tuple[float, float, float]:
-        """How many parameters of the model and of the optimizers the loss depends on, and whether that is sure."""
-        found, sure = leaves(loss)
+    def _depends(self, loss: Tensor) -> tuple[float, float, float, float]:
+        """How many parameters of the model and of the optimizers the loss depends on, whether on a criterion that was
+        called, and whether that is sure."""
+        found, nodes, sure = reached(loss)
         trainable = [id(p) for module in self._models for p in module.parameters() if p.requires_grad]
         model = sum(number in found for number in trainable)
         held = sum(len(updates.ids & found) for updates in self._updates)
-        return model if trainable else np.nan, held if self._updates else np.nan, sure
+        called = [node for watch in self._watches for node in watch.nodes]
+        part = any(node in nodes for node in called)
+        return (
+            model if trainable else np.nan, held if self._updates else np.nan, part if called else np.nan, sure,
+        )  # fmt: skip
 
     def _sample(self) -> None:
         self._hold_rest()

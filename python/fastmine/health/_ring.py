@@ -14,6 +14,7 @@ from ._history import Floats, Ints
 
 RECENT = 256  # rows kept in full
 FIRST, TOGETHER = 16, 64  # rows copied by one operation, the first time and then
+AT_ONCE = 1  # or each by its own, where they are overwritten
 THINNED = 512  # rows that the whole run is thinned to; even
 
 
@@ -36,9 +37,10 @@ class Ring:
             dtype = torch.float32 if device.type == "mps" else torch.float64
             self._memory = torch.full(shape, torch.nan, dtype=dtype, device=device)
         self._empty = torch.full(shape[1:], torch.nan, dtype=self._memory.dtype, device=device)
-        self._waiting: list[tuple[int, Tensor, Sequence[float], int]] = []
-        self._together = FIRST
-        self._overwritten = False
+        self.waiting: list[tuple[int, Tensor, Sequence[float], int]] = []
+        """(step, row, host, row._version). In most steps the monitor appends here itself, as :meth:`write` does."""
+        self.together = FIRST
+        """How many rows wait before they are copied."""
         self._host = np.full((RECENT + THINNED, len(self.host)), np.nan)
         self._steps = np.zeros(RECENT + THINNED, dtype=np.int64)
         self._written = 0
@@ -53,22 +55,29 @@ class Ring:
         than the share of the loss allows. One that is overwritten meanwhile, as outputs of a CUDA graph are, or a loss
         that is scaled in place, is left out, and from then on rows are copied one by one.
         """
-        if row is None:
-            row = self._empty
-        elif self._overwritten:
-            row = row.clone()
-        self._waiting.append((step, row, host, row._version))
-        if len(self._waiting) >= self._together:
-            self._settle()
+        row = self._empty if row is None else row
+        self.waiting.append((step, row, host, row._version))
+        self.settle_if_many()
 
-    def _settle(self) -> None:
+    def settle_if_many(self) -> None:
+        """Copy the rows that wait where there are enough of them."""
+        if len(self.waiting) >= self.together:
+            self.settle()
+
+    def settle(self) -> None:
         """Copy the rows that wait."""
-        if not self._waiting:
+        if not self.waiting:
             return
-        self._together = TOGETHER
-        steps, rows, hosts, versions = zip(*self._waiting, strict=True)
-        self._waiting.clear()
-        places = {row.data_ptr() for row in rows}
+        if self.together == FIRST:
+            self.together = TOGETHER
+        try:
+            places = {row.data_ptr() for _, row, _, _ in self.waiting}
+        except RuntimeError:
+            self.waiting[:] = [kept for kept in self.waiting if _has_memory(kept[1])]
+            self.settle()
+            return
+        steps, rows, hosts, versions = zip(*self.waiting, strict=True)
+        self.waiting.clear()
         if len(places) < len(rows) or any(row._version != known for row, known in zip(rows, versions, strict=True)):
             rows = self._unspoiled(rows, versions)
         self._keep(torch.stack(rows).reshape(len(rows), -1), np.array(steps), np.array(hosts, dtype=np.float64))
@@ -80,7 +89,7 @@ class Ring:
         for row, version in zip(waiting, versions, strict=True):
             place = row.data_ptr()
             written = row is not self._empty and (row._version != version or place in places)
-            self._overwritten = self._overwritten or written
+            self.together = AT_ONCE if written else self.together
             rows.append(missing if written or row is self._empty else row)
             places.add(place)
         return tuple(rows)
@@ -117,7 +126,7 @@ class Ring:
 
     def stage(self) -> None:
         """Start to copy everything to the host, and do not wait for it."""
-        self._settle()
+        self.settle()
         if self._array is None:
             memory = torch.empty(self._memory.shape, dtype=self._memory.dtype, pin_memory=True)
             memory.copy_(self._memory, non_blocking=True)
@@ -135,7 +144,7 @@ class Ring:
             found = self._staged
             order, steps, host, rows = found.order, found.steps, found.host, found.memory.numpy()
         else:
-            self._settle()
+            self.settle()
             rows = self._array if self._array is not None else self._memory.cpu().numpy()
             order, steps, host = self._order(), self._steps, self._host
         columns = {name: rows[order, place].astype(np.float64) for place, name in enumerate(self.columns)}
@@ -148,6 +157,15 @@ class Ring:
         recent = np.arange(first, self._written) % RECENT
         before = np.arange(self._thinned)[: -(-first // self._stride)]
         return np.concatenate([RECENT + before, recent])
+
+
+def _has_memory(row: Tensor) -> bool:
+    """Whether it is a number; under torch.func.grad and vmap losses are called on wrappers, which end with the call."""
+    try:
+        row.data_ptr()
+    except RuntimeError:
+        return False
+    return True
 
 
 @dataclass

@@ -60,6 +60,8 @@ class Thresholds:
     """NO_UPDATE: steps without a step of the optimizer; at least 4 times its longest pause so far."""
     updates: int = 20
     """NO_UPDATE: updates with a learning rate of 0 before that is no warm-up."""
+    crawl: float = 1e-8
+    """NO_UPDATE: share of its size that a weight moves by in a step: at this rate 1 % takes a million steps."""
     spent: float = 0.99
     """NO_UPDATE: share of all learning rates so far, added up, that came in the first quarter of the steps. A rate
     that is divided by 10 after half of them and again after three quarters has spent .9 in its first half."""

@@ -18,8 +18,10 @@ from ._look import FOREIGN, MINING, SEGMENTATION, Look
 from ._ring import Ring
 
 GRADIENT = ("gradient_l1",)
+NODES = 64  # calls of a loss in one step that are remembered
 
-_grad_enabled, _compiling = torch.is_grad_enabled, torch.compiler.is_compiling
+_grad_enabled = torch.is_grad_enabled
+_traced = torch.compiler.is_dynamo_compiling  # other tracers hand over tensors that are fake; cheaper than is_compiling
 
 
 class Watch:
@@ -33,7 +35,7 @@ class Watch:
         self._gradient_at = -1
         self.facts: dict[str, Any] = {"type": _type(loss), "foreign": True, "component": component}
         self.kind = FOREIGN
-        self.node: Any = None  # of the last call, on some steps: to be found again in the graph of the total
+        self.nodes: list[Any] = []  # of the calls in this step, on some steps: to be found in the graph of the total
         self._factors: list[tuple[int, list[Tensor]]] = []
 
     @property
@@ -50,7 +52,8 @@ class Watch:
         self._record(args, kwargs, output)
         if self._clock.gradient and not self.component:
             self._await_gradient(tensors([*args, *kwargs.values()]))
-            self.node = output.grad_fn
+            if output.grad_fn is not None and len(self.nodes) < NODES:
+                self.nodes.append(output.grad_fn)
             if self.facts["foreign"]:
                 self.multiplied([factor for factor, _ in constant_factors(output)])
 
@@ -129,9 +132,13 @@ class EvidentWatch(HeardWatch):
 
     def hear(self, evidence: Evidence, output: Tensor) -> None:  # noqa: ARG002
         """Its evidence, as it is."""
-        if _grad_enabled() and not _compiling():
+        row = evidence.tensor
+        if _grad_enabled() and type(row) is Tensor and not _traced():
             ring = self._ring or self._opened(evidence)
-            ring.write(self._clock.step, evidence.tensor)
+            waiting = ring.waiting
+            waiting.append((self._clock.step, row, (), row._version))
+            if len(waiting) >= ring.together:
+                ring.settle()
 
     def _opened(self, evidence: Evidence) -> Ring:
         mining, masks = isinstance(evidence, MiningEvidence), isinstance(evidence, SegmentationEvidence)
@@ -189,6 +196,7 @@ class ForeignWatch(Watch):
                 domain=self._look.domain,
                 broadcast=self._look.broadcast,
                 matched=self._look.matched,
+                signed=self._look.signed,
                 elementwise=self._look.certain,
                 prediction_shape=list(prediction.shape),
                 target_shape=None if target is None else list(target.shape),

@@ -22,8 +22,9 @@ _PAIRS: tuple[Rule, ...] = (
     pairs.all_easy_from_start, pairs.all_easy_now, pairs.no_separation,
 )  # fmt: skip
 _INPUTS: tuple[Rule, ...] = (
-    masks.broadcast, masks.target_out_of_range, masks.target_out_of_reach, masks.target_never_half,
-    masks.logits_are_probabilities, masks.not_log_probabilities, masks.one_class, masks.constant_prediction,
+    masks.broadcast, masks.target_out_of_range, masks.target_not_signed, masks.target_no_distribution,
+    masks.target_out_of_reach, masks.target_never_half, masks.logits_are_probabilities,
+    masks.not_log_probabilities, masks.one_class, masks.constant_prediction,
 )  # fmt: skip
 _MASKS: tuple[Rule, ...] = (
     masks.nothing_valid, masks.targets_all_empty, masks.targets_suspect_unannotated, masks.prediction_collapse,
@@ -36,8 +37,9 @@ _OF_KIND: dict[str, tuple[Rule, ...]] = {
 }
 _OF_ALL: tuple[HistoryRule, ...] = (
     updates.detached_graph, components.zero_weight, components.zero_factor, components.dead_component,
-    updates.no_update, numerics.nonfinite, numerics.reported_loss_mismatch, components.starved_component,
-    components.conflicting_components, numerics.saturated_gradient, numerics.constant_loss, masks.nothing_explained,
+    components.left_out, updates.no_update, numerics.nonfinite, numerics.reported_loss_mismatch,
+    components.starved_component, components.conflicting_components, numerics.saturated_gradient,
+    numerics.staircase, numerics.constant_loss,
 )  # fmt: skip
 
 
@@ -46,6 +48,8 @@ def examine(history: History, thresholds: Thresholds) -> list[Finding]:
     tables = history.tables.values()
     found = [f for table in tables for rule in _OF_KIND.get(table.kind, ()) if (f := rule(table, thresholds))]
     found += [f for rule in _OF_ALL for f in rule(history, thresholds)]
+    if not any(f.is_alarm for f in found):  # what has no mechanism to show is asked last
+        found += masks.nothing_explained(history, thresholds)
     found.sort(key=lambda f: (not f.is_alarm, CODES[f.code].stage, f.severity != "error", f.first_step))
     first = {(f.code, f.component): f for f in reversed(found)}
     return [f for f in found if f is first[f.code, f.component] and not any(_hides(cause, f) for cause in found)]

@@ -94,6 +94,25 @@ def dead_component(history: History, t: Thresholds) -> Iterator[Finding]:
                 yield finding("DEAD_COMPONENT", name, int(probed.steps[0]), evidence, title=title)
 
 
+def left_out(history: History, t: Thresholds) -> Iterator[Finding]:
+    """A criterion that is called, and is no part of what is learned from."""
+    loss = history.tables.get("loss")
+    if loss is None:
+        return
+    walked = loss.measured("criterion").where(slice(-16, None))
+    walked = walked.where((walked["sure"] == 1) & (walked["connected"] == 1))
+    if len(walked) < t.probes or (walked["criterion"] > 0).any():
+        return
+    evidence = {"measurements": len(walked), "of these with the criterion in the graph of the loss": 0}
+    yield finding(
+        "DEAD_COMPONENT", "criterion", int(walked.steps[0]), evidence, confidence=0.9,
+        title="the criterion is computed, and the loss that is learned from does not contain it",
+        cause="The total was made from other terms alone: '=' where '+=' was meant, or another variable.",
+        remedy="Add the criterion's value to the total that backward() is called on.",
+        refute="The step() of the monitor was given another loss than the one that backward() is called on.",
+    )  # fmt: skip
+
+
 def starved_component(history: History, t: Thresholds) -> Iterator[Finding]:
     """A component that the others drown."""
     for table in history.of_kind("composite"):

@@ -132,6 +132,39 @@ def not_log_probabilities(table: Table, t: Thresholds) -> Finding | None:
     )  # fmt: skip
 
 
+def target_not_signed(table: Table, t: Thresholds) -> Finding | None:
+    """Targets 0 and 1 where 1 and -1 are meant."""
+    if not table.facts.get("signed") or len(table) < t.rows:
+        return None
+    ends = (np.abs(table["target_min"]) == 1) & (np.abs(table["target_max"]) == 1)
+    wrong = ~ends | (table["target_between"] > 0)
+    if share(wrong) < 0.5:
+        return None
+    evidence = {"target min": float(table["target_min"].min()), "target max": float(table["target_max"].max())}
+    return finding(
+        "TARGET_RANGE", table.name, began(table, wrong), evidence, confidence=1.0,
+        title="the targets of this loss are 1 and -1, and others are given",
+        cause=f"{table.facts.get('type')} reads the sign of its target. A target of 0 has no sign: its pairs have no "
+        "gradient, or the wrong one.",
+        remedy="target = 2 * target - 1.",
+    )  # fmt: skip
+
+
+def target_no_distribution(table: Table, t: Thresholds) -> Finding | None:
+    """Class probabilities that do not add up to 1."""
+    wrong = table["target_row_error"] > 1e-2
+    if len(table) < t.rows or share(wrong) < t.share:
+        return None
+    evidence = {"largest distance of their sum from 1": mean(table["target_row_error"])}
+    return finding(
+        "TARGET_RANGE", table.name, began(table, wrong), evidence, severity="warning", confidence=0.8,
+        title="the class probabilities that are the targets do not add up to 1",
+        cause="Several classes are marked for one sample, or none; a softmax can only give one answer to both.",
+        remedy="BCEWithLogitsLoss for classes that do not exclude each other; or divide the targets by their sum.",
+        refute="The targets are weights of a sum of logarithms, and so meant.",
+    )  # fmt: skip
+
+
 def target_out_of_reach(table: Table, t: Thresholds) -> Finding | None:
     """Targets where the model's last operation cannot go."""
     outside = table["unreachable"] > t.unreachable
@@ -231,9 +264,11 @@ def constant_prediction(table: Table, t: Thresholds) -> Finding | None:
 def nothing_explained(history: History, t: Thresholds) -> Iterator[Finding]:
     """Predictions that go with the targets no more than a constant would. The first loss that shows it is enough."""
     for table in history.of_kind("foreign"):
-        rows = table.measured("agreement")
+        rows, sent = table.measured("agreement"), table.measured("gradient_l1")["gradient_l1"]
         half = rows["agreement"][len(rows) // 2 :]
         if len(half) < t.rows or rows.steps[-1] < t.explained_steps or significant_gain(rows["agreement"]):
+            continue
+        if len(sent) and not sent.any():  # the loss teaches nothing at all, which has another cause
             continue
         error = float(half.std(ddof=1)) / np.sqrt(len(half))
         if abs(mean(half)) + 2 * error > t.explained:

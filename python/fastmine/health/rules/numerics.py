@@ -103,6 +103,25 @@ def saturated_gradient(history: History, t: Thresholds) -> Iterator[Finding]:
             yield finding("SATURATED_GRADIENT", "model", int(rows.steps[start]), evidence)
 
 
+def staircase(history: History, t: Thresholds) -> Iterator[Finding]:
+    """A loss that changes from batch to batch, and whose gradient is exactly 0 wherever it was measured."""
+    for table in history.of_kind("mining", "segmentation", "foreign"):
+        if not table.facts.get("foreign") or table.facts.get("component"):
+            continue
+        rows = table.measured("gradient_l1").measured("value")
+        value = rows["value"]
+        if len(rows) < t.probes or rows["gradient_l1"].any() or not value.all() or np.ptp(value) == 0:
+            continue
+        evidence = {"gradient": 0, "loss": mean(value), "measurements": len(rows)}
+        yield finding(
+            "DEAD_COMPONENT", table.name, int(rows.steps[0]), evidence, confidence=1.0,
+            title="the loss changes with its inputs, and its gradient by them is exactly 0",
+            cause="The loss is a staircase: rounded, counted, compared or taken from an argmax; or something between "
+            "it and backward() is.",
+            remedy="Round for the log alone, and learn from the number as it was.",
+        )  # fmt: skip
+
+
 def constant_loss(history: History, t: Thresholds) -> Iterator[Finding]:
     """The same value again and again, to the last bit."""
     loss = history.tables.get("loss")

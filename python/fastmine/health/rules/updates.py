@@ -52,7 +52,7 @@ def no_update(history: History, t: Thresholds) -> Iterator[Finding]:
     if idle is not None:
         yield idle
         return
-    for rule in (_lr_zero, _not_in_optimizer, _without_gradient, _rounded, _spent):
+    for rule in (_lr_zero, _not_in_optimizer, _without_gradient, _rounded, _spent, _crawling):
         found = [made for table in held if (made := rule(history, table, t))]
         if found:
             yield from found
@@ -203,6 +203,30 @@ def _spent(_: History, table: Table, t: Thresholds) -> Finding | None:
         cause="A scheduler that is advanced more often than it counts, or one that waits for a loss to fall "
         "(ReduceLROnPlateau) and is given a score that rises.",
         remedy="Print optimizer.param_groups[0]['lr'] every step; mode=\"max\" for a score.",
+        refute="The model was trained before, and so small a learning rate is meant.",
+    )  # fmt: skip
+
+
+def _crawling(_: History, table: Table, t: Thresholds) -> Finding | None:
+    """Steps so small against the weights that nothing will come of them."""
+    rows = table.where((table["drift_l1"] >= 0) & (table["weight_l1"] > 0))
+    if len(rows) < 2 * t.probes or rows.steps[-1] < t.explained_steps or (rows["gradient_nonfinite"] > 0).any():
+        return None
+    taken = np.diff(rows["updates"], prepend=0)
+    used = (taken > 0) & (rows["gradient_l1"] > 0)
+    rate = rows["drift_l1"][used] / rows["weight_l1"][used] / taken[used]
+    if len(rate) < t.probes or not 0 < rate.max() < t.crawl or rate[-1] > 2 * rate[0]:
+        return None
+    evidence: dict[str, Any] = {
+        "variant": "crawling",
+        "share of its size that a weight moves by in a step": float(rate.max()),
+        "learning rate": float(rows["lr_max"][-1]),
+    }
+    return finding(
+        "NO_UPDATE", table.name, int(rows.steps[0]), evidence, severity="warning", confidence=0.8,
+        title="the weights hardly move: at this rate 1 % of their size takes a million steps",
+        cause="The learning rate is far too small for this optimizer and the scale of this loss.",
+        remedy="Raise the learning rate until a step moves the weights by about a thousandth of their size.",
         refute="The model was trained before, and so small a learning rate is meant.",
     )  # fmt: skip
 
