@@ -208,8 +208,7 @@ def test_a_library_whose_import_breaks_is_absent_in_one_line_without_folders(tmp
     done = succeeds(
         """
         import sys; sys.path.insert(0, sys.argv[1])
-        from fastmine.bench.combinations import COMBINATIONS
-from fastmine.bench.providers import Provider
+        from fastmine.bench.providers import Provider
         print(Provider("peer", "library", {}, "peer", ("broken_peer",)).absence())
         """,
         str(tmp_path),

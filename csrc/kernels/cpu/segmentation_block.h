@@ -78,6 +78,10 @@ struct Validity {
       return;
     }
     const auto* from = reinterpret_cast<const std::uint8_t*>(at(row, begin));
+    if (row.stride == 0) {  // one mark for a whole sample or class
+      items = *from != 0 ? n : 0;
+      return;
+    }
     if (row.stride != 1) {
       for (std::int64_t i = 0; i < n; ++i) {
         buffer[i] = from[i * row.stride];
