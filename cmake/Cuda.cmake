@@ -61,5 +61,12 @@ if(fastmine_build_cuda)
   target_include_directories(fastmine_torch_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_link_options(fastmine_torch_cuda PRIVATE -Wl,--exclude-libs,ALL)
   target_link_libraries(fastmine_torch_cuda PRIVATE $<TARGET_OBJECTS:fastmine_kernels_cuda> CUDA::cudart_static)
+
+  # Mining.
+  target_sources(
+    fastmine_kernels_cuda PRIVATE csrc/kernels/cuda/batch_hard.cu csrc/kernels/cuda/batch_hard_backward.cu
+                                  csrc/kernels/cuda/triplet_loss.cu)
+  target_sources(fastmine_torch_cuda PRIVATE csrc/torch/cuda/batch_hard.cpp)
+
   message(STATUS "CUDA kernels: nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
 endif()

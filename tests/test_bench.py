@@ -16,7 +16,7 @@ from fastmine.bench import bars, command, measure, plots, report, worker
 from fastmine.bench import run as running
 from fastmine.bench.cases import CASES, CUDA_CASES, LIBRARIES, Case, cases_on, matching
 from fastmine.bench.combinations import COMBINATIONS
-from fastmine.bench.providers import BY_NAME, PROVIDERS, Provider, reason
+from fastmine.bench.providers import BY_NAME, OPS, PROVIDERS, Provider, reason
 from fastmine.bench.rows import Row, Run, append, newest, read
 from fastmine.bench.torch_forms import Fastest
 from fastmine.bench.works import WORKS, Pairs, hardest_pairs, judge_pairs, likely_hardest_pairs
@@ -743,6 +743,11 @@ def test_one_case_on_a_device(device: list[str], monkeypatch: pytest.MonkeyPatch
     assert "record" in device
 
 
+def test_of_every_work_it_is_known_which_op_answers() -> None:
+    assert set(OPS) == set(WORKS)
+    assert set(OPS.values()) <= set(_ops.OPS)
+
+
 def test_what_the_reference_answers_on_a_gpu_is_noted() -> None:
     case = tiny("dice_ce", device="cuda")
     note = BY_NAME["native"].note(case)
@@ -769,6 +774,13 @@ def test_rows_of_two_devices_stay_apart() -> None:
     section = report.readme_section([RUN, replace(RUN, machine={"device": "a GPU"})], both)
     assert "4 ms" in section
     assert report.case_table(both[1:]).startswith(f"{case}   cuda\n")
+
+
+def test_the_readme_is_not_written_from_rows_of_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    stored([row("triplet/N256-D128", "native", 1.0, device="cuda")])
+    Path("README.md").write_text(f"{report.BEGIN}\n{report.END}\n")
+    assert main(["bench", "--rows", "rows.jsonl", "--readme", "README.md"]) == 2
+    assert "rows of a GPU alone" in capsys.readouterr().err
 
 
 def test_bars_on_a_gpu_are_about_bandwidth_and_other_forms() -> None:

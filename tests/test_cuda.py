@@ -12,7 +12,7 @@ import torch
 
 import fastmine
 import fastmine.functional as F
-from cases import Case, Inputs, gradients, leaves, named, upstream
+from cases import CASES, Case, Inputs, gradients, leaves, named, upstream
 from fastmine.health import Monitor
 from fastmine.losses import TripletLoss
 
@@ -21,10 +21,19 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-NATIVE = ("pairwise_distance", "segmentation_loss", "segmentation_sums")
+NATIVE = (
+    "batch_hard",
+    "triplet_loss",
+    "pairwise_distance",
+    "segmentation_loss",
+    "segmentation_sums",
+)
 """The ops with CUDA kernels, and backward passes of the same names."""
 
+MINING = [case for case in CASES if case.op in ("batch_hard", "triplet_loss") and case.curved][::7]
+
 BY_KERNELS = [
+    *MINING,
     named("pairwise_distance-euclidean-other"),
     named("pairwise_distance-cosine-self"),
     named("segmentation_loss-multilabel-valid_element"),
@@ -170,3 +179,20 @@ def test_a_monitored_step_waits_for_nothing(request: pytest.FixtureRequest) -> N
     torch.cuda.set_sync_debug_mode("default")
     assert len(monitor.history().tables["loss"]) == 100
     monitor.close()
+
+
+@pytest.mark.parametrize("n", [300, 900, 3000], ids=["few pairs", "screened in float32", "screened in bfloat16"])
+@pytest.mark.parametrize("negative", ["hardest", "semi_hard"])
+@pytest.mark.parametrize("classes", [7, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_mining_finds_the_pairs_that_the_cpu_finds(n: int, negative: str, classes: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(n)
+    embeddings = torch.randn(n, 72, generator=generator).to(dtype)
+    labels = torch.randint(classes, (n,), generator=generator)
+    valid = torch.rand(n, generator=generator) < 0.9
+    here = F.batch_hard(embeddings, labels, valid=valid, negative=negative)
+    there = F.batch_hard(embeddings.cuda(), labels.cuda(), valid=valid.cuda(), negative=negative)
+    assert torch.equal(here.positive_index, there.positive_index.cpu())
+    assert torch.equal(here.negative_index, there.negative_index.cpu())
+    assert torch.equal(here.valid, there.valid.cpu())
+    torch.testing.assert_close(here.negative_distance, there.negative_distance.cpu())

@@ -25,6 +25,10 @@ SEGMENTATION = {  # by the type of the logits, for the fused loss and for the su
 }
 ROWS = ("look_at_rows", "centre_rows", "fill_distances", "gather_pairs", "write_gradient")  # by the type of the rows
 UNTYPED = ("add_runs", "segmentation_formula", "finish_groups", "find_centreIf", "find_centreId")
+# Mining.
+ROWS += ("pack_rows", "find_positives", "choose", "mine_few_pairs", "find_norms", "find_edges", "6gather")
+UNTYPED += ("sort_tiles", "merge_runs", "match_labels", "clear_nearest", "screen_negatives", "screen_positives")
+UNTYPED += ("find_limits", "look_again", "look_at_anchors", "gather_evidence", "add_terms", "write_slopes")
 INSTRUCTIONS = {  # by a part of the mangled name: what must be there, and how often
     "12sigmoid_sumsIf": {"LDG.E.128": 2, "MUFU.EX2": 8},
     "16sigmoid_gradientIf": {"LDG.E.128": 2, "STG.E.128": 2},
@@ -32,6 +36,10 @@ INSTRUCTIONS = {  # by a part of the mangled name: what must be there, and how o
     "14fill_distancesIfE": {"FFMA": 64 * 8, "LDS.128": 4 * 8, "STG.E.128": 16},
     "14fill_distancesIdE": {"DFMA": 16 * 8, "LDS.128": 4 * 8},
     "12gather_pairsIfE": {"FFMA": 16 * 8, "LDS.128": 2 * 8},
+    "screen_negativesINS1_4FullIfEELb0E": {"FFMA": 64 * 16, "LDS.128": 4 * 16},
+    "screen_negativesINS1_4FullIdEELb0E": {"DFMA": 16 * 16, "LDS.128": 4 * 16},
+    "screen_negativesINS1_7RoundedELb0E": {"HMMA.16816.F32.BF16": 32, "LDSM.16.M88.4": 12},
+    "look_againINS1_7RoundedE": {"HMMA.16816.F32.BF16": 32, "LDSM.16.M88.4": 12},
 }
 """Loads and stores of 16 bytes, products out of shared memory in registers, one exponential for each element."""
 
@@ -97,7 +105,8 @@ def test_every_kernel_is_there_for_every_architecture(usage: dict[tuple[str, str
 def test_no_kernel_spills(usage: dict[tuple[str, str], dict[str, int]]) -> None:
     for (architecture, name), numbers in usage.items():
         assert numbers["STACK"] == numbers["LOCAL"] == 0, f"{name} for {architecture} keeps registers in memory"
-        assert numbers["REG"] <= 168, f"{name} for {architecture} takes {numbers['REG']} registers"
+        most = 255 if "look_again" in name else 168  # two blocks at a time would be too many for it
+        assert numbers["REG"] <= most, f"{name} for {architecture} takes {numbers['REG']} registers"
 
 
 def test_kernels_use_the_instructions_that_they_are_written_for(

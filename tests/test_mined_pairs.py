@@ -131,6 +131,14 @@ def test_rows_of_a_group_are_no_negatives_and_if_asked_no_positives() -> None:
     assert not alone.has_negative.any()
 
 
+def test_an_anchor_was_its_own_negative_where_its_reference_has_another_label() -> None:
+    x, labels = torch.randn(60, 4), torch.arange(60) // 4
+    mined = F.mined_pairs(
+        x, labels, ref_embeddings=x.clone(), ref_labels=labels.flip(0), self_index=torch.arange(60), negatives=59
+    )
+    assert not (mined.has_negative & (mined.negative_index == torch.arange(60)[:, None])).any()
+
+
 def test_sets_of_labels_are_positive_where_they_share_one() -> None:
     sets = torch.tensor([[1, 1, 0], [0, 1, 1], [0, 0, 1], [0, 0, 0], [1, 0, 0]], dtype=torch.bool)
     mined, evidence = F.mined_pairs(LINE, sets, positives=4, negatives=4, return_evidence=True)

@@ -14,9 +14,9 @@ from torch.nn.functional import normalize
 
 import fastmine.functional as F
 from compare import assert_gradients_agree, assert_values_agree
-from fastmine import losses
+from fastmine import _ops, losses
 from fastmine.health import Monitor
-from fastmine.reference.pair_sums import PAIR_FIELDS
+from fastmine.reference.pair_sums import PAIR_FIELDS, Sums
 
 NAMES = ("supcon_loss", "ntxent_loss", "multi_similarity_loss", "circle_loss", "contrastive_loss")
 LOSSES: dict[str, Callable[..., losses.EvidentLoss[Any]]] = {
@@ -38,6 +38,43 @@ def step(name: str, x: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, 
     value, evidence = getattr(F, name)(x, labels, **options, return_evidence=True)
     assert value.requires_grad, "the loss is not connected to its input"
     return value.detach(), torch.autograd.grad(value.sum(), x)[0], evidence
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean", "dot"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("sizes", [(9, 4, 20), (70, 1, 300)])
+def test_the_terms_of_ntxent_are_found_in_parts(metric: str, dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
+    """Given the log-sum-exp of all negatives, the terms of two parts of the references add up to those of the whole."""
+    n, first, m = sizes
+    generator = torch.Generator().manual_seed(1)
+    x, refs = (torch.randn(rows, 6, generator=generator).to(dtype) for rows in (n, m))
+    labels, ref_labels = torch.arange(n) % 4, torch.arange(m) % 3  # one label has no positive
+    valid, ref_valid = torch.rand(n, generator=generator) < 0.8, torch.rand(m, generator=generator) < 0.8
+    curve = [-0.7, 0.5, 0.0, -0.7, 0.5, 0.0]
+
+    def sums(of: slice, level: Tensor | None) -> Tensor:
+        options = (None, None, metric, "nce", curve, None, level)
+        return _ops.pair_sums(x, labels, valid, refs[of], ref_labels[of], ref_valid[of], *options)[0]
+
+    whole = sums(slice(None), None)
+    level = whole[Sums._fields.index("negative_lse")].clone()
+    parts = [sums(of, level) for of in (slice(first), slice(first, None))]
+    for name in ("positives", "negatives", "nce", "nce_slope", "nce_curve"):
+        row = Sums._fields.index(name)
+        assert_values_agree((parts[0] + parts[1])[row].to(dtype), whole[row].double(), "reduction", name)
+    for name in ("positive_distance", "negative_distance", "positive_curve", "negative_curve"):
+        assert not parts[1][Sums._fields.index(name)].any(), name
+    assert (parts[1][Sums._fields.index("negative_lse")] == -math.inf).all()
+
+
+def test_sums_with_a_level_have_no_gradient_of_their_own() -> None:
+    """Of one part of the references it would be wrong, and silently."""
+    x, labels = batch()
+    level = torch.zeros(24, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="pair_sums with a level has no gradient"):
+        _ops.pair_sums(
+            x.requires_grad_(), labels, *[None] * 6, "cosine", "nce", [-1.0, 1.0, 0.0] * 2, None, level
+        )  # fmt: skip
 
 
 # --- batches without pairs, and batches with nothing else -----------------------------------------------------------

@@ -1,6 +1,6 @@
 """``python -m benchmarks.gpu``: build for this machine's device, test, look for bad memory and races, measure.
 
-One command for a machine with a GPU, CUDA's nvcc, torch with CUDA, cmake, ninja, pybind11 and pytest, and no network.
+One command for a machine with a GPU, CUDA's nvcc, torch with CUDA, cmake, ninja and pytest, and no network.
 What is built goes into build/gpu; the measured rows go into benchmarks/results/cuda.jsonl. A short table comes last.
 """
 
@@ -125,7 +125,8 @@ def plan(capability: int, nvcc: str) -> list[Stage]:
             [
                 "cmake", "-S", str(REPOSITORY), "-B", str(BUILD), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
                 "-DFASTMINE_CUDA=ON", f"-DFASTMINE_CUDA_ARCHITECTURES={architecture(capability)}",
-                f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DPython_EXECUTABLE={python}", "--log-level=WARNING",
+                "-DFASTMINE_PYBIND=OFF", f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DPython_EXECUTABLE={python}",
+                "--log-level=WARNING",
             ],
             60, needed=True,
         ),

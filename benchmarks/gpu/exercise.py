@@ -39,6 +39,8 @@ def losses(device: str) -> Iterator[tuple[str, Tensor, Tensor]]:
             y = torch.randn(5, 19, generator=source).to(device, dtype)
             yield f"{metric} {dtype}", F.pairwise_distance(x, metric=metric).sum(), x
             yield f"{metric} {dtype} to others", F.pairwise_distance(x, y, metric=metric).sum(), x
+            labels = torch.randint(9, (len(x),), generator=source).to(device)
+            yield f"triplet {metric} {dtype}", F.triplet_loss(x, labels, metric=metric), x
         for mode, terms in TERMS.items():
             shape = (2, 37, 41) if mode == "binary" else (2, 5, 37, 41)
             logits = torch.randn(shape, generator=source).to(device, dtype).requires_grad_()

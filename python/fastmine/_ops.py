@@ -27,7 +27,12 @@ from .reference.batch_hard import batch_hard_backward, mined_distance
 from .reference.lovasz import lovasz_shares as reference_shares
 from .reference.pair_sums import pair_sums_backward, pair_sums_forward, scale_gradient
 from .reference.pairwise_distance import pairwise_distance_backward, pairwise_distance_forward
-from .reference.segmentation_formula import segmentation_terms_fake, segmentation_terms_forward
+from .reference.segmentation_formula import (
+    formula_of,
+    loss_and_means,
+    segmentation_terms_fake,
+    segmentation_terms_forward,
+)
 from .reference.segmentation_loss import segmentation_loss_backward
 from .reference.segmentation_sums import SUMS_FIELDS, segmentation_sums_backward
 from .reference.triplet_loss import triplet_formula, triplet_loss_backward
@@ -434,13 +439,12 @@ class _SegmentationFormula(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
-        (loss, *rest), slopes = _summed_up(*args)
-        _, found, *_ = rest
-        logits, lovasz, target, valid, merged, *ctx.options = args
-        ctx.save_for_backward(logits, lovasz, target, valid, merged, found, *slopes)
-        ctx.mark_non_differentiable(*rest)
+        (loss, sums, found, means, norms), slopes = _summed_up(*args)
+        *inputs, ctx.wanted, ctx.gamma, ctx.formula = args
+        ctx.save_for_backward(*inputs, found, *slopes)
+        ctx.mark_non_differentiable(sums, found, means, norms)
         ctx.set_materialize_grads(False)
-        return loss, *rest
+        return loss, sums, found, means, norms
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -448,45 +452,56 @@ class _SegmentationFormula(torch.autograd.Function):
         if grad is None:
             return (None,) * 8
         logits, lovasz, target, valid, merged, found, slopes, lovasz_slopes = ctx.saved_tensors
-        wanted, gamma, formula = ctx.options
+        mode, *_ = ctx.formula
         if torch.is_grad_enabled():
+            f, reduction, dtype = formula_of(*ctx.formula)
 
             def run(x: Tensor, z: Tensor | None) -> Tensor:
-                sums, _ = reference.segmentation_sums(x, target, valid, merged, formula[0], wanted, gamma)
-                return segmentation_terms_forward(sums, found, z, *formula)[0]
+                sums, _ = reference.segmentation_sums(x, target, valid, merged, mode, ctx.wanted, ctx.gamma)
+                return loss_and_means(sums, found, z, f, reduction)[0].to(dtype)
 
             by_logits, by_lovasz = _again(run, [logits, lovasz], grad)
         else:
             by_logits = torch.ops.fastmine.segmentation_sums_backward.default(
-                slopes * (grad[:, None, None] if grad.dim() else grad), logits, target, valid, merged, formula[0],
-                wanted, gamma,
+                slopes * (grad[:, None, None] if grad.dim() else grad), logits, target, valid, merged, mode,
+                ctx.wanted, ctx.gamma,
             )  # fmt: skip
             by_lovasz = None if lovasz is None else lovasz_slopes * (grad[:, None] if grad.dim() else grad)
         return by_logits, by_lovasz, *[None] * 6
 
 
+_Found = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
 def _summed_up(
     logits: Tensor, lovasz: Tensor | None, target: Tensor, valid: Tensor | None, merged: Tensor | None,
     wanted: list[str], gamma: float, formula: tuple[Any, ...],
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]:  # fmt: skip
+) -> tuple[_Found, tuple[Tensor, Tensor]]:  # fmt: skip
     """What :func:`segmentation_formula` returns, and the slopes of the loss by the sums and by ``lovasz``."""
-    ops = torch.ops.fastmine
+    mode, *_ = formula
     with torch._C._AutoDispatchBelowAutograd():
-        sums, found = ops.segmentation_sums.default(logits, target, valid, merged, formula[0], wanted, gamma)
-        loss, slopes, lovasz_slopes, means, norms = ops.segmentation_terms.default(sums, found, lovasz, *formula)
+        sums, found = torch.ops.fastmine.segmentation_sums.default(logits, target, valid, merged, mode, wanted, gamma)
+        loss, slopes, lovasz_slopes, means, norms = torch.ops.fastmine.segmentation_terms.default(
+            sums, found, lovasz, *formula
+        )
     return (loss, sums, found, means, norms), (slopes, lovasz_slopes)
 
 
 _apply_formula: Any = super(torch.autograd.Function, _SegmentationFormula).apply
 
 
-def segmentation_formula(*args: Any) -> Any:
+def segmentation_formula(
+    logits: Tensor, lovasz: Tensor | None, target: Tensor, valid: Tensor | None, merged: Tensor | None,
+    wanted: list[str], gamma: float, formula: tuple[Any, ...],
+) -> _Found:  # fmt: skip
     """(loss, sums, their evidence, the mean of each term, its norm as the sums tell it), not for :func:`traced` inputs.
 
-    ``args``: logits, the values of Lovasz or None, target, valid, merged, the wanted sums, gamma of the focal term, and
-    all arguments of the op ``segmentation_terms`` from ``mode`` on.
+    ``lovasz`` holds the values of that term, ``formula`` all arguments of the op ``segmentation_terms`` from ``mode``
+    on. Differentiable by ``logits`` and ``lovasz``.
     """
-    return _apply_formula(*args) if _has_gradient(args[:2]) else _summed_up(*args)[0]
+    args = logits, lovasz, target, valid, merged, wanted, gamma, formula
+    found: _Found = _apply_formula(*args) if _has_gradient((logits, lovasz)) else _summed_up(*args)[0]
+    return found
 
 
 # --- libraries -----------------------------------------------------------------------------------------------------
@@ -534,13 +549,18 @@ def _load_cuda() -> str | None:
     return cast(bytes, unserved()).decode() or None
 
 
+_ADVICE = {
+    "CPU": f"Install a build with the native library, or set {SWITCH}=0 to say that this is meant",
+    "CUDA": "fastmine.show_config() tells who answers each op",
+}
+
+
 def _warn(device: str) -> None:
     """Say once that the reference answers on a device, unless that is what was asked for."""
     if reasons[device] and os.environ.get(SWITCH) != "0":
         where = "" if device == "CPU" else f" on {device}"
         warnings.warn(
-            f"fastmine runs on its PyTorch reference{where}, exact but slow: {reasons[device]}. Install a build with "
-            f"the native library, or set {SWITCH}=0 to say that this is meant",
+            f"fastmine runs on its PyTorch reference{where}, exact but slow: {reasons[device]}. {_ADVICE[device]}",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -19,6 +19,16 @@ FASTMINE_INLINE const W* packed_rows(const Plan<W>& p, std::int64_t position) {
   return p.a.sliver(position / sliver, p.problem.x.d) + position % sliver;
 }
 
+/// Semi-hard: the negative of an anchor must have a key above this one; -Inf: any may do.
+template <class W>
+void set_bound(const Plan<W>& p, std::int64_t anchor, double key) {
+  const double error = screen_error(p, reach_of(p, anchor), {p.widest, p.most_lost});
+  const double unit = p.rounded ? 0.5 : 1;
+  p.bound[anchor] = key;
+  p.floor[anchor] =
+      static_cast<W>(key == -__builtin_inf() ? key : unit * (key - static_cast<double>(p.a.c[anchor]) - 2 * error));
+}
+
 template <class W>
 void settle_positive(const Plan<W>& p, std::int64_t anchor, const Best& best) {
   const double sign = p.problem.easiest_positive ? 1 : -1;
@@ -33,13 +43,7 @@ void settle_positive(const Plan<W>& p, std::int64_t anchor, const Best& best) {
   if (!p.problem.semi_hard_negative) {
     return;
   }
-  const bool bounded = best.found && bad < 0;
-  const double key = sign * best.key;
-  const double error = screen_error(p, reach_of(p, anchor), {p.widest, p.most_lost});
-  const double unit = p.rounded ? 0.5 : 1;
-  p.bound[anchor] = bounded ? key : -__builtin_inf();
-  p.floor[anchor] =
-      static_cast<W>(bounded ? unit * (key - static_cast<double>(p.a.c[anchor]) - 2 * error) : -__builtin_inf());
+  set_bound(p, anchor, best.found && bad < 0 ? sign * best.key : -__builtin_inf());
 }
 
 inline void consider(Best& best, double key, std::int64_t index) {
@@ -72,21 +76,35 @@ void find_positives_of_class(const Plan<W>& p, std::int64_t begin, std::int64_t 
   }
 }
 
-/// An anchor with few references of its label.
+/// The positive of an anchor among the first `count` references of its label, at most kFew.
 template <class W>
-void find_positive_among_few(const Plan<W>& p, std::int64_t anchor) {
+Best positive_among(const Plan<W>& p, std::int64_t anchor, std::int64_t count) {
   const double sign = p.problem.easiest_positive ? 1 : -1;
   Best best{};
   double keys[kFew];
-  keys_of(p, anchor, p.same_begin[anchor], same(p, anchor), keys);
+  keys_of(p, anchor, p.same_begin[anchor], count, keys);
   const std::int64_t own = itself(p.problem, p.a.row(anchor));
-  for (std::int64_t k = 0; k < same(p, anchor); ++k) {
+  for (std::int64_t k = 0; k < count; ++k) {
     const std::int64_t row = p.b.row(p.same_begin[anchor] + k);
     if (row != own) {
       consider(best, sign * keys[k], row);
     }
   }
-  settle_positive(p, anchor, best);
+  return best;
+}
+
+/// An anchor with few references of its label.
+template <class W>
+void find_positive_among_few(const Plan<W>& p, std::int64_t anchor) {
+  settle_positive(p, anchor, positive_among(p, anchor, same(p, anchor)));
+}
+
+/// Semi-hard: about where the negatives of an anchor begin. Of a large label only some are looked at.
+template <class W>
+void guess_bound(const Plan<W>& p, std::int64_t anchor) {
+  const Best best = positive_among(p, anchor, smaller(kFew, same(p, anchor)));
+  const double key = p.problem.easiest_positive ? best.key : -best.key;
+  set_bound(p, anchor, best.found && ::fabs(key) < __builtin_inf() ? key : -__builtin_inf());
 }
 
 /// Those positions of one tile of rows that have many references of their label, against the slivers of these.

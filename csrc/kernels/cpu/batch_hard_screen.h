@@ -2,7 +2,7 @@
 // sample of the anchors says that it rules out enough, in bfloat16.
 #pragma once
 
-#include "kernels/cpu/batch_hard_plan.h"
+#include "kernels/cpu/batch_hard_positives.h"
 
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE::mining {
 
@@ -40,10 +40,11 @@ void measure_panels(Plan<W>& p) {
   }
 }
 
-/// How many keys of a block's rows with the positions [begin, end) of other labels are not above `highest`, halved like
-/// the keys.
-inline std::int64_t count_up_to(const float* highest, const Block& block, const Side& y, std::int64_t begin,
-                                std::int64_t end) {
+/// How many keys of a block's rows with the positions [begin, end) of other labels are not above `highest` nor, with
+/// `Floored`, below the block's floors, halved like the keys.
+template <bool Floored>
+std::int64_t count_up_to(const float* highest, const Block& block, const Side& y, std::int64_t begin,
+                         std::int64_t end) {
   using I = Vec<std::int32_t>;
   constexpr std::int64_t step = static_cast<std::int64_t>(lanes<float>);
   alignas(64) float products[kBlockRows * kGroup];
@@ -53,25 +54,34 @@ inline std::int64_t count_up_to(const float* highest, const Block& block, const 
     for (std::int64_t r = 0; r < kBlockRows; ++r) {
       for (std::int64_t k = 0; k < kGroup; k += step) {
         const auto above = load(products + r * kGroup + k) > broadcast(highest[r]);
-        counts -= ~above & (load(y.classes + column + k) != broadcast(block.classes[r]));
+        const auto below = load(products + r * kGroup + k) < broadcast(Floored ? block.floor[r] : -__builtin_inff());
+        counts -= ~above & ~below & (load(y.classes + column + k) != broadcast(block.classes[r]));
       }
     }
   }
   return fold(counts, [](auto a, auto b) { return a + b; });
 }
 
-/// Screen a few anchors spread over all. Where embeddings lie in clusters narrower than the rounding, bfloat16 leaves
-/// over candidate after candidate, and comparing them would take longer than screening in float32 does.
-inline bool rounding_pays(const Plan<float>& p) {
+/// Screen a few anchors spread over all. Where embeddings lie in clusters narrower than the rounding, or semi-hard
+/// negatives begin where most distances are, bfloat16 leaves over candidate after candidate, and comparing them would
+/// take longer than screening in float32 does.
+template <bool Floored>
+bool rounding_pays(const Plan<float>& p) {
   if (p.a.count == 0) {
     return false;
   }
   Block block;
   Reach<double> reach[kBlockRows];
+  double above[kBlockRows];
   for (std::int64_t r = 0; r < kBlockRows; ++r) {
     const std::int64_t anchor = r * p.a.count / kBlockRows;
     reach[r] = reach_of(p, anchor);
-    take_row<false>(side(p.x_rounded, p.a_class, p.floor), anchor, block, r);
+    above[r] = -__builtin_inf();
+    if constexpr (Floored) {
+      guess_bound(p, anchor);
+      above[r] = p.bound[anchor] - static_cast<double>(p.a.c[anchor]);
+    }
+    take_row<Floored>(side(p.x_rounded, p.a_class, p.floor), anchor, block, r);
   }
   [[maybe_unused]] const MatrixUnit unit;
   const Side y = side(p.y_rounded, p.b_class, p.floor);
@@ -81,9 +91,10 @@ inline bool rounding_pays(const Plan<float>& p) {
     s = __builtin_inf();
   }
   for (std::int64_t J = 0; J < p.b_panels(); ++J) {
-    screen_block<false, false>(block, y, J * p.panel_rows(), panel_end(p, p.y_rounded, J), true, nullptr, nearest[J]);
+    screen_block<false, Floored>(block, y, J * p.panel_rows(), panel_end(p, p.y_rounded, J), true, nullptr, nearest[J]);
     for (std::int64_t r = 0; r < kBlockRows; ++r) {
-      sure[r] = smaller(sure[r], static_cast<double>(nearest[J][r]) + panel_error(p, reach[r], J));
+      const double value = static_cast<double>(nearest[J][r]), error = panel_error(p, reach[r], J);
+      sure[r] = value - error > above[r] ? smaller(sure[r], value + error) : sure[r];
     }
   }
   std::int64_t left = 0;
@@ -94,7 +105,7 @@ inline bool rounding_pays(const Plan<float>& p) {
       highest[r] = static_cast<float>((sure[r] + panel_error(p, reach[r], J)) / 2);
       open = open || !(nearest[J][r] / 2 > highest[r]);
     }
-    left += open ? count_up_to(highest, block, y, J * p.panel_rows(), panel_end(p, p.y_rounded, J)) : 0;
+    left += open ? count_up_to<Floored>(highest, block, y, J * p.panel_rows(), panel_end(p, p.y_rounded, J)) : 0;
   }
   // One candidate more takes about as long as 160 pairs of a full screen.
   return (left - kBlockRows) * 160 <= kBlockRows * p.b.count;
@@ -108,7 +119,8 @@ void measure(void* plan, std::int64_t, std::int64_t) {
     if (!p.rounded) {
       return;
     }
-    p.rounded = p.problem.screen == Screen::rounded_always || rounding_pays(p);
+    p.rounded = p.problem.screen == Screen::rounded_always ||
+                (p.problem.semi_hard_negative ? rounding_pays<true>(p) : rounding_pays<false>(p));
     if (!p.rounded) {
       p.panel = p.full_panel;
       p.nearest = p.full_nearest;

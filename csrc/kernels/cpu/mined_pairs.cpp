@@ -211,9 +211,10 @@ FASTMINE_NOINLINE void scan(Search<W>& s, std::int64_t begin, std::int64_t end, 
   const std::int64_t start = begin / kWidth<W> * kWidth<W>;
   const std::int64_t same_begin = x.same_begin(s.sliver), same_end = x.same_end(s.sliver);
   const auto vectors = static_cast<std::size_t>(divide_up(s.height(), static_cast<std::int64_t>(lanes<W>)));
-  const bool grouped = p.problem.groups != nullptr;
+  // Elsewhere than among its own labels an anchor may be of their group, or find itself under another label.
+  const bool everywhere = positive || p.problem.groups != nullptr || p.problem.self_index != nullptr;
   for (std::int64_t across = begin; across < end; ++across) {
-    const bool mixed = positive || grouped || (across >= same_begin && across < same_end);
+    const bool mixed = everywhere || (across >= same_begin && across < same_end);
     for (std::size_t v = 0; v < vectors; ++v) {
       const auto at = static_cast<std::int64_t>(v * lanes<W>);
       const Vec<W> key =

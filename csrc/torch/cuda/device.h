@@ -19,7 +19,6 @@ namespace fastmine {
 /// it. Empty where it can; where not, no op may be registered: nothing would run, and the reference could no longer
 /// answer. Asks the driver and all devices, so CUDA must have been started. It is asked once.
 const std::string& unserved();
-inline bool driver_serves() { return unserved().empty(); }
 
 /// An uninitialised tensor on the device of another.
 inline Tensor make_like(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {

@@ -214,6 +214,8 @@ def _publish(arguments: argparse.Namespace, path: Path) -> int:
     rows = newest(rows)
     if not rows or not runs:
         raise UsageError(f"{path} holds no measured rows")
+    if arguments.readme and not any(row.device == "cpu" for row in rows):
+        raise UsageError(f"{path} holds rows of a GPU alone; the README's tables are about the CPU")
     verdicts = judge(runs, rows)
     if arguments.json:
         print(json.dumps({"rows": [asdict(row) for row in rows], "bars": [_as_json(each) for each in verdicts]}))

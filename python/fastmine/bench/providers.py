@@ -23,10 +23,12 @@ from .works import GAMMA, MARGIN, SOFTMAX_WEIGHTS, TEMPERATURE, WEIGHTS
 Function = Callable[..., Any]
 Kind = Literal["ours", "torch", "yardstick", "library"]
 OPS: Mapping[str, str] = {
-    "batch_hard": "batch_hard", "hardest_pairs": "batch_hard", "triplet": "triplet_loss", "batch_all": "batch_all",
+    **dict.fromkeys(("batch_hard", "hardest_pairs"), "batch_hard"), "batch_all": "batch_all",
+    **dict.fromkeys(("triplet", "semi_hard"), "triplet_loss"),
     **dict.fromkeys(("supcon", "ntxent", "multi_similarity"), "pair_sums"),
     **dict.fromkeys(("pairwise_distance", "distance_error"), "pairwise_distance"),
     **dict.fromkeys(("dice_focal_bce", "dice_ce", "focal"), "segmentation_loss"),
+    **dict.fromkeys(COMBINATIONS, "segmentation_sums"),
 }  # fmt: skip
 """The op that the kernels answer a work with."""
 
@@ -144,13 +146,20 @@ def _native_combination(case: Case) -> Function:
 
 
 def _fused(case: Case) -> Function:
-    """The fused loss of the mode, on the same inputs."""
+    """The fused loss of the mode, on the same inputs; targets to be ignored are made ordinary ones, once."""
     softmax = COMBINATIONS[case.work].softmax
     loss = losses.SegmentationLoss(
         SOFTMAX_WEIGHTS if softmax else WEIGHTS, mode="multiclass" if softmax else "multilabel"
     )
-    low = case.shape[1] - 1 if softmax else 1
-    return lambda x, t: loss(x, t.clamp(max=low)) if COMBINATIONS[case.work].ignored else loss(x, t)
+    largest = case.shape[1] - 1 if softmax else 1
+    targets: list[Tensor] = []
+
+    def call(x: Tensor, t: Tensor) -> Any:
+        if not targets:
+            targets.append(t.clamp(max=largest))
+        return loss(x, targets[0])
+
+    return call
 
 
 def _reference_mine(_: Case) -> Function:

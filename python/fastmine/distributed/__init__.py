@@ -75,9 +75,10 @@ class DistributedLoss(EvidentLoss[Evidence]):
 
     A pass is O(N^2 D / R) operations: one forward, two for ``NTXentLoss`` (the second over the positives alone),
     ``MultiSimilarityLoss`` (the first mines) and ``ContrastiveLoss`` (the evidence), and one backward. Besides, some
-    numbers per process are exchanged forward. Since processes also talk to each other backward, all must call it, and
-    the gradient cannot be differentiated again. In the ring ties go to the lowest index just the same, and the negative
-    must be the ``"hardest"``.
+    numbers per process are exchanged forward. In the ring the choices of two blocks compare in float64, with ties to
+    the lowest index; that is O(N D) more, which for batch-hard outweighs the mining of some thousand rows. The negative
+    must be the ``"hardest"`` there. Since processes also talk to each other backward, all must call it, and the
+    gradient cannot be differentiated again.
 
     Of every other loss, and for ``reduction="none"``, all processes gather all rows and compute the whole; with
     ``memory="ring"`` that is an error.

@@ -118,8 +118,8 @@ def formula_on_sums(
     wanted = [name for name in SUMS if name in needed or name in SUMS_OF_FULL_EVIDENCE] if full else needed
     logits, target, valid, merged, gamma = inputs
     values = _lovasz(inputs, f)
-    as_op = over_ranks is None and reduction != "group" and not _ops.traced(logits, target, valid, merged)
-    if as_op:
+    norms: Tensor | None
+    if over_ranks is None and reduction != "group" and not _ops.traced(logits, target, valid, merged):
         loss, sums, found, means, norms = _ops.segmentation_formula(
             logits, values, target, valid, merged, wanted, gamma, _arguments(f, reduction, logits)
         )
@@ -128,12 +128,13 @@ def formula_on_sums(
         loss, by_name = loss_and_means(sums, found, values, f, reduction, over_ranks)
         loss = loss.to(result_dtype(logits))
         means = torch.stack([by_name.get(name, torch.zeros_like(found[0])) for name in ALL_TERMS])
+        norms = None
     rows, fields = [found, means], [*SUMS_FIELDS, *ALL_TERMS]
     if full:
         sums = sums.detach()
         for name, weight in f.terms.items():
             alone = f._replace(terms={name: weight})
-            if as_op and _told(alone, inputs.target):
+            if norms is not None and _told(alone, target):
                 norm = norms[ALL_TERMS.index(name)]
             else:
                 norm = _gradient_norm(inputs, alone, reduction, sums, found, over_ranks)
@@ -197,7 +198,8 @@ def _gradient_norm(
     g: Tensor = torch.ops.fastmine.segmentation_sums_backward.default(
         by_sums, logits.detach(), *inputs[1:4], f.mode, needed_sums(f), inputs.focal_gamma
     )
-    return sum(by_logits, start=g).double().abs().sum()
+    # Rows first: converted to float64 as a whole, adding up would take longer than the backward pass.
+    return sum(by_logits, start=g).abs().sum(dim=-1).double().sum()
 
 
 def _saturation(sums: Tensor, f: Formula) -> Tensor:

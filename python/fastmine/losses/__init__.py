@@ -106,6 +106,7 @@ _BY_NAME: dict[str, Callable[..., nn.Module]] = {
     "proxy_anchor": ProxyAnchorLoss,
     "log_dice": LogDiceLoss,
     "lovasz": LovaszLoss,
+    "mcc": MCCLoss,
     "mined_triplet": MinedTripletLoss,
     "multi_similarity": MultiSimilarityLoss,
     "ntxent": NTXentLoss,

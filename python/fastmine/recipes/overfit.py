@@ -12,11 +12,12 @@ import torch
 from ..health import Finding, Monitor
 from . import report
 from .screen import Screen
-from .settings import Settings
+from .settings import Settings, defaults_of
 from .system import Goal, Numbers, System, mean
 from .training import reproducible
 
 SAMPLES, BATCH, EPOCHS = 512, 64, 30
+WARM_UP = 0.1  # of the steps
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,12 @@ def overfit(kind: type[System[Any, Any]], settings: Settings, screen: Screen, sa
         examined = system.examine()
         batches = list(itertools.islice(itertools.cycle(system.batches(1)), max(1, samples // settings.batch_size)))
         parameters = [*system.model.parameters(), *system.loss.parameters()]
-        optimizer = torch.optim.AdamW(parameters, lr=settings.lr)
-        # From half way on to a standstill, or the last epoch would be judged by the noise of its steps.
         steps = settings.epochs * len(batches)
-        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, 2 * max(steps - step, 1) / steps))
+        # The rate is that of the system's own batches, in proportion to their size (arXiv:1706.02677). The second
+        # moment forgets within 100 steps, since there are only a few hundred.
+        rate = settings.lr * settings.batch_size / defaults_of(type(settings))["batch_size"]
+        optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99))
+        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_rate(step, steps))
         history = []
         with Monitor(system.model, system.loss, optimizer, speak=False) as monitor:
             for epoch in range(settings.epochs):
@@ -123,6 +126,11 @@ def overfit(kind: type[System[Any, Any]], settings: Settings, screen: Screen, sa
 def _distinct(findings: Sequence[Finding]) -> list[Finding]:
     """Each cause once: what training showed, and then what the examination of the loss adds."""
     return list({(found.code, found.component): found for found in reversed(findings)}.values())[::-1]
+
+
+def _share_of_rate(step: int, steps: int) -> float:
+    """Warmed up; from half way on to a standstill, or the last epoch would be judged by the noise of its steps."""
+    return min(1, (step + 1) / (WARM_UP * steps), 2 * max(steps - step, 1) / steps)
 
 
 def _epoch(

@@ -145,6 +145,11 @@ def options_of(kind: type[Settings]) -> dict[str, Option]:
     return {each.name: hints[each.name].__metadata__[0] for each in fields(kind)}
 
 
+def defaults_of(kind: type[Settings]) -> dict[str, Any]:
+    """The value that every field has unless it is given."""
+    return {each.name: each.default for each in fields(kind)}
+
+
 def settings_to_resume(kind: type[SettingsT], saved: Mapping[str, Any], given: Mapping[str, Any]) -> SettingsT:
     """The settings of an interrupted run, with what may change in it as given now."""
     paths = {"data": Path(saved["data"])} if saved.get("data") else {}

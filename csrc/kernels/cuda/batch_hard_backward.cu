@@ -1,0 +1,246 @@
+#include "kernels/cuda/batch_hard.h"
+#include "kernels/cuda/rows.cuh"
+
+namespace fastmine::cuda {
+namespace {
+
+using namespace mining;
+
+constexpr std::int64_t kMostEdges = std::int64_t{1} << 30;
+
+/// The pair of an anchor and the row it mined: how much each pulls on the other.
+struct Edge {
+  double pull;  // times (own - other), roughly; 0: no gradient flows
+  double half;  // cosine: half the squared distance of the unit vectors
+};
+
+/// The edges of an anchor lead to its positives, then to its negatives; those of all anchors stand one after another.
+struct Gradient {
+  BatchHardBackward problem;
+  RowSet x, y;    // for cosine, the norms of the rows; with one set, y is x
+  Edge* edges;    // [n, positives + negatives]
+  Tagged* items;  // the same: the row that an edge ends in, and the edge; those without a pull come last
+  Tagged* spare;
+  Tagged* sorted;  // one of the two
+};
+
+/// Edges of one anchor.
+FASTMINE_HOST_DEVICE std::int64_t edges_of(const BatchHardBackward& q) { return q.positives + q.negatives; }
+
+RowSet lay_out_norms(Arena& arena, const Rows& rows, Metric metric) {
+  const std::int64_t n = metric == Metric::cosine ? rows.n : 0;
+  RowSet set{};
+  set.rows = rows;
+  set.metric = metric;
+  set.kind = arena.take<std::uint8_t>(n);
+  set.norm = arena.take<double>(n);
+  set.squared = arena.take<double>(n);
+  return set;
+}
+
+Gradient lay_out(const BatchHardBackward& q, Arena& arena) {
+  const std::int64_t edges = q.x.n * edges_of(q);
+  Gradient g{};
+  g.problem = q;
+  g.x = lay_out_norms(arena, q.x, q.metric);
+  g.y = q.self ? g.x : lay_out_norms(arena, q.y, q.metric);
+  g.edges = arena.take<Edge>(edges);
+  g.items = arena.take<Tagged>(edges);
+  g.spare = arena.take<Tagged>(edges);
+  g.sorted = sorted_place(g.items, g.spare, edges);
+  return g;
+}
+
+/// One warp: the norm of a row of x or, after all of them, of y.
+template <class S>
+FASTMINE_KERNEL(kThreads, 2)
+find_norms(FASTMINE_PARAMETER Gradient g) {
+  const std::int64_t row = block_index() * kWarps + warp_index();
+  if (row < g.x.rows.n) {
+    look_at_row<S>(g.x, row);
+  } else if (!g.problem.self && row < g.x.rows.n + g.y.rows.n) {
+    look_at_row<S>(g.y, row - g.x.rows.n);
+  }
+}
+
+FASTMINE_DEVICE double grad_at(const BatchHardBackward& q, const void* grad, std::int64_t stride, std::int64_t i) {
+  return q.grad_dtype == DType::float64 ? static_cast<const double*>(grad)[i * stride]
+                                        : static_cast<double>(static_cast<const float*>(grad)[i * stride]);
+}
+
+/// The edge of rows i and j, whose key is `key`, for the gradient of their distance.
+FASTMINE_DEVICE Edge edge_of(const Gradient& g, std::int64_t i, std::int64_t j, double key, double grad) {
+  if (key - key != 0) {
+    return {static_cast<double>(__builtin_nan("")), 0};
+  }
+  switch (g.problem.metric) {
+    case Metric::euclidean:
+      return {key == 0 ? 0 : grad / sqrt(key), 0};
+    case Metric::sqeuclidean:
+      return {2 * grad, 0};
+    case Metric::cosine:
+      return {g.x.norm[i] == 0 || g.y.norm[j] == 0 ? 0 : grad, 0.5 * key};
+    default:
+      return {grad, 0};
+  }
+}
+
+/// Where an edge leads, and to which of the pairs of its sign.
+struct Place {
+  bool positive;
+  std::int64_t anchor, pair;
+
+  FASTMINE_DEVICE std::int64_t end(const BatchHardBackward& q) const {
+    return (positive ? q.positive_index : q.negative_index)[pair];
+  }
+};
+
+FASTMINE_DEVICE Place place_of(const BatchHardBackward& q, std::int64_t e) {
+  const std::int64_t anchor = e / edges_of(q), k = e % edges_of(q);
+  const bool positive = k < q.positives;
+  return {positive, anchor, positive ? anchor * q.positives + k : anchor * q.negatives + k - q.positives};
+}
+
+/// One warp: an edge.
+template <class S>
+FASTMINE_KERNEL(kThreads, 2)
+find_edges(FASTMINE_PARAMETER Gradient g) {
+  const BatchHardBackward& q = g.problem;
+  const std::int64_t e = block_index() * kWarps + warp_index();
+  if (e >= q.x.n * edges_of(q)) {
+    return;
+  }
+  const Place place = place_of(q, e);
+  const std::int64_t i = place.anchor, pair = place.pair;
+  const bool has = (place.positive ? q.has_positive : q.has_negative)[pair];
+  Edge edge{0, 0};
+  std::int32_t end = 0;
+  if (has) {  // else there may not be a row for an index to name
+    end = static_cast<std::int32_t>(place.end(q));
+    const double slope = q.slopes == nullptr ? 1 : q.slopes[place.positive ? i : q.x.n + i];
+    const double grad = place.positive ? grad_at(q, q.grad_positive, q.grad_positive_stride, pair)
+                                       : grad_at(q, q.grad_negative, q.grad_negative_stride, pair);
+    edge = edge_of(g, i, end, exact_key<S>(g.x, i, g.y, end), slope * grad);
+  }
+  if (lane_index() == 0) {
+    g.edges[e] = edge;
+    g.items[e] = {end, edge.pull == 0 ? 1 : 0, static_cast<std::int32_t>(e)};
+  }
+}
+
+/// Elements of a row that a warp gathers.
+constexpr int kEachLane = 4, kChunk = kEachLane * kWarp;
+
+/// Some elements of a row, and what its edges add to them.
+template <class S>
+struct Gathered {
+  Metric metric;
+  std::int64_t from, d;
+  double norm;  // cosine: of the row
+  double own[kEachLane], sum[kEachLane];
+
+  FASTMINE_DEVICE void add(const Edge& edge, const RowSet& others, std::int64_t other) {
+    const S* const row = row_of<S>(others.rows, other);
+    const bool cosine = metric == Metric::cosine;
+    const double other_norm = cosine ? others.norm[other] : 1, pull = edge.pull / norm;
+    FASTMINE_UNROLL for (int e = 0; e < kEachLane; ++e) {
+      const std::int64_t k = from + lane_index() + e * kWarp;
+      if (k < d) {
+        const double b = value_of<double>(row[k]);
+        if (metric == Metric::dot) {
+          sum[e] += pull * b;
+        } else if (cosine) {  // divided, not multiplied: equal rows cancel
+          sum[e] += pull * ((own[e] - b / other_norm) - edge.half * own[e]);
+        } else {
+          sum[e] += pull * (own[e] - b);
+        }
+      }
+    }
+  }
+};
+
+/// One warp: kChunk elements of the gradient of a row of x or, after all of them, of y.
+template <class S>
+FASTMINE_KERNEL(kThreads, 2)
+gather(FASTMINE_PARAMETER Gradient g) {
+  const BatchHardBackward& q = g.problem;
+  const std::int64_t chunks = divide_up(q.x.d, kChunk), task = block_index() * kWarps + warp_index();
+  const std::int64_t line = task / chunks;
+  const bool anchor = line < q.x.n;
+  const std::int64_t row = anchor ? line : line - q.x.n;
+  if (!anchor && (q.self || row >= q.y.n)) {
+    return;
+  }
+  const RowSet& set = anchor ? g.x : g.y;
+  const bool cosine = q.metric == Metric::cosine;
+  Gathered<S> gathered{q.metric, task % chunks * kChunk, q.x.d, cosine ? set.norm[row] : 1, {}, {}};
+  FASTMINE_UNROLL for (int e = 0; e < kEachLane; ++e) {
+    const std::int64_t k = gathered.from + lane_index() + e * kWarp;
+    gathered.own[e] = k < q.x.d ? value_of<double>(row_of<S>(set.rows, row)[k]) / gathered.norm : 0;
+  }
+  if (anchor) {
+    for (std::int64_t e = row * edges_of(q); e < (row + 1) * edges_of(q); ++e) {
+      if (g.edges[e].pull != 0) {
+        gathered.add(g.edges[e], g.y, place_of(q, e).end(q));
+      }
+    }
+  }
+  if (q.self || !anchor) {
+    const auto edges = static_cast<int>(q.x.n * edges_of(q));
+    for (int at = rank_of({row, 0, 0}, g.sorted, edges);
+         at < edges && g.sorted[at].group == 0 && g.sorted[at].label == row; ++at) {
+      const std::int32_t e = g.sorted[at].row;
+      gathered.add(g.edges[e], g.x, e / edges_of(q));
+    }
+  }
+  S* const out = static_cast<S*>(anchor ? q.grad_x : q.grad_y) + row * q.x.d;
+  FASTMINE_UNROLL for (int e = 0; e < kEachLane; ++e) {
+    const std::int64_t k = gathered.from + lane_index() + e * kWarp;
+    if (k < q.x.d) {
+      assign(out[k], static_cast<Working<S>>(gathered.sum[e]));
+    }
+  }
+}
+
+template <class S>
+cudaError_t run_backward(const BatchHardBackward& q, void* workspace, cudaStream_t stream) {
+  Arena arena(workspace);
+  const Gradient g = lay_out(q, arena);
+  const std::int64_t rows = q.x.n + (q.self ? 0 : q.y.n), edges = q.x.n * edges_of(q);
+  Launches launches(stream);
+  if (q.metric == Metric::cosine) {
+    launches(&find_norms<S>, divide_up(rows, kWarps), kThreads, g);
+  }
+  launches(&find_edges<S>, divide_up(edges, kWarps), kThreads, g);
+  sort(launches, g.items, g.spare, edges);
+  launches(&gather<S>, divide_up(rows * divide_up(q.x.d, kChunk), kWarps), kThreads, g);
+  return launches.status();
+}
+
+}  // namespace
+
+std::size_t batch_hard_backward_workspace(const BatchHardBackward& q) noexcept {
+  Arena arena(nullptr);
+  lay_out(q, arena);
+  return arena.used();
+}
+
+cudaError_t batch_hard_backward(const BatchHardBackward& q, void* workspace, cudaStream_t stream) noexcept {
+  if (q.x.n * edges_of(q) > kMostEdges || q.y.n > kMostEdges) {
+    return cudaErrorInvalidValue;
+  }
+  switch (q.x.dtype) {
+    case DType::float32:
+      return run_backward<float>(q, workspace, stream);
+    case DType::float64:
+      return run_backward<double>(q, workspace, stream);
+    case DType::bfloat16:
+      return run_backward<BFloat16>(q, workspace, stream);
+    case DType::float16:
+      return run_backward<Half>(q, workspace, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace fastmine::cuda

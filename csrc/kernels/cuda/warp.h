@@ -1,0 +1,196 @@
+// What the threads of a warp tell each other, and atomics whose result does not depend on their order; on the device
+// and, like portable.h, in the emulator.
+#pragma once
+
+#include "kernels/cuda/portable.h"
+
+namespace fastmine::cuda::mining {
+
+/// Threads of a block; in the emulator fewer, which take longest to take turns.
+#ifdef FASTMINE_EMULATE_CUDA
+inline constexpr int kThreads = 64;
+#else
+inline constexpr int kThreads = 256;
+#endif
+inline constexpr int kWarps = kThreads / kWarp;
+
+FASTMINE_DEVICE int lane_index() { return thread_index() % kWarp; }
+FASTMINE_DEVICE int warp_index() { return thread_index() / kWarp; }
+
+#ifdef __CUDACC__
+
+/// The value of lane `lane`, of the lane whose number differs in the bits `mask`. All 32 threads take part.
+template <class T>
+FASTMINE_DEVICE T from_lane(T value, int lane) {
+  return __shfl_sync(0xffffffffU, value, lane);
+}
+template <class T>
+FASTMINE_DEVICE T from_across(T value, int mask) {
+  return __shfl_xor_sync(0xffffffffU, value, mask);
+}
+
+/// A bit for every lane.
+FASTMINE_DEVICE unsigned ballot(bool bit) { return __ballot_sync(0xffffffffU, bit); }
+
+/// The sum over the warp, in all its lanes, in a fixed order.
+FASTMINE_DEVICE double add_lanes(double value) {
+  FASTMINE_UNROLL for (int mask = kWarp / 2; mask > 0; mask /= 2) { value += from_across(value, mask); }
+  return value;
+}
+
+/// *place = the smaller (larger) of itself and value.
+FASTMINE_DEVICE void atomic_minimum(std::int32_t* place, std::int32_t value) { atomicMin(place, value); }
+FASTMINE_DEVICE void atomic_minimum(std::int64_t* place, std::int64_t value) {
+  atomicMin(reinterpret_cast<long long*>(place), static_cast<long long>(value));
+}
+FASTMINE_DEVICE void atomic_maximum(std::int32_t* place, std::int32_t value) { atomicMax(place, value); }
+FASTMINE_DEVICE void atomic_maximum(std::int64_t* place, std::int64_t value) {
+  atomicMax(reinterpret_cast<long long*>(place), static_cast<long long>(value));
+}
+
+/// A number of its own for each that asks, from *place on.
+FASTMINE_DEVICE std::int32_t atomic_next(std::int32_t* place) { return atomicAdd(place, 1); }
+FASTMINE_DEVICE void atomic_count(std::uint64_t* place, int more) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(place), static_cast<unsigned long long>(more));
+}
+
+FASTMINE_DEVICE int lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits)) - 1; }
+FASTMINE_DEVICE int lowest_bit(std::uint64_t bits) { return __ffsll(static_cast<long long>(bits)) - 1; }
+FASTMINE_DEVICE int count_bits(unsigned bits) { return __popc(bits); }
+
+/// The smaller of two; where one is NaN, the other.
+FASTMINE_DEVICE float minimum(float a, float b) { return fminf(a, b); }
+FASTMINE_DEVICE double minimum(double a, double b) { return fmin(a, b); }
+
+FASTMINE_DEVICE std::int32_t bits_of(float x) { return __float_as_int(x); }
+FASTMINE_DEVICE std::int64_t bits_of(double x) { return __double_as_longlong(x); }
+FASTMINE_DEVICE float from_bits(std::int32_t bits) { return __int_as_float(bits); }
+FASTMINE_DEVICE double from_bits(std::int64_t bits) { return __longlong_as_double(bits); }
+
+#else
+
+template <class T>
+T from_lane(T value, int lane) {
+  T taken;
+  emulator::exchange(&value, sizeof value, lane, &taken);
+  return taken;
+}
+template <class T>
+T from_across(T value, int mask) {
+  return from_lane(value, lane_index() ^ mask);
+}
+
+/// What every lane has. A shuffle only makes each wait for all; no lane is more than one call ahead of another.
+template <class T>
+void lanes_of(T value, T (&all)[kWarp]) {
+  static T given[2][1024];
+  static bool parity[1024];
+  const int thread = thread_index(), first = thread - lane_index();
+  T* const now = given[parity[thread]];
+  now[thread] = value;
+  parity[thread] = !parity[thread];
+  from_lane(value, lane_index());
+  for (int lane = 0; lane < kWarp; ++lane) {
+    all[lane] = now[first + lane];
+  }
+}
+
+inline unsigned ballot(bool bit) {
+  bool all[kWarp];
+  lanes_of(bit, all);
+  unsigned bits = 0;
+  for (int lane = 0; lane < kWarp; ++lane) {
+    bits |= static_cast<unsigned>(all[lane]) << lane;
+  }
+  return bits;
+}
+
+inline double add_lanes(double value) {
+  double all[kWarp];
+  lanes_of(value, all);
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) {
+    for (int lane = 0; lane < mask; ++lane) {
+      all[lane] += all[lane + mask];
+    }
+  }
+  return all[0];
+}
+
+// One thread runs at a time.
+template <class I>
+void atomic_minimum(I* place, I value) {
+  *place = value < *place ? value : *place;
+}
+template <class I>
+void atomic_maximum(I* place, I value) {
+  *place = value > *place ? value : *place;
+}
+inline std::int32_t atomic_next(std::int32_t* place) { return (*place)++; }
+inline void atomic_count(std::uint64_t* place, int more) { *place += static_cast<std::uint64_t>(more); }
+
+inline int lowest_bit(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)) - 1; }
+inline int lowest_bit(std::uint64_t bits) { return __builtin_ffsll(static_cast<long long>(bits)) - 1; }
+inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
+inline float minimum(float a, float b) { return __builtin_fminf(a, b); }
+inline double minimum(double a, double b) { return __builtin_fmin(a, b); }
+
+inline std::int32_t bits_of(float x) { return __builtin_bit_cast(std::int32_t, x); }
+inline std::int64_t bits_of(double x) { return __builtin_bit_cast(std::int64_t, x); }
+inline float from_bits(std::int32_t bits) { return __builtin_bit_cast(float, bits); }
+inline double from_bits(std::int64_t bits) { return __builtin_bit_cast(double, bits); }
+
+#endif
+
+/// Over a block, in a fixed order: thread c of the first kColumns has column c of all, brought together by
+/// combine(c, a, b). `shared` has room for the columns of every warp.
+template <int kColumns, class F>
+FASTMINE_DEVICE double combine_block(const double (&columns)[kColumns], double* shared, F combine) {
+  static_assert(kColumns <= kThreads);
+  double sum[kColumns];
+  FASTMINE_UNROLL for (int c = 0; c < kColumns; ++c) { sum[c] = columns[c]; }
+  FASTMINE_UNROLL for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    double others[kColumns];
+    shuffle_down(sum, distance, others);
+    FASTMINE_UNROLL for (int c = 0; c < kColumns; ++c) { sum[c] = combine(c, sum[c], others[c]); }
+  }
+  if (lane_index() == 0) {
+    FASTMINE_UNROLL for (int c = 0; c < kColumns; ++c) { shared[warp_index() * kColumns + c] = sum[c]; }
+  }
+  barrier();
+  double total = 0;
+  if (thread_index() < kColumns) {
+    total = shared[thread_index()];
+    for (int warp = 1; warp < kWarps; ++warp) {
+      total = combine(thread_index(), total, shared[warp * kColumns + thread_index()]);
+    }
+  }
+  barrier();
+  return total;
+}
+
+/// Integers of a floating type's size.
+template <class W>
+struct IntegerLike {
+  using type = std::int32_t;
+};
+template <>
+struct IntegerLike<double> {
+  using type = std::int64_t;
+};
+template <class W>
+using Ordered = typename IntegerLike<W>::type;
+
+/// An integer that orders like x, which is not NaN; and x again.
+template <class W>
+FASTMINE_DEVICE Ordered<W> ordered(W x) {
+  const Ordered<W> bits = bits_of(x);
+  constexpr Ordered<W> kMagnitude = static_cast<Ordered<W>>(sizeof(W) == 8 ? INT64_MAX : INT32_MAX);
+  return bits >= 0 ? bits : bits ^ kMagnitude;
+}
+template <class I>
+FASTMINE_DEVICE auto unordered(I key) {
+  constexpr I kMagnitude = static_cast<I>(sizeof(I) == 8 ? INT64_MAX : INT32_MAX);
+  return from_bits(key >= 0 ? key : static_cast<I>(key ^ kMagnitude));
+}
+
+}  // namespace fastmine::cuda::mining

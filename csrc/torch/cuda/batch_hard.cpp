@@ -1,0 +1,119 @@
+// fastmine::batch_hard, fastmine::triplet_loss and their backward pass on CUDA devices. Compiled and linked; not yet
+// run on a GPU.
+#include "kernels/cuda/batch_hard.h"
+
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "kernels/cuda/triplet_loss.h"
+#include "torch/cuda/device.h"
+#include "torch/mining_inputs.h"
+
+namespace fastmine {
+namespace {
+
+/// Allocates on the device of a tensor.
+auto beside(const Tensor& like) {
+  return [&like](std::initializer_list<int64_t> shape, ScalarType type) { return make_like(like, shape, type); };
+}
+
+void check_devices(const Tensor& like, std::initializer_list<MaybeTensor> others) {
+  for (const MaybeTensor& other : others) {
+    check_same_device(like, other, "an input");
+  }
+}
+
+Mined mine(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid, const MaybeTensor& ref_embeddings,
+           const MaybeTensor& ref_labels, const MaybeTensor& ref_valid, const MaybeTensor& self_index,
+           const std::string& metric, const std::string& positive, const std::string& negative, int64_t extra) {
+  check_devices(embeddings, {labels, valid, ref_embeddings, ref_labels, ref_valid, self_index});
+  Mined m;
+  const BatchHard problem = mining_problem(m, beside(embeddings), embeddings, labels, valid, ref_embeddings, ref_labels,
+                                           ref_valid, self_index, metric, positive, negative, extra);
+  const Tensor workspace = make_workspace(embeddings, cuda::batch_hard_workspace(problem));
+  check_launch(cuda::batch_hard(problem, workspace.mutable_data_ptr(), current_stream(embeddings)));
+  return m;
+}
+
+std::tuple<Tensor, Tensor> mining_gradient(const Tensor& grad_positive, const Tensor& grad_negative,
+                                           const MaybeTensor& slopes, const Tensor& embeddings,
+                                           const MaybeTensor& ref_embeddings, const Tensor& positive_index,
+                                           const Tensor& negative_index, const Tensor& has_positive,
+                                           const Tensor& has_negative, const std::string& metric) {
+  check_devices(embeddings, {grad_positive, grad_negative, slopes, ref_embeddings, positive_index, negative_index,
+                             has_positive, has_negative});
+  const torch::stable::accelerator::DeviceGuard guard(embeddings.get_device_index());
+  MinedGradient g;
+  const BatchHardBackward problem =
+      gradient_problem(g, beside(embeddings), grad_positive, grad_negative, slopes, embeddings, ref_embeddings,
+                       positive_index, negative_index, has_positive, has_negative, metric);
+  const Tensor workspace = make_workspace(embeddings, cuda::batch_hard_backward_workspace(problem));
+  check_launch(cuda::batch_hard_backward(problem, workspace.mutable_data_ptr(), current_stream(embeddings)));
+  return {g.grad_x, g.grad_y};
+}
+
+using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Seven batch_hard(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid,
+                 const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels, const MaybeTensor& ref_valid,
+                 const std::string& metric, const std::string& positive, const std::string& negative,
+                 const MaybeTensor& self_index) {
+  const torch::stable::accelerator::DeviceGuard guard(embeddings.get_device_index());
+  const Mined m =
+      mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index, metric, positive, negative, 0);
+  const int64_t n = m.embeddings.size(0);
+  Tensor d_p = make_like(embeddings, {n}, result_type(embeddings));
+  Tensor d_n = make_like(embeddings, {n}, result_type(embeddings));
+  torch::stable::copy_(d_p, torch::stable::select(m.distances, 0, 0));
+  torch::stable::copy_(d_n, torch::stable::select(m.distances, 0, 1));
+  return {m.positive_index, m.negative_index, d_p, d_n, m.has_positive, m.has_negative, m.evidence};
+}
+
+Seven triplet_loss(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid,
+                   const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels, const MaybeTensor& ref_valid,
+                   const std::string& metric, const std::string& positive, const std::string& negative,
+                   const std::string& shape, double margin, double leak, const std::string& on_empty,
+                   const std::string& reduction, const MaybeTensor& weight_in, const MaybeTensor& self_index) {
+  check_same_device(embeddings, weight_in, "weight");
+  const torch::stable::accelerator::DeviceGuard guard(embeddings.get_device_index());
+  const Mined m =
+      mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index, metric, positive, negative, 2);
+  Formula f;
+  const MaybeTensor weight = dense(weight_in);
+  const TripletLoss problem =
+      formula_problem(m, f, beside(embeddings), weight, metric, shape, margin, leak, on_empty, reduction);
+  const Tensor workspace = make_workspace(embeddings, cuda::triplet_loss_workspace(problem));
+  check_launch(cuda::triplet_loss(problem, workspace.mutable_data_ptr(), current_stream(embeddings)));
+  return {f.loss, m.positive_index, m.negative_index, m.has_positive, m.has_negative, f.slopes, m.evidence};
+}
+
+std::tuple<Tensor, Tensor> batch_hard_backward(const Tensor& grad_positive, const Tensor& grad_negative,
+                                               const Tensor& embeddings, const MaybeTensor& ref_embeddings,
+                                               const Tensor& positive_index, const Tensor& negative_index,
+                                               const Tensor& has_positive, const Tensor& has_negative,
+                                               const std::string& metric) {
+  return mining_gradient(grad_positive, grad_negative, std::nullopt, embeddings, ref_embeddings, positive_index,
+                         negative_index, has_positive, has_negative, metric);
+}
+
+std::tuple<Tensor, Tensor> triplet_loss_backward(const Tensor& grad, const Tensor& slopes, const Tensor& embeddings,
+                                                 const MaybeTensor& ref_embeddings, const Tensor& positive_index,
+                                                 const Tensor& negative_index, const Tensor& has_positive,
+                                                 const Tensor& has_negative, const std::string& metric) {
+  return mining_gradient(grad, grad, slopes, embeddings, ref_embeddings, positive_index, negative_index, has_positive,
+                         has_negative, metric);
+}
+
+}  // namespace
+}  // namespace fastmine
+
+STABLE_TORCH_LIBRARY_IMPL(fastmine, CUDA, m) {
+  if (!fastmine::unserved().empty()) {
+    return;
+  }
+  m.impl("batch_hard", TORCH_BOX(&fastmine::batch_hard));
+  m.impl("batch_hard_backward", TORCH_BOX(&fastmine::batch_hard_backward));
+  m.impl("triplet_loss", TORCH_BOX(&fastmine::triplet_loss));
+  m.impl("triplet_loss_backward", TORCH_BOX(&fastmine::triplet_loss_backward));
+}
