@@ -80,6 +80,11 @@ def _of_tool(tool: str) -> str:
     return ast.dump(ast.parse(inspect.getsource(sys.modules[load(tool).__module__])))
 
 
+def _told(problem: Exception) -> str:
+    """The first line of it: some list every place that they know."""
+    return f"{type(problem).__name__}: {str(problem).partition(chr(10))[0][:200]}"
+
+
 def run(name: str, seed: int, tool: str) -> dict[str, Any]:
     """Train the case once under the tool ("none" for nobody) and say what was found."""
     torch.set_num_threads(1)
@@ -94,7 +99,7 @@ def run(name: str, seed: int, tool: str) -> dict[str, Any]:
             metric = case.script(seed, clocked)
         except Exception as problem:  # noqa: BLE001 - a script that fails is a row of the table
             if clocked.watcher is None or not clocked.watcher.failed(problem):
-                error = f"{type(problem).__name__}: {problem}"
+                error = _told(problem)
         seconds = time.thread_time() - start - clocked.asking
         alarms, watcher = [], clocked.watcher
         if watcher is not None:
@@ -103,7 +108,7 @@ def run(name: str, seed: int, tool: str) -> dict[str, Any]:
                 clocked.ask()
                 alarms = watcher.alarms()
             except Exception as problem:  # noqa: BLE001 - and so is a tool that fails
-                error = f"{type(problem).__name__}: {problem}"
+                error = _told(problem)
             watcher.close()
     return {
         "case": name, "suite": case.suite, "seed": seed, "tool": tool, "expected": sorted(case.codes),

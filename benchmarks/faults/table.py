@@ -40,10 +40,8 @@ def scores(rows: Sequence[Row]) -> dict[str, Any]:
 def summary(rows: Sequence[Row]) -> str:
     """One line per suite and tool."""
     alone = {(row["case"], row["seed"]): row["seconds"] for row in rows if row["tool"] == "none"}
-    lines = [
-        "| suite | tool | runs | named recall | named first | within 100 | precision | false alarms | steps | added |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = "| suite | tool | runs | named recall | named first | within 100 | precision | false alarms | steps |"
+    lines = [head + " added |" * bool(alone), "|---" * (9 + bool(alone)) + "|"]
     for suite, tool in _present(rows):
         ours = [row for row in rows if row["tool"] == tool and (suite == "all" or row["suite"] == suite)]
         s = scores(ours)
@@ -51,8 +49,10 @@ def summary(rows: Sequence[Row]) -> str:
         cells = [
             suite, tool, f"{s['sick']} sick, {s['well']} healthy",
             *(_two(s[key]) for key in ("recall", "first", "within", "precision", "false")),
-            "none" if s["steps"] is None else f"{s['steps']:.0f}", f"{100 * median(added):.0f} %" if added else "",
+            "none" if s["steps"] is None else f"{s['steps']:.0f}",
         ]  # fmt: skip
+        if alone:
+            cells.append(f"{100 * median(added):.0f} %" if added else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

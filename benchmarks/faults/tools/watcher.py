@@ -52,7 +52,8 @@ class LayerWatcher(Watcher):
     every = 5  # steps between two looks; the originals look once per epoch
 
     def __init__(self, model: Any = None, criterion: Any = None, optimizer: Any = None) -> None:
-        super().__init__(model, criterion, optimizer)
+        # The originals know one optimizer.
+        super().__init__(model, criterion, optimizer[0] if isinstance(optimizer, list) else optimizer)
         self.said: dict[str, Alarm] = {}
         self.losses: list[float] = []
         self.layers = [module for module in model.modules() if not list(module.children())] if model is not None else []
@@ -94,7 +95,8 @@ class LayerWatcher(Watcher):
         """Their gradients, where there are any."""
         if self.model is None:
             return []
-        return [(name, p.grad.detach()) for name, p in self.model.named_parameters() if p.grad is not None]
+        found = [(name, p.grad.detach()) for name, p in self.model.named_parameters() if p.grad is not None]
+        return [(name, gradient.to_dense() if gradient.is_sparse else gradient) for name, gradient in found]
 
     def close(self) -> None:
         for hook in self._hooks:
