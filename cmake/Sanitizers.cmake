@@ -1,7 +1,9 @@
 # FASTMINE_SANITIZE: instrument every target. Meant for the kernels and their C++ tests, without Python or torch.
+# What a null pointer or the end of an object would tell is told by AddressSanitizer too.
 
 if(FASTMINE_SANITIZE STREQUAL "address")
-  set(sanitize -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  set(sanitize -fsanitize=address,undefined -fno-sanitize=null,object-size -fno-sanitize-recover=all -fno-omit-frame-pointer
+      -g1)
 elseif(FASTMINE_SANITIZE STREQUAL "thread")
   set(sanitize -fsanitize=thread -fno-omit-frame-pointer)
 elseif(FASTMINE_SANITIZE)
