@@ -95,10 +95,10 @@ class Guarded {
 };
 
 #ifdef __SANITIZE_THREAD__
-/// Nothing that one thread does alone can race: what runs on one is left out.
-inline constexpr bool kRacesAlone = true;
+/// Whether nothing but races is looked for: what one thread does alone is then left out.
+inline constexpr bool kOnlyRaces = true;
 #else
-inline constexpr bool kRacesAlone = false;
+inline constexpr bool kOnlyRaces = false;
 #endif
 
 /// How the tasks of a step are handed out.

@@ -1,6 +1,6 @@
 // All that the CUDA kernels take from the device, so that the same text runs on the CPU too: nvcc compiles it to the
-// built-in names, any other compiler to calls of the emulator in tests/kernels/emulator.cpp, which runs the threads of
-// a block as fibers, in a shuffled order between barriers, on poisoned shared memory.
+// built-in names, any other compiler to calls of the emulator in tests/kernels/cuda_emulator.cpp, which runs the
+// threads of a block as fibers, in a shuffled order between barriers, on poisoned shared memory.
 //
 // Every thread of a block reaches every barrier, every thread of a warp every shuffle; the emulator stops where not.
 #pragma once
