@@ -37,6 +37,13 @@ enum class PairForm : std::uint8_t {
   circle,  // (arXiv:2002.10857)
 };
 
+/// What multiplies rows, forward and backward alike. Results differ by roundings.
+enum class Products : int {
+  automatic,  // whichever should be faster
+  floats,     // in the working type
+  digits,     // float32 in whole numbers (cpu/digits.h), however small the problem and whatever the CPU
+};
+
 struct PairCurve {
   double scale, offset, turn;
 };
@@ -76,6 +83,7 @@ struct PairSums {
   Metric metric;
   PairForm form;
   PairCurve positive, negative;
+  Products products;
 
   // Out.
   double* sums;      // [PairSum::count, x.n]
@@ -97,6 +105,7 @@ struct PairSumsBackward {
   Metric metric;
   PairForm form;
   PairCurve positive, negative;
+  Products products;
   const double* sums;  // what forward computed
   const double* grad;  // [PairSum::count, x.n], contiguous: of interest from positive_distance to nce
 

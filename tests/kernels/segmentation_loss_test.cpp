@@ -331,6 +331,9 @@ void types(const cpu::KernelTable& table) {
           }
           c.soft = is_float(target) && layout % 2 == 0;
           finish(table, c, 7);
+          c.ignores = target != DType::bool_;  // which has no value to spare
+          c.validity = layout == 0 ? 2 : layout;
+          finish(table, c, 7);
         }
       }
     }

@@ -302,6 +302,7 @@ void types(const cpu::KernelTable& table) {
             continue;
           }
           c.soft = is_float(target) && layout % 2 == 0;
+          c.ignores = turn && target != DType::bool_;  // which has no value to spare
           finish(table, c, 7);
         }
       }
