@@ -288,6 +288,7 @@ def test_labels_that_cannot_be_read_are_refused(capsys: pytest.CaptureFixture[st
     Path("bytes.txt").write_bytes(b"\xff\xfe\xfa")
     Path("empty.txt").write_text("\n")
     Path("two.csv").write_text("a,b\n1,2\n")
+    Path("empty.csv").write_text("")
     Path("y.json").write_text("[]")
     for name, words in {
         "matrix.npy": "one-dimensional array of integers or strings; got float64 of shape [3, 2]",
@@ -296,6 +297,7 @@ def test_labels_that_cannot_be_read_are_refused(capsys: pytest.CaptureFixture[st
         "bytes.txt": "cannot be read",
         "empty.txt": "holds no labels",
         "two.csv": "does not say which column holds the labels; name one of a, b with --column",
+        "empty.csv": "empty.csv is empty; its first line names the columns",
         "two.csv --column c": "has no column c; name one of a, b",
         "y.json": "a .npy, .txt or .csv file; got y.json",
     }.items():

@@ -390,6 +390,8 @@ def _csv_labels(path: Path, column: str | None) -> list[str]:
         names = list(rows.fieldnames or ())
         usual = [name for name in names if name.lower() in COLUMNS] or (names if len(names) == 1 else [])
         chosen = column or (usual[0] if usual else None)
+        if not names:
+            raise UsageError(f"{path} is empty; its first line names the columns, one of which holds the labels")
         if chosen is None or chosen not in names:
             asked = f"has no column {column}" if column else "does not say which column holds the labels"
             raise UsageError(f"{path} {asked}; name one of {listed(names, 10)} with --column")
