@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -348,3 +349,21 @@ def test_doctor_overfit_learns_its_samples(capsys: pytest.CaptureFixture[str]) -
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"] == "READY"
     assert found["findings"] == [] or all(finding["severity"] == "info" for finding in found["findings"])
+
+
+# --- standard output -------------------------------------------------------------------------------------------------
+
+
+def test_output_that_nobody_reads_any_more_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert main(["doctor", "env"]) == 141
+
+
+def test_output_to_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with Path("/dev/full").open("w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert main(["doctor", "env", "--json"]) == 1
+    assert capsys.readouterr().err == "fastmine: error: cannot write the output: No space left on device\n"
