@@ -76,6 +76,7 @@ struct PairSums {
   Metric metric;
   PairForm form;
   PairCurve positive, negative;
+  const double* scale;  // [1], which multiplies the scales of both curves; or null
 
   // Out.
   double* sums;      // [PairSum::count, x.n]
@@ -97,6 +98,7 @@ struct PairSumsBackward {
   Metric metric;
   PairForm form;
   PairCurve positive, negative;
+  const double* scale;
   const double* sums;  // what forward computed
   const double* grad;  // [PairSum::count, x.n], contiguous: of interest from positive_distance to nce
 

@@ -12,6 +12,15 @@ constexpr std::size_t kVectors = kSliverVectors;
 template <class W>
 constexpr W kInf = static_cast<W>(__builtin_inf());
 
+/// The problem with its scale in both curves.
+template <class P>
+P scaled(P problem) {
+  const double by = problem.scale == nullptr ? 1 : *problem.scale;
+  problem.positive.scale *= by;
+  problem.negative.scale *= by;
+  return problem;
+}
+
 /// A curve in the working type. Linear, or the circle's.
 template <class W>
 struct Curve {
