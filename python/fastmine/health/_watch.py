@@ -131,12 +131,12 @@ class EvidentWatch(HeardWatch):
         self._polled: Evidence | None = None
 
     def hear(self, evidence: Evidence, output: Tensor) -> None:  # noqa: ARG002
-        """Its evidence, as it is."""
+        """Its evidence, as it is: a tensor that the op has just made, so that its version is that of all others."""
         row = evidence.tensor
         if _grad_enabled() and type(row) is Tensor and not _traced():
             ring = self._ring or self._opened(evidence)
             waiting = ring.waiting
-            waiting.append((self._clock.step, row, (), row._version))
+            waiting.append((self._clock.step, row, (), ring.version))
             if len(waiting) >= ring.together:
                 ring.settle()
 
@@ -144,6 +144,7 @@ class EvidentWatch(HeardWatch):
         mining, masks = isinstance(evidence, MiningEvidence), isinstance(evidence, SegmentationEvidence)
         self.kind = MINING if mining else SEGMENTATION if masks else FOREIGN
         self._ring = Ring(evidence.fields, evidence.tensor.device)
+        self._ring.version = evidence.tensor._version
         return self._ring
 
     def _record(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor) -> None:
