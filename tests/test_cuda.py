@@ -27,6 +27,7 @@ NATIVE = (
     "pairwise_distance",
     "segmentation_loss",
     "segmentation_sums",
+    "pair_sums",
 )
 """The ops with CUDA kernels, and backward passes of the same names."""
 
@@ -47,6 +48,8 @@ BY_KERNELS = [
     named("segmentation_loss-binary-formula_all"),
     named("segmentation_loss-multiclass-formula_label_sets"),
     named("segmentation_loss-multiclass-formula_lovasz_batch"),
+    named("pair_sums-bounded"),
+    *[case for case in CASES if case.op in ("supcon_loss", "circle_loss", "multi_similarity_loss")][::5],
 ]
 EACH_OP = [
     *BY_KERNELS,

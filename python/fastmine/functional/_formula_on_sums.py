@@ -90,6 +90,8 @@ def class_values(
         return value
     values = torch.as_tensor(value, dtype=torch.float64, device=logits.device)
     classes = 1 if mode == "binary" else logits.shape[1]
+    if values.dim() == 0:
+        return values.expand(classes)
     if values.shape[0] != classes:
         raise ValueError(f"{name} must have one entry for each of the {classes} classes; got {values.shape[0]}")
     return values

@@ -311,7 +311,10 @@ def _weight_options(terms: Mapping[str, float], pos_weight: object, class_weight
             raise ValueError('pos_weight is of the term "bce", which is not among the terms; leave it out')
     if class_weights is not None:
         if not isinstance(class_weights, (Sequence, Tensor)):
-            raise TypeError(f"class_weights must have one number per class; got {type(class_weights).__name__}")
+            raise TypeError(
+                "class_weights must have one number per class, in a list or a tensor; got "
+                f"{type(class_weights).__name__}"
+            )
         _check.per_class("class_weights", class_weights)
 
 
@@ -362,7 +365,9 @@ def _refuse_impossible(evidence: SegmentationEvidence, logits: Tensor, mode: str
             f"target must hold class indices 0 .. {logits.shape[1] - 1} where valid; got {low:g} .. {high:g} "
             f"({evidence.out_of_range:.0f} outside); mark pixels to ignore with valid=(target != index)"
         )
-    fix = "divide by 255 or use target > 0" if high == 255 else "targets are probabilities, not logits or counts"
+    fix = "targets are probabilities, not logits or counts"
+    if high == 255:
+        fix = "divide by 255 or use target > 0; if 255 means not annotated, valid=(target != 255)"
     raise ValueError(
         f"target must lie in [0, 1] where valid; got {low:g} .. {high:g} ({evidence.out_of_range:.0f} outside); {fix}"
     )
