@@ -46,6 +46,7 @@ struct Batch {
   Metric metric;
   PairForm form;
   PairCurve positive, negative;
+  Products products;
 };
 
 double curve(const PairCurve& c, PairForm form, double v, double weight_at) {
@@ -145,6 +146,7 @@ P problem_of(const Batch& b) {
   p.form = b.form;
   p.positive = b.positive;
   p.negative = b.negative;
+  p.products = b.products;
   return p;
 }
 
@@ -233,10 +235,14 @@ void all(const cpu::KernelTable& table) {
             b.bounded = bounded;
             b.positive = {-3, 0.8, 2};
             b.negative = {2, 0.5, -1};
-            one(table, random, b,
-                std::string(table.isa) + " metric " + std::to_string(static_cast<int>(metric)) + " form " +
-                    std::to_string(static_cast<int>(form)) + " n=" + std::to_string(n) + " m=" + std::to_string(m) +
-                    (self ? " self" : "") + (bounded ? " bounded" : ""));
+            for (const Products products : {Products::floats, Products::digits}) {
+              b.products = products;
+              one(table, random, b,
+                  std::string(table.isa) + " metric " + std::to_string(static_cast<int>(metric)) + " form " +
+                      std::to_string(static_cast<int>(form)) + " n=" + std::to_string(n) + " m=" + std::to_string(m) +
+                      (self ? " self" : "") + (bounded ? " bounded" : "") +
+                      (products == Products::digits ? " by digits" : ""));
+            }
           }
         }
       }
@@ -244,31 +250,86 @@ void all(const cpu::KernelTable& table) {
   }
 }
 
-/// A row that takes part and holds a NaN spoils all; one that does not, nothing.
+/// A row that takes part and holds a NaN spoils all, and all gradients; one that does not, nothing.
+void poison(const cpu::KernelTable& table, Batch b, bool takes_part) {
+  constexpr std::int64_t bad = 33;
+  b.valid.assign(static_cast<std::size_t>(b.n), 1);
+  b.valid[bad] = takes_part;
+  b.x[static_cast<std::size_t>(bad * b.d + 4)] = std::numeric_limits<float>::quiet_NaN();
+  const auto n = static_cast<std::size_t>(b.n);
+  Guarded<double> sums(kSums * n), evidence(static_cast<std::size_t>(Mining::count) + 3);
+  PairSums p = problem_of<PairSums>(b);
+  p.sums = sums.data();
+  p.evidence = evidence.data();
+  run(*table.pair_sums[0], p);
+  bool right = true;
+  for (std::size_t i = 0; i < n; ++i) {
+    const auto at = [&](PairSum sum) { return sums[static_cast<std::size_t>(sum) * n + i]; };
+    const double of_all = b.form == PairForm::sum ? at(PairSum::positive_distance) + at(PairSum::negative_distance)
+                                                  : at(PairSum::positive_lse) + at(PairSum::negative_lse);
+    right = right && std::isnan(of_all) == takes_part || i == bad;
+  }
+  const std::string name = std::string(table.isa) + (b.products == Products::digits ? " by digits" : "");
+  check(right, name + ": a NaN that takes part is seen by all, another by none");
+  check(evidence[static_cast<std::size_t>(Mining::nonfinite_rows)] == takes_part, "a NaN row is counted");
+
+  std::vector<double> grad(sums.size());
+  for (std::size_t i = 0; i < n; ++i) {
+    grad[static_cast<std::size_t>(PairSum::negative_distance) * n + i] = 0.5;
+    grad[static_cast<std::size_t>(PairSum::negative_lse) * n + i] = b.form == PairForm::sum ? 0 : 1;
+  }
+  Guarded<float> grad_x(b.x.size());
+  PairSumsBackward q = problem_of<PairSumsBackward>(b);
+  q.sums = sums.data();
+  q.grad = grad.data();
+  q.grad_x = grad_x.data();
+  run(*table.pair_sums_backward[0], q);
+  right = true;
+  for (std::size_t k = 0; k < grad_x.size(); ++k) {
+    right = right && std::isnan(grad_x[k]) == takes_part;
+  }
+  check(right, name + ": and so is its gradient");
+}
+
 void poisoned(const cpu::KernelTable& table) {
   Random random(7);
   for (const bool takes_part : {true, false}) {
-    Batch b = draw(random, 70, 0, 9, 6);
-    b.self = true;
-    b.metric = Metric::cosine;
-    b.form = PairForm::nce;
-    b.positive = b.negative = {-2, 1, 0};
-    b.valid.assign(70, 1);
-    b.valid[33] = takes_part;
-    b.x[33 * 9 + 4] = std::numeric_limits<float>::quiet_NaN();
-    Guarded<double> sums(kSums * 70), evidence(static_cast<std::size_t>(Mining::count) + 3);
+    for (const Products products : {Products::floats, Products::digits}) {
+      for (const Metric metric : {Metric::cosine, Metric::dot}) {
+        for (const PairForm form : {PairForm::sum, PairForm::nce}) {
+          Batch b = draw(random, 70, 0, 9, 6);
+          b.self = true;
+          b.metric = metric;
+          b.form = form;
+          b.positive = b.negative = {-2, 1, 0};
+          b.products = products;
+          poison(table, b, takes_part);
+        }
+      }
+    }
+  }
+}
+
+/// Large float32 problems are multiplied by digits where the CPU has a matrix unit for them, and there alone.
+void chosen(const cpu::KernelTable& table) {
+  Random random(11);
+  Batch b = draw(random, 400, 0, 50, 20);
+  b.self = true;
+  b.metric = Metric::euclidean;
+  b.form = PairForm::lse;
+  b.positive = b.negative = {-2, 1, 0};
+  std::vector<Guarded<double>> sums;
+  for (const Products products : {Products::automatic, Products::floats, Products::digits}) {
+    b.products = products;
     PairSums p = problem_of<PairSums>(b);
-    p.sums = sums.data();
+    Guarded<double> evidence(static_cast<std::size_t>(Mining::count) + 3);
+    p.sums = sums.emplace_back(kSums * 400).data();
     p.evidence = evidence.data();
     run(*table.pair_sums[0], p);
-    bool right = true;
-    for (std::size_t i = 0; i < 70; ++i) {
-      const double lse_p = sums[6 * 70 + i], lse_n = sums[7 * 70 + i];
-      right = right && (std::isnan(lse_p) || std::isnan(lse_n)) == takes_part;
-    }
-    check(right, std::string(table.isa) + ": a NaN that takes part is seen by all, another by none");
-    check(evidence[static_cast<std::size_t>(Mining::nonfinite_rows)] == takes_part, "a NaN row is counted");
   }
+  const bool unit = std::string(table.isa) == "amx";
+  check(!sums[1].same_bits(sums[2]), std::string(table.isa) + ": digits and floats differ by roundings");
+  check(sums[0].same_bits(sums[unit ? 2 : 1]), std::string(table.isa) + ": digits where there is a unit for them");
 }
 
 }  // namespace
@@ -278,6 +339,7 @@ int main() {
   for (const auto* table : fastmine::test::tables()) {
     fastmine::test::all(*table);
     fastmine::test::poisoned(*table);
+    fastmine::test::chosen(*table);
   }
   return fastmine::test::report();
 }
