@@ -88,6 +88,7 @@ struct PairSums {
   PairForm form;
   PairCurve positive, negative;
   Products products;
+  const double* scale;  // [1], which multiplies the scales of both curves; or null
 
   // Out.
   double* sums;      // [PairSum::count, x.n]
@@ -110,6 +111,7 @@ struct PairSumsBackward {
   PairForm form;
   PairCurve positive, negative;
   Products products;
+  const double* scale;
   const double* sums;  // what forward computed
   const double* grad;  // [PairSum::count, x.n], contiguous: of interest from positive_distance to nce
 

@@ -21,6 +21,15 @@ bool by_digits(const P& problem) {
          (problem.products == Products::digits || (problem.products == Products::automatic && kMatrixUnit && large));
 }
 
+/// The problem with its scale in both curves.
+template <class P>
+P scaled(P problem) {
+  const double by = problem.scale == nullptr ? 1 : *problem.scale;
+  problem.positive.scale *= by;
+  problem.negative.scale *= by;
+  return problem;
+}
+
 /// A curve in the working type. Linear, or the circle's.
 template <class W>
 struct Curve {

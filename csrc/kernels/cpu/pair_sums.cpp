@@ -22,7 +22,7 @@ struct Plan {
 template <class W>
 Plan<W> lay_out(const PairSums& problem, Arena& arena) {
   Plan<W> p{};
-  p.problem = problem;
+  p.problem = scaled(problem);
   p.rows = lay_out_row_blocks<W>(arena, problem, by_digits<W>(problem) ? Multiply::digits : Multiply::floats);
   for (int side = 0; side < 2; ++side) {
     p.bound_memory[side] = arena.take<W>(slivers_of<W>(problem.x.n) * kWidth<W>);

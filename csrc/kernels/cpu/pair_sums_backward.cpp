@@ -34,7 +34,7 @@ struct Plan {
 template <class W>
 Plan<W> lay_out(const PairSumsBackward& problem, Arena& arena) {
   Plan<W> p{};
-  p.problem = problem;
+  p.problem = scaled(problem);
   const bool digits = by_digits<W>(problem);
   p.rows = lay_out_row_blocks<W>(arena, problem, digits ? Multiply::digits_and_weights : Multiply::floats);
   const std::int64_t padded = slivers_of<W>(problem.x.n) * kWidth<W>;
