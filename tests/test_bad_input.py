@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import fastmine.functional as F
-from fastmine import losses
+from fastmine import array, losses
+from fastmine.distributed import DistributedLoss
+from fastmine.health import check_loss
 
 Z = torch.zeros(4, 2)
 Y = torch.tensor([0, 0, 1, 1])
@@ -261,3 +263,32 @@ def test_a_positive_weight_may_be_a_tensor_of_one_number_as_in_torch() -> None:
     weight = torch.tensor(3.0)
     expected = torch.nn.BCEWithLogitsLoss(pos_weight=weight)(logits, target)
     torch.testing.assert_close(losses.BCELoss(mode="multilabel", pos_weight=weight)(logits, target), expected)
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (
+            lambda: losses.CompositeLoss({"a": losses.TripletLoss}, {"a": 1.0}),
+            r"not a class; got .*; use TripletLoss\(\)",
+        ),
+        (lambda: losses.CompositeLoss([losses.TripletLoss()], [1.0]), "components must map names to losses.*got list"),
+        (lambda: losses.CrossBatchMemory(losses.TripletLoss, 4, 4), "loss must be a loss, not a class"),
+        (lambda: DistributedLoss(losses.TripletLoss), "loss must be a loss, not a class"),
+        (lambda: DistributedLoss(torch.nn.TripletMarginLoss()), "got TripletMarginLoss; .*gather_rows"),
+        (lambda: DistributedLoss(DistributedLoss(losses.TripletLoss())), "of one process; got DistributedLoss"),
+        (lambda: check_loss(losses.TripletLoss(), 1, Y), "make_prediction must return, .*got int"),
+        (lambda: check_loss(losses.TripletLoss(), Y, lambda: Z), "got a torch.int64 tensor; the order is"),
+        (lambda: array.uniform_linear(2.5), "sensors must be a whole number; got float"),
+        (lambda: array.steering(array.uniform_linear(2), 0.1), "angles are radians, as torch.tensor"),
+        (lambda: array.sample_covariance(torch.ones(4, 3)), r"use snapshots.to\(torch.complex64\)"),
+    ],
+)
+def test_what_is_no_loss_or_no_prediction_is_refused_where_it_is_given(build: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        build()
+
+
+def test_a_component_whose_name_has_a_dot_is_refused_in_words() -> None:
+    with pytest.raises(ValueError, match=r"name of a component must be text without a dot; got 'a\.b'"):
+        losses.CompositeLoss({"a.b": losses.TripletLoss()}, {"a.b": 1.0})

@@ -355,3 +355,9 @@ def ranks(name: str, value: object) -> None:
             raise ValueError(f"{name} must be a range of ranks (first, last) with first < last; got {value}")
     else:
         whole(name, value, 1)
+
+
+def no_class(name: str, value: object) -> None:
+    """A loss, and not the class of one, which would be called as if it were."""
+    if isinstance(value, type):
+        raise TypeError(f"{name} must be a loss, not a class; got {value.__name__}; use {value.__name__}()")
