@@ -156,6 +156,7 @@ SEGMENTATION: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
                                     r'mode="multiclass" and target.squeeze\(1\)'),
     "swapped": ({"logits": T, "target": X}, TypeError, "logits come first, target second"),
     "target in an array": ({"target": T.numpy()}, TypeError, r"got ndarray; use torch.as_tensor\(target\)$"),
+    "target to be learned": ({"target": X.clone().requires_grad_()}, ValueError, r"pass target.detach\(\)"),
     "sparse target": ({"target": T.to_sparse()}, TypeError, r"use target.to_dense\(\)"),
     "classes last": ({"logits": torch.zeros(2, 4, 3), "target": CLASSES, "mode": "multiclass"}, ValueError,
                      r"so use logits.movedim\(-1, 1\)"),

@@ -154,6 +154,8 @@ def segmentation(logits_: object, target_: object, mode: str) -> None:
     logits = tensor("logits", logits_, FLOATING, "logits come first, target second; of logits use .float()")
     target = tensor("target", target_, (torch.bool, *INTEGERS, *FLOATING))
     same_device("logits", logits, "target", target)
+    if target.requires_grad:
+        raise ValueError("target is a constant of this loss; pass target.detach()")
     if mode == "multiclass":
         _class_targets(logits, target)
         return
