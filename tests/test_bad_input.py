@@ -293,3 +293,27 @@ def test_what_is_no_loss_or_no_prediction_is_refused_where_it_is_given(build: An
 def test_a_component_whose_name_has_a_dot_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match=r"name of a component must be text without a dot; got 'a\.b'"):
         losses.CompositeLoss({"a.b": losses.TripletLoss()}, {"a.b": 1.0})
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.TripletLoss(),
+        losses.TripletLoss(mining="batch_all"),
+        losses.MinedTripletLoss(),
+        losses.SelectivelyContrastiveLoss(),
+        losses.SupConLoss(),
+        losses.ArcFaceLoss(2, 2),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_a_negative_weight_is_no_negative_loss(loss: Any) -> None:
+    with pytest.raises(ValueError, match=r"sample_weight must be at least 0; got -1"):
+        loss(Z, Y, sample_weight=torch.tensor([1.0, -1.0, 1.0, 1.0]))
+
+
+@pytest.mark.parametrize("option", ["class_weights", "pos_weight", "focal_alpha"])
+def test_a_negative_weight_of_a_class_is_refused(option: str) -> None:
+    loss = losses.SegmentationLoss({"bce": 0.5, "focal": 0.5}, mode="multilabel", **{option: torch.tensor([0.5, -0.5])})
+    with pytest.raises(ValueError, match=rf"{option} must be at least 0; got -0.5"):
+        loss(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3))

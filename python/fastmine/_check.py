@@ -327,7 +327,7 @@ def whole(name: str, value: object, minimum: int) -> int:
 
 
 def per_class(name: str, value: object, *, minimum: float = 0.0, maximum: float = math.inf) -> None:
-    """One number, or one per class as a sequence or a tensor, whose values stay unread unless they are on the CPU."""
+    """One number, or one per class as a sequence or a tensor, whose values stay unread."""
     if isinstance(value, Tensor):
         tensor(name, value, (*FLOATING, *INTEGERS))
         if value.dim() > 1:
