@@ -14,6 +14,7 @@ from ..reference.batch_hard import MINING_FIELDS, NEGATIVES, POSITIVES
 from ..reference.pairwise_distance import METRICS, result_dtype
 from ..reference.triplet_adjustments import ADJUSTED_FIELDS, adjusted_triplet_loss
 from ..reference.triplet_loss import EMPTY_POLICIES, REDUCTIONS, TRIPLET_FIELDS
+from ._factors import refuse_negative
 from .options import Average, Margin, Metric, Mining, Negative, OnEmpty, Positive, Reduction, Triplets
 
 _VALID = MINING_FIELDS.index("valid")
@@ -374,6 +375,7 @@ def anchor_weight(sample_weight: Tensor | None, embeddings: Tensor) -> Tensor | 
     if sample_weight is None:
         return None
     _check.per_anchor("sample_weight", sample_weight, embeddings)
+    refuse_negative("sample_weight", sample_weight)
     if sample_weight.requires_grad:
         raise ValueError("sample_weight is a constant of this loss; pass sample_weight.detach()")
     return sample_weight.double()

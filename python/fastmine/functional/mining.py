@@ -13,6 +13,7 @@ from .._evidence import MiningEvidence
 from ..reference.mined_pairs import MINED_FIELDS, NEGATIVE_ORDERS, POSITIVE_ORDERS
 from ..reference.pairwise_distance import METRICS, result_dtype
 from ..reference.triplet_loss import EMPTY_POLICIES, triplet_formula
+from ._factors import refuse_negative
 from .metric import _margin, _report_empty, triplet_options
 from .options import Margin, Metric, NegativeOrder, OnEmpty, PositiveOrder, Ranks, Reduction, Seed
 
@@ -319,6 +320,7 @@ def mined_triplet_loss(
     )  # fmt: skip
     if sample_weight is not None:
         _check.per_anchor("sample_weight", sample_weight, embeddings)
+        refuse_negative("sample_weight", sample_weight)
         if sample_weight.requires_grad:
             raise ValueError("sample_weight is a constant of this loss; pass sample_weight.detach()")
     mined, found = _mine(
