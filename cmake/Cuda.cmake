@@ -71,5 +71,9 @@ if(fastmine_build_cuda)
                                   csrc/kernels/cuda/triplet_loss.cu)
   target_sources(fastmine_torch_cuda PRIVATE csrc/torch/cuda/batch_hard.cpp)
 
+  # Losses over many pairs.
+  target_sources(fastmine_kernels_cuda PRIVATE csrc/kernels/cuda/pair_sums.cu csrc/kernels/cuda/pair_sums_backward.cu)
+  target_sources(fastmine_torch_cuda PRIVATE csrc/torch/cuda/pair_sums.cpp)
+
   message(STATUS "CUDA kernels: nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
 endif()

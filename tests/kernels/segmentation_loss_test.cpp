@@ -339,6 +339,9 @@ void types(const Tables& tables) {
           }
           c.soft = is_float(target) && layout % 2 == 0;
           finish(tables, c, 7);
+          c.ignores = target != DType::bool_;  // which has no value to spare
+          c.validity = layout == 0 ? 2 : layout;
+          finish(tables, c, 7);
         }
       }
     }

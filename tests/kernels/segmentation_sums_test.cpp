@@ -304,6 +304,7 @@ void types(const Tables& tables) {
             continue;
           }
           c.soft = is_float(target) && layout % 2 == 0;
+          c.ignores = turn && target != DType::bool_;  // which has no value to spare
           finish(tables, c, 7);
         }
       }

@@ -201,10 +201,12 @@ def triplet_loss(
 
     Three adjustments of the mined triplets, made in this order: ``swap`` takes for d(i, n_i) the smaller of d(i, n_i)
     and d(p_i, n_i) (Balntas et al., BMVC 2016); ``hardness`` h in [0, 1) moves a negative that is farther than the
-    positive towards it, to :math:`d(i, p_i) + (1 - h) (d(i, n_i) - d(i, p_i))`, so that v becomes (1 - h) v (HDML,
-    arXiv:1903.05503, whose lambda_0 is 1 - h); ``active_fraction`` f in (0, 1] raises the margin of each batch to the
-    smallest with which f of the valid anchors are above the kink: the gradient never vanishes. That margin is a
-    constant of the gradient and nothing waits for the device; the evidence has ``margin`` and ``swapped``.
+    positive towards it, to :math:`d(i, p_i) + (1 - h) (d(i, n_i) - d(i, p_i))`, so that v becomes (1 - h) v: the
+    interpolated negative of HDML (arXiv:1903.05503), with its e^(-alpha / J_avg) held at 1 - h and without its
+    generator, and the same for the values of other metrics than the paper's, the Euclidean; ``active_fraction`` f in
+    (0, 1] raises the margin of each batch to the smallest with which f of the valid anchors are above the kink: the
+    gradient never vanishes. That margin is a constant of the gradient and nothing waits for the device; the evidence
+    has ``margin`` and ``swapped``.
 
     ``mining="batch_all"``: the same over every triplet, an anchor with a positive p and a negative n of it, exactly:
     :math:`\sum_{p, n} \max(0, d(i, p) - d(i, n) + m)`, found by counting, in O(N M (D + log M)) time and without
@@ -317,7 +319,8 @@ def triplet_options(
 ) -> None:  # fmt: skip
     """Refuse what :func:`triplet_loss` could not use; losses call it when they are built."""
     if isinstance(margin, str):
-        _check.option("margin", margin, ("soft", "leaky"))
+        if margin not in {"soft", "leaky"}:
+            raise ValueError(f"margin must be a number, 'soft' or 'leaky'; got {margin!r}")
     else:
         _check.number("margin", margin, minimum=0.0)
     if leak is not None:
