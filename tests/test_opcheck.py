@@ -74,8 +74,13 @@ def backward_arguments(op: str, case: Case) -> tuple[Any, ...]:
     return arguments
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ROWS)
+def in_types() -> list[tuple[str, torch.dtype]]:
+    """Every row in float32, and the first of each op in bfloat16 too."""
+    first = {named(name).answered_by: name for name in reversed(ROWS)}
+    return [*((name, torch.float32) for name in ROWS), *((name, torch.bfloat16) for name in first.values())]
+
+
+@pytest.mark.parametrize(("name", "dtype"), in_types())
 def test_forward_op(name: str, dtype: torch.dtype) -> None:
     case = named(name)
     op = getattr(torch.ops.fastmine, case.answered_by).default
