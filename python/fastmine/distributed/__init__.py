@@ -105,6 +105,7 @@ class DistributedLoss(EvidentLoss[Evidence]):
         max_rows: int | None = None,
         memory: Memory = "gathered",
     ) -> None:
+        _refuse_loss(loss)
         if max_rows is not None:
             _check.whole("max_rows", max_rows, 1)
         _check.option("memory", memory, ("gathered", "ring"))
@@ -219,3 +220,12 @@ def _terms_of(loss: EvidentLoss[Any], group: dist.ProcessGroup | None) -> Terms 
         for name, value in options.items() if name not in ("on_empty", "reduction")
     })  # fmt: skip
     return partial(pair_terms, asked, on_empty=policy)
+
+
+def _refuse_loss(loss: object) -> None:
+    _check.no_class("loss", loss)
+    if not isinstance(loss, EvidentLoss) or isinstance(loss, DistributedLoss):
+        raise TypeError(
+            f"loss must be a loss of fastmine.losses, of one process; got {type(loss).__name__}; for one from "
+            "elsewhere, fastmine.distributed.gather_rows brings the rows of all processes"
+        )

@@ -14,6 +14,7 @@ from ..reference.batch_hard import MINING_FIELDS, NEGATIVES, POSITIVES
 from ..reference.pairwise_distance import METRICS
 from ..reference.triplet_loss import EMPTY_POLICIES, REDUCTIONS, TRIPLET_FIELDS
 from ..reference.triplet_terms import TERM_FIELDS
+from ._factors import refuse_negative
 from .options import Average, Margin, Metric, Mining, Negative, OnEmpty, Positive, Reduction, Triplets
 
 _VALID = MINING_FIELDS.index("valid")
@@ -315,7 +316,8 @@ def triplet_options(
 ) -> None:  # fmt: skip
     """Refuse what :func:`triplet_loss` could not use; losses call it when they are built."""
     if isinstance(margin, str):
-        _check.option("margin", margin, ("soft", "leaky"))
+        if margin not in {"soft", "leaky"}:
+            raise ValueError(f"margin must be a number, 'soft' or 'leaky'; got {margin!r}")
     else:
         _check.number("margin", margin, minimum=0.0)
     if leak is not None:
@@ -369,6 +371,7 @@ def anchor_weight(sample_weight: Tensor | None, embeddings: Tensor) -> Tensor | 
     if sample_weight is None:
         return None
     _check.per_anchor("sample_weight", sample_weight, embeddings)
+    refuse_negative("sample_weight", sample_weight)
     if sample_weight.requires_grad:
         raise ValueError("sample_weight is a constant of this loss; pass sample_weight.detach()")
     return sample_weight.double()
