@@ -34,6 +34,9 @@ NATIVE = (
 FORWARD = ("mined_pairs",)
 """Those whose backward pass is that of another."""
 
+INNER = ("segmentation_terms", "lovasz_shares")
+"""Ops between others, which have no gradient of their own."""
+
 MINING = [case for case in CASES if case.op in ("batch_hard", "triplet_loss") and case.curved][::7]
 
 BY_KERNELS = [
@@ -44,6 +47,10 @@ BY_KERNELS = [
     named("segmentation_loss-multiclass-valid_position"),
     named("segmentation_sums-multilabel-all"),
     named("segmentation_sums-multiclass-all"),
+    named("segmentation_loss-multilabel-ignore_index_element"),
+    named("segmentation_loss-binary-formula_all"),
+    named("segmentation_loss-multiclass-formula_label_sets"),
+    named("segmentation_loss-multiclass-formula_lovasz_batch"),
     named("pair_sums-bounded"),
     named("supcon_loss-masked"),
     named("circle_loss-references"),
@@ -90,7 +97,7 @@ def assert_same_bits(one: Inputs, other: Inputs) -> None:
         assert torch.equal(x.cpu(), other[name].cpu()), name
 
 
-@pytest.mark.parametrize("op", [op + end for op in NATIVE for end in ("", "_backward")] + list(FORWARD))
+@pytest.mark.parametrize("op", [*(op + end for op in NATIVE for end in ("", "_backward")), *FORWARD, *INNER])
 def test_a_kernel_answers_this_op_on_cuda(op: str) -> None:
     found = fastmine.config()
     assert found["ops"][op]["CUDA"] == "native", found["reasons"]["CUDA"]

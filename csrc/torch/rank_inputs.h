@@ -131,10 +131,10 @@ Tensor rounded(Make make, const Tensor& distance, ScalarType type) {
 
 using SevenMined = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-/// What the op returns.
+/// What the op returns; `wide`: distances in float64.
 template <class Make>
-SevenMined mined_of(const Ranked& r, Make make) {
-  const ScalarType type = result_type(r.x);
+SevenMined mined_of(const Ranked& r, Make make, bool wide) {
+  const ScalarType type = wide ? ScalarType::Double : result_type(r.x);
   return {r.positive.index,
           r.negative.index,
           rounded(make, r.positive.distance, type),

@@ -19,7 +19,7 @@ cuda::cudaError_t batch_all_backward(const BatchAllBackward& problem, void* work
 
 }  // namespace
 
-std::vector<const cpu::KernelTable*> tables() {
+Tables tables() {
   static const cpu::KernelTable table = [] {
     cpu::KernelTable t{};
     t.isa = "cuda, emulated";

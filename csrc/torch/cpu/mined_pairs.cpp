@@ -12,13 +12,13 @@ SevenMined mined_pairs(const Tensor& embeddings, const Tensor& labels, const May
                        const std::vector<int64_t>& ranks, const std::optional<double>& window,
                        const MaybeTensor& groups, const MaybeTensor& ref_groups, bool group_positives,
                        const MaybeTensor& self_index, const MaybeTensor& seed, double cutoff,
-                       double nonzero_loss_cutoff) {
+                       double nonzero_loss_cutoff, bool wide) {
   Ranked r;
   const MinedPairs problem = rank_problem(r, &make, embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid,
                                           metric, positive, negative, ranks, window, groups, ref_groups,
                                           group_positives, self_index, seed, cutoff, nonzero_loss_cutoff);
   run(*kernels().mined_pairs[result_type(embeddings) == ScalarType::Double], problem);
-  return mined_of(r, &make);
+  return mined_of(r, &make, wide);
 }
 
 }  // namespace

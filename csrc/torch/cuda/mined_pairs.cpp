@@ -14,7 +14,7 @@ SevenMined mined_pairs(const Tensor& embeddings, const Tensor& labels, const May
                        const std::vector<int64_t>& ranks, const std::optional<double>& window,
                        const MaybeTensor& groups, const MaybeTensor& ref_groups, bool group_positives,
                        const MaybeTensor& self_index, const MaybeTensor& seed, double cutoff,
-                       double nonzero_loss_cutoff) {
+                       double nonzero_loss_cutoff, bool wide) {
   for (const MaybeTensor& other :
        {MaybeTensor(labels), valid, ref_embeddings, ref_labels, ref_valid, groups, ref_groups, self_index, seed}) {
     check_same_device(embeddings, other, "an input");
@@ -29,7 +29,7 @@ SevenMined mined_pairs(const Tensor& embeddings, const Tensor& labels, const May
                                           group_positives, self_index, seed, cutoff, nonzero_loss_cutoff);
   const Tensor workspace = make_workspace(embeddings, cuda::mined_pairs_workspace(problem));
   check_launch(cuda::mined_pairs(problem, workspace.mutable_data_ptr(), current_stream(embeddings)));
-  return mined_of(r, make);
+  return mined_of(r, make, wide);
 }
 
 }  // namespace

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import logging
-import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -45,8 +45,8 @@ from .rules import examine
 
 LossT = TypeVar("LossT", bound=Callable[..., Any])
 Hook = Callable[[nn.Module, Any, Any, Any], None]
+Criteria = Callable[..., Any] | Sequence[Callable[..., Any]] | None
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
-NAN = math.nan
 OPTIMIZERS = 16  # that are followed at most
 
 _log = logging.getLogger("fastmine.health")
@@ -65,10 +65,10 @@ class Monitor:
     >>> for finding in monitor.check():
     ...     print(finding)
 
-    ``model``: a module or several. ``criterion``: any ``nn.Module``; losses of fastmine leave their full evidence,
-    of others the inputs are read on some steps; a plain function goes through :meth:`watch`. ``optimizer``: one or
-    several; without it those are noticed that step parameters of the model. Everything is optional: what is not
-    given is not judged.
+    ``model``: a module or several. ``criterion``: any ``nn.Module``, or several; losses of fastmine leave their full
+    evidence, of others the inputs are read on some steps; a plain function goes through :meth:`watch`. ``optimizer``:
+    one or several; without it those are noticed that step parameters of the model. Everything is optional: what is
+    not given is not judged.
 
     Nothing waits for the device until :meth:`check`, :meth:`history` or :meth:`report` is called: rows are copied into
     a ring of the device's memory. With ``speak``, the monitor also looks by itself at steps 32, 64, 128, 256 and
@@ -84,7 +84,7 @@ class Monitor:
     def __init__(
         self,
         model: nn.Module | Iterable[nn.Module] | None = None,
-        criterion: Callable[..., Any] | None = None,
+        criterion: Criteria = None,
         optimizer: Optimizers = None,
         *,
         thresholds: Thresholds | None = None,
@@ -95,7 +95,7 @@ class Monitor:
         self.writer, self.speak = writer, speak
         self._clock = Clock()
         self._learning: list[EvidentLoss[Any]] = []  # losses that may have parameters, as a classifier has
-        self._models = [] if model is None else [model] if isinstance(model, nn.Module) else list(model)
+        self._models = _several("model", model, nn.Module)
         self._watches: list[Watch] = []
         self._polled: list[EvidentWatch] = []
         self._hooks: list[tuple[nn.Module, Hook]] = []
@@ -104,21 +104,20 @@ class Monitor:
         self._loss = Ring(
             ("value",),
             torch.device("cpu"),
-            ("logged", "connected", "updates", "model", "optimizer", "criterion", "sure"),
+            ("connected", "updates", "logged", "model", "optimizer", "criterion", "sure"),
         )
-        self._waiting = self._loss.waiting
         self._started = False
         self._plain = False  # nothing is measured in this step
+        self._scalar = True  # the loss was a single number when that was looked at last
         self._logged: Ring | None = None
         self._told: set[tuple[str, str]] = set()
         self._pending = False
-        self._count = 0
         self._steps_itself = False
         self._updates: list[Updates] = []
         self._foreign_optimizers: WeakSet[torch.optim.Optimizer] = WeakSet()
         self._follow_optimizers(optimizer)
-        if criterion is not None:
-            self._observe(criterion, "criterion")
+        for number, one in enumerate(_criteria(criterion)):
+            self._observe(one, "criterion" if number == 0 else f"criterion.{number}")
         if not self._watches:
             for number, module in enumerate(self._models):
                 self._observe_outputs(module, "model" if number == 0 else f"model.{number}")
@@ -147,7 +146,7 @@ class Monitor:
         return observed  # type: ignore[return-value]
 
     @classmethod
-    def attach(cls, model: nn.Module, criterion: nn.Module, optimizer: Optimizers = None, **options: Any) -> Monitor:
+    def attach(cls, model: nn.Module, criterion: Criteria, optimizer: Optimizers = None, **options: Any) -> Monitor:
         """One line and no :meth:`step`: every call of the criterion that can be learned from counts as a step."""
         monitor = cls(model, criterion, optimizer, **options)
         monitor._steps_itself = True
@@ -183,7 +182,7 @@ class Monitor:
             if watch is outer:
                 self._called(output)
 
-        self._hooks.append((module, hook))
+        self._hooks.append((module, _Hook(hook)))
         self._arm()
 
     def _observe_outputs(self, module: nn.Module, name: str) -> None:
@@ -195,7 +194,7 @@ class Monitor:
             if is_training_call() and isinstance(output, Tensor):
                 watch.called((output,), {}, output)
 
-        self._hooks.append((module, hook))
+        self._hooks.append((module, _Hook(hook)))
         self._arm()
 
     def _arm(self) -> None:
@@ -212,8 +211,7 @@ class Monitor:
             self.step(output)
 
     def _follow_optimizers(self, optimizer: Optimizers) -> None:
-        given = [] if optimizer is None else [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
-        for one in given:
+        for one in _several("optimizer", optimizer, torch.optim.Optimizer):
             self._follow(one)
         self._endings.append(optim.register_optimizer_step_pre_hook(self._before_step).remove)
         self._endings.append(optim.register_optimizer_step_post_hook(self._after_step).remove)
@@ -269,7 +267,7 @@ class Monitor:
     def _after_step(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         if (updates := self._of(optimizer)) is not None:
             updates.after_step()
-            self._count += 1
+            self._clock.updates += 1
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -286,11 +284,10 @@ class Monitor:
         against it. ``inputs``: (predictions, targets) of a loss that is a plain function.
         """
         # Most steps: the value of the loss, and nothing else. Each name looked up here is paid for in cold caches.
-        if self._plain and logged is None and inputs is None and isinstance(loss, Tensor) and not loss.dim():
-            clock, row = self._clock, loss.detach()
+        if self._plain and logged is None and inputs is None and type(loss) is Tensor:
+            clock, ring = self._clock, self._loss
             step = clock.step
-            host = (NAN, not loss.is_leaf, self._count, NAN, NAN, NAN, NAN)
-            self._waiting.append((step, row, host, row._version))
+            ring.waiting.append((step, loss.detach(), (not loss.is_leaf, clock.updates), ring.version))
             clock.step = step = step + 1
             if step == clock.next:
                 clock.decide()
@@ -306,7 +303,8 @@ class Monitor:
         self._arm()
         if self.speak:
             self._maybe_speak()
-        self._plain = not (self._clock.close or self._pending or self._polled or self._loss.together == AT_ONCE)
+        busy = self._clock.close or self._pending or self._polled or self._loss.together == AT_ONCE
+        self._plain = self._scalar and not busy
 
     def _look_closely(
         self, loss: Tensor | float, logged: Tensor | float | None, inputs: tuple[Tensor, Tensor] | None
@@ -330,16 +328,16 @@ class Monitor:
             watch.called(inputs, {}, loss)
 
     def _record(self, loss: Tensor | float, logged: Tensor | float | None) -> None:
-        step, updates = self._clock.step, self._count
+        step, updates = self._clock.step, self._clock.updates
         told = float("nan") if logged is None or isinstance(logged, Tensor) else float(logged)
         if not isinstance(loss, Tensor):
-            self._write_loss(torch.tensor(float(loss)), (told, np.nan, updates, np.nan, np.nan, np.nan, np.nan))
+            self._write_loss(torch.tensor(float(loss)), (np.nan, updates, told))
             return
         value = loss.detach()
-        depends = self._depends(loss) if self._clock.gradient else (np.nan, np.nan, np.nan, np.nan)
-        self._write_loss(
-            value if value.dim() == 0 else value.mean(), (told, loss.grad_fn is not None, updates, *depends)
-        )
+        self._scalar = value.dim() == 0
+        depends = self._depends(loss) if self._clock.gradient else ()
+        host = (loss.grad_fn is not None, updates, told, *depends)
+        self._write_loss(value if self._scalar else value.mean(), host)
         if isinstance(logged, Tensor):
             if self._logged is None:
                 self._logged = Ring(("logged",), logged.device)
@@ -360,7 +358,6 @@ class Monitor:
         if not self._started:
             self._started = True
             self._loss = Ring(self._loss.columns, value.device, self._loss.host)
-            self._waiting = self._loss.waiting
         self._loss.write(self._clock.step, value, host)
 
     def _depends(self, loss: Tensor) -> tuple[float, float, float, float]:
@@ -456,7 +453,7 @@ class Monitor:
                 continue
             self._told.add(key)
             if finding.is_alarm:
-                warnings.warn(f"\n{finding}", HealthWarning, stacklevel=4)
+                warnings.warn(f"\n{finding}", HealthWarning, stacklevel=_frames_to_the_loop())
             else:
                 _log.info("%s", finding)
 
@@ -468,6 +465,10 @@ class Monitor:
                 known = np.flatnonzero(np.isfinite(values))
                 if len(known):
                     self.writer.add_scalar(f"health/{name}/{column}", values[known[-1]], int(table.steps[known[-1]]))
+
+    def __repr__(self) -> str:
+        watched = [*(watch.name for watch in self._watches), *(updates.name for updates in self._updates)]
+        return f"Monitor({', '.join(watched) or 'nothing'}: {self._clock.step} steps)"
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
@@ -489,6 +490,64 @@ class Monitor:
         self.close()
         if kind is None and self.speak:
             self._tell(self.check())
+
+
+class _Hook:
+    """A forward hook that stays behind: a copy or a pickle of the module that has it is watched by nobody."""
+
+    def __init__(self, hook: Hook) -> None:
+        self._hook = hook
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        self._hook(module, args, kwargs, output)
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[Hook]]:
+        return _Hook, (_unwatched,)
+
+
+def _unwatched(_module: nn.Module, _args: Any, _kwargs: Any, _output: Any) -> None:
+    """What a copied hook does."""
+
+
+GivenT = TypeVar("GivenT")
+
+
+def _several(name: str, given: GivenT | Iterable[GivenT] | None, kind: type[GivenT]) -> list[GivenT]:
+    """What was given alone, as several or not at all, all of this kind."""
+    if given is None:
+        return []
+    found = [given] if isinstance(given, kind) or not isinstance(given, Iterable) else list(given)
+    for one in found:
+        if not isinstance(one, kind):
+            raise TypeError(
+                f"{name} must be one {kind.__name__}, or several; got {type(one).__name__}; the order is "
+                "Monitor(model, criterion, optimizer)"
+            )
+    return found
+
+
+def _criteria(given: Criteria) -> list[Callable[..., Any]]:
+    """The losses to watch; what could not be called is refused, and a class is no loss yet."""
+    if given is None:
+        return []
+    found: list[Any] = list(given) if isinstance(given, (Sequence, nn.ModuleList)) else [given]
+    for one in found:
+        if isinstance(one, type):
+            raise TypeError(f"criterion must be a loss, not a class; got {one.__name__}; use {one.__name__}()")
+        if not callable(one):
+            raise TypeError(
+                f"criterion must be a loss that can be called, or several; got {type(one).__name__}; the order is "
+                "Monitor(model, criterion, optimizer)"
+            )
+    return found
+
+
+def _frames_to_the_loop() -> int:
+    """How many frames up the training loop is, so that a warning names its line: past this package and torch."""
+    frame, level = sys._getframe(2), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in {"fastmine", "torch"}:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _module_of(watch: Watch, outer: Watch) -> nn.Module:
