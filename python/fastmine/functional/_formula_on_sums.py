@@ -23,6 +23,7 @@ from ..reference.segmentation_formula import (
 )
 from ..reference.segmentation_sums import SUMS, SUMS_FIELDS, holds
 from . import _ranks
+from ._factors import refuse_negative
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -86,6 +87,7 @@ def class_values(
     """One number per class as a float64 tensor beside the logits; a single number, or nothing, as it is."""
     if isinstance(value, Tensor):
         _check.same_device("logits", logits, name, value)
+        refuse_negative(name, value)
     elif not isinstance(value, Sequence):
         return value
     values = torch.as_tensor(value, dtype=torch.float64, device=logits.device)
