@@ -171,8 +171,10 @@ def test_half_precision_is_rounded_once(name: str, dtype: torch.dtype) -> None:
     )
 
 
-@every_loss
-@pytest.mark.parametrize("metric", ["cosine", "euclidean", "dot"])
+@pytest.mark.parametrize(("name", "metric"), [
+    *((name, metric) for name in NAMES for metric in ("cosine", "dot")),
+    *((name, "euclidean") for name in ("supcon_loss", "ntxent_loss", "contrastive_loss")),
+])  # fmt: skip
 def test_a_large_batch_is_as_exact_as_a_small_one(name: str, metric: str) -> None:
     """Where there is a matrix unit, its products are of whole numbers from here on."""
     x, labels = batch(400, 64, 100)
