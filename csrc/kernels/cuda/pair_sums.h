@@ -10,11 +10,11 @@
 // differences, in float64.
 //
 // Cost: n m d multiply-adds forward, 2 n m d backward (4 with separate references); memory of a packed copy of the
-// rows, 0.2 KB an anchor and chunk, backward also of the gradient in float64, once for every chunk: so many chunks that
-// there are about a thousand blocks, but of gradients not more than 64 MiB, or one. No n x m matrix. Deterministic: no
-// atomics but extremes of norms, and everything is added up in a fixed order. No allocation, no synchronisation;
-// everything happens on the stream that is given, so the calls can be captured in a CUDA graph. The current device must
-// be the one that owns the pointers. At most 2^29 rows.
+// rows, a quarter of a KB an anchor and chunk, backward also of the gradient in float64, once for every chunk: so many
+// chunks that there are about a thousand blocks (32 MB), but of gradients not more than 64 MiB, or one. No n x m
+// matrix. Deterministic: no atomics but extremes of norms, and everything is added up in a fixed order. No allocation,
+// no synchronisation; everything happens on the stream that is given, so the calls can be captured in a CUDA graph. The
+// current device must be the one that owns the pointers. At most 2^29 rows.
 #pragma once
 
 #include <cstddef>
