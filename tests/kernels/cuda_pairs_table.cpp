@@ -7,7 +7,7 @@
 
 namespace fastmine::test {
 
-std::vector<const cpu::KernelTable*> tables() {
+Tables tables() {
   static const cpu::KernelTable table = [] {
     cpu::KernelTable t{};
     t.isa = "cuda, emulated";
