@@ -44,9 +44,11 @@ if(fastmine_build_cuda)
   # A kernel that spills registers is a mistake, found here and not on somebody's GPU.
   add_library(
     fastmine_kernels_cuda OBJECT
+    csrc/kernels/cuda/lovasz_shares.cu
     csrc/kernels/cuda/pairwise_distance.cu
     csrc/kernels/cuda/segmentation_loss.cu
-    csrc/kernels/cuda/segmentation_sums.cu)
+    csrc/kernels/cuda/segmentation_sums.cu
+    csrc/kernels/cuda/segmentation_terms.cu)
   target_include_directories(fastmine_kernels_cuda PRIVATE csrc)
   target_compile_options(
     fastmine_kernels_cuda PRIVATE --expt-relaxed-constexpr -Xptxas=-warn-spills,-warn-lmem-usage
@@ -55,9 +57,11 @@ if(fastmine_build_cuda)
   add_library(
     fastmine_torch_cuda MODULE
     csrc/torch/cuda/library.cpp
+    csrc/torch/cuda/lovasz_shares.cpp
     csrc/torch/cuda/pairwise_distance.cpp
     csrc/torch/cuda/segmentation_loss.cpp
-    csrc/torch/cuda/segmentation_sums.cpp)
+    csrc/torch/cuda/segmentation_sums.cpp
+    csrc/torch/cuda/segmentation_terms.cpp)
   fastmine_configure_torch_library(fastmine_torch_cuda)
   string(REPLACE ";" "," compiled_for "${CMAKE_CUDA_ARCHITECTURES}")
   target_compile_definitions(fastmine_torch_cuda PRIVATE USE_CUDA FASTMINE_CUDA_COMPILED_FOR="${compiled_for}")

@@ -25,6 +25,8 @@ SEGMENTATION = {  # by the type of the logits, for the fused loss and for the su
 }
 ROWS = ("look_at_rows", "centre_rows", "fill_distances", "gather_pairs", "write_gradient")  # by the type of the rows
 UNTYPED = ("add_runs", "segmentation_formula", "finish_groups", "find_centreIf", "find_centreId")
+ERRORS = ("enter_errors", "sum_targets", "12write_shares")  # of the Lovász extension, by the type of the errors
+UNTYPED += ("formula_on_sums", "mark_classes")
 # Mining.
 ROWS += ("pack_rows", "find_positives", "choose", "mine_few_pairs", "find_norms", "find_edges", "6gather")
 UNTYPED += ("sort_tiles", "merge_runs", "match_labels", "clear_nearest", "screen_negatives", "screen_positives")
@@ -102,7 +104,9 @@ def test_every_kernel_is_there_for_every_architecture(usage: dict[tuple[str, str
         for kernel, variants in SEGMENTATION.items()
         for variant in variants
         for dtype in DTYPES.values()
-    ] + [f"{kernel}I{dtype}E" for kernel in ROWS for dtype in DTYPES.values()]
+    ]
+    patterns += [f"{kernel}I{dtype}E" for kernel in ROWS for dtype in DTYPES.values()]
+    patterns += [f"{kernel}I{dtype}E" for kernel in ERRORS for dtype in "fd"]
     for architecture in architectures:
         names = [name for found, name in usage if found == architecture]
         for pattern in (*patterns, *UNTYPED):

@@ -1062,6 +1062,7 @@ def test_several_criteria_are_all_watched_and_not_silently_none() -> None:
             rows = model(torch.randn(4, 8))
             monitor.step(near(rows, torch.arange(4)) + far(rows, torch.arange(4) // 2))
     assert {"criterion", "criterion.1"} <= monitor.history().tables.keys()
+    assert repr(monitor) == "Monitor(criterion, criterion.1, optimizer: 12 steps)"
     assert [(found.code, found.component) for found in monitor.check()] == [("NO_POSITIVES", "criterion")]
 
 

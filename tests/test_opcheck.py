@@ -38,13 +38,16 @@ ROWS = (
 BACKWARD_ROWS = {
     "pairwise_distance_backward": "pairwise_distance-euclidean-other",
     "batch_hard_backward": "batch_hard-references_masked-cosine-hardest-hardest",
-    "triplet_loss_backward": "triplet_loss-references_masked",
+    "triplet_loss_backward": "triplet_loss-swap-masked",
     "pair_sums_backward": "pair_sums-references-cosine-nce",
     "batch_all_backward": "triplet_loss-batch_all-references_masked-cosine",
     "segmentation_loss_backward": "segmentation_loss-multiclass-ignore_index_position",
     "segmentation_sums_backward": "segmentation_sums-multiclass-valid_label_sets_all",
 }
 INNER_ROWS = (
+    ("triplet_terms", "triplet_loss-swap-masked"),
+    ("triplet_terms", "triplet_loss-all-apart-cosine"),
+    ("triplet_terms", "mined_triplet_loss-grouped"),
     ("segmentation_terms", "segmentation_loss-binary-formula_all"),
     ("segmentation_terms", "segmentation_loss-multilabel-formula_weights_count"),
     ("segmentation_terms", "segmentation_loss-multiclass-formula_sum"),

@@ -56,8 +56,8 @@ Seven mined_pairs(const Tensor& embeddings_in, const Tensor& labels_in, const Ma
                   const MaybeTensor& ref_valid_in, const std::string& metric, const std::string& positive,
                   const std::string& negative, const std::vector<int64_t>& ranks, const std::optional<double>& window,
                   const MaybeTensor& groups_in, const MaybeTensor& ref_groups_in, bool group_positives,
-                  const MaybeTensor& self_index_in, const MaybeTensor& seed, double cutoff,
-                  double nonzero_loss_cutoff) {
+                  const MaybeTensor& self_index_in, const MaybeTensor& seed, double cutoff, double nonzero_loss_cutoff,
+                  bool wide) {
   const bool self = !ref_embeddings_in.has_value();
   const Tensor x = with_dense_rows(embeddings_in), y = self ? x : with_dense_rows(*ref_embeddings_in);
   const Tensor labels = dense(labels_in), ref_labels = self ? labels : dense(ref_labels_in.value());
@@ -112,7 +112,8 @@ Seven mined_pairs(const Tensor& embeddings_in, const Tensor& labels_in, const Ma
   problem.evidence = data<double>(evidence);
   const ScalarType type = result_type(x);
   run(*kernels().mined_pairs[type == ScalarType::Double], problem);
-  return {p.index, q.index, rounded(p.distance, type), rounded(q.distance, type), p.found, q.found, evidence};
+  const ScalarType given = wide ? ScalarType::Double : type;
+  return {p.index, q.index, rounded(p.distance, given), rounded(q.distance, given), p.found, q.found, evidence};
 }
 
 }  // namespace
