@@ -76,8 +76,13 @@ if(fastmine_build_cuda)
   target_sources(fastmine_torch_cuda PRIVATE csrc/torch/cuda/batch_hard.cpp)
 
   # Losses over many pairs.
-  target_sources(fastmine_kernels_cuda PRIVATE csrc/kernels/cuda/pair_sums.cu csrc/kernels/cuda/pair_sums_backward.cu)
-  target_sources(fastmine_torch_cuda PRIVATE csrc/torch/cuda/pair_sums.cpp)
+  target_sources(
+    fastmine_kernels_cuda
+    PRIVATE csrc/kernels/cuda/batch_all.cu csrc/kernels/cuda/batch_all_backward.cu csrc/kernels/cuda/batch_all_formula.cu
+            csrc/kernels/cuda/mined_pairs.cu csrc/kernels/cuda/pair_sums.cu csrc/kernels/cuda/pair_sums_backward.cu)
+  target_sources(
+    fastmine_torch_cuda PRIVATE csrc/torch/cuda/batch_all.cpp csrc/torch/cuda/mined_pairs.cpp
+                                csrc/torch/cuda/pair_sums.cpp)
 
   message(STATUS "CUDA kernels: nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
 endif()

@@ -9,6 +9,7 @@ set(FASTMINE_CPU_KERNELS
     csrc/kernels/cpu/batch_hard_backward.cpp
     csrc/kernels/cpu/mined_pairs.cpp
     csrc/kernels/cpu/paired_distance.cpp
+    csrc/kernels/cpu/proxy_evidence.cpp
     csrc/kernels/cpu/pair_sums.cpp
     csrc/kernels/cpu/pair_sums_backward.cpp
     csrc/kernels/cpu/batch_all.cpp

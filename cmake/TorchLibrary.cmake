@@ -28,6 +28,7 @@ add_library(
   csrc/torch/cpu/lovasz_shares.cpp
   csrc/torch/cpu/mined_pairs.cpp
   csrc/torch/cpu/pair_sums.cpp
+  csrc/torch/cpu/proxy_evidence.cpp
   csrc/torch/cpu/segmentation_loss.cpp
   csrc/torch/cpu/segmentation_sums.cpp
   csrc/torch/cpu/segmentation_terms.cpp

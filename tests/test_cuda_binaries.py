@@ -32,9 +32,12 @@ ROWS += ("pack_rows", "find_positives", "choose", "mine_few_pairs", "find_norms"
 UNTYPED += ("sort_tiles", "merge_runs", "match_labels", "clear_nearest", "screen_negatives", "screen_positives")
 UNTYPED += ("find_limits", "look_again", "look_at_anchors", "gather_evidence", "add_terms", "write_slopes")
 # Losses over many pairs.
-ROWS += ("12write_slopes",)
+ROWS += ("12write_slopes", "mine_ranks", "sum_triplets", "weigh_triplets", "write_triplets")
 UNTYPED += tuple(f"gather_slopesI{dtype}Lb{anchors}E" for dtype in DTYPES.values() for anchors in (0, 1))
 UNTYPED += ("sum_pairsIf", "sum_pairsId", "sum_nceIf", "collect_sums", "collect_nce", "tell_extra", "order_slopes")
+UNTYPED += tuple(f"gather_waveI{dtype}Lb{anchors}E" for dtype in DTYPES.values() for anchors in (0, 1))
+UNTYPED += ("9pack_sets", "count_labels", "tell_mined", "count_triplets", "find_spoiled")
+UNTYPED += ("8mark_use", "add_anchors", "apply_formula", "weigh_all")
 INSTRUCTIONS = {  # by a part of the mangled name: what must be there, and how often
     "12sigmoid_sumsIf": {"LDG.E.128": 2, "MUFU.EX2": 8},
     "16sigmoid_gradientIf": {"LDG.E.128": 2, "STG.E.128": 2},

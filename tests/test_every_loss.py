@@ -201,8 +201,8 @@ def opcheck(kind: Loss) -> None:
         kind()(x.requires_grad_(), labels).backward()
     ours = {name for name, _ in calls if hasattr(torch.ops.fastmine, name)}
     rows = {named(row).answered_by for row in test_opcheck.ROWS} | {op for op, _ in test_opcheck.INNER_ROWS}
-    assert ours <= rows | set(test_opcheck.BACKWARD_ROWS)
-    assert bool(ours) != kind.by_class
+    assert ours
+    assert ours <= rows | set(test_opcheck.BACKWARD_ROWS) | test_opcheck.IN_OTHER_MODULES
 
 
 def compiles(kind: Loss) -> None:

@@ -27,6 +27,7 @@ from .reference.batch_hard import batch_hard_backward, mined_distance
 from .reference.lovasz import lovasz_shares as reference_shares
 from .reference.pair_sums import pair_sums_backward, pair_sums_forward, scale_gradient
 from .reference.pairwise_distance import pairwise_distance_backward, pairwise_distance_forward, result_dtype
+from .reference.proxies import proxy_evidence as reference_evidence
 from .reference.segmentation_formula import (
     formula_of,
     loss_and_means,
@@ -98,6 +99,11 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         str shape, float margin, float leak, str on_empty, str reduction, bool swap, float hardness,
         float? active_fraction) -> (Tensor, Tensor, Tensor)""",
         reference_terms,
+    ),
+    "proxy_evidence": (
+        """(Tensor embeddings, Tensor labels, Tensor? valid, Tensor vector_norm, Tensor cosine, Tensor nearest_other,
+        Tensor active, Tensor? weight, int classes) -> Tensor""",
+        reference_evidence,
     ),
     "pair_sums": (
         f"({_PAIRS}, Tensor? level=None) -> (Tensor, Tensor)",
@@ -515,6 +521,14 @@ def triplet_terms(
         return loss, evidence
     (loss, _, evidence), _ = _mined_terms(*args)
     return loss, evidence
+
+
+def proxy_evidence(*args: Any) -> Tensor:
+    """The evidence of a loss against class vectors."""
+    if _transformed():
+        return reference_evidence(*args)
+    found: Tensor = torch.ops.fastmine.proxy_evidence.default(*args)
+    return found
 
 
 def lovasz_shares(errors: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:

@@ -257,8 +257,10 @@ void one(const cpu::KernelTable& table, Random& random, Batch b, Metric metric, 
   b.bounded = bounded;
   b.positive = {-3, 0.8, 2};
   b.negative = {2, 0.5, -1};
+  const Random before = random;
   for (const Products products : kProducts) {
     b.products = products;
+    random = before;  // the same numbers for each
     one(table, random, b,
         isa_of(table, b) + " metric " + std::to_string(static_cast<int>(metric)) + " form " +
             std::to_string(static_cast<int>(form)) + " type " + std::to_string(static_cast<int>(b.type)) + " n=" +

@@ -7,8 +7,7 @@
 #include <tuple>
 
 #include "kernels/cuda/triplet_loss.h"
-#include "torch/cuda/device.h"
-#include "torch/mining_inputs.h"
+#include "torch/cuda/mining.h"
 
 namespace fastmine {
 namespace {
@@ -23,6 +22,8 @@ void check_devices(const Tensor& like, std::initializer_list<MaybeTensor> others
     check_same_device(like, other, "an input");
   }
 }
+
+}  // namespace
 
 Mined mine(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid, const MaybeTensor& ref_embeddings,
            const MaybeTensor& ref_labels, const MaybeTensor& ref_valid, const MaybeTensor& self_index,
@@ -52,6 +53,8 @@ std::tuple<Tensor, Tensor> mining_gradient(const Tensor& grad_positive, const Te
   check_launch(cuda::batch_hard_backward(problem, workspace.mutable_data_ptr(), current_stream(embeddings)));
   return {g.grad_x, g.grad_y};
 }
+
+namespace {
 
 using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 

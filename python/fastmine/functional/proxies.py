@@ -204,7 +204,7 @@ def _class_loss(
     margin_softmax_options(scale, margin, largest_margin, on_empty, reduction)
     loss, evidence = formula(
         embeddings, labels.long(), weight, valid, sample_weight, class_weight,
-        scale=scale, margin=margin, reduction=reduction,
+        scale=scale, margin=margin, reduction=reduction, evidence_of=_ops.proxy_evidence,
     )  # fmt: skip
     return loss, _class_evidence(evidence, labels, weight, valid, on_empty)
 
