@@ -31,6 +31,9 @@ if(fastmine_build_cuda)
   if(NOT CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES "${FASTMINE_CUDA_ARCHITECTURES}")
   endif()
+  if(CMAKE_CUDA_ARCHITECTURES STREQUAL "all")
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90a-real 90-virtual 100-real 120-real 120-virtual)
+  endif()
   enable_language(CUDA)
   find_package(CUDAToolkit REQUIRED)
   set(CMAKE_CUDA_STANDARD 20)
@@ -41,9 +44,11 @@ if(fastmine_build_cuda)
   # A kernel that spills registers is a mistake, found here and not on somebody's GPU.
   add_library(
     fastmine_kernels_cuda OBJECT
+    csrc/kernels/cuda/lovasz_shares.cu
     csrc/kernels/cuda/pairwise_distance.cu
     csrc/kernels/cuda/segmentation_loss.cu
-    csrc/kernels/cuda/segmentation_sums.cu)
+    csrc/kernels/cuda/segmentation_sums.cu
+    csrc/kernels/cuda/segmentation_terms.cu)
   target_include_directories(fastmine_kernels_cuda PRIVATE csrc)
   target_compile_options(
     fastmine_kernels_cuda PRIVATE --expt-relaxed-constexpr -Xptxas=-warn-spills,-warn-lmem-usage
@@ -52,9 +57,11 @@ if(fastmine_build_cuda)
   add_library(
     fastmine_torch_cuda MODULE
     csrc/torch/cuda/library.cpp
+    csrc/torch/cuda/lovasz_shares.cpp
     csrc/torch/cuda/pairwise_distance.cpp
     csrc/torch/cuda/segmentation_loss.cpp
-    csrc/torch/cuda/segmentation_sums.cpp)
+    csrc/torch/cuda/segmentation_sums.cpp
+    csrc/torch/cuda/segmentation_terms.cpp)
   fastmine_configure_torch_library(fastmine_torch_cuda)
   string(REPLACE ";" "," compiled_for "${CMAKE_CUDA_ARCHITECTURES}")
   target_compile_definitions(fastmine_torch_cuda PRIVATE USE_CUDA FASTMINE_CUDA_COMPILED_FOR="${compiled_for}")
@@ -67,6 +74,15 @@ if(fastmine_build_cuda)
     fastmine_kernels_cuda PRIVATE csrc/kernels/cuda/batch_hard.cu csrc/kernels/cuda/batch_hard_backward.cu
                                   csrc/kernels/cuda/triplet_loss.cu)
   target_sources(fastmine_torch_cuda PRIVATE csrc/torch/cuda/batch_hard.cpp)
+
+  # Losses over many pairs.
+  target_sources(
+    fastmine_kernels_cuda
+    PRIVATE csrc/kernels/cuda/batch_all.cu csrc/kernels/cuda/batch_all_backward.cu csrc/kernels/cuda/batch_all_formula.cu
+            csrc/kernels/cuda/mined_pairs.cu csrc/kernels/cuda/pair_sums.cu csrc/kernels/cuda/pair_sums_backward.cu)
+  target_sources(
+    fastmine_torch_cuda PRIVATE csrc/torch/cuda/batch_all.cpp csrc/torch/cuda/mined_pairs.cpp
+                                csrc/torch/cuda/pair_sums.cpp)
 
   message(STATUS "CUDA kernels: nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
 endif()

@@ -8,6 +8,8 @@ set(FASTMINE_CPU_KERNELS
     csrc/kernels/cpu/batch_hard.cpp
     csrc/kernels/cpu/batch_hard_backward.cpp
     csrc/kernels/cpu/mined_pairs.cpp
+    csrc/kernels/cpu/paired_distance.cpp
+    csrc/kernels/cpu/proxy_evidence.cpp
     csrc/kernels/cpu/pair_sums.cpp
     csrc/kernels/cpu/pair_sums_backward.cpp
     csrc/kernels/cpu/batch_all.cpp
@@ -25,7 +27,8 @@ set(FASTMINE_COMMON_KERNELS # once, for every CPU
     csrc/kernels/cpu/order.cpp
     csrc/kernels/cpu/segmentation_formula.cpp
     csrc/kernels/cpu/segmentation_terms.cpp
-    csrc/kernels/cpu/triplet_loss.cpp)
+    csrc/kernels/cpu/triplet_loss.cpp
+    csrc/kernels/cpu/triplet_terms.cpp)
 
 # Each of these lets the compiler vectorise or contract without changing what isnan, isinf and sums of finite numbers
 # mean; -ffast-math would. No signed zeros: else every broadcast and every zero accumulator costs an addition.
@@ -66,8 +69,13 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   fastmine_add_isa(avx2 ${avx2})
   set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
   fastmine_add_isa(avx512 ${avx512})
-  # AVX-512 and a matrix unit, which mining alone has a use for.
-  fastmine_add_kernels(amx csrc/kernels/cpu/table.cpp csrc/kernels/cpu/batch_hard.cpp)
+  # AVX-512 and a matrix unit, for what multiplies all rows with all.
+  set(amx ${avx512} -mamx-tile -mamx-bf16 -mamx-int8)
+  fastmine_add_kernels(amx
+    csrc/kernels/cpu/table.cpp
+    csrc/kernels/cpu/batch_hard.cpp
+    csrc/kernels/cpu/pair_sums.cpp
+    csrc/kernels/cpu/pair_sums_backward.cpp)
   target_compile_definitions(fastmine_kernels_amx PRIVATE FASTMINE_ISA_NAMESPACE=amx FASTMINE_ISA_EXTENDS=avx512)
-  target_compile_options(fastmine_kernels_amx PRIVATE ${avx512} -mamx-tile -mamx-bf16)
+  target_compile_options(fastmine_kernels_amx PRIVATE ${amx})
 endif()

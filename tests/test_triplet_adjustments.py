@@ -76,6 +76,21 @@ def test_hardness_moves_easy_negatives_towards_the_positive() -> None:
     assert torch.equal(gradient.flatten(), torch.tensor([0.25, 0.25, 1, 0.25]) @ slopes)
 
 
+def test_hardness_is_the_interpolated_negative_of_hdml() -> None:
+    """The point on the way from the anchor to the negative, at (1 - h) d_n + h d_p from it, and its gradient."""
+    x, labels = batch()
+    value, gradient, _ = step(TripletLoss(2.0, hardness=0.7), x.double(), labels)
+    x = x.double().requires_grad_()
+    mined = F.batch_hard(x, labels)
+    positive, negative = x[mined.positive_index], x[mined.negative_index]
+    d_p, d_n = (x - positive).norm(dim=1), (x - negative).norm(dim=1)
+    share = (d_p + (1 - 0.7) * (d_n - d_p)) / d_n
+    moved = torch.where((d_p < d_n)[:, None], x + share[:, None] * (negative - x), negative)
+    want = (2.0 + d_p - (x - moved).norm(dim=1)).relu().mean()
+    assert value.item() == pytest.approx(want.item(), rel=1e-12)
+    assert torch.allclose(gradient, torch.autograd.grad(want, x)[0], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("fraction", "margin", "active"), [(0.25, 0.0, 1), (0.5, 1.0, 2), (0.75, 3.0, 4), (1.0, 3.0, 4)]
 )

@@ -4,6 +4,7 @@
 // of centred rows is (sum of w) x - sum of w y. For dot, w is the derivative by the similarity, and x gathers w y.
 #pragma once
 
+#include "kernels/cpu/digits.h"
 #include "kernels/cpu/packing.h"
 
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
@@ -71,6 +72,47 @@ void add_products(const Columns<W>& across, Metric metric, std::int64_t d, const
       for (std::int64_t k = 0; k < width; k += step) {  // up to the end of a vector, which the block fills
         double* sum = sums + r * kWidth<W> + k;
         store(sum, load(sum) + sign * load_double(block + r * kWidth<W> + k));
+      }
+    }
+  }
+}
+
+/// Rows across whose weights become digits together: as many as stay in the first cache with a sliver's.
+inline constexpr std::int64_t kDigitRows = 4 * kWidth<float>;
+
+/// Row r of `sums` += column r of a tile of products times its unit, for r < height.
+FASTMINE_INLINE void add_turned(const Sums& products, Vec<float> unit, std::int64_t height, double* sums) {
+  Vec<float> block[kTile];
+  for (std::int64_t k = 0; k < kTile; ++k) {
+    block[k] = product(products, k) * unit;
+  }
+  transpose(block);
+  for (std::int64_t r = 0; r < height; ++r, sums += kWidth<float>) {
+    for (std::int64_t k = 0; k < kTile; k += static_cast<std::int64_t>(lanes<double>)) {
+      store(sums + k, load(sums + k) + load_double(reinterpret_cast<const float*>(block + r) + k));
+    }
+  }
+}
+
+/// The same by digits, for at most kDigitRows rows across, from a multiple of them on.
+inline void add_products(const DigitRows& across, Metric metric, std::int64_t d, const float* weights,
+                         std::int64_t rows, std::int64_t begin, std::int64_t count, double* sums) {
+  constexpr std::int64_t width = kWidth<float>, steps = kDigitRows / kTileDepth;
+  static_assert(kDigitRows % kTileDepth == 0 && width % kTile == 0);
+  Digits columns[kSliverVectors][steps];
+  Vec<float> unit[kSliverVectors];
+  for (std::int64_t v = 0; v * kTile < rows; ++v) {
+    unit[v] = split_columns(weights + v * kTile, across.unit + begin, count, columns[v]);
+    unit[v] = metric == Metric::dot ? unit[v] : -unit[v];
+  }
+  Sums products[2];
+  for (std::int64_t from = 0; from < d; from += 2 * kTile) {
+    const Digits* elements = across.elements + from / kTile * across.row_steps + begin / kTileDepth;
+    for (std::int64_t v = 0; v * kTile < rows; ++v) {
+      multiply_digits(elements, across.row_steps, columns[v], divide_up(count, kTileDepth), products);
+      for (std::int64_t k = from; k < smaller(from + 2 * kTile, d); k += kTile) {
+        add_turned(products[(k - from) / kTile], unit[v], smaller(kTile, rows - v * kTile),
+                   sums + (k / width * width + v * kTile) * width + k % width);
       }
     }
   }

@@ -22,8 +22,8 @@ struct Plan {
 template <class W>
 Plan<W> lay_out(const PairSums& problem, Arena& arena) {
   Plan<W> p{};
-  p.problem = problem;
-  p.rows = lay_out_row_blocks<W>(arena, problem);
+  p.problem = scaled(problem);
+  p.rows = lay_out_row_blocks<W>(arena, problem, by_digits<W>(problem) ? Multiply::digits : Multiply::floats);
   for (int side = 0; side < 2; ++side) {
     p.bound_memory[side] = arena.take<W>(slivers_of<W>(problem.x.n) * kWidth<W>);
     p.means[side] = arena.take<double>(problem.x.n);
@@ -319,7 +319,7 @@ void sum_task(const Plan<W>& p, std::int64_t task) {
       const auto add = [&](std::int64_t first, std::int64_t count, const W* block) {
         add_nce<bounded>(p, sliver, first, count, block, state);
       };
-      if (!p.problem.level && step == 1 && y.count() <= kPanelRows<W>) {  // the block still holds them all
+      if (!p.problem.level && step == 1 && y.count() <= panel_rows(y)) {  // the block still holds them all
         add(0, y.count(), memory);
       } else {
         walk(x, sliver, y, x.same_begin(sliver), x.same_end(sliver), memory, add);
@@ -377,6 +377,7 @@ std::int64_t sum_grain(const void* plan) {
 template <class W>
 void sum_all(void* plan, std::int64_t begin, std::int64_t end) {
   const Plan<W>& p = as_plan<W>(plan);
+  [[maybe_unused]] const MatrixUnit unit;
   for (std::int64_t t = begin; t < end; ++t) {
     switch (p.problem.form) {
       case PairForm::sum:

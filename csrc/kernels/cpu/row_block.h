@@ -9,6 +9,7 @@
 // has the same bits in whichever task and on whichever side.
 #pragma once
 
+#include "kernels/cpu/digits.h"
 #include "kernels/cpu/distance_row.h"
 #include "kernels/cpu/gradient_rows.h"
 #include "kernels/cpu/order.h"
@@ -26,6 +27,7 @@ struct LabelledRows {
   const std::int64_t* labels;
   std::int64_t* order;  // position -> row
   Packed<W> packed;
+  DigitRows digits;    // of the packed rows, where these are multiplied
   Position<W>* begin;  // per position, to whole slivers: the rows across of its label are [begin, end)
   Position<W>* end;
 
@@ -50,14 +52,20 @@ struct RowBlocks {
   std::int64_t classes;  // distinct labels among the anchors that take part
 };
 
+/// What is multiplied: rows with rows as they are, as digits, or as digits and with weights too.
+enum class Multiply { floats, digits, digits_and_weights };
+
 template <class W>
 LabelledRows<W> lay_out_labelled(Arena& arena, const Rows& rows, const std::int64_t* labels, const bool* valid,
-                                 Metric metric) {
+                                 Metric metric, Multiply multiply) {
   LabelledRows<W> side{};
   side.set = lay_out_rows(arena, rows, valid, metric);
   side.labels = labels;
   side.order = arena.take<std::int64_t>(rows.n);
   side.packed = lay_out_packed<W>(arena, rows.n, rows.d);
+  if (multiply != Multiply::floats) {
+    side.digits = lay_out_digits(arena, rows.n, rows.d, multiply == Multiply::digits_and_weights);
+  }
   side.begin = arena.take<Position<W>>(slivers_of<W>(rows.n) * kWidth<W>);
   side.end = arena.take<Position<W>>(slivers_of<W>(rows.n) * kWidth<W>);
   return side;
@@ -65,16 +73,16 @@ LabelledRows<W> lay_out_labelled(Arena& arena, const Rows& rows, const std::int6
 
 /// `P` is a problem with x, labels, valid, y, ref_labels, ref_valid, self and metric, as BatchHard has them.
 template <class W, class P>
-RowBlocks<W> lay_out_row_blocks(Arena& arena, const P& problem) {
+RowBlocks<W> lay_out_row_blocks(Arena& arena, const P& problem, Multiply multiply = Multiply::floats) {
   RowBlocks<W> blocks{};
   blocks.self = problem.self;
   blocks.centre = arena.take<double>(problem.x.d);
   blocks.total = arena.take<double>(problem.x.d);
   blocks.spare = arena.take<std::int64_t>(larger(problem.x.n, problem.y.n));
-  blocks.x = lay_out_labelled<W>(arena, problem.x, problem.labels, problem.valid, problem.metric);
-  blocks.y = problem.self
-                 ? blocks.x
-                 : lay_out_labelled<W>(arena, problem.y, problem.ref_labels, problem.ref_valid, problem.metric);
+  blocks.x = lay_out_labelled<W>(arena, problem.x, problem.labels, problem.valid, problem.metric, multiply);
+  blocks.y = problem.self ? blocks.x
+                          : lay_out_labelled<W>(arena, problem.y, problem.ref_labels, problem.ref_valid, problem.metric,
+                                                multiply);
   return blocks;
 }
 
@@ -158,9 +166,14 @@ std::int64_t pack_tasks(const RowBlocks<W>& b) {
 
 template <class W>
 void pack(const RowBlocks<W>& b, std::int64_t task) {
-  const std::int64_t own = b.x.slivers();
-  task < own ? pack_sliver(b.x.set, b.centre, b.x.packed, task)
-             : pack_sliver(b.y.set, b.centre, b.y.packed, task - own);
+  const LabelledRows<W>& side = task < b.x.slivers() ? b.x : b.y;
+  const std::int64_t sliver = task < b.x.slivers() ? task : task - b.x.slivers();
+  pack_sliver(side.set, b.centre, side.packed, sliver);
+  if constexpr (sizeof(W) == 4) {
+    if (side.digits.in_use()) {
+      split_sliver(side.packed, side.set.rows.d, sliver, side.digits);
+    }
+  }
 }
 
 /// These steps of a plan that keeps its row blocks in `rows`; grouping, which fixes what follows, is the plan's own
@@ -191,24 +204,55 @@ constexpr Stage kPackStage = {
 
 inline constexpr std::int64_t kPanelSlivers = 8;  // slivers across in a panel: the block and they stay in the cache
 
-/// Rows across in a panel.
+/// Rows across in a panel, at most.
 template <class W>
 inline constexpr std::int64_t kPanelRows = kPanelSlivers * kWidth<W>;
 
-/// block[c][r] = the distance of row r of a sliver to position first + c across, for c < count. `first` and `count` are
-/// of whole slivers, but for the last one across. What is computed beyond the rows of a sliver means nothing.
+/// Rows across in a panel.
+template <class W>
+FASTMINE_INLINE std::int64_t panel_rows(const LabelledRows<W>& across) {
+  return across.digits.in_use() ? kDigitRows : kPanelRows<W>;
+}
+
+/// Rows across that are multiplied with a sliver at a time.
+template <class W>
+FASTMINE_INLINE std::int64_t rows_at_a_time(const LabelledRows<W>& across) {
+  return across.digits.in_use() ? 2 * kTile : kWidth<W>;
+}
+
+/// block[c][r] = the product of row r of a sliver with position first + c across, for c < count, the rows at a time.
+template <class W>
+void multiply_sliver(const LabelledRows<W>& own, std::int64_t sliver, const LabelledRows<W>& across, std::int64_t first,
+                     std::int64_t count, W* block) {
+  if constexpr (sizeof(W) == 4) {
+    if (across.digits.in_use()) {
+      for (std::int64_t v = 0; v < kTilesOfSliver; ++v) {
+        multiply_rows(across.digits, first / kTile, own.digits, sliver * kTilesOfSliver + v, block + v * kTile,
+                      kWidth<W>);
+      }
+      return;
+    }
+  }
+  const std::int64_t d = own.set.rows.d;
+  dot_block(across.packed.sliver(first / kWidth<W>, d), own.packed.sliver(sliver, d), static_cast<std::size_t>(d),
+            static_cast<std::size_t>(count), kSliver<W>, block);
+}
+
+/// block[c][r] = the distance of row r of a sliver to position first + c across, for c < count; that of a row to itself
+/// means nothing. `first` and `count` are of whole slivers, but for the last one across. What is computed beyond the
+/// rows of a sliver means nothing.
 template <class W>
 void fill_block(const LabelledRows<W>& own, std::int64_t sliver, const LabelledRows<W>& across, std::int64_t first,
                 std::int64_t count, W* block) {
-  const std::int64_t d = own.set.rows.d, width = own.height(sliver);
+  const std::int64_t width = own.height(sliver), step = rows_at_a_time(across);
+  const bool self = own.packed.data == across.packed.data;
   const Sides<W> sides{across.set, own.set, across.packed, own.packed};
-  for (std::int64_t c = 0; c < count; c += kWidth<W>) {
-    const std::int64_t height = smaller(kWidth<W>, count - c);
-    W* part = block + c * kWidth<W>;
-    dot_block(across.packed.sliver((first + c) / kWidth<W>, d), own.packed.sliver(sliver, d),
-              static_cast<std::size_t>(d), static_cast<std::size_t>(height), kSliver<W>, part);
-    for (std::int64_t r = 0; r < height; ++r) {
-      distances_of_row(sides, first + c + r, sliver, width, part + r * kWidth<W>);
+  for (std::int64_t c = 0; c < count; c += step) {
+    const std::int64_t height = smaller(step, count - c);
+    multiply_sliver(own, sliver, across, first + c, height, block + c * kWidth<W>);
+    for (std::int64_t r = c; r < c + height; ++r) {
+      const std::int64_t itself = self ? first + r - own.first(sliver) : -1;
+      distances_of_row(sides, first + r, sliver, width, block + r * kWidth<W>, itself);
     }
   }
 }
@@ -217,8 +261,8 @@ void fill_block(const LabelledRows<W>& own, std::int64_t sliver, const LabelledR
 template <class W, class F>
 void walk(const LabelledRows<W>& own, std::int64_t sliver, const LabelledRows<W>& across, std::int64_t from,
           std::int64_t to, W* block, F f) {
-  for (std::int64_t first = from / kWidth<W> * kWidth<W>; first < to; first += kPanelRows<W>) {
-    const std::int64_t count = smaller(kPanelRows<W>, across.count() - first);
+  for (std::int64_t first = from / kWidth<W> * kWidth<W>; first < to; first += panel_rows(across)) {
+    const std::int64_t count = smaller(panel_rows(across), across.count() - first);
     fill_block(own, sliver, across, first, count, block);
     f(first, count, block);
   }
@@ -236,8 +280,8 @@ FASTMINE_INLINE std::int64_t together(std::int64_t slivers) {
 template <class W, class F>
 void walk_together(const LabelledRows<W>& own, std::int64_t begin, std::int64_t end, const LabelledRows<W>& across,
                    W* block, F f) {
-  for (std::int64_t first = 0; first < across.count(); first += kPanelRows<W>) {
-    const std::int64_t count = smaller(kPanelRows<W>, across.count() - first);
+  for (std::int64_t first = 0; first < across.count(); first += panel_rows(across)) {
+    const std::int64_t count = smaller(panel_rows(across), across.count() - first);
     for (std::int64_t sliver = begin; sliver < end; ++sliver) {
       fill_block(own, sliver, across, first, count, block);
       f(sliver, first, count, block);

@@ -21,8 +21,9 @@ from ..reference.segmentation_formula import (
     needed_sums,
     told_norm,
 )
-from ..reference.segmentation_sums import SUMS, SUMS_FIELDS
+from ..reference.segmentation_sums import SUMS, SUMS_FIELDS, holds
 from . import _ranks
+from ._factors import refuse_negative
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -37,37 +38,26 @@ class Inputs(NamedTuple):
     target: Tensor
     valid: Tensor | None
     merged: Tensor | None
+    ignore_index: int | None
     focal_gamma: float
 
 
 # --- what a user may hand over -------------------------------------------------------------------------------------
 
 
-def validity(
-    logits: Tensor, target: Tensor, valid: Tensor | None, ignore_index: int | None, mode: str
-) -> tuple[Tensor | None, Tensor | None]:
+def validity(valid: Tensor, logits: Tensor, mode: str) -> tuple[Tensor, Tensor | None]:
     """The mask of the op, and which classes of a softmax are part of the background of their sample."""
-    if ignore_index is not None:
-        _check.integer("ignore_index", ignore_index)
     merged = None
-    if valid is not None and _check.label_sets(valid, logits, mode):
+    if _check.label_sets(valid, logits, mode):
         annotated = valid.reshape(logits.shape[:2])
         merged, valid = ~annotated, annotated.any(dim=1)
-    if valid is not None:
-        valid = _check.segmentation_mask(valid, logits, mode)
-    if ignore_index is not None and _can_hold(target.dtype, ignore_index):
-        kept = target != ignore_index
-        kept = kept.unsqueeze(1) if mode == "multiclass" else kept
-        valid = kept if valid is None else valid & kept
-    return valid, merged
+    return _check.segmentation_mask(valid, logits, mode), merged
 
 
-def _can_hold(dtype: torch.dtype, index: int) -> bool:
-    """Whether a target can hold the index at all: compared with a uint8, -100 would be 156."""
-    if dtype.is_floating_point or dtype == torch.bool:
-        return True
-    limits = torch.iinfo(dtype)
-    return limits.min <= index <= limits.max
+def ignored(ignore_index: int, target: Tensor) -> int | None:
+    """The index for the op; none if no target of this type can have it."""
+    _check.integer("ignore_index", ignore_index)
+    return ignore_index if holds(target.dtype, ignore_index) else None
 
 
 def counted_classes(classes: Sequence[int] | None, include_background: bool, logits: Tensor) -> list[int] | None:
@@ -97,10 +87,13 @@ def class_values(
     """One number per class as a float64 tensor beside the logits; a single number, or nothing, as it is."""
     if isinstance(value, Tensor):
         _check.same_device("logits", logits, name, value)
+        refuse_negative(name, value)
     elif not isinstance(value, Sequence):
         return value
     values = torch.as_tensor(value, dtype=torch.float64, device=logits.device)
     classes = 1 if mode == "binary" else logits.shape[1]
+    if values.dim() == 0:
+        return values.expand(classes)
     if values.shape[0] != classes:
         raise ValueError(f"{name} must have one entry for each of the {classes} classes; got {values.shape[0]}")
     return values
@@ -116,15 +109,15 @@ def formula_on_sums(
     over_ranks = None if group is None else partial(_ranks.sum_over_ranks, group=_ranks.found(group))
     needed = needed_sums(f)
     wanted = [name for name in SUMS if name in needed or name in SUMS_OF_FULL_EVIDENCE] if full else needed
-    logits, target, valid, merged, gamma = inputs
+    logits, target, valid, merged, ignore_index, gamma = inputs
     values = _lovasz(inputs, f)
     norms: Tensor | None
     if over_ranks is None and reduction != "group" and not _ops.traced(logits, target, valid, merged):
         loss, sums, found, means, norms = _ops.segmentation_formula(
-            logits, values, target, valid, merged, wanted, gamma, _arguments(f, reduction, logits)
+            logits, values, target, valid, merged, ignore_index, wanted, gamma, _arguments(f, reduction, logits)
         )
     else:
-        sums, found = _ops.segmentation_sums(logits, target, valid, merged, f.mode, wanted, gamma)
+        sums, found = _ops.segmentation_sums(logits, target, valid, merged, ignore_index, f.mode, wanted, gamma)
         loss, by_name = loss_and_means(sums, found, values, f, reduction, over_ranks)
         loss = loss.to(result_dtype(logits))
         means = torch.stack([by_name.get(name, torch.zeros_like(found[0])) for name in ALL_TERMS])
@@ -134,7 +127,7 @@ def formula_on_sums(
         sums = sums.detach()
         for name, weight in f.terms.items():
             alone = f._replace(terms={name: weight})
-            if norms is not None and _told(alone, target):
+            if norms is not None and _told(alone, logits, target):
                 norm = norms[ALL_TERMS.index(name)]
             else:
                 norm = _gradient_norm(inputs, alone, reduction, sums, found, over_ranks)
@@ -166,19 +159,19 @@ def _arguments(f: Formula, reduction: str, logits: Tensor) -> tuple[Any, ...]:
 
 
 def _lovasz(inputs: Inputs, f: Formula) -> Tensor | None:
-    return lovasz(*inputs[:4], f.mode, f.batch, _ops.lovasz_shares) if "lovasz" in f.terms else None
+    return lovasz(*inputs[:5], f.mode, f.batch, _ops.lovasz_shares) if "lovasz" in f.terms else None
 
 
 # --- full evidence -------------------------------------------------------------------------------------------------
 
 
-def _told(f: Formula, target: Tensor) -> bool:
+def _told(f: Formula, logits: Tensor, target: Tensor) -> bool:
     """Whether the sums tell the norm of the gradient of this one term (``told_norm``)."""
     (name,) = f.terms
-    if f.softmax:
-        return name == "ce" and not f.label_smoothing
+    if name in ("bce", "ce"):
+        return not target.is_floating_point() and not f.label_smoothing
     linear = name not in ("focal", "lovasz") and not (f.squared and name in SQUARED_TERMS)
-    return not target.is_floating_point() and linear and not (name == "bce" and f.label_smoothing)
+    return linear and not target.is_floating_point() and (not f.softmax or logits.shape[1] == 2)
 
 
 def _gradient_norm(
@@ -193,10 +186,10 @@ def _gradient_norm(
         tracked = [sums.clone().requires_grad_(), *([logits] if "lovasz" in f.terms else [])]
         loss, _ = loss_and_means(tracked[0], found, _lovasz(inputs, f), f, reduction, over_ranks)
         by_sums, *by_logits = torch.autograd.grad(loss.sum(), tracked, allow_unused=True, materialize_grads=True)
-    if _told(f, inputs.target):
+    if _told(f, logits, inputs.target):
         return told_norm(sums, by_sums, f)
     g: Tensor = torch.ops.fastmine.segmentation_sums_backward.default(
-        by_sums, logits.detach(), *inputs[1:4], f.mode, needed_sums(f), inputs.focal_gamma
+        by_sums, logits.detach(), *inputs[1:5], f.mode, needed_sums(f), inputs.focal_gamma
     )
     # Rows first: converted to float64 as a whole, adding up would take longer than the backward pass.
     return sum(by_logits, start=g).abs().sum(dim=-1).double().sum()
