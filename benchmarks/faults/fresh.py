@@ -596,7 +596,7 @@ def low_rank_corrections(seed: int, Monitor: Any) -> float:
 
 
 @cases.healthy(at_least=0.6)
-def adversaries(seed: int, Monitor: Any) -> float:
+def generator_and_critic(seed: int, Monitor: Any) -> float:
     """A generator and its critic: neither loss falls, for each gets better, and the samples are detached on purpose."""
     torch.manual_seed(seed)
     generator, critic = (nn.Sequential(nn.Linear(2, 32), nn.LeakyReLU(0.2), nn.Linear(32, n)) for n in (2, 1))
