@@ -2,8 +2,8 @@
 
 It needs an environment of its own: ``pip install traincheck --no-deps`` beside astor, numba, orjson, pandas, polars,
 pyyaml, tqdm, watchdog and this torch. TrainCheck learns invariants from runs that are known to be healthy and reports
-those that another run violates. Each case is written as a flat script of at most 20 steps, since a traced step is dear;
-two healthy runs of each task give the invariants, and all others are checked.
+those that another run violates. Each case is written as a flat script of a few steps, since a traced step is dear; two
+healthy runs of each task give the invariants, and all others are checked.
 
 It names no causes. A violation counts as naming a lost update or a cut graph where the invariant is about parameters,
 gradients or the optimizer's step, and as naming nothing otherwise.
@@ -29,7 +29,6 @@ from .case import Case
 from .runs import CASES
 
 ROWS = Path(__file__).parent.parent / "results" / "traincheck.jsonl"
-STEPS = 20
 REFERENCES = {
     "Digits": ("labels_remapped", "bfloat16_autocast"),
     "Disks": ("soft_targets", "unannotated_and_declared"),
@@ -40,7 +39,7 @@ ABOUT_UPDATES = re.compile(r"\.step|\.grad|Parameter|zero_grad|backward")
 UPDATES = ["DETACHED_GRAPH", "NO_UPDATE"]
 
 
-def flat(case: Case) -> str:
+def flat(case: Case, steps: int) -> str:
     """The case as a script: its module's imports, a monitor that does nothing, its body."""
     module = inspect.getmodule(case.script)
     assert module is not None
@@ -53,7 +52,7 @@ def flat(case: Case) -> str:
         "from itertools import islice",
         "from benchmarks.faults.tools import Watcher as Monitor",
         "for task in (Digits, Disks, Bearings):",
-        f"    task.batches = lambda self, *a, _of=task.batches, **k: islice(_of(self, *a, **k), {STEPS})",
+        f"    task.batches = lambda self, *a, _of=task.batches, **k: islice(_of(self, *a, **k), {steps})",
         "seed = 0",
         "torch.manual_seed(seed)",
         body,
@@ -68,8 +67,8 @@ def task(case: Case) -> str:
 class TrainCheck:
     """The tool's three commands, in a folder."""
 
-    def __init__(self, commands: Path, folder: Path) -> None:
-        self.commands, self.folder = commands, folder
+    def __init__(self, commands: Path, folder: Path, steps: int) -> None:
+        self.commands, self.folder, self.steps = commands, folder, steps
 
     def call(self, command: str, *arguments: str | Path) -> str:
         done = subprocess.run(
@@ -80,7 +79,7 @@ class TrainCheck:
 
     def trace(self, case: Case, *options: str | Path) -> Path:
         script, trace = self.folder / f"{case.name}.py", self.folder / f"{case.name}-trace"
-        script.write_text(flat(case))
+        script.write_text(flat(case, self.steps))
         self.call("traincheck-collect", "-p", script, "--models-to-track", "model", "--output-dir", trace, *options)
         return trace
 
@@ -104,7 +103,8 @@ class TrainCheck:
         violated = re.findall(r'"text_description": "(.*)"', failed)
         codes = UPDATES if any(map(ABOUT_UPDATES.search, violated)) else []
         return {
-            "case": case.name, "suite": case.suite, "seed": 0, "tool": "TrainCheck", "expected": sorted(case.codes),
+            "case": case.name, "suite": case.suite, "seed": 0, "tool": "TrainCheck", "steps": self.steps,
+            "expected": sorted(case.codes),
             "violated": int(counts[-1][0]), "invariants": int(counts[-1][1]), "codes": codes, "words": violated[:20],
             "right": bool(set(codes) & case.codes), "wall": time.time() - start,
         }  # fmt: skip
@@ -115,10 +115,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bin", type=Path, required=True, help="the folder of traincheck-collect")
     parser.add_argument("--folder", type=Path, default=Path("build/traincheck"))
+    parser.add_argument("--steps", type=int, default=20, help="of every run (default 20)")
     parser.add_argument("--only", action="append", metavar="NAME")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    tool = TrainCheck(arguments.bin.resolve(), arguments.folder.resolve())
+    tool = TrainCheck(arguments.bin.resolve(), arguments.folder.resolve(), arguments.steps)
     done = {json.loads(line)["case"] for line in ROWS.read_text().splitlines()} if ROWS.exists() else set()
     learned = {name for pair in REFERENCES.values() for name in pair}
     for name, case in CASES.items():

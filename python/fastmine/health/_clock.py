@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Clock:
-    """The number of the step that is under way, and what is measured in it.
+    """The number of the step that is under way, what is measured in it, and how many updates there have been.
 
     ``gradient``: gradients at the inputs of the losses, one pass over them, at steps 0, 1, 2, 4, 8, 16, 32 and every
     64th. ``sample``: weights and their gradients, 1,024 numbers, in the first four steps and every 16th. ``look``: what
@@ -12,8 +12,10 @@ class Clock:
     these, the last where ``foreign`` says that there is such a loss.
     """
 
+    __slots__ = ("close", "foreign", "gradient", "look", "measuring", "next", "sample", "step", "updates")
+
     def __init__(self) -> None:
-        self.step = 0
+        self.step = self.updates = 0
         self.foreign = False
         self.measuring = self.close = False
         self.next = 0  # the next close step

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,9 @@ INPUT_FIELDS = (
     "agreement",  # correlation of predictions and targets, the mean of the batch taken off both
     "value",  # of the loss itself, whatever it is multiplied by or added to
     "target_row_error",  # of class probabilities: largest distance of a sum over dimension 1 from 1
+    "sides_difference",  # of a loss of pairs: the least of the largest differences of two sides; 0 where two are equal
+    "sides_spread",  # 1 - ||mean of the directions of one side||^2
+    "collapsed",  # the loss where all rows of all sides are the same
 )
 
 MASK_FIELDS = (
@@ -54,6 +58,9 @@ ELEMENTWISE = (
 DISTANCES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
 CLASSIFYING = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
+PAIRED = (nn.CosineEmbeddingLoss, nn.TripletMarginLoss, nn.TripletMarginWithDistanceLoss)
+"""Losses of torch that compare rows of their inputs."""
+
 SIGNED = (nn.CosineEmbeddingLoss, nn.MarginRankingLoss, nn.HingeEmbeddingLoss, nn.SoftMarginLoss)
 """Losses whose targets are 1 and -1."""
 
@@ -61,9 +68,14 @@ MINING = "mining"
 SEGMENTATION = "segmentation"
 FOREIGN = "foreign"
 
+Again: TypeAlias = Callable[[Mapping[Tensor, Tensor]], Any]
+
 
 class Look:
-    """How the inputs of one loss from elsewhere are read; decided once, from types and shapes alone."""
+    """How the inputs of one loss from elsewhere are read; decided once, from types and shapes alone.
+
+    ``again`` calls the loss once more, with other tensors in the place of some of its inputs.
+    """
 
     def __init__(self, loss: Any, prediction: Tensor, target: Tensor | None, *, several: bool = False) -> None:
         """``several``: other tensors than the prediction take a gradient, as the two sides of a pair do."""
@@ -80,30 +92,33 @@ class Look:
         elif self.kind == SEGMENTATION:
             self.columns += MASK_FIELDS
         # A loss with a memory of its own must not be called a second time.
-        self.asked = (
-            loss is None
-            or not self._exchangeable(target)
-            or (isinstance(loss, nn.Module) and any(True for _ in loss.buffers()))
-        )
+        self._once = loss is None or (isinstance(loss, nn.Module) and any(True for _ in loss.buffers()))
+        self.asked = self._once or not self._exchangeable(target)
 
     def _exchangeable(self, target: Tensor | None) -> bool:
         asks = self.broadcast or self.matched or self.kind == MINING
         return target is not None and not self.certain and asks
 
     @torch.no_grad()
-    def read(self, prediction: Tensor, target: Tensor | None, value: Tensor, again: Callable[[Tensor], Any]) -> Tensor:
-        """One row, of ``columns``; ``again`` calls the loss with another target."""
+    def read(
+        self, prediction: Tensor, target: Tensor | None, value: Tensor, again: Again, inputs: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """One row, of ``columns``."""
         x = prediction.detach()
         invariance = dependence = torch.full((), torch.nan, dtype=torch.float64, device=x.device)
         if not self.asked and target is not None:
             self.asked = True
             exchanged = _exchanged(target, relabel=self.kind == MINING)
-            invariance = torch.where((exchanged != target).any(), _change(value, again(exchanged)), invariance)
+            invariance = torch.where(
+                (exchanged != target).any(), _change(value, again({target: exchanged})), invariance
+            )
             if self.matched:
-                dependence = _change(value, again(target.amax().expand_as(target).contiguous()))
+                same = target.amax().expand_as(target).contiguous()
+                dependence = _change(value, again({target: same}))
         row = [*_of_prediction(x), *_of_target(target, x), invariance, dependence]
         row += [*_of_classes(self.loss, target, x), *self._of_both(prediction, target)]
         row += [value.detach().double().mean(), self._of_probabilities(target, x)]
+        row += self._of_sides([side for side in inputs if side.requires_grad and side.shape == x.shape], again)
         found = torch.stack([number.double() for number in row])
         if target is None or self.kind == FOREIGN:
             return found
@@ -127,6 +142,23 @@ class Look:
         unreachable = ((t < low) | (t > high)).double().mean() if isinstance(self.loss, DISTANCES) else nothing
         a, b = ((y - y.mean(dim=0)).double() for y in (x, t))
         return [unreachable, nothing if target.requires_grad else (a * b).sum() / (a.norm() * b.norm())]
+
+    def _of_sides(self, sides: Sequence[Tensor], again: Again) -> list[Tensor]:
+        """Of a loss that compares rows: are two sides the same, are all directions, and what would it be if so?"""
+        nothing = torch.full((), torch.nan, dtype=torch.float64, device=sides[0].device if sides else None)
+        known = isinstance(self.loss, PAIRED) or not _of_torch(self.loss)
+        if len(sides) < 2 or sides[0].dim() != 2 or not known:
+            return [nothing] * 3
+        # One tensor on both sides is how all pairs of a batch are compared; losses of torch compare row by row.
+        different = [(a, b) for a, b in combinations(sides, 2) if a is not b or _of_torch(self.loss)]
+        apart = [(a.detach() - b.detach()).abs().amax() for a, b in different]
+        direction = nn.functional.normalize(sides[0].detach().double(), dim=1)
+        collapsed = nothing
+        if not self._once:
+            self._once = True
+            point = torch.stack([side.detach() for side in sides]).mean(dim=(0, 1)).expand_as(sides[0]).contiguous()
+            collapsed = torch.as_tensor(again(dict.fromkeys(sides, point))).detach().double().mean()
+        return [torch.stack(apart).amin() if apart else nothing, 1 - direction.mean(dim=0).square().sum(), collapsed]
 
     def _of_probabilities(self, target: Tensor | None, x: Tensor) -> Tensor:
         if isinstance(self.loss, nn.CrossEntropyLoss) and target is not None and target.shape == x.shape:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import logging
-import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -46,7 +45,6 @@ from .rules import examine
 LossT = TypeVar("LossT", bound=Callable[..., Any])
 Hook = Callable[[nn.Module, Any, Any, Any], None]
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
-NAN = math.nan
 OPTIMIZERS = 16  # that are followed at most
 
 _log = logging.getLogger("fastmine.health")
@@ -104,15 +102,14 @@ class Monitor:
         self._loss = Ring(
             ("value",),
             torch.device("cpu"),
-            ("logged", "connected", "updates", "model", "optimizer", "criterion", "sure"),
+            ("connected", "updates", "logged", "model", "optimizer", "criterion", "sure"),
         )
-        self._waiting = self._loss.waiting
         self._started = False
         self._plain = False  # nothing is measured in this step
+        self._scalar = True  # the loss was a single number when that was looked at last
         self._logged: Ring | None = None
         self._told: set[tuple[str, str]] = set()
         self._pending = False
-        self._count = 0
         self._steps_itself = False
         self._updates: list[Updates] = []
         self._foreign_optimizers: WeakSet[torch.optim.Optimizer] = WeakSet()
@@ -269,7 +266,7 @@ class Monitor:
     def _after_step(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         if (updates := self._of(optimizer)) is not None:
             updates.after_step()
-            self._count += 1
+            self._clock.updates += 1
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -286,11 +283,10 @@ class Monitor:
         against it. ``inputs``: (predictions, targets) of a loss that is a plain function.
         """
         # Most steps: the value of the loss, and nothing else. Each name looked up here is paid for in cold caches.
-        if self._plain and logged is None and inputs is None and isinstance(loss, Tensor) and not loss.dim():
-            clock, row = self._clock, loss.detach()
+        if self._plain and logged is None and inputs is None and type(loss) is Tensor:
+            clock, ring = self._clock, self._loss
             step = clock.step
-            host = (NAN, not loss.is_leaf, self._count, NAN, NAN, NAN, NAN)
-            self._waiting.append((step, row, host, row._version))
+            ring.waiting.append((step, loss.detach(), (not loss.is_leaf, clock.updates), ring.version))
             clock.step = step = step + 1
             if step == clock.next:
                 clock.decide()
@@ -306,7 +302,8 @@ class Monitor:
         self._arm()
         if self.speak:
             self._maybe_speak()
-        self._plain = not (self._clock.close or self._pending or self._polled or self._loss.together == AT_ONCE)
+        busy = self._clock.close or self._pending or self._polled or self._loss.together == AT_ONCE
+        self._plain = self._scalar and not busy
 
     def _look_closely(
         self, loss: Tensor | float, logged: Tensor | float | None, inputs: tuple[Tensor, Tensor] | None
@@ -330,16 +327,16 @@ class Monitor:
             watch.called(inputs, {}, loss)
 
     def _record(self, loss: Tensor | float, logged: Tensor | float | None) -> None:
-        step, updates = self._clock.step, self._count
+        step, updates = self._clock.step, self._clock.updates
         told = float("nan") if logged is None or isinstance(logged, Tensor) else float(logged)
         if not isinstance(loss, Tensor):
-            self._write_loss(torch.tensor(float(loss)), (told, np.nan, updates, np.nan, np.nan, np.nan, np.nan))
+            self._write_loss(torch.tensor(float(loss)), (np.nan, updates, told))
             return
         value = loss.detach()
-        depends = self._depends(loss) if self._clock.gradient else (np.nan, np.nan, np.nan, np.nan)
-        self._write_loss(
-            value if value.dim() == 0 else value.mean(), (told, loss.grad_fn is not None, updates, *depends)
-        )
+        self._scalar = value.dim() == 0
+        depends = self._depends(loss) if self._clock.gradient else ()
+        host = (loss.grad_fn is not None, updates, told, *depends)
+        self._write_loss(value if self._scalar else value.mean(), host)
         if isinstance(logged, Tensor):
             if self._logged is None:
                 self._logged = Ring(("logged",), logged.device)
@@ -360,7 +357,6 @@ class Monitor:
         if not self._started:
             self._started = True
             self._loss = Ring(self._loss.columns, value.device, self._loss.host)
-            self._waiting = self._loss.waiting
         self._loss.write(self._clock.step, value, host)
 
     def _depends(self, loss: Tensor) -> tuple[float, float, float, float]:

@@ -26,6 +26,11 @@ class Ring:
     copy (:meth:`read`), or staged by one that nobody waits for (:meth:`stage`).
     """
 
+    __slots__ = (
+        "_array", "_empty", "_host", "_memory", "_staged", "_steps", "_stride", "_thinned", "_written", "columns",
+        "host", "together", "version", "waiting",
+    )  # fmt: skip
+
     def __init__(self, columns: Sequence[str], device: torch.device, host: Sequence[str] = ()) -> None:
         self.columns, self.host = tuple(columns), tuple(host)
         shape = (RECENT + THINNED, len(self.columns))
@@ -38,7 +43,10 @@ class Ring:
             self._memory = torch.full(shape, torch.nan, dtype=dtype, device=device)
         self._empty = torch.full(shape[1:], torch.nan, dtype=self._memory.dtype, device=device)
         self.waiting: list[tuple[int, Tensor, Sequence[float], int]] = []
-        """(step, row, host, row._version). In most steps the monitor appends here itself, as :meth:`write` does."""
+        """(step, row, the first columns of the host, row._version). In most steps who has the row appends it here,
+        with ``version`` for the last: to ask a tensor for its own costs more than all the rest."""
+        self.version = 0
+        """That of the last row that was written by :meth:`write`."""
         self.together = FIRST
         """How many rows wait before they are copied."""
         self._host = np.full((RECENT + THINNED, len(self.host)), np.nan)
@@ -49,14 +57,16 @@ class Ring:
         self._staged: _Staged | None = None
 
     def write(self, step: int, row: Tensor | None, host: Sequence[float] = ()) -> None:
-        """Record a row; ``row`` has a value per column and no gradient, None leaves them as not measured.
+        """Record a row; ``row`` has a value per column and no gradient, None leaves them as not measured, and so are
+        the columns of the host that ``host`` does not reach.
 
         Rows wait by reference until there are 64, and are then copied by one operation: 64 small ones would cost more
         than the share of the loss allows. One that is overwritten meanwhile, as outputs of a CUDA graph are, or a loss
         that is scaled in place, is left out, and from then on rows are copied one by one.
         """
         row = self._empty if row is None else row
-        self.waiting.append((step, row, host, row._version))
+        self.version = row._version
+        self.waiting.append((step, row, host, self.version))
         self.settle_if_many()
 
     def settle_if_many(self) -> None:
@@ -80,7 +90,11 @@ class Ring:
         self.waiting.clear()
         if len(places) < len(rows) or any(row._version != known for row, known in zip(rows, versions, strict=True)):
             rows = self._unspoiled(rows, versions)
-        self._keep(torch.stack(rows).reshape(len(rows), -1), np.array(steps), np.array(hosts, dtype=np.float64))
+        if len(self.columns) == 1:  # a number, or the mean of several
+            rows = tuple(row.mean() if row.dim() else row for row in rows)
+        unknown = (np.nan,) * len(self.host)
+        known = np.array([(*host, *unknown[len(host) :]) for host in hosts], dtype=np.float64)
+        self._keep(torch.stack(rows).reshape(len(rows), -1), np.array(steps), known)
 
     def _unspoiled(self, waiting: Sequence[Tensor], versions: Sequence[int]) -> tuple[Tensor, ...]:
         """The rows with nothing in the place of those that were not measured, or overwritten while they waited."""

@@ -22,6 +22,10 @@ class Thresholds:
     """ZERO_NORM_INPUT: share of the rows of a batch that are exactly 0."""
     nonempty_share: float = 0.3
     """TARGETS_SUSPECT_UNANNOTATED: share of non-empty masks. Two thirds of legitimately empty masks are quiet."""
+    idle_share: float = 0.5
+    """NOTHING_VALID: share of the batches without annotation that is told, as information, where they are declared."""
+    as_well: float = 0.02
+    """EMBEDDING_COLLAPSE: relative difference of a loss to that of one point, that is no difference."""
     groups: int = 64
     """TARGETS_ALL_EMPTY, TARGETS_SUSPECT_UNANNOTATED: masks seen before these speak."""
     collapse_spread: float = 0.05

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .._evidence import Evidence, MiningEvidence, SegmentationEvidence
 from ..losses import CompositeLoss, EvidentLoss
 from ._clock import Clock
-from ._graph import constant_factors, may_be_flat, tensors
+from ._graph import bounds, constant_factors, may_be_flat, tensors
 from ._history import Floats, Ints, Table, derived
 from ._look import FOREIGN, MINING, SEGMENTATION, Look
 from ._ring import Ring
@@ -131,12 +131,12 @@ class EvidentWatch(HeardWatch):
         self._polled: Evidence | None = None
 
     def hear(self, evidence: Evidence, output: Tensor) -> None:  # noqa: ARG002
-        """Its evidence, as it is."""
+        """Its evidence, as it is: a tensor that the op has just made, so that its version is that of all others."""
         row = evidence.tensor
         if _grad_enabled() and type(row) is Tensor and not _traced():
             ring = self._ring or self._opened(evidence)
             waiting = ring.waiting
-            waiting.append((self._clock.step, row, (), row._version))
+            waiting.append((self._clock.step, row, (), ring.version))
             if len(waiting) >= ring.together:
                 ring.settle()
 
@@ -144,12 +144,15 @@ class EvidentWatch(HeardWatch):
         mining, masks = isinstance(evidence, MiningEvidence), isinstance(evidence, SegmentationEvidence)
         self.kind = MINING if mining else SEGMENTATION if masks else FOREIGN
         self._ring = Ring(evidence.fields, evidence.tensor.device)
+        self._ring.version = evidence.tensor._version
         return self._ring
 
     def _record(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor) -> None:
         super()._record(args, kwargs, output)
         if self.loss.options.get("mode") == "multiclass" and args:
             self.facts["classes"] = args[0].shape[1]
+        if self.kind == SEGMENTATION and args:
+            self.facts["bounds"] = list(bounds(args[0]))
         refs = kwargs.get("ref_embeddings")
         if refs is not None and refs.data_ptr() == args[0].data_ptr():
             self.facts["refs_are_embeddings"] = True
@@ -194,6 +197,7 @@ class ForeignWatch(Watch):
             self.kind = self._look.kind
             self.facts.update(
                 domain=self._look.domain,
+                bounds=list(bounds(prediction)),
                 broadcast=self._look.broadcast,
                 matched=self._look.matched,
                 signed=self._look.signed,
@@ -202,15 +206,16 @@ class ForeignWatch(Watch):
                 target_shape=None if target is None else list(target.shape),
             )
 
-        def again(other: Tensor) -> Any:
-            """The loss on another target, leaving no trace: not in the graph, nor in the random numbers."""
+        def again(others: Mapping[Tensor, Tensor]) -> Any:
+            """The loss on other inputs, leaving no trace: not in the graph, nor in the random numbers."""
             call = self.loss.forward if isinstance(self.loss, nn.Module) else self.loss
-            replaced = [other if x is target else x for x in args]
-            named = {name: other if x is target else x for name, x in kwargs.items()}
+            replaced = [_other(x, others) for x in args]
+            named = {name: _other(x, others) for name, x in kwargs.items()}
             with torch.random.fork_rng(devices=_cuda_devices(prediction)):
                 return call(*replaced, **named)
 
-        self._write(self._look.columns, self._look.read(prediction, target, output, again), host)
+        inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        self._write(self._look.columns, self._look.read(prediction, target, output, again, inputs), host)
 
 
 class CompositeWatch(HeardWatch):
@@ -378,6 +383,10 @@ def _to_come(schedule: Callable[[int], float], step: int) -> float:
 
 def _type(loss: Any) -> str:
     return type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__qualname__", repr(loss))
+
+
+def _other(x: Any, others: Mapping[Tensor, Tensor]) -> Any:
+    return others.get(x, x) if isinstance(x, Tensor) else x  # tensors are found by identity
 
 
 def _cuda_devices(x: Tensor) -> list[int]:

@@ -23,7 +23,7 @@ _PAIRS: tuple[Rule, ...] = (
 )  # fmt: skip
 _INPUTS: tuple[Rule, ...] = (
     masks.broadcast, masks.target_out_of_range, masks.target_not_signed, masks.target_no_distribution,
-    masks.target_out_of_reach, masks.target_never_half, masks.logits_are_probabilities,
+    masks.target_out_of_reach, masks.target_never_half, masks.logits_are_probabilities, masks.logits_are_bounded,
     masks.not_log_probabilities, masks.one_class, masks.constant_prediction,
 )  # fmt: skip
 _MASKS: tuple[Rule, ...] = (
@@ -33,7 +33,7 @@ _MASKS: tuple[Rule, ...] = (
 _OF_KIND: dict[str, tuple[Rule, ...]] = {
     "mining": (*_PAIRS, masks.broadcast),
     "segmentation": (*_INPUTS, *_MASKS),
-    "foreign": _INPUTS,
+    "foreign": (*_INPUTS, masks.targets_all_empty, pairs.same_sides, pairs.sides_collapse),
 }
 _OF_ALL: tuple[HistoryRule, ...] = (
     updates.detached_graph, components.zero_weight, components.zero_factor, components.dead_component,

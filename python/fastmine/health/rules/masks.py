@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,26 +13,55 @@ from .._thresholds import Thresholds
 from .reading import Bools, began, gained, lasting, mean, option, share, significant_gain
 
 OVERLAP = ("dice", "iou", "tversky")
+ENTROPIES = ("BCELoss", "BCEWithLogitsLoss", "MultiLabelSoftMarginLoss")
 
 
 def nothing_valid(table: Table, t: Thresholds) -> Finding | None:
-    """Everything is marked invalid."""
+    """Everything is marked invalid, always or in most batches."""
     rows = table.recent(256)
     none = (rows["annotated"] == 0) & (rows["groups"] > 0)
-    if len(rows) < t.rows or share(none) < t.share:
+    if len(rows) < t.rows or share(none) <= t.idle_share:
         return None
     evidence = {"annotated": 0, "groups": mean(rows["groups"]), "ignored": mean(rows["ignored"])}
-    return finding("NOTHING_VALID", table.name, began(rows, none), evidence, confidence=1.0)
+    if share(none) >= t.share:
+        return finding("NOTHING_VALID", table.name, began(rows, none), evidence, confidence=1.0)
+    evidence = {"batches without annotation": int(none.sum()), "batches": len(rows)}
+    return finding(
+        "NOTHING_VALID", table.name, began(rows, none), evidence, severity="info", confidence=1.0,
+        title=f"{none.sum()} of {len(rows)} batches hold nothing that is annotated, and teach nothing",
+        cause="Few samples are annotated and batches are small, so that most of them meet none; the loss was told so.",
+        remedy="Draw batches so that each holds an annotated sample, and judge the number of steps by those that do.",
+        refute="The samples of these batches are annotated, and the mask that says so is wrong.",
+    )  # fmt: skip
 
 
 def targets_all_empty(table: Table, t: Thresholds) -> Finding | None:
     """No object anywhere."""
+    if table.kind == "foreign":
+        return _never_one(table, t)
     rows = table.where(table["annotated"] > 0)
     seen = float(rows["annotated"].sum())
     if len(rows) < 16 or seen < t.groups or rows["target_sum"].any():
         return None
     evidence = {"non-empty masks": 0, "masks": seen, "prediction_share": mean(rows["prediction_share"][-20:])}
     return finding("TARGETS_ALL_EMPTY", table.name, int(rows.steps[0]), evidence, confidence=0.98)
+
+
+def _never_one(table: Table, t: Thresholds) -> Finding | None:
+    """Classes that do not exclude each other, none of which was ever marked."""
+    seen = len(table) * math.prod(table.facts.get("target_shape") or [0])
+    known = table.facts.get("type") in ENTROPIES and table.facts.get("domain") is not None
+    if not known or len(table) < 16 or seen < t.groups or table["target_min"].any() or table["target_max"].any():
+        return None
+    evidence = {"targets that are not 0": 0, "targets": seen}
+    return finding(
+        "TARGETS_ALL_EMPTY", table.name, int(table.steps[0]), evidence, confidence=0.9,
+        title="every target is 0: no class was marked for any sample",
+        cause="Labels are compared with names of classes that they never equal (text and numbers, or another "
+        "numbering), or were cast to nothing. To say no to everything is then the right answer, and the loss falls.",
+        remedy="Print the targets of one batch as the loss gets them, beside the labels that they were made from.",
+        refute="The loss is that of negatives alone, and another one is given the positives.",
+    )  # fmt: skip
 
 
 def targets_suspect_unannotated(table: Table, t: Thresholds) -> Finding | None:
@@ -113,6 +143,27 @@ def _rectified(table: Table, t: Thresholds, low: Floats, high: Floats) -> Findin
         cause="The model ends in a rectifier: it cannot say no.",
         remedy="Remove the last ReLU from the model.",
         refute="Some logit is below 0.",
+    )  # fmt: skip
+
+
+def logits_are_bounded(table: Table, t: Thresholds) -> Finding | None:
+    """The operation that made the logits keeps them in a range, and so every probability from its end."""
+    low, high = table.facts.get("bounds") or (-math.inf, math.inf)
+    logits = table.facts.get("domain") == "logits" if table.facts.get("foreign") else table.kind == "segmentation"
+    if not logits or len(table) < 2 * t.rows or not math.isfinite(high - low):
+        return None
+    shape = table.facts.get("prediction_shape") or [0]
+    several = table.facts.get("type") == "CrossEntropyLoss" and len(shape) > 1
+    classes = shape[1] if several else table.facts.get("classes", 0)
+    largest = 1 / (1 + (classes - 1) * math.exp(low - high)) if classes else 1 / (1 + math.exp(-high))
+    evidence = {"range of the logits": f"{low:g} to {high:g}", "largest possible probability": largest}
+    return finding(
+        "INPUT_DOMAIN", table.name, int(table.steps[0]), evidence, confidence=0.95,
+        title="the last operation of the model keeps the logits in a narrow range",
+        cause="The model ends in a tanh, sigmoid or softmax, and the loss takes logits, which must be free to grow: "
+        "no probability can exceed the one above, and the loss cannot come near 0.",
+        remedy="End the model in a linear layer, or multiply what is bounded by a scale of 10 or more.",
+        refute="The prediction is scaled after that operation, outside of the graph.",
     )  # fmt: skip
 
 

@@ -77,6 +77,50 @@ def invalid_pairs(table: Table, t: Thresholds) -> Finding | None:
     return finding("INVALID_PAIRS", table.name, began(rows, zero), evidence, **words)
 
 
+def same_sides(table: Table, t: Thresholds) -> Finding | None:
+    """Two sides of a loss of pairs are equal to the last bit, always, and rows differ."""
+    rows = table.measured("sides_difference")
+    if len(rows) < t.rows or rows["sides_difference"].any() or not (rows["prediction_variation"] > 0).all():
+        return None
+    evidence = {
+        "largest difference of two sides": 0,
+        "largest difference of two rows": mean(rows["prediction_variation"]),
+    }
+    return finding(
+        "INVALID_PAIRS", table.name, int(rows.steps[0]), evidence, confidence=0.95,
+        title="two sides of the loss are the same: every sample is paired with itself",
+        cause="The positive was drawn by the index of the anchor, or both views are the same image: such a pair "
+        "has no distance and no gradient.",
+        remedy="Draw another sample of the class, or augment both views apart.",
+        refute="The two inputs of the loss differ in some number.",
+    )  # fmt: skip
+
+
+def sides_collapse(table: Table, t: Thresholds) -> Finding | None:
+    """All directions have become one, and the loss has no objection: it is what it would be for one point."""
+    rows, known = table.measured("sides_spread"), table["collapsed"]
+    known = known[np.isfinite(known)]
+    start = lasting(rows["sides_spread"] < t.collapse_spread)
+    if len(known) == 0 or len(rows) - start < t.collapse_rows:
+        return None
+    now, value = (mean(rows[name][-t.collapse_rows :]) for name in ("sides_spread", "value"))
+    if rows["sides_spread"].max() <= 3 * now or value < known[0] - t.as_well * abs(known[0]):
+        return None
+    evidence = {
+        "spread": now,
+        "spread at first": float(rows["sides_spread"][0]),
+        "loss": value,
+        "loss of one point": float(known[0]),
+    }
+    return finding(
+        "EMBEDDING_COLLAPSE", table.name, int(rows.steps[start]), evidence, confidence=0.9,
+        cause="Every input is mapped to nearly the same direction, and a batch of one single point would have this "
+        "loss too: nothing in it holds different samples apart, or too large a step has led there.",
+        remedy="Add what repels: negatives, a contrast against the rest of the batch, or a variance term; or stop the "
+        "gradient of one side behind a predictor. Lower the learning rate if there are negatives.",
+    )  # fmt: skip
+
+
 def label_sentinel(table: Table, t: Thresholds) -> Finding | None:
     """A label of -1 takes part."""
     rows = _pairs(table, t)
