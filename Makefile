@@ -11,18 +11,23 @@ BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard cmake/*) $(shell find c
 CPP_SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 SANITIZERS := $(if $(wildcard tests/kernels/CMakeLists.txt),asan tsan)
 
-export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Where this machine has no nvcc: that of PyPI, in $(VENV)/cuda.
+NVCC := $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+TOOLKIT := $(if $(NVCC),,$(VENV)/cuda)
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH):/usr/local/cuda/bin:$(CURDIR)/$(VENV)/cuda/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait do not spin: on a busy machine spinning ones take the cores from those that work.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help setup demo test bench cuda gpu lint clean $(SANITIZERS)
+.PHONY: help setup demo test bench cuda cuda-library gpu lint clean $(SANITIZERS)
 
 help:
 	@echo "make demo    train an embedding model and a segmentation model on real data, in under four minutes"
-	@echo "make test    the kernels' C++ tests under sanitizers, then every Python test"
+	@echo "make test    the kernels' C++ tests under sanitizers, the CUDA kernels compiled, then every Python test"
 	@echo "make bench   measure everything beside every installed library (benchmarks/README.md): rows, tables, pictures"
-	@echo "make cuda    compile the CUDA kernels (needs nvcc, no GPU) and check registers, spills and instructions"
+	@echo "make cuda    compile the CUDA kernels (no GPU needed) and check registers, spills and instructions;"
+	@echo "             ARCHITECTURES=all for every GPU from sm_80 on, which takes twice as long"
 	@echo "make gpu     on a machine with a GPU: build for it, test, look for bad memory and races, measure; ten minutes at most"
 	@echo "make lint    ruff, mypy and clang-format, changing nothing"
 	@echo "make setup   only the environment: .venv with torch, the tools and this package"
@@ -32,7 +37,7 @@ demo: setup
 	fastmine train embeddings
 	fastmine train segmentation
 
-test: setup $(SANITIZERS)
+test: setup $(SANITIZERS) cuda-library
 	FASTMINE_REQUIRE_NATIVE=1 pytest -n 2 --junitxml=build/pytest.xml
 	@sed -nE 's/.*<testsuite [^>]*errors="([0-9]+)" failures="([0-9]+)" skipped="([0-9]+)" tests="([0-9]+)".*/\1 \2 \3 \4/p' build/pytest.xml \
 		| awk '{ print "tests: " $$4 - $$1 - $$2 - $$3 " passed, " $$1 + $$2 " failed, " $$3 " skipped" }'
@@ -42,12 +47,21 @@ bench: setup
 	rm -f benchmarks/results/cpu.jsonl
 	env -u OMP_WAIT_POLICY fastmine bench --peers --scaling --out benchmarks/results/cpu.jsonl --readme README.md --plot benchmarks/plots
 
+cuda: cuda-library
+	FASTMINE_REQUIRE_NATIVE=1 pytest tests/test_cuda_binaries.py
+
 # The tools that read the binary come from PyPI: a toolkit may be nvcc alone.
-cuda: setup
-	cmake --preset cuda --log-level=WARNING
+cuda-library: setup $(TOOLKIT)
+	cmake --preset cuda --log-level=WARNING $(ARCHITECTURES:%=-DFASTMINE_CUDA_ARCHITECTURES='%')
 	cmake --build --preset cuda --parallel 2
 	pip install --quiet nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
-	pytest tests/test_cuda_binaries.py
+
+# The version that registers and instructions were first read from. Its nvcc looks for its libraries in lib64, and CMake
+# for libcudart.so.
+$(VENV)/cuda: | $(READY)
+	pip install --quiet $(foreach part,cuda-nvcc nvvm cuda-crt cuda-runtime cuda-cccl,'nvidia-$(part)==13.0.*')
+	root=$$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/cu13; \
+	ln -sfn lib "$$root/lib64" && ln -sfn libcudart.so.13 "$$root/lib/libcudart.so" && ln -sfn "$$root" $@
 
 # With what is installed there: such a machine may have no network.
 gpu:

@@ -31,6 +31,9 @@ if(fastmine_build_cuda)
   if(NOT CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES "${FASTMINE_CUDA_ARCHITECTURES}")
   endif()
+  if(CMAKE_CUDA_ARCHITECTURES STREQUAL "all")
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90a-real 90-virtual 100-real 120-real 120-virtual)
+  endif()
   enable_language(CUDA)
   find_package(CUDAToolkit REQUIRED)
   set(CMAKE_CUDA_STANDARD 20)
@@ -67,6 +70,10 @@ if(fastmine_build_cuda)
     fastmine_kernels_cuda PRIVATE csrc/kernels/cuda/batch_hard.cu csrc/kernels/cuda/batch_hard_backward.cu
                                   csrc/kernels/cuda/triplet_loss.cu)
   target_sources(fastmine_torch_cuda PRIVATE csrc/torch/cuda/batch_hard.cpp)
+
+  # Losses over many pairs.
+  target_sources(fastmine_kernels_cuda PRIVATE csrc/kernels/cuda/pair_sums.cu csrc/kernels/cuda/pair_sums_backward.cu)
+  target_sources(fastmine_torch_cuda PRIVATE csrc/torch/cuda/pair_sums.cpp)
 
   message(STATUS "CUDA kernels: nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
 endif()

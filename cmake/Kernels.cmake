@@ -66,8 +66,13 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   fastmine_add_isa(avx2 ${avx2})
   set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
   fastmine_add_isa(avx512 ${avx512})
-  # AVX-512 and a matrix unit, which mining alone has a use for.
-  fastmine_add_kernels(amx csrc/kernels/cpu/table.cpp csrc/kernels/cpu/batch_hard.cpp)
+  # AVX-512 and a matrix unit, for what multiplies all rows with all.
+  set(amx ${avx512} -mamx-tile -mamx-bf16 -mamx-int8)
+  fastmine_add_kernels(amx
+    csrc/kernels/cpu/table.cpp
+    csrc/kernels/cpu/batch_hard.cpp
+    csrc/kernels/cpu/pair_sums.cpp
+    csrc/kernels/cpu/pair_sums_backward.cpp)
   target_compile_definitions(fastmine_kernels_amx PRIVATE FASTMINE_ISA_NAMESPACE=amx FASTMINE_ISA_EXTENDS=avx512)
-  target_compile_options(fastmine_kernels_amx PRIVATE ${avx512} -mamx-tile -mamx-bf16)
+  target_compile_options(fastmine_kernels_amx PRIVATE ${amx})
 endif()

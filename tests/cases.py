@@ -640,14 +640,21 @@ ALL_TERMS: dict[str, dict[str, float]] = {
     "multilabel": {"bce": 0.3, "dice": 0.5, "iou": 0.25, "tversky": 0.7, "focal": 2.0},
     "multiclass": {"ce": 0.3, "dice": 0.5, "iou": 0.25, "tversky": 0.7, "focal": 2.0},
 }
+IGNORED = {
+    torch.bool: 1, torch.uint8: 255, torch.int8: -1, torch.int16: -100, torch.int32: 255, torch.int64: -100,
+    torch.float64: -100, torch.float32: 255, torch.float16: -1, torch.bfloat16: 255,
+}  # fmt: skip
 SHAPES: dict[str, tuple[int, ...]] = {"binary": (3, 7), "multilabel": (2, 3, 4), "multiclass": (2, 4, 5)}
 
 
 def maps(
     mode: str, shape: tuple[int, ...], target: torch.dtype = torch.uint8, *,
-    valid: tuple[int, ...] | None = None, empty_samples: int = 0, scale: float = 2.0,
+    valid: tuple[int, ...] | None = None, ignored: int | None = None, empty_samples: int = 0, scale: float = 2.0,
 ) -> Build:  # fmt: skip
-    """Logits of ``shape`` and a target of this type; the target of the first ``empty_samples`` has no foreground."""
+    """Logits of ``shape`` and a target of this type; the target of the first ``empty_samples`` has no foreground.
+
+    ``ignored`` is the value of some of its elements.
+    """
 
     def build(g: torch.Generator) -> Inputs:
         logits = scale * torch.randn(shape, generator=g, dtype=torch.float64)
@@ -661,6 +668,8 @@ def maps(
         found = {"logits": logits, "target": t}
         if valid is not None:
             found["valid"] = torch.rand(valid, generator=g) < 0.6
+        if ignored is not None:
+            t[torch.rand(t.shape, generator=g) < 0.3] = ignored
         return found
 
     return build
@@ -702,6 +711,13 @@ def _segmentation() -> Iterator[Case]:
     for mode, forms in masks.items():
         for name, form in forms.items():
             yield case(f"valid_{name}", mode, maps(mode, SHAPES[mode], valid=form))
+            build = maps(mode, SHAPES[mode], valid=form, ignored=255)
+            yield case(f"ignore_index_{name}", mode, build, ignore_index=255)
+        for dtype, index in IGNORED.items():
+            if mode == "multiclass" and dtype.is_floating_point:
+                continue
+            build = maps(mode, SHAPES[mode], dtype, ignored=index)
+            yield case(f"ignore_index_{str(dtype).removeprefix('torch.')}", mode, build, ignore_index=index)
     spaces: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
         "0d": ("binary", (5,), (5,)), "2d": ("binary", (2, 3, 4), (2, 3, 4)),
         "channel": ("binary", (2, 1, 3, 4), (2, 3, 4)), "3d": ("binary", (2, 1, 3, 2, 2), (2, 1, 3, 2, 2)),
@@ -720,6 +736,7 @@ def _segmentation() -> Iterator[Case]:
     }.items():
         yield case(name.rstrip("_"), mode, maps(mode, shape, valid=form))
         yield case(f"{name.rstrip('_')}_unmasked", mode, maps(mode, shape))
+        yield case(f"{name.rstrip('_')}_ignored", mode, maps(mode, shape, valid=form, ignored=255), ignore_index=255)
 
 
 FORMULA_TERMS: dict[str, dict[str, float]] = {
@@ -757,6 +774,8 @@ def _formulas() -> Iterator[Case]:
         yield case("smoothed", mode, plain, label_smoothing=0.2)
         yield lovasz("lovasz", mode, maps(mode, shape, valid=shape[:1]), empty="skip")
         yield lovasz("lovasz_batch", mode, maps(mode, shape), batch=True)
+        yield lovasz("lovasz_ignored", mode, maps(mode, shape, ignored=255), ignore_index=255)
+        yield case("ignored", mode, maps(mode, shape, valid=shape[:1], ignored=255), ignore_index=255)
         yield case("confident", mode, maps(mode, shape, scale=15.0))
         for name, size in {"none": (0, *shape[1:]), "no_pixels": (*shape[:-1], 0)}.items():
             yield case(name, mode, maps(mode, size))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -16,9 +15,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a missing native library is said below, and tested in test_fallback.py
     import fastmine
     from fastmine import _ops
-
-REQUIRED = "FASTMINE_REQUIRE_NATIVE"
-"""Set to 1, this environment variable turns a missing native library into failures instead of skips."""
+    from support import absent
 
 # The same examples on every machine and in every worker, and nothing written to disk.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None, max_examples=30)
@@ -35,17 +32,11 @@ def _repeatable() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def _absent(reason: str) -> None:
-    if os.environ.get(REQUIRED) == "1":
-        pytest.fail(f"{REQUIRED}=1, but {reason}")
-    pytest.skip(reason)
-
-
 @pytest.fixture
 def native_ops() -> None:
     """Only where the library of CPU kernels is loaded."""
     if _ops.reasons["CPU"]:
-        _absent(f"no native CPU ops: {_ops.reasons['CPU']}")
+        absent(f"no native CPU ops: {_ops.reasons['CPU']}")
 
 
 @pytest.fixture
@@ -54,7 +45,7 @@ def native_module() -> ModuleType:
     try:
         from fastmine import _native
     except ImportError as error:
-        _absent(f"no native module: {error}")
+        absent(f"no native module: {error}")
     return _native
 
 

@@ -433,14 +433,15 @@ _PAIR_FORMULAS = {
 
 def segmentation_loss(
     logits: np.ndarray, target: np.ndarray, valid: np.ndarray | None = None, *, mode: str,
-    terms: Mapping[str, float], empty: str = "area", smooth: float = 0.0, focal_alpha: float | None = None,
-    focal_gamma: float = 2.0, tversky_alpha: float = 0.3, tversky_beta: float = 0.7, reduction: str = "mean",
+    terms: Mapping[str, float], ignore_index: int | None = None, empty: str = "area", smooth: float = 0.0,
+    focal_alpha: float | None = None, focal_gamma: float = 2.0, tversky_alpha: float = 0.3,
+    tversky_beta: float = 0.7, reduction: str = "mean",
 ) -> float | list[float]:  # fmt: skip
     """Pixel by pixel, class by class, sample by sample."""
     samples = [
         _sample(
-            *_flatten(b, logits, target, valid, mode), multiclass=mode == "multiclass", terms=terms, empty=empty,
-            smooth=smooth, alpha=focal_alpha, gamma=focal_gamma, fp=tversky_alpha, fn=tversky_beta,
+            *_flatten(b, logits, target, valid, mode, ignore_index), multiclass=mode == "multiclass", terms=terms,
+            empty=empty, smooth=smooth, alpha=focal_alpha, gamma=focal_gamma, fp=tversky_alpha, fn=tversky_beta,
         )
         for b in range(len(logits))
     ]  # fmt: skip
@@ -456,7 +457,7 @@ def segmentation_loss(
 
 
 def _flatten(
-    b: int, logits: np.ndarray, target: np.ndarray, valid: np.ndarray | None, mode: str
+    b: int, logits: np.ndarray, target: np.ndarray, valid: np.ndarray | None, mode: str, ignore_index: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One sample as [C, S]: logits, targets (class indices one-hot) and validity."""
     full = logits.shape
@@ -470,9 +471,10 @@ def _flatten(
     classes = 1 if mode == "binary" else full[1]
     x = logits[b].reshape(classes, -1)
     t = target[b].reshape(1 if mode == "multiclass" else classes, -1)
+    v = v[b].reshape(classes, -1) & (True if ignore_index is None else t != ignore_index)
     if mode == "multiclass":
         t = np.arange(classes)[:, None] == t
-    return x.astype(float), t.astype(float), v[b].reshape(classes, -1)
+    return x.astype(float), t.astype(float), v
 
 
 def _sample(
@@ -672,9 +674,7 @@ def _samples(
 ) -> list[_Lists]:  # fmt: skip
     found = []
     for b in range(len(logits)):
-        x, t, v = _flatten(b, logits, target, valid, mode)
-        if ignore_index is not None:
-            v = v & (target[b].reshape(1 if mode == "multiclass" else len(x), -1) != ignore_index)
+        x, t, v = _flatten(b, logits, target, valid, mode, ignore_index)
         known = [True] * len(x)
         if annotated is not None:
             known = [k == 0 or bool(annotated[b, k]) for k in range(len(x))]

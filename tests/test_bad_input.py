@@ -25,7 +25,14 @@ MINING: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a list of embeddings": ({"embeddings": [[0.0]]}, TypeError, "embeddings must be a tensor.*got list"),
     "labels too short": ({"labels": Y[:3]}, ValueError, r"labels must have shape \[4\].*row of embeddings; got \[3\]"),
     "labels [N, 1]": ({"labels": Y[:, None]}, ValueError, r"got \[4, 1\]; use labels.squeeze\(1\)"),
-    "labels one-hot": ({"labels": torch.eye(4).long()}, ValueError, r"labels must have shape \[4\].*got \[4, 4\]$"),
+    "labels one-hot": ({"labels": torch.eye(4).long()}, ValueError, r"got \[4, 4\]; of one-hot rows use .argmax\(1\)"),
+    "labels one-hot, float": ({"labels": torch.eye(4)}, TypeError, r"use .long\(\), or .argmax\(1\) of one-hot rows"),
+    "labels in a list": ({"labels": [0, 0, 1, 1]}, TypeError, r"got list; use torch.as_tensor\(labels\)$"),
+    "labels in an array": ({"labels": Y.numpy()}, TypeError, r"got ndarray; use torch.as_tensor\(labels\)$"),
+    "swapped": ({"embeddings": Y, "labels": Z}, TypeError, "embeddings come first, labels second"),
+    "sparse embeddings": ({"embeddings": Z.to_sparse()}, TypeError,
+                          r"must be a dense tensor; got one of layout torch.sparse_coo; use embeddings.to_dense\(\)"),
+    "sparse labels": ({"labels": Y.to_sparse()}, TypeError, r"use labels.to_dense\(\)"),
     "float labels": ({"labels": Y.float()}, TypeError, r"labels must be.*got a torch.float32 tensor; .*use .long\(\)"),
     "boolean labels": ({"labels": ANY}, TypeError, "labels must be a tensor of type int64.*got a torch.bool"),
     "no labels": ({"labels": None}, TypeError, "labels must be a tensor.*got NoneType"),
@@ -74,7 +81,11 @@ TRIPLET: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "negative margin": ({"margin": -0.1}, ValueError, r"margin must be finite and at least 0\.0; got -0\.1"),
     "nan margin": ({"margin": math.nan}, ValueError, "margin must be finite.*got nan"),
     "infinite margin": ({"margin": math.inf}, ValueError, "margin must be finite.*got inf"),
-    "margin in words": ({"margin": "softplus"}, ValueError, "margin must be one of 'soft', 'leaky'; got 'softplus'"),
+    "margin in words": (
+        {"margin": "softplus"},
+        ValueError,
+        "margin must be a number, 'soft' or 'leaky'; got 'softplus'",
+    ),
     "no margin": ({"margin": None}, TypeError, "margin must be a number; got NoneType"),
     "boolean margin": ({"margin": True}, TypeError, "margin must be a number; got bool"),
     "margin as a tensor": ({"margin": torch.tensor(0.2)}, TypeError, "margin must be a number; got Tensor"),
@@ -138,6 +149,19 @@ SEGMENTATION: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "target without channel": ({"target": T[:, 0]}, ValueError,
                                r"shape of logits, \[2, 1, 3, 3\]; got \[2, 3, 3\]; .*with target.unsqueeze\(1\)"),
     "logits without channel": ({"logits": X[:, 0]}, ValueError, r"shape of logits, \[2, 3, 3\]; got \[2, 1, 3, 3\]"),
+    "logits alone without channel": ({"logits": X[:, 0]}, ValueError, r"with logits.unsqueeze\(1\)"),
+    "two channels for one object": ({"logits": X.expand(2, 2, 3, 3)}, ValueError,
+                                    r'mode="multiclass" and target.squeeze\(1\)'),
+    "swapped": ({"logits": T, "target": X}, TypeError, "logits come first, target second"),
+    "target in an array": ({"target": T.numpy()}, TypeError, r"got ndarray; use torch.as_tensor\(target\)$"),
+    "sparse target": ({"target": T.to_sparse()}, TypeError, r"use target.to_dense\(\)"),
+    "classes last": ({"logits": torch.zeros(2, 4, 3), "target": CLASSES, "mode": "multiclass"}, ValueError,
+                     r"so use logits.movedim\(-1, 1\)"),
+    "one-hot last": ({"logits": X3, "target": torch.zeros(2, 4, 3).long(), "mode": "multiclass"}, ValueError,
+                     r"use target.argmax\(-1\) of a one-hot target"),
+    "floating one-hot": ({"logits": X3, "target": X3, "mode": "multiclass"}, TypeError,
+                         r"use target.argmax\(1\) of a one-hot target, or"),
+    "ignore 255 in a mask": ({"target": (T + 1) * 255}, ValueError, r"if 255 means not annotated, valid=\(target"),
     "other size": ({"target": T[..., :2]}, ValueError, r"got \[2, 1, 3, 2\]"),
     "a number": ({"logits": X.sum(), "target": T.sum()}, ValueError, r"binary logits .*shape \[B, ...\]; got \[\]"),
     "no classes": ({"logits": torch.zeros(4), "target": torch.zeros(4), "mode": "multilabel"}, ValueError,
@@ -145,7 +169,7 @@ SEGMENTATION: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "class indices for multilabel": ({"logits": X3, "target": CLASSES, "mode": "multilabel"}, ValueError,
                                      'if target holds class indices, use mode="multiclass"'),
     "one-hot for multiclass": ({"logits": X3, "target": X3.long(), "mode": "multiclass"}, ValueError,
-                               r"multiclass target must have shape \[2, 4\].*got \[2, 3, 4\]"),
+                               r"shape \[2, 4\].*got \[2, 3, 4\]; use target.argmax\(1\) of a one-hot target"),
     "channel for multiclass": ({"logits": X3, "target": CLASSES[:, None], "mode": "multiclass"}, ValueError,
                                r"use target.squeeze\(1\)"),
     "float classes": ({"logits": X3, "target": CLASSES.float(), "mode": "multiclass"}, TypeError,
@@ -219,3 +243,21 @@ def test_values_that_only_look_bad_are_taken() -> None:
     assert F.triplet_loss(Z, Y, margin=np.float32(0.5)).item() == 0.5
     assert F.triplet_loss(Z, Y, margin=1).item() == 1.0
     assert F.dice_loss(X, T + 255, valid=torch.zeros(2, dtype=torch.bool)).item() == 0.0
+
+
+def test_an_option_that_a_loss_does_not_have_is_named_with_the_loss_and_not_with_a_function_inside() -> None:
+    with pytest.raises(TypeError, match=r"DiceLoss has no option gamma; there are batch, class_weight_norm, .*smooth"):
+        losses.get_loss_function("dice", gamma=2.0)
+
+
+def test_a_memory_of_other_width_says_so_before_it_is_used() -> None:
+    memory = losses.CrossBatchMemory(losses.TripletLoss(), 4, 3)
+    with pytest.raises(ValueError, match="embeddings must have 3 features, as the memory; got 2; build it with"):
+        memory(Z, Y)
+
+
+def test_a_positive_weight_may_be_a_tensor_of_one_number_as_in_torch() -> None:
+    logits, target = torch.randn(2, 3, 4), torch.rand(2, 3, 4).round()
+    weight = torch.tensor(3.0)
+    expected = torch.nn.BCEWithLogitsLoss(pos_weight=weight)(logits, target)
+    torch.testing.assert_close(losses.BCELoss(mode="multilabel", pos_weight=weight)(logits, target), expected)

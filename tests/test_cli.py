@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -288,6 +289,7 @@ def test_labels_that_cannot_be_read_are_refused(capsys: pytest.CaptureFixture[st
     Path("bytes.txt").write_bytes(b"\xff\xfe\xfa")
     Path("empty.txt").write_text("\n")
     Path("two.csv").write_text("a,b\n1,2\n")
+    Path("empty.csv").write_text("")
     Path("y.json").write_text("[]")
     for name, words in {
         "matrix.npy": "one-dimensional array of integers or strings; got float64 of shape [3, 2]",
@@ -296,6 +298,7 @@ def test_labels_that_cannot_be_read_are_refused(capsys: pytest.CaptureFixture[st
         "bytes.txt": "cannot be read",
         "empty.txt": "holds no labels",
         "two.csv": "does not say which column holds the labels; name one of a, b with --column",
+        "empty.csv": "empty.csv is empty; its first line names the columns",
         "two.csv --column c": "has no column c; name one of a, b",
         "y.json": "a .npy, .txt or .csv file; got y.json",
     }.items():
@@ -346,3 +349,21 @@ def test_doctor_overfit_learns_its_samples(capsys: pytest.CaptureFixture[str]) -
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"] == "READY"
     assert found["findings"] == [] or all(finding["severity"] == "info" for finding in found["findings"])
+
+
+# --- standard output -------------------------------------------------------------------------------------------------
+
+
+def test_output_that_nobody_reads_any_more_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert main(["doctor", "env"]) == 141
+
+
+def test_output_to_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with Path("/dev/full").open("w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert main(["doctor", "env", "--json"]) == 1
+    assert capsys.readouterr().err == "fastmine: error: cannot write the output: No space left on device\n"

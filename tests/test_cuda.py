@@ -27,6 +27,7 @@ NATIVE = (
     "pairwise_distance",
     "segmentation_loss",
     "segmentation_sums",
+    "pair_sums",
 )
 """The ops with CUDA kernels, and backward passes of the same names."""
 
@@ -40,6 +41,8 @@ BY_KERNELS = [
     named("segmentation_loss-multiclass-valid_position"),
     named("segmentation_sums-multilabel-all"),
     named("segmentation_sums-multiclass-all"),
+    named("pair_sums-bounded"),
+    *[case for case in CASES if case.op in ("supcon_loss", "circle_loss", "multi_similarity_loss")][::5],
 ]
 EACH_OP = [
     *BY_KERNELS,

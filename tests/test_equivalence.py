@@ -83,7 +83,7 @@ def test_multiclass_focal_alpha_scaled_the_gradient_but_not_the_value(device: st
 
     def run(alpha: float | None) -> tuple[torch.Tensor, torch.Tensor]:
         loss = torch.ops.fastmine.segmentation_loss(
-            logits, target, None, "multiclass", weights, 0.0, alpha, 2.0, 0.3, 0.7, "area", "mean"
+            logits, target, None, None, "multiclass", weights, 0.0, alpha, 2.0, 0.3, 0.7, "area", "mean"
         )[0]
         return loss, torch.autograd.grad(loss, logits)[0]
 
@@ -99,7 +99,7 @@ def test_scales_of_a_softmax_are_read_at_class_0(device: str) -> None:
     generator = torch.Generator().manual_seed(0)
     coefficients = torch.randn(samples, classes, 4, dtype=torch.float64, generator=generator).to(device)
     grad = torch.randn(samples, dtype=torch.float64, generator=generator).to(device)
-    options = (None, coefficients, "multiclass", None, 2.0)
+    options = (None, coefficients, None, "multiclass", None, 2.0)
     got = torch.ops.fastmine.segmentation_loss_backward(grad, logits, target, *options)
     want = segmentation_loss_backward(grad, logits, target, *options)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)

@@ -24,7 +24,15 @@ from fastmine.health import CODES, Finding, HealthWarning, History, Monitor, Tab
 from fastmine.health._finding import finding
 from fastmine.health._ring import RECENT, THINNED, Ring
 from fastmine.health.rules import examine
-from fastmine.losses import ArcFaceLoss, BCELoss, CombinedSegmentationLoss, CompositeLoss, DiceLoss, TripletLoss
+from fastmine.losses import (
+    ArcFaceLoss,
+    BCELoss,
+    CombinedSegmentationLoss,
+    CompositeLoss,
+    ContrastiveLoss,
+    DiceLoss,
+    TripletLoss,
+)
 from support import REPOSITORY
 
 SCRIPTS = REPOSITORY / "docs" / "health"
@@ -1032,3 +1040,54 @@ def test_check_loss_lets_exceptions_through() -> None:
 
     with pytest.raises(KeyError, match="cov"):
         check_loss(broken, lambda: torch.randn(16, 8), torch.randn(16, 8))
+
+
+def test_a_criterion_that_is_watched_can_be_saved_and_its_copies_are_watched_by_nobody() -> None:
+    model, criterion = nn.Linear(8, 4), TripletLoss()
+    with Monitor.attach(model, criterion, torch.optim.Adam(model.parameters()), speak=False) as monitor:
+        criterion(model(torch.randn(4, 8)), torch.tensor([0, 0, 1, 1])).backward()
+        file = io.BytesIO()
+        torch.save([model, criterion], file)
+        file.seek(0)
+        for other in (copy.deepcopy(criterion), torch.load(file, weights_only=False)[1]):
+            other(model(torch.randn(4, 8)), torch.tensor([0, 0, 1, 1])).backward()
+    assert len(monitor.history().tables["criterion"].steps) == 1
+
+
+def test_several_criteria_are_all_watched_and_not_silently_none() -> None:
+    model = nn.Linear(8, 4)
+    near, far = TripletLoss(), ContrastiveLoss()
+    with Monitor(model, [near, far], torch.optim.Adam(model.parameters()), speak=False) as monitor:
+        for _ in range(12):
+            rows = model(torch.randn(4, 8))
+            monitor.step(near(rows, torch.arange(4)) + far(rows, torch.arange(4) // 2))
+    assert {"criterion", "criterion.1"} <= monitor.history().tables.keys()
+    assert [(found.code, found.component) for found in monitor.check()] == [("NO_POSITIVES", "criterion")]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (lambda model, loss, optimizer: (model, optimizer, loss), "optimizer must be one Optimizer.*got TripletLoss"),
+        (lambda model, loss, optimizer: (model, optimizer), "criterion must be .*or several; got Adam; the order is"),
+        (lambda model, loss, optimizer: (model, "triplet", optimizer), "criterion must be .*or several; got str"),
+        (lambda model, loss, optimizer: (model, TripletLoss, optimizer), r"got TripletLoss; use TripletLoss\(\)"),
+        (lambda model, loss, optimizer: (model.parameters(), loss, optimizer), "model must be .*got Parameter"),
+        (lambda model, loss, optimizer: (model, loss, model.parameters()), "optimizer must be .*or several; got Param"),
+    ],
+)
+def test_a_monitor_refuses_what_it_could_not_watch(given: Callable[..., Any], words: str) -> None:
+    model = nn.Linear(8, 4)
+    with pytest.raises(TypeError, match=words):
+        Monitor(*given(model, TripletLoss(), torch.optim.Adam(model.parameters())))
+
+
+def test_a_warning_names_the_line_of_the_training_loop_and_not_one_of_the_monitor() -> None:
+    model, criterion = nn.Linear(8, 4), TripletLoss()
+    monitor = Monitor(model, criterion, torch.optim.Adam(model.parameters()))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        for _ in range(33):
+            monitor.step(criterion(model(torch.randn(4, 8)), torch.arange(4)))
+    monitor.close()
+    assert [Path(one.filename) for one in found] == [Path(__file__)]

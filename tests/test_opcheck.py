@@ -30,6 +30,7 @@ ROWS = (
     "segmentation_loss-binary-all-mean",
     "segmentation_loss-multilabel-valid_element",
     "segmentation_loss-multiclass-all-none",
+    "segmentation_loss-multiclass-ignore_index_position",
     "segmentation_sums-binary-all",
     "segmentation_sums-multilabel-valid_element",
     "segmentation_sums-multiclass-valid_label_sets_all",
@@ -40,7 +41,7 @@ BACKWARD_ROWS = {
     "triplet_loss_backward": "triplet_loss-references_masked",
     "pair_sums_backward": "pair_sums-references-cosine-nce",
     "batch_all_backward": "triplet_loss-batch_all-references_masked-cosine",
-    "segmentation_loss_backward": "segmentation_loss-multiclass-valid_position",
+    "segmentation_loss_backward": "segmentation_loss-multiclass-ignore_index_position",
     "segmentation_sums_backward": "segmentation_sums-multiclass-valid_label_sets_all",
 }
 INNER_ROWS = (

@@ -16,7 +16,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def sums(logits: Tensor, target: Tensor, mode: str, wanted: tuple[str, ...] = SUMS, gamma: float = 2.0) -> Tensor:
-    return _ops.segmentation_sums(logits, target, None, None, mode, list(wanted), gamma)[0]
+    return _ops.segmentation_sums(logits, target, None, None, None, mode, list(wanted), gamma)[0]
 
 
 @pytest.mark.parametrize("mode", ["binary", "multiclass"])
@@ -33,7 +33,7 @@ def test_eight_voxels_in_a_volume_of_256(mode: str) -> None:
     got = sums(cube.repeat(*[1] * (cube.dim() - 3), 4, 4, 4), target, mode)
     # 64 cubes with the same logits, one of them with the object.
     with_it, without = (
-        reference.segmentation_sums(cube, t, None, None, mode, list(SUMS), 2.0)[0] for t in (object_, nothing)
+        reference.segmentation_sums(cube, t, None, None, None, mode, list(SUMS), 2.0)[0] for t in (object_, nothing)
     )
     torch.testing.assert_close(got, with_it + 63 * without, rtol=1e-6, atol=0.0)
 

@@ -551,6 +551,20 @@ def test_ignore_index_of_minus_100_does_not_ignore_156_in_uint8() -> None:
     assert evidence.ignored == 0
 
 
+@pytest.mark.parametrize(
+    ("dtype", "index", "near"),
+    [(torch.int64, 2**24, 2**24 + 1), (torch.float64, 2**24, 2**24 + 1), (torch.float16, 2049, 2048)],
+)
+def test_a_target_that_rounds_to_the_ignored_index_is_not_ignored(dtype: torch.dtype, index: int, near: int) -> None:
+    """Compared as it is stored: in float32 2^24 + 1 would be 2^24, and in float16 there is no 2049."""
+    target = torch.tensor([[near, 1]]).to(dtype)
+    with pytest.raises(ValueError, match="1 outside"):
+        F.dice_loss(torch.zeros(1, 2), target)
+    with pytest.raises(ValueError, match="1 outside"):
+        F.segmentation_loss(torch.zeros(1, 2), target, ignore_index=index)
+    assert F.segmentation_loss(torch.zeros(1, 2), target, ignore_index=near).isfinite()
+
+
 @pytest.mark.parametrize("mode", SHAPES)
 def test_ignored_pixels_change_nothing(mode: str) -> None:
     """Neither value nor gradient, whatever the logits say there; and they are in no denominator."""

@@ -141,7 +141,7 @@ def test_an_op_called_by_its_name_refuses_transforms() -> None:
 
     def loss(z: Tensor) -> Tensor:
         op = torch.ops.fastmine.segmentation_loss.default
-        return op(z, MASK, None, "binary", weights, 0.0, None, 2.0, 0.3, 0.7, "area", "mean")[0]
+        return op(z, MASK, None, None, "binary", weights, 0.0, None, 2.0, 0.3, 0.7, "area", "mean")[0]
 
     with forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward mode AD"):
         loss(forward_ad.make_dual(x, x))

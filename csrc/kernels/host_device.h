@@ -1,5 +1,5 @@
 // A function that runs on the CPU and, where nvcc compiles it, on the GPU as well. A loop that indexes registers
-// must be unrolled there, or the array goes to memory.
+// must be unrolled there, or the array goes to memory; one whose turns do not fit into the registers at once must not.
 #pragma once
 
 #ifdef __CUDACC__
@@ -10,6 +10,8 @@
 
 #ifdef __CUDA_ARCH__
 #define FASTMINE_UNROLL _Pragma("unroll")
+#define FASTMINE_ROLL _Pragma("unroll 1")
 #else
 #define FASTMINE_UNROLL
+#define FASTMINE_ROLL
 #endif

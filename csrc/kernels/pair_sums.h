@@ -37,6 +37,13 @@ enum class PairForm : std::uint8_t {
   circle,  // (arXiv:2002.10857)
 };
 
+/// What multiplies rows, forward and backward alike. Results differ by roundings.
+enum class Products : int {
+  automatic,  // whichever should be faster
+  floats,     // in the working type
+  digits,     // float32 in whole numbers (cpu/digits.h), however small the problem and whatever the CPU
+};
+
 struct PairCurve {
   double scale, offset, turn;
 };
@@ -76,6 +83,8 @@ struct PairSums {
   Metric metric;
   PairForm form;
   PairCurve positive, negative;
+  Products products;
+  const double* scale;  // [1], which multiplies the scales of both curves; or null
 
   // Out.
   double* sums;      // [PairSum::count, x.n]
@@ -97,6 +106,8 @@ struct PairSumsBackward {
   Metric metric;
   PairForm form;
   PairCurve positive, negative;
+  Products products;
+  const double* scale;
   const double* sums;  // what forward computed
   const double* grad;  // [PairSum::count, x.n], contiguous: of interest from positive_distance to nce
 

@@ -11,9 +11,10 @@
 // Runs of at most 512 elements are added in that type, runs and tasks in float64. p and 1 - p both keep their relative
 // precision for |x| up to 87, so a gradient does not die where 1 - p rounds to 0.
 //
-// An invalid item is replaced before any arithmetic: whatever it holds, NaN included, changes nothing. A valid logit
-// that is NaN or infinite, and a valid target outside its domain, make loss and coefficients NaN; the evidence counts
-// them. With nothing valid the loss and all coefficients are 0.
+// An item is valid if its mark in `valid` says so, where there are marks, and its target is not the index to ignore,
+// where there is one. An invalid item is replaced before any arithmetic: whatever it holds, NaN included, changes
+// nothing. A valid logit that is NaN or infinite, and a valid target outside its domain, make loss and coefficients
+// NaN; the evidence counts them. With nothing valid the loss and all coefficients are 0.
 //
 // Cost. Forward: one read of logits, target and valid, about 50 operations an element (sigmoid, all terms), one exp,
 // one reciprocal, one log1p. Backward: the same reads and arithmetic, one write. Memory: 9 + 3 C numbers for each
@@ -88,6 +89,9 @@ struct SegmentationInputs {
   SegmentationMode mode;
   /// [samples, classes], contiguous, or null: which classes of a sample are part of its class 0 (segmentation_sums.h).
   const std::uint8_t* merged = nullptr;
+  /// Whether items whose target has this value are not valid either.
+  bool ignores = false;
+  std::int64_t ignore_index = 0;
 };
 
 /// -alpha_t (1 - p_t)^gamma log p_t, with alpha_t 1 where nobody asked for an alpha. Multiclass uses gamma alone.

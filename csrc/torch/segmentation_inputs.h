@@ -74,7 +74,7 @@ inline void check_shapes(const Tensor& logits, const Tensor& target, const std::
 }
 
 inline Inputs inputs_of(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& valid,
-                        const std::string& mode_name) {
+                        std::optional<int64_t> ignore_index, const std::string& mode_name) {
   constexpr int64_t kMostClasses = int64_t{1} << 24;  // whose indices float32 holds exactly
   const SegmentationMode mode = mode_of(mode_name);
   const bool multiclass = mode == SegmentationMode::multiclass, has_classes = mode != SegmentationMode::binary;
@@ -88,6 +88,8 @@ inline Inputs inputs_of(const Tensor& logits, const Tensor& target, const std::o
   in.kernel.logits = grid_of(in.logits, has_classes);
   in.kernel.target = grid_of(in.target, has_classes && !multiclass);
   in.kernel.valid = in.valid ? grid_of(*in.valid, has_classes) : Grid{nullptr, DType::bool_, {0, 0, 0}};
+  in.kernel.ignores = ignore_index.has_value();
+  in.kernel.ignore_index = ignore_index.value_or(0);
   in.kernel.mode = mode;
   in.kernel.samples = logits.size(0);
   in.kernel.classes = has_classes ? logits.size(1) : 1;

@@ -23,9 +23,13 @@ def _shape(x: Tensor) -> str:
 
 def tensor(name: str, value: object, dtypes: Collection[torch.dtype], advice: str = "") -> Tensor:
     """``value``, a tensor of one of these types."""
-    if isinstance(value, Tensor) and value.dtype in dtypes:
+    if isinstance(value, Tensor) and value.dtype in dtypes and value.layout is torch.strided:
         return value
+    if isinstance(value, Tensor) and value.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor; got one of layout {value.layout}; use {name}.to_dense()")
     wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    if isinstance(value, Sequence) or (hasattr(value, "__array__") and not isinstance(value, Tensor)):
+        advice = f"use torch.as_tensor({name})"
     raise TypeError(f"{name} must be a tensor of type {wanted}; got {_kind(value)}{advice and '; ' + advice}")
 
 
@@ -64,9 +68,9 @@ def flag(name: str, value: object) -> None:
         raise TypeError(f"{name} must be True or False; got {value!r}")
 
 
-def matrix(name: str, value: object) -> Tensor:
+def matrix(name: str, value: object, advice: str = "") -> Tensor:
     """Embeddings: [N, D], floating point."""
-    x = tensor(name, value, FLOATING)
+    x = tensor(name, value, FLOATING, advice)
     if x.dim() != 2:
         raise ValueError(
             f"{name} must have shape [N, D], one row per sample; got {_shape(x)}; "
@@ -77,19 +81,19 @@ def matrix(name: str, value: object) -> Tensor:
     return x
 
 
-def per_row(name: str, value: Tensor, rows_of: str, rows: Tensor) -> None:
+def per_row(name: str, value: Tensor, rows_of: str, rows: Tensor, advice: str = "") -> None:
     """One entry per row of ``rows``."""
     if value.dim() == 1 and value.shape[0] == rows.shape[0]:
         return
-    fix = f"; use {name}.squeeze(1)" if value.dim() == 2 and value.shape[1] == 1 else ""
+    fix = f"; use {name}.squeeze(1)" if value.dim() == 2 and value.shape[1] == 1 else advice and "; " + advice
     raise ValueError(
         f"{name} must have shape [{rows.shape[0]}], one entry per row of {rows_of}; got {_shape(value)}{fix}"
     )
 
 
 def labels(name: str, value: object, rows_of: str, rows: Tensor) -> None:
-    found = tensor(name, value, INTEGERS, "class labels are integers, so use .long()")
-    per_row(name, found, rows_of, rows)
+    found = tensor(name, value, INTEGERS, "class labels are integers, so use .long(), or .argmax(1) of one-hot rows")
+    per_row(name, found, rows_of, rows, "of one-hot rows use .argmax(1)")
     same_device(rows_of, rows, name, found)
 
 
@@ -122,7 +126,7 @@ def mined_batch(
     self_index: object = None,
 ) -> None:
     """A labelled batch, with or without a labelled set of references."""
-    x = matrix("embeddings", embeddings)
+    x = matrix("embeddings", embeddings, "embeddings come first, labels second; of embeddings use .float()")
     labels("labels", labels_, "embeddings", x)
     if valid is not None:
         mask("valid", valid, "embeddings", x)
@@ -147,7 +151,7 @@ def mined_batch(
 
 def segmentation(logits_: object, target_: object, mode: str) -> None:
     """Logits and targets whose shapes and types fit the mode."""
-    logits = tensor("logits", logits_, FLOATING)
+    logits = tensor("logits", logits_, FLOATING, "logits come first, target second; of logits use .float()")
     target = tensor("target", target_, (torch.bool, *INTEGERS, *FLOATING))
     same_device("logits", logits, "target", target)
     if mode == "multiclass":
@@ -170,25 +174,42 @@ def _shape_advice(logits: Tensor, target: Tensor) -> str:
         if logits.shape[1] == 1:
             return "; add the channel with target.unsqueeze(1)"
         return '; if target holds class indices, use mode="multiclass"'
+    if target.dim() == logits.dim() + 1 and target.shape[1] == 1:
+        return "; add the channel with logits.unsqueeze(1)"
+    if target.dim() == logits.dim() > 1 and target.shape[1] == 1:
+        return '; if target holds class indices, use mode="multiclass" and target.squeeze(1)'
     return ""
 
 
 def _class_targets(logits: Tensor, target: Tensor) -> None:
     if target.is_floating_point():
+        indices = "target.argmax(1) of a one-hot target" if target.shape == logits.shape else "target.long()"
         raise TypeError(
-            f"multiclass target must hold integer class indices; got {_kind(target)}; use target.long(), or "
+            f"multiclass target must hold integer class indices; got {_kind(target)}; use {indices}, or "
             'mode="multilabel" if each class has a mask of its own'
         )
     if logits.dim() < 2 or logits.shape[1] < 2:
         raise ValueError(f"multiclass logits must have shape [B, C, ...] with at least 2 classes; got {_shape(logits)}")
     expected = [logits.shape[0], *logits.shape[2:]]
     if list(target.shape) != expected:
-        squeezable = target.dim() == logits.dim() and target.shape[1] == 1
-        fix = "; use target.squeeze(1)" if squeezable else ""
         raise ValueError(
             f"multiclass target must have shape {expected}, the shape of logits without the classes; "
-            f"got {_shape(target)}{fix}"
+            f"got {_shape(target)}{_class_shape_advice(logits, target)}"
         )
+
+
+def _class_shape_advice(logits: Tensor, target: Tensor) -> str:
+    if logits.shape[:-1] == target.shape:
+        return "; the classes are the second dimension of logits, so use logits.movedim(-1, 1)"
+    if target.dim() != logits.dim():
+        return ""
+    if target.shape[1] == 1:
+        return "; use target.squeeze(1)"
+    if target.shape == logits.shape:
+        return "; use target.argmax(1) of a one-hot target"
+    if target.shape == logits.movedim(1, -1).shape:
+        return "; use target.argmax(-1) of a one-hot target"
+    return ""
 
 
 def label_sets(valid: object, logits: Tensor, mode: str) -> bool:
@@ -281,7 +302,8 @@ def class_vectors(embeddings: Tensor, value: object) -> None:
         )
     if weight.shape[-1] != embeddings.shape[1]:
         raise ValueError(
-            f"weight must have as many features as embeddings, {embeddings.shape[1]}; got shape {_shape(weight)}"
+            f"weight must have as many features as embeddings, {embeddings.shape[1]}; got shape {_shape(weight)}; "
+            f"a loss takes it as embedding_dim={embeddings.shape[1]}"
         )
     same_device("embeddings", embeddings, "weight", weight)
 
@@ -306,7 +328,7 @@ def per_class(name: str, value: object, *, minimum: float = 0.0, maximum: float 
     """One number, or one per class as a sequence or a tensor, whose values stay unread unless they are on the CPU."""
     if isinstance(value, Tensor):
         tensor(name, value, (*FLOATING, *INTEGERS))
-        if value.dim() != 1:
+        if value.dim() > 1:
             raise ValueError(f"{name} must have shape [C], one entry per class; got {_shape(value)}")
         return
     if isinstance(value, Sequence) and not isinstance(value, str):

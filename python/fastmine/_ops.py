@@ -49,7 +49,7 @@ _PAIRS = """Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddi
     Tensor? ref_valid, Tensor? positive_bound, Tensor? negative_bound, str metric, str form, float[] curve,
     Tensor? scale"""
 _FOCAL = "float? focal_alpha, float focal_gamma"
-_SUMMED = """Tensor logits, Tensor target, Tensor? valid, Tensor? merged, str mode, str[] wanted,
+_SUMMED = """Tensor logits, Tensor target, Tensor? valid, Tensor? merged, int? ignore_index, str mode, str[] wanted,
     float focal_gamma"""
 
 _FORMULA = """Tensor sums, Tensor found, Tensor? lovasz, str mode, str[] terms, float[] weights, str empty,
@@ -113,13 +113,13 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         batch_all_backward,
     ),
     "segmentation_loss": (
-        f"""(Tensor logits, Tensor target, Tensor? valid, str mode, float[] weights, float smooth, {_FOCAL},
-        float tversky_alpha, float tversky_beta, str empty, str reduction) -> (Tensor, Tensor, Tensor)""",
+        f"""(Tensor logits, Tensor target, Tensor? valid, int? ignore_index, str mode, float[] weights, float smooth,
+        {_FOCAL}, float tversky_alpha, float tversky_beta, str empty, str reduction) -> (Tensor, Tensor, Tensor)""",
         reference.segmentation_loss,
     ),
     "segmentation_loss_backward": (
-        f"""(Tensor grad, Tensor logits, Tensor target, Tensor? valid, Tensor coefficients, str mode, {_FOCAL})
-        -> Tensor""",
+        f"""(Tensor grad, Tensor logits, Tensor target, Tensor? valid, Tensor coefficients, int? ignore_index, str mode,
+        {_FOCAL}) -> Tensor""",
         segmentation_loss_backward,
     ),
     "segmentation_sums": (
@@ -310,18 +310,18 @@ def _segmentation_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
 
 def _segmentation_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
     if grad is None:
-        return (None,) * 12
+        return (None,) * 13
     logits, target, valid, coefficients = ctx.saved_tensors
     if torch.is_grad_enabled():
         (found,) = _again(
             lambda logits: reference.segmentation_loss(logits, target, valid, *ctx.options)[0], [logits], grad
         )
     else:
-        mode, _, _, alpha, gamma, *_ = ctx.options
+        ignore_index, mode, _, _, alpha, gamma, *_ = ctx.options
         found = torch.ops.fastmine.segmentation_loss_backward.default(
-            grad, logits, target, valid, coefficients, mode, alpha, gamma
+            grad, logits, target, valid, coefficients, ignore_index, mode, alpha, gamma
         )
-    return found, *[None] * 11
+    return found, *[None] * 12
 
 
 _POISON = SUMS_FIELDS.index("nonfinite"), SUMS_FIELDS.index("out_of_range")
@@ -336,7 +336,7 @@ def _sums_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
 
 def _sums_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
     if grad is None:
-        return (None,) * 7
+        return (None,) * 8
     logits, *others, evidence = ctx.saved_tensors
     if torch.is_grad_enabled():
         (found,) = _again(lambda x: reference.segmentation_sums(x, *others, *ctx.options)[0], [logits], grad)
@@ -345,7 +345,7 @@ def _sums_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
         spoiled = evidence[_POISON[0]] + evidence[_POISON[1]] > 0
         grad = torch.where(spoiled, torch.nan, grad)
         found = torch.ops.fastmine.segmentation_sums_backward.default(grad, logits, *others, *ctx.options)
-    return found, *[None] * 6
+    return found, *[None] * 7
 
 
 # --- calling -------------------------------------------------------------------------------------------------------
@@ -440,7 +440,7 @@ class _SegmentationFormula(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
         (loss, sums, found, means, norms), slopes = _summed_up(*args)
-        *inputs, ctx.wanted, ctx.gamma, ctx.formula = args
+        *inputs, ctx.ignore_index, ctx.wanted, ctx.gamma, ctx.formula = args
         ctx.save_for_backward(*inputs, found, *slopes)
         ctx.mark_non_differentiable(sums, found, means, norms)
         ctx.set_materialize_grads(False)
@@ -450,24 +450,26 @@ class _SegmentationFormula(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         grad, *_ = grads
         if grad is None:
-            return (None,) * 8
+            return (None,) * 9
         logits, lovasz, target, valid, merged, found, slopes, lovasz_slopes = ctx.saved_tensors
         mode, *_ = ctx.formula
         if torch.is_grad_enabled():
             f, reduction, dtype = formula_of(*ctx.formula)
 
             def run(x: Tensor, z: Tensor | None) -> Tensor:
-                sums, _ = reference.segmentation_sums(x, target, valid, merged, mode, ctx.wanted, ctx.gamma)
+                sums, _ = reference.segmentation_sums(
+                    x, target, valid, merged, ctx.ignore_index, mode, ctx.wanted, ctx.gamma
+                )
                 return loss_and_means(sums, found, z, f, reduction)[0].to(dtype)
 
             by_logits, by_lovasz = _again(run, [logits, lovasz], grad)
         else:
             by_logits = torch.ops.fastmine.segmentation_sums_backward.default(
-                slopes * (grad[:, None, None] if grad.dim() else grad), logits, target, valid, merged, mode,
-                ctx.wanted, ctx.gamma,
+                slopes * (grad[:, None, None] if grad.dim() else grad), logits, target, valid, merged,
+                ctx.ignore_index, mode, ctx.wanted, ctx.gamma,
             )  # fmt: skip
             by_lovasz = None if lovasz is None else lovasz_slopes * (grad[:, None] if grad.dim() else grad)
-        return by_logits, by_lovasz, *[None] * 6
+        return by_logits, by_lovasz, *[None] * 7
 
 
 _Found = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -475,12 +477,14 @@ _Found = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 def _summed_up(
     logits: Tensor, lovasz: Tensor | None, target: Tensor, valid: Tensor | None, merged: Tensor | None,
-    wanted: list[str], gamma: float, formula: tuple[Any, ...],
+    ignore_index: int | None, wanted: list[str], gamma: float, formula: tuple[Any, ...],
 ) -> tuple[_Found, tuple[Tensor, Tensor]]:  # fmt: skip
     """What :func:`segmentation_formula` returns, and the slopes of the loss by the sums and by ``lovasz``."""
     mode, *_ = formula
     with torch._C._AutoDispatchBelowAutograd():
-        sums, found = torch.ops.fastmine.segmentation_sums.default(logits, target, valid, merged, mode, wanted, gamma)
+        sums, found = torch.ops.fastmine.segmentation_sums.default(
+            logits, target, valid, merged, ignore_index, mode, wanted, gamma
+        )
         loss, slopes, lovasz_slopes, means, norms = torch.ops.fastmine.segmentation_terms.default(
             sums, found, lovasz, *formula
         )
@@ -492,14 +496,14 @@ _apply_formula: Any = super(torch.autograd.Function, _SegmentationFormula).apply
 
 def segmentation_formula(
     logits: Tensor, lovasz: Tensor | None, target: Tensor, valid: Tensor | None, merged: Tensor | None,
-    wanted: list[str], gamma: float, formula: tuple[Any, ...],
+    ignore_index: int | None, wanted: list[str], gamma: float, formula: tuple[Any, ...],
 ) -> _Found:  # fmt: skip
     """(loss, sums, their evidence, the mean of each term, its norm as the sums tell it), not for :func:`traced` inputs.
 
     ``lovasz`` holds the values of that term, ``formula`` all arguments of the op ``segmentation_terms`` from ``mode``
     on. Differentiable by ``logits`` and ``lovasz``.
     """
-    args = logits, lovasz, target, valid, merged, wanted, gamma, formula
+    args = logits, lovasz, target, valid, merged, ignore_index, wanted, gamma, formula
     found: _Found = _apply_formula(*args) if _has_gradient((logits, lovasz)) else _summed_up(*args)[0]
     return found
 

@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -43,6 +44,8 @@ examples:
   fastmine doctor loss my_losses:Hybrid           is this loss able to teach anything?
   fastmine doctor overfit segmentation            can this system learn 512 samples by heart?
   fastmine bench --quick                          how fast is it here, beside what else there is?
+
+exit codes: 0 done, 1 the answer is no or training cannot go on, 2 wrong use, 130 Ctrl-C, with everything saved
 """
 
 EMBEDDING_EXAMPLES = """\
@@ -138,7 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     try:
         arguments = parser().parse_args(argv)
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()
     except InterruptionError as stop:
         print(f"fastmine: {stop}", file=sys.stderr)
         return stop.exit_code
@@ -148,6 +152,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fastmine: interrupted", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        return _without_output(error)
+    return code
+
+
+def _without_output(error: OSError) -> int:
+    """Standard output takes no more, as when ``head`` has seen enough: what is left in its buffer goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return 141  # as of a program that the signal ends
+    print(f"fastmine: error: cannot write the output: {error.strerror}", file=sys.stderr)
+    return 1
 
 
 def parser() -> Parser:
@@ -390,6 +408,8 @@ def _csv_labels(path: Path, column: str | None) -> list[str]:
         names = list(rows.fieldnames or ())
         usual = [name for name in names if name.lower() in COLUMNS] or (names if len(names) == 1 else [])
         chosen = column or (usual[0] if usual else None)
+        if not names:
+            raise UsageError(f"{path} is empty; its first line names the columns, one of which holds the labels")
         if chosen is None or chosen not in names:
             asked = f"has no column {column}" if column else "does not say which column holds the labels"
             raise UsageError(f"{path} {asked}; name one of {listed(names, 10)} with --column")

@@ -32,13 +32,15 @@ inline int report() {
   return failed == 0 ? 0 : 1;
 }
 
+using Tables = std::vector<const cpu::KernelTable*>;
+
 #ifdef FASTMINE_EMULATE_CUDA
 /// The CUDA kernels, run on the CPU: cuda_table.cpp.
-std::vector<const cpu::KernelTable*> tables();
+Tables tables();
 #else
 /// The tables that this machine can run.
-inline std::vector<const cpu::KernelTable*> tables() {
-  std::vector<const cpu::KernelTable*> found;
+inline Tables tables() {
+  Tables found;
   for (std::size_t i = 0; const cpu::KernelTable* table = cpu::compiled(i); ++i) {
     if (cpu::supported(*table)) {
       found.push_back(table);
@@ -49,6 +51,17 @@ inline std::vector<const cpu::KernelTable*> tables() {
   return found;
 }
 #endif
+
+/// Without those that take the kernels of this op from the instruction set that they extend.
+template <class Kernel>
+Tables tables_of(const Kernel* (cpu::KernelTable::*op)[2]) {
+  Tables found;
+  for (const cpu::KernelTable* table : tables()) {
+    std::erase_if(found, [&](const cpu::KernelTable* other) { return (other->*op)[0] == (table->*op)[0]; });
+    found.push_back(table);
+  }
+  return found;
+}
 
 /// The same numbers everywhere, in [0, 1).
 class Random {

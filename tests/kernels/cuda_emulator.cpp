@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -29,19 +30,15 @@ namespace {
 
 constexpr std::size_t kStack = 256 * 1024;
 
-enum class State : std::uint8_t { ready, at_block_barrier, at_exchange, done };
+enum class State : std::uint8_t { ready, at_block_barrier, at_warp_barrier, done };
 
 struct Fiber {
-  ucontext_t context;
   void* resume_at[5];
   std::unique_ptr<char[]> stack;
   bool started = false;
   State state = State::ready;
   std::size_t shared = 0;  // arrays taken so far
-  const void* given = nullptr;
-  void* taken = nullptr;
-  std::size_t bytes = 0;
-  int from_lane = 0;
+  std::size_t number = 0;  // said at the last barrier of the warp
   void* fake_stack = nullptr;
 };
 
@@ -66,8 +63,8 @@ Machine machine;
 
 Fiber& running() { return machine.fibers[static_cast<std::size_t>(machine.place.thread_index)]; }
 
-// Before a call that does not return, AddressSanitizer would clean a whole stack.
-#define FASTMINE_JUMP [[gnu::noinline, gnu::no_sanitize("address")]]
+// Before a call of which the compiler sees that it does not return, AddressSanitizer would clean a whole stack.
+#define FASTMINE_JUMP [[gnu::noinline, gnu::noipa, gnu::no_sanitize("address")]]
 
 FASTMINE_JUMP void jump_to_scheduler() { __builtin_longjmp(machine.scheduler_at, 1); }
 
@@ -101,20 +98,20 @@ FASTMINE_JUMP void go_on() {
   Fiber& fiber = running();
   if (!fiber.started) {
     fiber.started = true;
-    setcontext(&fiber.context);
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = fiber.stack.get();
+    context.uc_stack.ss_size = kStack;
+    makecontext(&context, &start, 0);
+    setcontext(&context);
   }
-  __builtin_longjmp(running().resume_at, 1);
+  __builtin_longjmp(fiber.resume_at, 1);
 }
 
 [[gnu::noinline]] void resume(int thread) {
   machine.place.thread_index = thread;
   if (running().stack == nullptr) {
-    Fiber& fiber = running();
-    fiber.stack = std::make_unique<char[]>(kStack);
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStack;
-    makecontext(&fiber.context, &start, 0);
+    running().stack = std::make_unique<char[]>(kStack);
   }
 #ifdef __SANITIZE_ADDRESS__
   __sanitizer_start_switch_fiber(&machine.fake_stack, running().stack.get(), kStack);
@@ -127,19 +124,17 @@ FASTMINE_JUMP void go_on() {
 #endif
 }
 
-/// Let the threads of a warp go on if all of them have arrived at a shuffle.
-bool exchange_warp(std::size_t first) {
-  Fiber* lanes = &machine.fibers[first];
-  if (!std::all_of(lanes, lanes + kWarp, [](const Fiber& f) { return f.state == State::at_exchange; })) {
+/// Let the threads of a warp go on if all of them have come to its barrier.
+bool release_warp(std::size_t first) {
+  Fiber* const lanes = &machine.fibers[first];
+  if (!std::all_of(lanes, lanes + kWarp, [](const Fiber& f) { return f.state == State::at_warp_barrier; })) {
     return false;
   }
-  for (int lane = 0; lane < kWarp; ++lane) {
-    const Fiber& from = lanes[lanes[lane].from_lane];
-    if (from.bytes != lanes[lane].bytes) {
+  for (Fiber* lane = lanes; lane < lanes + kWarp; ++lane) {
+    if (lane->number != lanes->number) {
       stop("threads that disagree about a shuffle");
     }
-    std::memcpy(lanes[lane].taken, from.given, from.bytes);
-    lanes[lane].state = State::ready;
+    lane->state = State::ready;
   }
   return true;
 }
@@ -159,38 +154,43 @@ bool release_block(int threads) {
   return true;
 }
 
-/// Let each of the threads from `begin` to `end` go on to its next barrier or shuffle; false if none could.
-bool run_threads(const std::vector<int>& order, int threads, int begin, int end) {
+/// Let these threads go on to their next barrier or shuffle, and those of these warps on from there, where all of a
+/// warp have come; false if none could.
+bool run_threads(const std::vector<int>& threads, int first_warp, int warps) {
   bool moved = false;
-  for (int k = 0; k < threads; ++k) {
-    const int thread = order[static_cast<std::size_t>(k)];
-    if (thread >= begin && thread < end && machine.fibers[static_cast<std::size_t>(thread)].state == State::ready) {
+  for (const int thread : threads) {
+    if (machine.fibers[static_cast<std::size_t>(thread)].state == State::ready) {
       resume(thread);
       moved = true;
     }
   }
-  for (int warp = begin; warp < end; warp += kWarp) {
-    moved = exchange_warp(static_cast<std::size_t>(warp)) || moved;
+  for (int warp = first_warp; warp < first_warp + warps; ++warp) {
+    moved = release_warp(static_cast<std::size_t>(warp * kWarp)) || moved;
   }
   return moved;
 }
 
-void run_block(int threads, std::vector<int>& order) {
+void run_block(std::vector<int>& order) {
+  const auto threads = static_cast<int>(order.size()), warps = threads / kWarp;
   machine.shared.clear();
   for (int thread = 0; thread < threads; ++thread) {
     machine.fibers[static_cast<std::size_t>(thread)].state = State::ready;
     machine.fibers[static_cast<std::size_t>(thread)].shared = 0;
   }
+  std::vector<int> lanes;
   while (!all_are(State::done, threads)) {
     std::shuffle(order.begin(), order.end(), machine.random);
     bool moved = false;
     if (machine.random() % 2 == 0) {  // all warps go on side by side
-      moved = run_threads(order, threads, 0, threads);
+      moved = run_threads(order, 0, warps);
     } else {  // one warp goes on alone as far as it can, then the next
-      const int warps = threads / kWarp, first = static_cast<int>(machine.random() % static_cast<unsigned>(warps));
+      const int first = static_cast<int>(machine.random() % static_cast<unsigned>(warps));
       for (int k = 0; k < warps; ++k) {
-        const int warp = (first + k) % warps * kWarp;
-        while (run_threads(order, threads, warp, warp + kWarp)) {
+        const int warp = (first + k) % warps;
+        lanes.clear();
+        std::copy_if(order.begin(), order.end(), std::back_inserter(lanes),
+                     [warp](int thread) { return thread / kWarp == warp; });
+        while (run_threads(lanes, warp, 1)) {
           moved = true;
         }
       }
@@ -225,13 +225,9 @@ void block_barrier() {
   to_scheduler();
 }
 
-void exchange(const void* given, std::size_t bytes, int from_lane, void* taken) {
-  Fiber& fiber = running();
-  fiber.given = given;
-  fiber.taken = taken;
-  fiber.bytes = bytes;
-  fiber.from_lane = from_lane;
-  fiber.state = State::at_exchange;
+void warp_barrier(std::size_t number) {
+  running().number = number;
+  running().state = State::at_warp_barrier;
   to_scheduler();
 }
 
@@ -248,7 +244,7 @@ void run(std::int64_t blocks, int threads, const std::function<void()>& kernel) 
   std::iota(thread_order.begin(), thread_order.end(), 0);
   for (const std::int64_t block : order) {
     machine.place.block_index = block;
-    run_block(threads, thread_order);
+    run_block(thread_order);
   }
 }
 

@@ -56,7 +56,7 @@ constexpr StagedKernel<TripletLoss> kTripletLoss{&workspace<TripletLoss, &cuda::
 
 }  // namespace
 
-std::vector<const cpu::KernelTable*> tables() {
+Tables tables() {
   static const cpu::KernelTable table = [] {
     cpu::KernelTable t{};
     t.isa = "cuda, emulated";

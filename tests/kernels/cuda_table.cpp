@@ -80,7 +80,7 @@ void set(const StagedKernel<P>* (&entries)[2], const StagedKernel<P>& kernel) {
 
 }  // namespace
 
-std::vector<const cpu::KernelTable*> tables() {
+Tables tables() {
   static const cpu::KernelTable table = [] {
     cpu::KernelTable t{};
     t.isa = "cuda, emulated";

@@ -61,9 +61,10 @@ struct InputCase {
   std::int64_t samples = 1, classes = 1, positions = 1;
   DType logits = DType::float32, target = DType::uint8;
   int layout = 0;
-  int validity = 0;   // 0 none given, 1 all, 2 half, 3 by sample, 4 nothing, 5 one item
-  bool soft = false;  // floating targets between 0 and 1
-  double scale = 4;   // of the logits
+  int validity = 0;      // 0 none given, 1 all, 2 half, 3 by sample, 4 nothing, 5 one item
+  bool ignores = false;  // every other invalid item says so by its target alone
+  bool soft = false;     // floating targets between 0 and 1
+  double scale = 4;      // of the logits
   double target_share = 0.3;
 
   std::vector<double> x{}, t{};
@@ -105,6 +106,8 @@ inline void fill(InputCase& c, std::uint64_t seed) {
 inline double sigmoid(double x) { return x >= 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x)); }
 inline double softplus(double x) { return std::fmax(x, 0) + std::log1p(std::exp(-std::fabs(x))); }
 
+inline constexpr std::int64_t kIgnored = 99;
+
 /// The arrays of a problem. Invalid items hold NaN, and targets out of range.
 struct Arrays {
   explicit Arrays(const InputCase& of)
@@ -115,15 +118,15 @@ struct Arrays {
     for (std::int64_t b = 0; b < c.samples; ++b) {
       for (std::int64_t k = 0; k < c.classes; ++k) {
         for (std::int64_t s = 0; s < c.positions; ++s) {
-          const bool seen = c.v[c.target_at(b, k, s)];
+          const bool seen = c.v[c.target_at(b, k, s)], ignored = c.ignores && s % 2 == 0;
           logits.set(b, k, s, seen ? c.x[c.at(b, k, s)] : kNan);
           if (k < c.target_classes()) {
             target.set(b, k, s,
-                       seen                       ? c.t[c.target_at(b, k, s)]
-                       : c.target == DType::bool_ ? 1
-                       : is_float(c.target)       ? kNan
-                                                  : 99);
-            valid.set(b, k, s, seen ? 1 : 0);
+                       seen                             ? c.t[c.target_at(b, k, s)]
+                       : c.target == DType::bool_       ? 1
+                       : is_float(c.target) && !ignored ? kNan
+                                                        : kIgnored);
+            valid.set(b, k, s, seen || ignored ? 1 : 0);
           }
         }
       }
@@ -133,7 +136,8 @@ struct Arrays {
   SegmentationInputs inputs() const {
     return {logits.grid(), target.grid(), c.validity == 0 ? Grid{nullptr, DType::bool_, {}} : valid.grid(),
             c.samples,     c.classes,     c.positions,
-            c.mode};
+            c.mode,        nullptr,       c.ignores,
+            kIgnored};
   }
 
   const InputCase& c;
@@ -185,7 +189,8 @@ inline std::string describe(const InputCase& c) {
   return "mode " + std::to_string(static_cast<int>(c.mode)) + " [" + std::to_string(c.samples) + ", " +
          std::to_string(c.classes) + ", " + std::to_string(c.positions) + "] logits " +
          std::to_string(static_cast<int>(c.logits)) + " target " + std::to_string(static_cast<int>(c.target)) +
-         " layout " + std::to_string(c.layout) + " validity " + std::to_string(c.validity) + (c.soft ? " soft" : "");
+         " layout " + std::to_string(c.layout) + " validity " + std::to_string(c.validity) + (c.soft ? " soft" : "") +
+         (c.ignores ? " ignores" : "");
 }
 
 inline constexpr SegmentationMode kModes[] = {SegmentationMode::binary, SegmentationMode::multilabel,

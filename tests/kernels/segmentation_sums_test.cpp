@@ -207,17 +207,14 @@ std::vector<double> gradients_for(const Case& c) {
   return grad;
 }
 
-void compare(const cpu::KernelTable& table, const Case& c) {
+void compare(const cpu::KernelTable& table, const Case& c, const std::vector<double>& grad, const Answer& answer) {
   const std::string name = std::string(table.isa) + " " + c.name;
-  const std::vector<double> grad = gradients_for(c);
   const Outputs out = call(table, c, grad, Order::serial);
   check(out.untouched_outside(), name + ": writes outside its outputs");
   for (const Order order : kAgain) {
     check(out.same_bits(call(table, c, grad, order)), name + ": bits depend on who runs the tasks");
   }
 
-  Answer answer = sums_of(c);
-  add_gradient(c, grad, answer);
   const bool wide = c.logits == DType::float64;
   // Classes are added up in float32, merging them rounds at the size of a logit, and a power multiplies an error.
   const double single = (c.classes < 100 ? 2e-6 : 8e-6) * (1 + c.gamma / 20) + (c.merging > 1 ? 1e-7 * c.scale : 0);
@@ -258,14 +255,19 @@ Case typical(SegmentationMode mode, std::int64_t positions) {
   return c;
 }
 
-void finish(const cpu::KernelTable& table, Case c, std::uint64_t seed) {
+void finish(const Tables& tables, Case c, std::uint64_t seed) {
   c.name = describe(c) + " gamma " + std::to_string(c.gamma) + " wanted " + std::to_string(c.wanted) + " merging " +
            std::to_string(c.merging) + (c.even ? " even" : "");
   fill_case(c, seed);
-  compare(table, c);
+  const std::vector<double> grad = gradients_for(c);
+  Answer answer = sums_of(c);
+  add_gradient(c, grad, answer);
+  for (const cpu::KernelTable* table : tables) {
+    compare(*table, c, grad, answer);
+  }
 }
 
-void sizes(const cpu::KernelTable& table) {
+void sizes(const Tables& tables) {
   for (const SegmentationMode mode : kModes) {
     for (const std::int64_t positions : {0, 1, 3, 16, 17, 256, 257, 511, 513}) {
       for (const int validity : {0, 2}) {
@@ -273,21 +275,21 @@ void sizes(const cpu::KernelTable& table) {
           Case c = typical(mode, positions);
           c.validity = validity;
           c.logits = logits;
-          finish(table, c, static_cast<std::uint64_t>(positions));
+          finish(tables, c, static_cast<std::uint64_t>(positions));
         }
       }
     }
     Case several_tasks = typical(mode, 20000);
     several_tasks.samples = 1;
     several_tasks.validity = 2;
-    finish(table, several_tasks, 1);
+    finish(tables, several_tasks, 1);
     Case no_samples = typical(mode, 5);
     no_samples.samples = 0;
-    finish(table, no_samples, 1);
+    finish(tables, no_samples, 1);
   }
 }
 
-void types(const cpu::KernelTable& table) {
+void types(const Tables& tables) {
   for (const SegmentationMode mode : kModes) {
     for (const DType logits : kFloats) {
       for (const DType target : kTargets) {
@@ -302,14 +304,15 @@ void types(const cpu::KernelTable& table) {
             continue;
           }
           c.soft = is_float(target) && layout % 2 == 0;
-          finish(table, c, 7);
+          c.ignores = turn && target != DType::bool_;  // which has no value to spare
+          finish(tables, c, 7);
         }
       }
     }
   }
 }
 
-void options(const cpu::KernelTable& table) {
+void options(const Tables& tables) {
   for (const SegmentationMode mode : kModes) {
     for (const DType logits : {DType::float32, DType::float64}) {
       for (const bool soft : {false, true}) {
@@ -323,27 +326,27 @@ void options(const cpu::KernelTable& table) {
           for (const double gamma : {0.0, 0.5, 1.0, 2.0, 3.5}) {
             c.gamma = gamma;
             c.even = even;
-            finish(table, c, 3);
+            finish(tables, c, 3);
           }
         }
         for (int sum = 0; sum < kSegmentationSums; ++sum) {
           c.wanted = only(static_cast<SegmentationSum>(sum));
-          finish(table, c, 4);
+          finish(tables, c, 4);
         }
         c.wanted = 0;
-        finish(table, c, 4);
+        finish(tables, c, 4);
       }
     }
     for (const int validity : {0, 3, 4, 5}) {
       Case c = typical(mode, 70);
       c.validity = validity;
       c.target_share = 0;
-      finish(table, c, 5);
+      finish(tables, c, 5);
     }
   }
 }
 
-void many_classes(const cpu::KernelTable& table) {
+void many_classes(const Tables& tables) {
   for (const std::int64_t classes : {2, 14, 100, 300, 2500}) {
     for (const int merging : {0, 2}) {
       Case c = typical(SegmentationMode::multiclass, classes < 100 ? 300 : classes < 1000 ? 7 : 2);
@@ -352,12 +355,12 @@ void many_classes(const cpu::KernelTable& table) {
       c.target = DType::int16;
       c.validity = classes < 1000 ? 2 : 0;
       c.merging = merging;
-      finish(table, c, 6);
+      finish(tables, c, 6);
     }
   }
 }
 
-void merged_classes(const cpu::KernelTable& table) {
+void merged_classes(const Tables& tables) {
   for (const int merging : {1, 2, 3}) {
     for (const DType logits : kFloats) {
       for (const int layout : {0, 1, 2}) {
@@ -371,12 +374,15 @@ void merged_classes(const cpu::KernelTable& table) {
           c.merging = merging;
           c.scale = scale;
           c.target = DType::uint8;
-          finish(table, c, 12);
+          finish(tables, c, 12);
         }
       }
     }
   }
-  // The evidence speaks of logits and labels as they are, and of groups as they are read.
+}
+
+/// It speaks of logits and labels as they are, and of groups as they are read.
+void evidence_of_merged_classes(const cpu::KernelTable& table) {
   Case c = typical(SegmentationMode::multiclass, 600);
   c.merging = 3;
   fill_case(c, 13);
@@ -390,7 +396,7 @@ void merged_classes(const cpu::KernelTable& table) {
         std::string(table.isa) + ": evidence of merged classes");
 }
 
-void large_logits(const cpu::KernelTable& table) {
+void large_logits(const Tables& tables) {
   for (const SegmentationMode mode : kModes) {
     for (const double scale : {30.0, 80.0, 1e4}) {
       for (const DType logits : {DType::float32, DType::float64}) {
@@ -399,7 +405,7 @@ void large_logits(const cpu::KernelTable& table) {
           c.scale = scale;
           c.logits = logits;
           c.gamma = gamma;
-          finish(table, c, 8);
+          finish(tables, c, 8);
         }
       }
     }
@@ -534,13 +540,15 @@ void poison(const cpu::KernelTable& table) {
 
 int main() {
   using namespace fastmine::test;
-  for (const fastmine::cpu::KernelTable* table : tables()) {
-    sizes(*table);
-    types(*table);
-    options(*table);
-    many_classes(*table);
-    merged_classes(*table);
-    large_logits(*table);
+  const Tables tables = tables_of(&fastmine::cpu::KernelTable::segmentation_sums);
+  sizes(tables);
+  types(tables);
+  options(tables);
+  many_classes(tables);
+  merged_classes(tables);
+  large_logits(tables);
+  for (const fastmine::cpu::KernelTable* table : tables) {
+    evidence_of_merged_classes(*table);
     confident_mistakes_keep_a_gradient(*table);
     uneven_slopes_keep_their_digits(*table);
     a_few_items_among_many(*table);

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "kernels/cpu/arena.h"
-#include "kernels/cpu/isa.h"
+#include "kernels/cpu/matrix_unit.h"
 
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
 
@@ -16,32 +16,6 @@ inline constexpr std::int64_t kDepthStep = 32;
 inline constexpr std::int64_t kBlockRows = 48;
 
 #if defined(__AMX_BF16__)
-
-inline constexpr bool kMatrixUnit = true;
-
-/// While one exists, its thread may compute tiles: eight of 16 rows of 64 bytes.
-class MatrixUnit {
- public:
-  MatrixUnit() {
-    struct alignas(64) {
-      std::uint8_t palette, start_row, reserved[14];
-      std::uint16_t row_bytes[16];
-      std::uint8_t rows[16];
-    } shape{1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-    static_assert(sizeof shape == 64);
-    asm volatile("ldtilecfg %0" ::"m"(shape));
-  }
-  ~MatrixUnit() { asm volatile("tilerelease"); }
-  MatrixUnit(const MatrixUnit&) = delete;
-  MatrixUnit& operator=(const MatrixUnit&) = delete;
-};
-
-// Not the compiler's own: GCC's forget to say that they read memory. Strides are in bytes.
-#define FASTMINE_LOAD_TILE(tile, from, stride) \
-  asm volatile("tileloadd (%0,%1,1), %%tmm" #tile::"r"(from), "r"(static_cast<std::int64_t>(stride)) : "memory")
-#define FASTMINE_STORE_TILE(tile, to, stride) \
-  asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(to), "r"(static_cast<std::int64_t>(stride)) : "memory")
-#define FASTMINE_MULTIPLY_TILES(sum, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sum::)
 
 /// out[r][j] = start[j] + sum over k of block[r][k] x[j][k], for the kBlockRows rows of a block and the positions j of
 /// `Groups` groups, one or two.
@@ -66,18 +40,18 @@ FASTMINE_NOINLINE void multiply_block(const std::uint16_t* block, const std::uin
     const std::uint16_t* a = block + k;
     FASTMINE_LOAD_TILE(6, group + k * kGroup, 64);
     FASTMINE_LOAD_TILE(7, a, 2 * depth);
-    FASTMINE_MULTIPLY_TILES(0, 7, 6);
+    FASTMINE_MULTIPLY_BFLOAT16(0, 7, 6);
     FASTMINE_LOAD_TILE(7, a + 16 * depth, 2 * depth);
-    FASTMINE_MULTIPLY_TILES(1, 7, 6);
+    FASTMINE_MULTIPLY_BFLOAT16(1, 7, 6);
     FASTMINE_LOAD_TILE(7, a + 32 * depth, 2 * depth);
-    FASTMINE_MULTIPLY_TILES(2, 7, 6);
+    FASTMINE_MULTIPLY_BFLOAT16(2, 7, 6);
     if constexpr (Groups == 2) {  // back up the rows: the last tile of them is still there
       FASTMINE_LOAD_TILE(6, next + k * kGroup, 64);
-      FASTMINE_MULTIPLY_TILES(5, 7, 6);
+      FASTMINE_MULTIPLY_BFLOAT16(5, 7, 6);
       FASTMINE_LOAD_TILE(7, a + 16 * depth, 2 * depth);
-      FASTMINE_MULTIPLY_TILES(4, 7, 6);
+      FASTMINE_MULTIPLY_BFLOAT16(4, 7, 6);
       FASTMINE_LOAD_TILE(7, a, 2 * depth);
-      FASTMINE_MULTIPLY_TILES(3, 7, 6);
+      FASTMINE_MULTIPLY_BFLOAT16(3, 7, 6);
     }
   }
   FASTMINE_STORE_TILE(0, out, row);
@@ -90,15 +64,7 @@ FASTMINE_NOINLINE void multiply_block(const std::uint16_t* block, const std::uin
   }
 }
 
-#undef FASTMINE_LOAD_TILE
-#undef FASTMINE_STORE_TILE
-#undef FASTMINE_MULTIPLY_TILES
-
 #else
-
-inline constexpr bool kMatrixUnit = false;
-
-struct MatrixUnit {};
 
 /// The same where there is no matrix unit: so that any machine can test what is built on it.
 template <std::int64_t Groups>

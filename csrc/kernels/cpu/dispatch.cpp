@@ -30,12 +30,12 @@ extern const KernelTable table;
 
 namespace {
 
-/// Whether there are bfloat16 tiles and this process may use them.
+/// Whether there are tiles of bfloat16 and of bytes, and this process may use them.
 bool tiles_allowed() noexcept {
 #if defined(__linux__)
   unsigned a = 0, b = 0, c = 0, d = 0;
-  constexpr unsigned bf16 = 1U << 22, tiles = 1U << 24;
-  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & bf16) == 0 || (d & tiles) == 0) {
+  constexpr unsigned bf16 = 1U << 22, tiles = 1U << 24, bytes = 1U << 25;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & bf16) == 0 || (d & tiles) == 0 || (d & bytes) == 0) {
     return false;
   }
   constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA

@@ -4,6 +4,7 @@
 // of centred rows is (sum of w) x - sum of w y. For dot, w is the derivative by the similarity, and x gathers w y.
 #pragma once
 
+#include "kernels/cpu/digits.h"
 #include "kernels/cpu/packing.h"
 
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
@@ -15,6 +16,12 @@ template <class W>
 std::int64_t slivers_of(std::int64_t n) {
   return divide_up(n, kWidth<W>);
 }
+
+inline constexpr std::int64_t kPanelSlivers = 8;  // slivers across in a panel: the block and they stay in the cache
+
+/// Rows across in a panel.
+template <class W>
+inline constexpr std::int64_t kPanelRows = kPanelSlivers * kWidth<W>;
 
 /// Rows divided by their norms and centred, in panels of kSliver elements of all `count` rows: element k of place i is
 /// at data[((k / kSliver) count + i) kSliver + k % kSliver].
@@ -71,6 +78,39 @@ void add_products(const Columns<W>& across, Metric metric, std::int64_t d, const
       for (std::int64_t k = 0; k < width; k += step) {  // up to the end of a vector, which the block fills
         double* sum = sums + r * kWidth<W> + k;
         store(sum, load(sum) + sign * load_double(block + r * kWidth<W> + k));
+      }
+    }
+  }
+}
+
+/// The same by digits, for rows across from the start of a panel, and at most to its end.
+inline void add_products(const DigitRows& across, Metric metric, std::int64_t d, const float* weights,
+                         std::int64_t rows, std::int64_t begin, std::int64_t count, double* sums) {
+  constexpr std::int64_t width = kWidth<float>, step = static_cast<std::int64_t>(lanes<double>);
+  constexpr std::int64_t steps = kPanelRows<float> / kTileDepth;
+  static_assert(kPanelRows<float> % kTileDepth == 0 && width % kTile == 0);
+  const float sign = metric == Metric::dot ? 1 : -1;
+  Digits columns[steps];
+  Sums products[2];
+  for (std::int64_t first = 0; first < rows; first += kTile) {
+    const Vec<float> unit = sign * split_columns(weights + first, across.unit + begin, count, columns);
+    const std::int64_t height = smaller(kTile, rows - first);
+    for (std::int64_t from = 0; from < d; from += 2 * kTile) {
+      multiply_digits(across.elements + from / kTile * across.row_steps + begin / kTileDepth, across.row_steps, columns,
+                      divide_up(count, kTileDepth), products);
+      for (std::int64_t t = 0; t < 2 && from + t * kTile < d; ++t) {
+        Vec<float> block[kTile];
+        for (std::int64_t k = 0; k < kTile; ++k) {
+          block[k] = product(products[t], k) * unit;
+        }
+        transpose(block);
+        const std::int64_t k = from + t * kTile;
+        double* sum = sums + k / width * width * width + first * width + k % width;
+        for (std::int64_t r = 0; r < height; ++r, sum += width) {
+          for (std::int64_t at = 0; at < kTile; at += step) {
+            store(sum + at, load(sum + at) + load_double(reinterpret_cast<const float*>(block + r) + at));
+          }
+        }
       }
     }
   }

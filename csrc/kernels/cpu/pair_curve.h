@@ -12,6 +12,24 @@ constexpr std::size_t kVectors = kSliverVectors;
 template <class W>
 constexpr W kInf = static_cast<W>(__builtin_inf());
 
+/// Whether rows are multiplied as digits, forward and backward alike.
+template <class W, class P>
+bool by_digits(const P& problem) {
+  const std::int64_t n = problem.x.n, m = problem.y.n, d = problem.x.d;
+  const bool large = d >= 32 && n * m >= 256 * 256;
+  return sizeof(W) == 4 && d <= kDeepest &&
+         (problem.products == Products::digits || (problem.products == Products::automatic && kMatrixUnit && large));
+}
+
+/// The problem with its scale in both curves.
+template <class P>
+P scaled(P problem) {
+  const double by = problem.scale == nullptr ? 1 : *problem.scale;
+  problem.positive.scale *= by;
+  problem.negative.scale *= by;
+  return problem;
+}
+
 /// A curve in the working type. Linear, or the circle's.
 template <class W>
 struct Curve {

@@ -22,8 +22,8 @@ struct Plan {
 template <class W>
 Plan<W> lay_out(const PairSums& problem, Arena& arena) {
   Plan<W> p{};
-  p.problem = problem;
-  p.rows = lay_out_row_blocks<W>(arena, problem);
+  p.problem = scaled(problem);
+  p.rows = lay_out_row_blocks<W>(arena, problem, by_digits<W>(problem) ? Multiply::digits : Multiply::floats);
   for (int side = 0; side < 2; ++side) {
     p.bound_memory[side] = arena.take<W>(slivers_of<W>(problem.x.n) * kWidth<W>);
     p.means[side] = arena.take<double>(problem.x.n);
@@ -377,6 +377,7 @@ std::int64_t sum_grain(const void* plan) {
 template <class W>
 void sum_all(void* plan, std::int64_t begin, std::int64_t end) {
   const Plan<W>& p = as_plan<W>(plan);
+  [[maybe_unused]] const MatrixUnit unit;
   for (std::int64_t t = begin; t < end; ++t) {
     switch (p.problem.form) {
       case PairForm::sum:

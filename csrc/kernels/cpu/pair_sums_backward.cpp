@@ -34,8 +34,8 @@ struct Plan {
 template <class W>
 Plan<W> lay_out(const PairSumsBackward& problem, Arena& arena) {
   Plan<W> p{};
-  p.problem = problem;
-  p.rows = lay_out_row_blocks<W>(arena, problem);
+  p.problem = scaled(problem);
+  p.rows = lay_out_row_blocks<W>(arena, problem, by_digits<W>(problem) ? Multiply::digits_and_weights : Multiply::floats);
   const std::int64_t padded = slivers_of<W>(problem.x.n) * kWidth<W>;
   Anchors<W>& a = p.anchors;
   for (W** values : {&a.by_positive, &a.by_negative, &a.pull, &a.push, &a.nce, &a.positive_level, &a.negative_level,
@@ -245,6 +245,12 @@ void gather(const Plan<W>& p, const Side<W>& side, std::int64_t task) {
                   weigh<form, ends, true, bounded>(p, side, own, sliver, {first, cut.same_begin, cut.same_end}, block);
                   weigh<form, ends, false, bounded>(p, side, own, sliver, {first, cut.same_end, count}, block);
                   add_weights(block, count, total[sliver - begin]);
+                  if constexpr (sizeof(W) == 4) {
+                    if (side.across.digits.unit != nullptr) {
+                      return add_products(side.across.digits, metric, d, block, side.own.height(sliver), first, count,
+                                          side.sums_of(sliver));
+                    }
+                  }
                   add_products(side.columns, metric, d, block, side.own.height(sliver), first, count,
                                side.sums_of(sliver));
                 });
@@ -373,6 +379,7 @@ std::int64_t gather_grain(const void* plan) {
 template <class W>
 void gather_all(void* plan, std::int64_t begin, std::int64_t end) {
   const Plan<W>& p = as_plan<W>(plan);
+  [[maybe_unused]] const MatrixUnit unit;
   for (std::int64_t t = begin; t < end; ++t) {
     switch (p.problem.form) {
       case PairForm::sum:

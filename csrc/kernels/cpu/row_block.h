@@ -9,6 +9,7 @@
 // has the same bits in whichever task and on whichever side.
 #pragma once
 
+#include "kernels/cpu/digits.h"
 #include "kernels/cpu/distance_row.h"
 #include "kernels/cpu/gradient_rows.h"
 #include "kernels/cpu/order.h"
@@ -26,6 +27,7 @@ struct LabelledRows {
   const std::int64_t* labels;
   std::int64_t* order;  // position -> row
   Packed<W> packed;
+  DigitRows digits;     // of the packed rows, where these are multiplied
   Position<W>* begin;  // per position, to whole slivers: the rows across of its label are [begin, end)
   Position<W>* end;
 
@@ -50,14 +52,20 @@ struct RowBlocks {
   std::int64_t classes;  // distinct labels among the anchors that take part
 };
 
+/// What is multiplied: rows with rows as they are, as digits, or as digits and with weights too.
+enum class Multiply { floats, digits, digits_and_weights };
+
 template <class W>
 LabelledRows<W> lay_out_labelled(Arena& arena, const Rows& rows, const std::int64_t* labels, const bool* valid,
-                                 Metric metric) {
+                                 Metric metric, Multiply multiply) {
   LabelledRows<W> side{};
   side.set = lay_out_rows(arena, rows, valid, metric);
   side.labels = labels;
   side.order = arena.take<std::int64_t>(rows.n);
   side.packed = lay_out_packed<W>(arena, rows.n, rows.d);
+  if (multiply != Multiply::floats) {
+    side.digits = lay_out_digits(arena, rows.n, rows.d, multiply == Multiply::digits_and_weights);
+  }
   side.begin = arena.take<Position<W>>(slivers_of<W>(rows.n) * kWidth<W>);
   side.end = arena.take<Position<W>>(slivers_of<W>(rows.n) * kWidth<W>);
   return side;
@@ -65,16 +73,16 @@ LabelledRows<W> lay_out_labelled(Arena& arena, const Rows& rows, const std::int6
 
 /// `P` is a problem with x, labels, valid, y, ref_labels, ref_valid, self and metric, as BatchHard has them.
 template <class W, class P>
-RowBlocks<W> lay_out_row_blocks(Arena& arena, const P& problem) {
+RowBlocks<W> lay_out_row_blocks(Arena& arena, const P& problem, Multiply multiply = Multiply::floats) {
   RowBlocks<W> blocks{};
   blocks.self = problem.self;
   blocks.centre = arena.take<double>(problem.x.d);
   blocks.total = arena.take<double>(problem.x.d);
   blocks.spare = arena.take<std::int64_t>(larger(problem.x.n, problem.y.n));
-  blocks.x = lay_out_labelled<W>(arena, problem.x, problem.labels, problem.valid, problem.metric);
+  blocks.x = lay_out_labelled<W>(arena, problem.x, problem.labels, problem.valid, problem.metric, multiply);
   blocks.y = problem.self
                  ? blocks.x
-                 : lay_out_labelled<W>(arena, problem.y, problem.ref_labels, problem.ref_valid, problem.metric);
+                 : lay_out_labelled<W>(arena, problem.y, problem.ref_labels, problem.ref_valid, problem.metric, multiply);
   return blocks;
 }
 
@@ -158,9 +166,14 @@ std::int64_t pack_tasks(const RowBlocks<W>& b) {
 
 template <class W>
 void pack(const RowBlocks<W>& b, std::int64_t task) {
-  const std::int64_t own = b.x.slivers();
-  task < own ? pack_sliver(b.x.set, b.centre, b.x.packed, task)
-             : pack_sliver(b.y.set, b.centre, b.y.packed, task - own);
+  const LabelledRows<W>& side = task < b.x.slivers() ? b.x : b.y;
+  const std::int64_t sliver = task < b.x.slivers() ? task : task - b.x.slivers();
+  pack_sliver(side.set, b.centre, side.packed, sliver);
+  if constexpr (sizeof(W) == 4) {
+    if (side.digits.unit != nullptr) {
+      split_sliver(side.packed, side.set.rows.d, sliver, side.digits);
+    }
+  }
 }
 
 /// These steps of a plan that keeps its row blocks in `rows`; grouping, which fixes what follows, is the plan's own
@@ -189,11 +202,24 @@ constexpr Stage kPackStage = {
 
 // --- blocks ----------------------------------------------------------------------------------------------------------
 
-inline constexpr std::int64_t kPanelSlivers = 8;  // slivers across in a panel: the block and they stay in the cache
-
-/// Rows across in a panel.
-template <class W>
-inline constexpr std::int64_t kPanelRows = kPanelSlivers * kWidth<W>;
+/// block[c][r] = the product of row r of a sliver with position first + c across, for c < count and up to two tiles more.
+inline void multiply_sliver(const LabelledRows<float>& own, std::int64_t sliver, const LabelledRows<float>& across,
+                            std::int64_t first, std::int64_t count, float* block) {
+  const std::int64_t steps = own.digits.steps;
+  Sums sums[2];
+  for (std::int64_t tile = first / kTile; tile * kTile < first + count; tile += 2) {
+    for (std::int64_t v = 0; v < static_cast<std::int64_t>(kSliverVectors); ++v) {
+      const std::int64_t columns = sliver * static_cast<std::int64_t>(kSliverVectors) + v;
+      multiply_digits(across.digits.rows + tile * steps, steps, own.digits.columns + columns * steps, steps, sums);
+      const Vec<float> unit = load(own.digits.unit + columns * kTile);
+      for (std::int64_t r = 0; r < 2 * kTile; ++r) {
+        const std::int64_t position = tile * kTile + r;
+        store(block + (position - first) * kWidth<float> + v * kTile,
+              product(sums[r / kTile], r % kTile) * (unit * across.digits.unit[position]));
+      }
+    }
+  }
+}
 
 /// block[c][r] = the distance of row r of a sliver to position first + c across, for c < count. `first` and `count` are
 /// of whole slivers, but for the last one across. What is computed beyond the rows of a sliver means nothing.
@@ -202,11 +228,19 @@ void fill_block(const LabelledRows<W>& own, std::int64_t sliver, const LabelledR
                 std::int64_t count, W* block) {
   const std::int64_t d = own.set.rows.d, width = own.height(sliver);
   const Sides<W> sides{across.set, own.set, across.packed, own.packed};
+  const bool by_digits = own.digits.unit != nullptr;
+  if constexpr (sizeof(W) == 4) {
+    if (by_digits) {
+      multiply_sliver(own, sliver, across, first, count, block);
+    }
+  }
   for (std::int64_t c = 0; c < count; c += kWidth<W>) {
     const std::int64_t height = smaller(kWidth<W>, count - c);
     W* part = block + c * kWidth<W>;
-    dot_block(across.packed.sliver((first + c) / kWidth<W>, d), own.packed.sliver(sliver, d),
-              static_cast<std::size_t>(d), static_cast<std::size_t>(height), kSliver<W>, part);
+    if (!by_digits) {
+      dot_block(across.packed.sliver((first + c) / kWidth<W>, d), own.packed.sliver(sliver, d),
+                static_cast<std::size_t>(d), static_cast<std::size_t>(height), kSliver<W>, part);
+    }
     for (std::int64_t r = 0; r < height; ++r) {
       distances_of_row(sides, first + c + r, sliver, width, part + r * kWidth<W>);
     }

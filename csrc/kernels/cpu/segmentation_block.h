@@ -65,18 +65,83 @@ FASTMINE_INLINE std::int64_t padded(std::int64_t n) {
   return (n + kStep<T> - 1) / kStep<T> * kStep<T>;
 }
 
+/// Where a run looks up what is valid: in marks, and in targets of which one value is ignored. A row without data where
+/// there is nothing to look up.
+struct ValidRows {
+  Row marks, target;
+  std::int64_t ignore_index;
+};
+
+FASTMINE_INLINE ValidRows valid_rows_of(const SegmentationInputs& in, const Run& run) {
+  constexpr Row kNothing{nullptr, DType::bool_, 0};
+  const bool ignores = in.ignores && holds(in.target.dtype, in.ignore_index);
+  return {in.valid.data == nullptr ? kNothing : row_of(in.valid, run.sample, run.first_class),
+          ignores ? row_of(in.target, run.sample, run.first_class) : kNothing, in.ignore_index};
+}
+
+/// 1 where an element is not that value, else 0.
+template <class T>
+FASTMINE_INLINE void mark_others(const T* from, std::ptrdiff_t stride, std::int64_t n, T value, std::uint8_t* marks) {
+  if (stride == 1) {
+    for (std::int64_t i = 0; i < n; ++i) {
+      marks[i] = from[i] != value;
+    }
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) {
+      marks[i] = from[i * stride] != value;
+    }
+  }
+}
+
+/// The same for up to kBlock targets of any type, which holds the value.
+FASTMINE_NOINLINE inline void mark_others(const Row& row, std::int64_t begin, std::int64_t n, std::int64_t value,
+                                          std::uint8_t* marks) {
+  const auto mark = [&](auto of_type) {
+    using S = decltype(of_type);
+    mark_others(reinterpret_cast<const S*>(at(row, begin)), row.stride, n, static_cast<S>(value), marks);
+  };
+  switch (row.dtype) {
+    case DType::uint8:
+      return mark(std::uint8_t{});
+    case DType::int8:
+      return mark(std::int8_t{});
+    case DType::int16:
+      return mark(std::int16_t{});
+    case DType::int32:
+      return mark(std::int32_t{});
+    case DType::int64:
+      return mark(std::int64_t{});
+    case DType::float64:
+      return mark(double{});
+    default: {  // halves, and what a bool counts as
+      alignas(64) float values[kBlock];
+      read_positions(row, begin, n, values);
+      mark_others(values, 1, n, static_cast<float>(value), marks);
+    }
+  }
+}
+
 /// Which of up to kBlock positions are valid.
 struct Validity {
   const std::uint8_t* flags = nullptr;  // null where all are
   std::int64_t items = 0;
   alignas(64) std::uint8_t buffer[kBlock];
 
-  FASTMINE_NOINLINE void look(const Row& row, std::int64_t begin, std::int64_t n) {
+  FASTMINE_NOINLINE void look(const ValidRows& rows, std::int64_t begin, std::int64_t n) {
     flags = nullptr;
     items = n;
-    if (row.data == nullptr) {
-      return;
+    if (rows.marks.data != nullptr) {
+      look_at_marks(rows.marks, begin, n);
     }
+    if (rows.target.data != nullptr && items > 0) {
+      leave_out(rows.target, rows.ignore_index, begin, n);
+    }
+  }
+
+  bool all() const { return flags == nullptr; }
+
+ private:
+  void look_at_marks(const Row& row, std::int64_t begin, std::int64_t n) {
     const auto* from = reinterpret_cast<const std::uint8_t*>(at(row, begin));
     if (row.stride == 0) {  // one mark for a whole sample or class
       items = *from != 0 ? n : 0;
@@ -88,6 +153,20 @@ struct Validity {
       }
       from = buffer;
     }
+    take(from, n);
+  }
+
+  /// Of what is valid so far, those whose target is that value.
+  void leave_out(const Row& target, std::int64_t value, std::int64_t begin, std::int64_t n) {
+    alignas(64) std::uint8_t others[kBlock];
+    mark_others(target, begin, n, value, others);
+    for (std::int64_t i = 0; i < n; ++i) {
+      buffer[i] = all() || flags[i] != 0 ? others[i] : 0;
+    }
+    take(buffer, n);
+  }
+
+  void take(const std::uint8_t* from, std::int64_t n) {
     std::uint16_t set = 0;  // no wider than it must be: the compiler counts in lanes of this size
     for (std::int64_t i = 0; i < n; ++i) {
       set = static_cast<std::uint16_t>(set + (from[i] != 0 ? 1 : 0));
@@ -95,14 +174,7 @@ struct Validity {
     items = set;
     flags = items == n ? nullptr : from;
   }
-
-  bool all() const { return flags == nullptr; }
 };
-
-/// The row of `valid` that a run of positions needs, or a row without data where there is nothing to look up.
-FASTMINE_INLINE Row validity_of(const SegmentationInputs& in, const Run& run) {
-  return in.valid.data == nullptr ? Row{nullptr, DType::bool_, 0} : row_of(in.valid, run.sample, run.first_class);
-}
 
 /// Put `neutral` where an item is invalid, and from n up to a full vector.
 template <class T>
@@ -185,7 +257,8 @@ FASTMINE_NOINLINE inline void add_range(const T* values, std::int64_t n, const V
 // it.
 
 inline void inspect_targets(const SegmentationInputs& in, const Run& run, SegmentationPart& part) {
-  const Row row = row_of(in.target, run.sample, run.first_class), valid = validity_of(in, run);
+  const Row row = row_of(in.target, run.sample, run.first_class);
+  const ValidRows valid = valid_rows_of(in, run);
   const double largest = in.mode == SegmentationMode::multiclass ? static_cast<double>(in.classes - 1) : 1.0;
   Validity validity;
   double values[kBlock];
@@ -207,7 +280,7 @@ inline void inspect_targets(const SegmentationInputs& in, const Run& run, Segmen
 }
 
 inline void inspect_logits(const SegmentationInputs& in, const Run& run, SegmentationPart& part) {
-  const Row valid = validity_of(in, run);
+  const ValidRows valid = valid_rows_of(in, run);
   Validity validity;
   double values[kBlock];
   Range range;

@@ -248,7 +248,7 @@ void add_positions(const SegmentationInputs& in, const Asked& asked, const Run& 
                    SegmentationGroupSums& group) {
   const Row logits = row_of(in.logits, run.sample, run.first_class);
   const Row target = row_of(in.target, run.sample, run.first_class);
-  const Row valid = validity_of(in, run);
+  const ValidRows valid = valid_rows_of(in, run);
   const AddBlock<T> hard_block = add_block_for<T, true>(asked), soft_block = add_block_for<T, false>(asked);
   const FocalConstants<T> focal{static_cast<T>(asked.focal.on_target), static_cast<T>(asked.focal.off_target),
                                 static_cast<T>(asked.focal.gamma)};
@@ -406,7 +406,7 @@ void sigmoid_gradient(const Backward<T>& pass, const Run& run) {
   const SegmentationInputs& in = pass.in;
   const Row logits = row_of(in.logits, run.sample, run.first_class);
   const Row target = row_of(in.target, run.sample, run.first_class);
-  const Row valid = validity_of(in, run);
+  const ValidRows valid = valid_rows_of(in, run);
   const GroupSlopes<T> slopes = pass.of(run.sample)[run.first_class];
   const bool own = pass.samples[run.sample].own;
   const Pointwise kind = pointwise(true, slopes.focal_on != 0 || slopes.focal_off != 0, pass.gamma);

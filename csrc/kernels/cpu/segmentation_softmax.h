@@ -192,7 +192,7 @@ FASTMINE_INLINE void for_blocks(const SegmentationInputs& in, const Run& run, F 
   alignas(64) T buffer[static_cast<std::size_t>(kBuffer) / sizeof(T)];
   const std::int64_t length = block_length<T>(in.classes);
   const std::int64_t classes = kBuffer / static_cast<std::int64_t>(sizeof(T)) / length;
-  const Row valid = validity_of(in, run);
+  const ValidRows valid = valid_rows_of(in, run);
   const bool merging = any_merged(in, run);
   Validity validity;
   for (std::int64_t begin = run.begin; begin < run.end; begin += length) {

@@ -16,8 +16,6 @@ extern const PairwiseDistanceKernel pairwise_distance_float32, pairwise_distance
 extern const PairwiseDistanceBackwardKernel pairwise_distance_backward_float32, pairwise_distance_backward_float64;
 extern const BatchHardBackwardKernel batch_hard_backward_float32, batch_hard_backward_float64;
 extern const MinedPairsKernel mined_pairs_float32, mined_pairs_float64;
-extern const PairSumsKernel pair_sums_float32, pair_sums_float64;
-extern const PairSumsBackwardKernel pair_sums_backward_float32, pair_sums_backward_float64;
 extern const BatchAllKernel batch_all_float32, batch_all_float64;
 extern const BatchAllBackwardKernel batch_all_backward_float32, batch_all_backward_float64;
 extern const SegmentationLossKernel segmentation_loss_float32, segmentation_loss_float64;
@@ -32,6 +30,8 @@ namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
 using namespace FASTMINE_ISA_EXTENDS;
 
 extern const BatchHardKernel batch_hard_float32, batch_hard_float64;
+extern const PairSumsKernel pair_sums_float32, pair_sums_float64;
+extern const PairSumsBackwardKernel pair_sums_backward_float32, pair_sums_backward_float64;
 
 extern const KernelTable table;
 const KernelTable table = {

@@ -157,7 +157,7 @@ gather_pairs(FASTMINE_PARAMETER GatherWork<Working<S>> work) {
       std::uint64_t any = 0;
       memcpy(&any, step.any_close[own], sizeof any);
       for (; any != 0; any &= any - 1) {
-        const int k = first_bit(any) / 8;
+        const int k = lowest_bit(any) / 8;
         const std::int64_t i = first + own, j = begin + k;
         const double w = static_cast<double>(step.close[k][own]);
         const double own_scale = scale_of(work.own.norm[i]), other_scale = scale_of(work.other.norm[j]);

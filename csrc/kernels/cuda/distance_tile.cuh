@@ -271,12 +271,12 @@ FASTMINE_DEVICE void take_directly(const DistanceWork<Working<S>>& work, const T
   constexpr int kVec = TileShape<W>::kVec;
   const std::int64_t n = work.rows.x.rows.n, m = work.rows.y.rows.n;
   warp_barrier();  // what follows writes over what other lanes wrote
-  for (std::uint64_t lanes = votes(again != 0); lanes != 0; lanes &= lanes - 1) {
-    const int source = first_bit(lanes);
-    const std::int64_t row = broadcast(row_of<W>(place, 0), source);
-    const std::int64_t column = broadcast(column_of<W>(place, 0), source);
-    for (std::uint64_t pairs = broadcast(again, source); pairs != 0; pairs &= pairs - 1) {
-      const int pair = first_bit(pairs), r = pair / (2 * kVec), c = pair % (2 * kVec);
+  for (unsigned lanes = ballot(again != 0); lanes != 0; lanes &= lanes - 1) {
+    const int source = lowest_bit(lanes);
+    const std::int64_t row = from_lane(row_of<W>(place, 0), source);
+    const std::int64_t column = from_lane(column_of<W>(place, 0), source);
+    for (std::uint64_t pairs = from_lane(again, source); pairs != 0; pairs &= pairs - 1) {
+      const int pair = lowest_bit(pairs), r = pair / (2 * kVec), c = pair % (2 * kVec);
       const std::int64_t i = row + r / kVec * 4 * kVec + r % kVec, j = column + c / kVec * 8 * kVec + c % kVec;
       const W value = static_cast<W>(direct_distance<S>(work.rows, i, j));
       if (thread_index() % kWarp == 0) {

@@ -49,8 +49,7 @@ void start_copy(void* shared, const void* global) {
 inline void wait_for_copies() {}
 
 inline void load_matrices(const void* row, std::uint32_t (&out)[4]) {
-  const void* rows[kWarp];
-  lanes_of(row, rows);
+  const void* const* const rows = lanes_of(row);
   for (int matrix = 0; matrix < 4; ++matrix) {
     const auto* elements = static_cast<const char*>(rows[matrix * 8 + lane_index() / 4]);
     std::memcpy(&out[matrix], elements + lane_index() % 4 * 4, 4);
@@ -61,8 +60,7 @@ inline void multiply_add(const std::uint32_t (&a)[4], std::uint32_t b_low, std::
   struct Fragments {
     std::uint32_t a[4], b[2];
   };
-  Fragments all[kWarp];
-  lanes_of(Fragments{{a[0], a[1], a[2], a[3]}, {b_low, b_high}}, all);
+  const Fragments* const all = lanes_of(Fragments{{a[0], a[1], a[2], a[3]}, {b_low, b_high}});
   const auto half = [](std::uint32_t pair, int k) {
     return from_bits(static_cast<std::int32_t>(k % 2 == 0 ? pair << 16 : pair & 0xffff0000U));
   };

@@ -11,6 +11,10 @@
 #include "kernels/cuda/runtime.h"
 #include "kernels/host_device.h"
 
+namespace fastmine::cuda {
+inline constexpr int kWarp = 32;
+}
+
 #ifdef __CUDACC__
 
 #define FASTMINE_DEVICE __device__ __forceinline__
@@ -87,20 +91,25 @@ FASTMINE_DEVICE void store_bytes(const void* from, void* to) {
   }
 }
 
-/// The value of the thread in that lane. All 32 threads take part.
+/// The value of lane `lane`, of the lane whose number differs in the bits `mask`. All 32 threads take part.
 template <class T>
-FASTMINE_DEVICE T broadcast(T value, int lane) {
+FASTMINE_DEVICE T from_lane(T value, int lane) {
   return __shfl_sync(0xffffffffU, value, lane);
 }
+template <class T>
+FASTMINE_DEVICE T from_across(T value, int mask) {
+  return __shfl_xor_sync(0xffffffffU, value, mask);
+}
 
-/// A bit for each lane where it holds. All 32 threads take part.
-FASTMINE_DEVICE unsigned votes(bool holds) { return __ballot_sync(0xffffffffU, holds); }
+/// A bit for every lane. All 32 threads take part.
+FASTMINE_DEVICE unsigned ballot(bool bit) { return __ballot_sync(0xffffffffU, bit); }
 
 /// Wait for all threads of the warp; what they wrote before, all see afterwards.
 FASTMINE_DEVICE void warp_barrier() { __syncwarp(); }
 
 /// The place of the lowest bit of a number that is not 0.
-FASTMINE_DEVICE int first_bit(std::uint64_t bits) { return __ffsll(static_cast<long long>(bits)) - 1; }
+FASTMINE_DEVICE int lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits)) - 1; }
+FASTMINE_DEVICE int lowest_bit(std::uint64_t bits) { return __ffsll(static_cast<long long>(bits)) - 1; }
 
 FASTMINE_DEVICE float exponential(float x) { return expf(x); }
 FASTMINE_DEVICE double exponential(double x) { return exp(x); }
@@ -164,8 +173,8 @@ void* shared(std::size_t bytes);
 
 void block_barrier();
 
-/// Hand some bytes to the warp and receive those of another lane.
-void exchange(const void* given, std::size_t bytes, int from_lane, void* taken);
+/// Wait for the warp, all of whose threads say the same number.
+void warp_barrier(std::size_t number);
 
 void run(std::int64_t blocks, int threads, const std::function<void()>& kernel);
 
@@ -183,15 +192,45 @@ inline std::int64_t block_index() { return emulator::place().block_index; }
 inline int thread_index() { return emulator::place().thread_index; }
 inline void barrier() { emulator::block_barrier(); }
 
-template <class T, int N>
-void shuffle_down(const T (&values)[N], int distance, T (&out)[N]) {
-  const int lane = thread_index() % 32;
-  emulator::exchange(values, sizeof values, lane + distance < 32 ? lane + distance : lane, out);
+/// What every lane has; not for longer than until its next call. No lane is more than one call ahead of another.
+template <class T>
+const T* lanes_of(const T& value) {
+  static T given[2][1024];
+  static bool parity[1024];
+  const int thread = thread_index();
+  T* const now = given[parity[thread]];
+  now[thread] = value;
+  parity[thread] = !parity[thread];
+  emulator::warp_barrier(sizeof(T));
+  return now + thread / kWarp * kWarp;
+}
+
+template <class T>
+T from_lane(T value, int lane) {
+  return lanes_of(value)[lane];
+}
+template <class T>
+T from_across(T value, int mask) {
+  return from_lane(value, thread_index() % kWarp ^ mask);
 }
 
 template <class T, int N>
+void shuffle_from(const T (&values)[N], int lane, T (&out)[N]) {
+  struct Values {
+    T value[N];
+  };
+  Values own;
+  std::memcpy(own.value, values, sizeof values);
+  std::memcpy(out, lanes_of(own)[lane].value, sizeof out);
+}
+template <class T, int N>
+void shuffle_down(const T (&values)[N], int distance, T (&out)[N]) {
+  const int lane = thread_index() % kWarp;
+  shuffle_from(values, lane + distance < kWarp ? lane + distance : lane, out);
+}
+template <class T, int N>
 void shuffle_xor(const T (&values)[N], int mask, T (&out)[N]) {
-  emulator::exchange(values, sizeof values, thread_index() % 32 ^ mask, out);
+  shuffle_from(values, thread_index() % kWarp ^ mask, out);
 }
 
 template <int kBytes>
@@ -203,25 +242,19 @@ void store_bytes(const void* from, void* to) {
   std::memcpy(to, from, kBytes);
 }
 
-template <class T>
-T broadcast(T value, int lane) {
-  T taken;
-  emulator::exchange(&value, sizeof value, lane, &taken);
-  return taken;
-}
-
-inline unsigned votes(bool holds) {
-  unsigned found[1] = {holds ? 1U << thread_index() % 32 : 0U}, others[1];
-  for (int mask = 1; mask < 32; mask *= 2) {
-    shuffle_xor(found, mask, others);
-    found[0] |= others[0];
+inline unsigned ballot(bool bit) {
+  const bool* const all = lanes_of(bit);
+  unsigned bits = 0;
+  for (int lane = 0; lane < kWarp; ++lane) {
+    bits |= static_cast<unsigned>(all[lane]) << lane;
   }
-  return found[0];
+  return bits;
 }
 
-inline void warp_barrier() { votes(false); }
+inline void warp_barrier() { emulator::warp_barrier(0); }
 
-inline int first_bit(std::uint64_t bits) { return __builtin_ctzll(bits); }
+inline int lowest_bit(unsigned bits) { return __builtin_ctz(bits); }
+inline int lowest_bit(std::uint64_t bits) { return __builtin_ctzll(bits); }
 
 inline float exponential(float x) { return __builtin_expf(x); }
 inline double exponential(double x) { return __builtin_exp(x); }
@@ -237,9 +270,3 @@ cudaError_t launch(void (*kernel)(P), std::int64_t blocks, int threads, cudaStre
 }  // namespace fastmine::cuda
 
 #endif
-
-namespace fastmine::cuda {
-
-inline constexpr int kWarp = 32;
-
-}  // namespace fastmine::cuda

@@ -34,15 +34,16 @@ struct TargetRange {
   }
 };
 
-/// The first n of N targets. Those that are not valid become 0 and leave no trace.
+/// The first n of N targets. Those that are not valid become 0 and leave no trace; those to be ignored are not valid.
 template <int N, class T>
 FASTMINE_DEVICE void load_targets(const SegmentationInputs& in, const Task& task, std::int64_t position, std::int64_t n,
-                                  unsigned valid, TargetRange<T>& range, T (&targets)[N]) {
+                                  unsigned& valid, TargetRange<T>& range, T (&targets)[N]) {
   with_type(in.target.dtype, [&](auto tag) {
     using S = decltype(tag);
     const auto pack = load<S, N>(at<S>(in.target, task.sample, task.first_class, position), in.target.stride[2], n);
     FASTMINE_UNROLL for (int i = 0; i < N; ++i) {
       targets[i] = 0;
+      valid &= is_ignored(in, pack.item[i]) ? ~(1U << i) : ~0U;
       if ((valid >> i & 1U) != 0) {
         targets[i] = range.add(pack.item[i]);
       }
@@ -135,7 +136,7 @@ sigmoid_sums(FASTMINE_PARAMETER ForwardWork work) {
     SigmoidSums<T, kAll> sums;
     for (int round = 0; round < SigmoidShape::kRound && position < task.end; ++round, position += kStep) {
       const std::int64_t n = task.end - position;
-      const unsigned valid = validity<kItems>(in.valid, task.sample, task.first_class, position, n);
+      unsigned valid = validity<kItems>(in.valid, task.sample, task.first_class, position, n);
       const auto pack =
           load<S, kItems>(at<S>(in.logits, task.sample, task.first_class, position), in.logits.stride[2], n);
       T t[kItems];
@@ -219,7 +220,7 @@ sigmoid_gradient(FASTMINE_PARAMETER BackwardWork<Problem> work) {
   S* out = static_cast<S*>(work.problem.grad_logits) + (task.sample * in.classes + task.first_class) * in.positions;
   for (std::int64_t position = task.begin + thread_index() * kItems; position < task.end; position += kStep) {
     const std::int64_t n = task.end - position;
-    const unsigned valid = validity<kItems>(in.valid, task.sample, task.first_class, position, n);
+    unsigned valid = validity<kItems>(in.valid, task.sample, task.first_class, position, n);
     const auto pack =
         load<S, kItems>(at<S>(in.logits, task.sample, task.first_class, position), in.logits.stride[2], n);
     T t[kItems];

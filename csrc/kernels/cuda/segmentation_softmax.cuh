@@ -76,6 +76,7 @@ FASTMINE_DEVICE Positions<S, kMerges> positions_of(const SegmentationInputs& in,
     const auto pack = load<Stored, kItems>(at<Stored>(in.target, task.sample, 0, position), in.target.stride[2], n);
     FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
       at_hand.target[i] = -1;
+      at_hand.valid &= is_ignored(in, pack.item[i]) ? ~(1U << i) : ~0U;
       if (at_hand.live(i)) {
         const auto y = value_of<std::int64_t>(pack.item[i]);
         const bool inside = y >= 0 && y < in.classes;

@@ -1,6 +1,8 @@
 // How the work on segmentation losses is cut into blocks, and what each block can look up.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cuda/load.h"
 #include "kernels/cuda/math.h"
 #include "kernels/segmentation_formula.h"
@@ -83,6 +85,16 @@ FASTMINE_DEVICE unsigned validity(const Grid& valid, std::int64_t sample, std::i
     FASTMINE_UNROLL for (int i = 0; i < N; ++i) { mask &= flags.item[i] != 0 ? ~0U : ~(1U << i); }
   }
   return mask;
+}
+
+/// Whether a target is the index to ignore: as it is stored, since float32 would round it.
+template <class S>
+FASTMINE_DEVICE bool is_ignored(const SegmentationInputs& in, S stored) {
+  if constexpr (std::is_floating_point_v<S> || std::is_same_v<S, BFloat16> || std::is_same_v<S, Half>) {
+    return in.ignores && value_of<double>(stored) == static_cast<double>(in.ignore_index);
+  } else {
+    return in.ignores && value_of<std::int64_t>(stored) == in.ignore_index;
+  }
 }
 
 /// The smallest and largest of some values; NaN if one of them is.

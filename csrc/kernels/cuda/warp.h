@@ -19,19 +19,6 @@ FASTMINE_DEVICE int warp_index() { return thread_index() / kWarp; }
 
 #ifdef __CUDACC__
 
-/// The value of lane `lane`, of the lane whose number differs in the bits `mask`. All 32 threads take part.
-template <class T>
-FASTMINE_DEVICE T from_lane(T value, int lane) {
-  return __shfl_sync(0xffffffffU, value, lane);
-}
-template <class T>
-FASTMINE_DEVICE T from_across(T value, int mask) {
-  return __shfl_xor_sync(0xffffffffU, value, mask);
-}
-
-/// A bit for every lane.
-FASTMINE_DEVICE unsigned ballot(bool bit) { return __ballot_sync(0xffffffffU, bit); }
-
 /// The sum over the warp, in all its lanes, in a fixed order.
 FASTMINE_DEVICE double add_lanes(double value) {
   FASTMINE_UNROLL for (int mask = kWarp / 2; mask > 0; mask /= 2) { value += from_across(value, mask); }
@@ -54,8 +41,6 @@ FASTMINE_DEVICE void atomic_count(std::uint64_t* place, int more) {
   atomicAdd(reinterpret_cast<unsigned long long*>(place), static_cast<unsigned long long>(more));
 }
 
-FASTMINE_DEVICE int lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits)) - 1; }
-FASTMINE_DEVICE int lowest_bit(std::uint64_t bits) { return __ffsll(static_cast<long long>(bits)) - 1; }
 FASTMINE_DEVICE int count_bits(unsigned bits) { return __popc(bits); }
 
 /// The smaller of two; where one is NaN, the other.
@@ -69,51 +54,18 @@ FASTMINE_DEVICE double from_bits(std::int64_t bits) { return __longlong_as_doubl
 
 #else
 
-template <class T>
-T from_lane(T value, int lane) {
-  T taken;
-  emulator::exchange(&value, sizeof value, lane, &taken);
-  return taken;
-}
-template <class T>
-T from_across(T value, int mask) {
-  return from_lane(value, lane_index() ^ mask);
-}
-
-/// What every lane has. A shuffle only makes each wait for all; no lane is more than one call ahead of another.
-template <class T>
-void lanes_of(T value, T (&all)[kWarp]) {
-  static T given[2][1024];
-  static bool parity[1024];
-  const int thread = thread_index(), first = thread - lane_index();
-  T* const now = given[parity[thread]];
-  now[thread] = value;
-  parity[thread] = !parity[thread];
-  from_lane(value, lane_index());
-  for (int lane = 0; lane < kWarp; ++lane) {
-    all[lane] = now[first + lane];
-  }
-}
-
-inline unsigned ballot(bool bit) {
-  bool all[kWarp];
-  lanes_of(bit, all);
-  unsigned bits = 0;
-  for (int lane = 0; lane < kWarp; ++lane) {
-    bits |= static_cast<unsigned>(all[lane]) << lane;
-  }
-  return bits;
-}
-
 inline double add_lanes(double value) {
-  double all[kWarp];
-  lanes_of(value, all);
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) {
+  const double* const all = lanes_of(value);
+  double sum[kWarp / 2];
+  for (int lane = 0; lane < kWarp / 2; ++lane) {
+    sum[lane] = all[lane] + all[lane + kWarp / 2];
+  }
+  for (int mask = kWarp / 4; mask > 0; mask /= 2) {
     for (int lane = 0; lane < mask; ++lane) {
-      all[lane] += all[lane + mask];
+      sum[lane] += sum[lane + mask];
     }
   }
-  return all[0];
+  return sum[0];
 }
 
 // One thread runs at a time.
@@ -128,8 +80,6 @@ void atomic_maximum(I* place, I value) {
 inline std::int32_t atomic_next(std::int32_t* place) { return (*place)++; }
 inline void atomic_count(std::uint64_t* place, int more) { *place += static_cast<std::uint64_t>(more); }
 
-inline int lowest_bit(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)) - 1; }
-inline int lowest_bit(std::uint64_t bits) { return __builtin_ffsll(static_cast<long long>(bits)) - 1; }
 inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
 inline float minimum(float a, float b) { return __builtin_fminf(a, b); }
 inline double minimum(double a, double b) { return __builtin_fmin(a, b); }

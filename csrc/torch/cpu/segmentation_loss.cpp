@@ -17,10 +17,11 @@ using Coefficients = Tensor;
 using Evidence = Tensor;
 
 std::tuple<Tensor, Coefficients, Evidence> segmentation_loss(
-    const Tensor& logits, const Tensor& target, const std::optional<Tensor>& valid, const std::string& mode,
-    const std::vector<double>& weights, double smooth, std::optional<double> focal_alpha, double focal_gamma,
-    double tversky_alpha, double tversky_beta, const std::string& empty, const std::string& reduction) {
-  const Inputs in = inputs_of(logits, target, valid, mode);
+    const Tensor& logits, const Tensor& target, const std::optional<Tensor>& valid, std::optional<int64_t> ignore_index,
+    const std::string& mode, const std::vector<double>& weights, double smooth, std::optional<double> focal_alpha,
+    double focal_gamma, double tversky_alpha, double tversky_beta, const std::string& empty,
+    const std::string& reduction) {
+  const Inputs in = inputs_of(logits, target, valid, ignore_index, mode);
   SegmentationLoss problem = segmentation_problem(in.kernel, weights, smooth, focal_alpha, focal_gamma, tversky_alpha,
                                                   tversky_beta, empty, reduction);
 
@@ -39,8 +40,9 @@ std::tuple<Tensor, Coefficients, Evidence> segmentation_loss(
 
 Tensor segmentation_loss_backward(const Tensor& grad, const Tensor& logits, const Tensor& target,
                                   const std::optional<Tensor>& valid, const Tensor& coefficients_in,
-                                  const std::string& mode, std::optional<double> focal_alpha, double focal_gamma) {
-  const Inputs in = inputs_of(logits, target, valid, mode);
+                                  std::optional<int64_t> ignore_index, const std::string& mode,
+                                  std::optional<double> focal_alpha, double focal_gamma) {
+  const Inputs in = inputs_of(logits, target, valid, ignore_index, mode);
   const Tensor coefficients = dense(coefficients_in);
   SegmentationLossBackward problem =
       segmentation_backward_problem(in.kernel, grad, coefficients, focal_alpha, focal_gamma);

@@ -17,9 +17,9 @@ using Evidence = Tensor;
 
 std::tuple<Tensor, Evidence> segmentation_sums(const Tensor& logits, const Tensor& target,
                                                const std::optional<Tensor>& valid, const std::optional<Tensor>& merged,
-                                               const std::string& mode, const std::vector<std::string>& wanted,
-                                               double focal_gamma) {
-  Inputs in = inputs_of(logits, target, valid, mode);
+                                               std::optional<int64_t> ignore_index, const std::string& mode,
+                                               const std::vector<std::string>& wanted, double focal_gamma) {
+  Inputs in = inputs_of(logits, target, valid, ignore_index, mode);
   const MaybeTensor rows = add_merged(merged, in.kernel);
   const Tensor sums = make({in.kernel.samples, in.kernel.classes, kSegmentationSums}, ScalarType::Double);
   const Tensor evidence = make({static_cast<int64_t>(Segmentation::first_term)}, ScalarType::Double);
@@ -30,8 +30,9 @@ std::tuple<Tensor, Evidence> segmentation_sums(const Tensor& logits, const Tenso
 
 Tensor segmentation_sums_backward(const Tensor& grad_in, const Tensor& logits, const Tensor& target,
                                   const std::optional<Tensor>& valid, const std::optional<Tensor>& merged,
-                                  const std::string& mode, const std::vector<std::string>& wanted, double focal_gamma) {
-  Inputs in = inputs_of(logits, target, valid, mode);
+                                  std::optional<int64_t> ignore_index, const std::string& mode,
+                                  const std::vector<std::string>& wanted, double focal_gamma) {
+  Inputs in = inputs_of(logits, target, valid, ignore_index, mode);
   const MaybeTensor rows = add_merged(merged, in.kernel);
   check_sums_gradient(grad_in, in.kernel);
   const Tensor grad = dense(grad_in);

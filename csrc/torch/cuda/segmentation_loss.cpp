@@ -16,13 +16,14 @@ using Coefficients = Tensor;
 using Evidence = Tensor;
 
 std::tuple<Tensor, Coefficients, Evidence> segmentation_loss(
-    const Tensor& logits, const Tensor& target, const std::optional<Tensor>& valid, const std::string& mode,
-    const std::vector<double>& weights, double smooth, std::optional<double> focal_alpha, double focal_gamma,
-    double tversky_alpha, double tversky_beta, const std::string& empty, const std::string& reduction) {
+    const Tensor& logits, const Tensor& target, const std::optional<Tensor>& valid, std::optional<int64_t> ignore_index,
+    const std::string& mode, const std::vector<double>& weights, double smooth, std::optional<double> focal_alpha,
+    double focal_gamma, double tversky_alpha, double tversky_beta, const std::string& empty,
+    const std::string& reduction) {
   check_same_device(logits, target, "target");
   check_same_device(logits, valid, "valid");
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
-  const Inputs in = inputs_of(logits, target, valid, mode);
+  const Inputs in = inputs_of(logits, target, valid, ignore_index, mode);
   SegmentationLoss problem = segmentation_problem(in.kernel, weights, smooth, focal_alpha, focal_gamma, tversky_alpha,
                                                   tversky_beta, empty, reduction);
 
@@ -43,13 +44,14 @@ std::tuple<Tensor, Coefficients, Evidence> segmentation_loss(
 
 Tensor segmentation_loss_backward(const Tensor& grad, const Tensor& logits, const Tensor& target,
                                   const std::optional<Tensor>& valid, const Tensor& coefficients_in,
-                                  const std::string& mode, std::optional<double> focal_alpha, double focal_gamma) {
+                                  std::optional<int64_t> ignore_index, const std::string& mode,
+                                  std::optional<double> focal_alpha, double focal_gamma) {
   check_same_device(logits, target, "target");
   check_same_device(logits, valid, "valid");
   check_same_device(logits, coefficients_in, "coefficients");
   check_same_device(logits, grad, "the gradient");
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
-  const Inputs in = inputs_of(logits, target, valid, mode);
+  const Inputs in = inputs_of(logits, target, valid, ignore_index, mode);
   const Tensor coefficients = torch::stable::contiguous(coefficients_in);
   SegmentationLossBackward problem =
       segmentation_backward_problem(in.kernel, grad, coefficients, focal_alpha, focal_gamma);

@@ -179,7 +179,7 @@ def _reference_triple(_: Case) -> Function:
 
     def loss(x: Tensor, t: Tensor) -> Tensor:
         found = reference.segmentation_loss(
-            x, t, None, "multilabel", weights, 0.0, None, GAMMA, 0.3, 0.7, "area", "mean"
+            x, t, None, None, "multilabel", weights, 0.0, None, GAMMA, 0.3, 0.7, "area", "mean"
         )
         return found[0]
 

@@ -21,7 +21,7 @@ from ..reference.segmentation_formula import (
     needed_sums,
     told_norm,
 )
-from ..reference.segmentation_sums import SUMS, SUMS_FIELDS
+from ..reference.segmentation_sums import SUMS, SUMS_FIELDS, holds
 from . import _ranks
 
 if TYPE_CHECKING:
@@ -37,37 +37,26 @@ class Inputs(NamedTuple):
     target: Tensor
     valid: Tensor | None
     merged: Tensor | None
+    ignore_index: int | None
     focal_gamma: float
 
 
 # --- what a user may hand over -------------------------------------------------------------------------------------
 
 
-def validity(
-    logits: Tensor, target: Tensor, valid: Tensor | None, ignore_index: int | None, mode: str
-) -> tuple[Tensor | None, Tensor | None]:
+def validity(valid: Tensor, logits: Tensor, mode: str) -> tuple[Tensor, Tensor | None]:
     """The mask of the op, and which classes of a softmax are part of the background of their sample."""
-    if ignore_index is not None:
-        _check.integer("ignore_index", ignore_index)
     merged = None
-    if valid is not None and _check.label_sets(valid, logits, mode):
+    if _check.label_sets(valid, logits, mode):
         annotated = valid.reshape(logits.shape[:2])
         merged, valid = ~annotated, annotated.any(dim=1)
-    if valid is not None:
-        valid = _check.segmentation_mask(valid, logits, mode)
-    if ignore_index is not None and _can_hold(target.dtype, ignore_index):
-        kept = target != ignore_index
-        kept = kept.unsqueeze(1) if mode == "multiclass" else kept
-        valid = kept if valid is None else valid & kept
-    return valid, merged
+    return _check.segmentation_mask(valid, logits, mode), merged
 
 
-def _can_hold(dtype: torch.dtype, index: int) -> bool:
-    """Whether a target can hold the index at all: compared with a uint8, -100 would be 156."""
-    if dtype.is_floating_point or dtype == torch.bool:
-        return True
-    limits = torch.iinfo(dtype)
-    return limits.min <= index <= limits.max
+def ignored(ignore_index: int, target: Tensor) -> int | None:
+    """The index for the op; none if no target of this type can have it."""
+    _check.integer("ignore_index", ignore_index)
+    return ignore_index if holds(target.dtype, ignore_index) else None
 
 
 def counted_classes(classes: Sequence[int] | None, include_background: bool, logits: Tensor) -> list[int] | None:
@@ -101,6 +90,8 @@ def class_values(
         return value
     values = torch.as_tensor(value, dtype=torch.float64, device=logits.device)
     classes = 1 if mode == "binary" else logits.shape[1]
+    if values.dim() == 0:
+        return values.expand(classes)
     if values.shape[0] != classes:
         raise ValueError(f"{name} must have one entry for each of the {classes} classes; got {values.shape[0]}")
     return values
@@ -116,15 +107,15 @@ def formula_on_sums(
     over_ranks = None if group is None else partial(_ranks.sum_over_ranks, group=_ranks.found(group))
     needed = needed_sums(f)
     wanted = [name for name in SUMS if name in needed or name in SUMS_OF_FULL_EVIDENCE] if full else needed
-    logits, target, valid, merged, gamma = inputs
+    logits, target, valid, merged, ignore_index, gamma = inputs
     values = _lovasz(inputs, f)
     norms: Tensor | None
     if over_ranks is None and reduction != "group" and not _ops.traced(logits, target, valid, merged):
         loss, sums, found, means, norms = _ops.segmentation_formula(
-            logits, values, target, valid, merged, wanted, gamma, _arguments(f, reduction, logits)
+            logits, values, target, valid, merged, ignore_index, wanted, gamma, _arguments(f, reduction, logits)
         )
     else:
-        sums, found = _ops.segmentation_sums(logits, target, valid, merged, f.mode, wanted, gamma)
+        sums, found = _ops.segmentation_sums(logits, target, valid, merged, ignore_index, f.mode, wanted, gamma)
         loss, by_name = loss_and_means(sums, found, values, f, reduction, over_ranks)
         loss = loss.to(result_dtype(logits))
         means = torch.stack([by_name.get(name, torch.zeros_like(found[0])) for name in ALL_TERMS])
@@ -166,7 +157,7 @@ def _arguments(f: Formula, reduction: str, logits: Tensor) -> tuple[Any, ...]:
 
 
 def _lovasz(inputs: Inputs, f: Formula) -> Tensor | None:
-    return lovasz(*inputs[:4], f.mode, f.batch, _ops.lovasz_shares) if "lovasz" in f.terms else None
+    return lovasz(*inputs[:5], f.mode, f.batch, _ops.lovasz_shares) if "lovasz" in f.terms else None
 
 
 # --- full evidence -------------------------------------------------------------------------------------------------
@@ -196,7 +187,7 @@ def _gradient_norm(
     if _told(f, inputs.target):
         return told_norm(sums, by_sums, f)
     g: Tensor = torch.ops.fastmine.segmentation_sums_backward.default(
-        by_sums, logits.detach(), *inputs[1:4], f.mode, needed_sums(f), inputs.focal_gamma
+        by_sums, logits.detach(), *inputs[1:5], f.mode, needed_sums(f), inputs.focal_gamma
     )
     # Rows first: converted to float64 as a whole, adding up would take longer than the backward pass.
     return sum(by_logits, start=g).abs().sum(dim=-1).double().sum()

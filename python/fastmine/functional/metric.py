@@ -319,7 +319,8 @@ def triplet_options(
 ) -> None:  # fmt: skip
     """Refuse what :func:`triplet_loss` could not use; losses call it when they are built."""
     if isinstance(margin, str):
-        _check.option("margin", margin, ("soft", "leaky"))
+        if margin not in {"soft", "leaky"}:
+            raise ValueError(f"margin must be a number, 'soft' or 'leaky'; got {margin!r}")
     else:
         _check.number("margin", margin, minimum=0.0)
     if leak is not None:

@@ -209,14 +209,16 @@ def segmentation_loss(
         )  # fmt: skip
     _check.segmentation(logits, target, mode)
     merged = None
-    if valid is not None or ignore_index is not None:
-        valid, merged = _formula_on_sums.validity(logits, target, valid, ignore_index, mode)
+    if valid is not None:
+        valid, merged = _formula_on_sums.validity(valid, logits, mode)
+    if ignore_index is not None:
+        ignore_index = _formula_on_sums.ignored(ignore_index, target)
     fused = usual and merged is None and terms.keys() <= _FUSED_TERMS
     if fused and not isinstance(focal_alpha, (Sequence, Tensor)):
         weights = [float(terms.get(name, 0.0)) for name in TERMS]
         loss, _, numbers = _ops.segmentation_loss(
-            logits, target, valid, mode, weights, smooth, focal_alpha, focal_gamma, tversky_alpha, tversky_beta,
-            empty, reduction,
+            logits, target, valid, ignore_index, mode, weights, smooth, focal_alpha, focal_gamma, tversky_alpha,
+            tversky_beta, empty, reduction,
         )  # fmt: skip
         evidence = SegmentationEvidence(numbers, SEGMENTATION_FIELDS)
     else:
@@ -228,7 +230,7 @@ def segmentation_loss(
             values("class_weights", class_weights), class_weight_norm,
             _formula_on_sums.counted_classes(classes, include_background, logits), batch,
         )  # fmt: skip
-        inputs = _formula_on_sums.Inputs(logits, target, valid, merged, float(focal_gamma))
+        inputs = _formula_on_sums.Inputs(logits, target, valid, merged, ignore_index, float(focal_gamma))
         loss, evidence = _formula_on_sums.formula_on_sums(inputs, formula, reduction, group, full=full_evidence)
     _refuse_impossible(evidence, logits, mode)
     return (loss, evidence) if return_evidence else loss
@@ -309,7 +311,10 @@ def _weight_options(terms: Mapping[str, float], pos_weight: object, class_weight
             raise ValueError('pos_weight is of the term "bce", which is not among the terms; leave it out')
     if class_weights is not None:
         if not isinstance(class_weights, (Sequence, Tensor)):
-            raise TypeError(f"class_weights must have one number per class; got {type(class_weights).__name__}")
+            raise TypeError(
+                "class_weights must have one number per class, in a list or a tensor; got "
+                f"{type(class_weights).__name__}"
+            )
         _check.per_class("class_weights", class_weights)
 
 
@@ -360,7 +365,9 @@ def _refuse_impossible(evidence: SegmentationEvidence, logits: Tensor, mode: str
             f"target must hold class indices 0 .. {logits.shape[1] - 1} where valid; got {low:g} .. {high:g} "
             f"({evidence.out_of_range:.0f} outside); mark pixels to ignore with valid=(target != index)"
         )
-    fix = "divide by 255 or use target > 0" if high == 255 else "targets are probabilities, not logits or counts"
+    fix = "targets are probabilities, not logits or counts"
+    if high == 255:
+        fix = "divide by 255 or use target > 0; if 255 means not annotated, valid=(target != 255)"
     raise ValueError(
         f"target must lie in [0, 1] where valid; got {low:g} .. {high:g} ({evidence.out_of_range:.0f} outside); {fix}"
     )
@@ -498,8 +505,14 @@ def segmentation_sums(
         _check.option("each of wanted", name, SUMS)
     _check.number("focal_gamma", focal_gamma, minimum=0.0)
     _check.segmentation(logits, target, mode)
-    valid, merged = _formula_on_sums.validity(logits, target, valid, ignore_index, mode)
-    sums, numbers = _ops.segmentation_sums(logits, target, valid, merged, mode, list(wanted), float(focal_gamma))
+    merged = None
+    if valid is not None:
+        valid, merged = _formula_on_sums.validity(valid, logits, mode)
+    if ignore_index is not None:
+        ignore_index = _formula_on_sums.ignored(ignore_index, target)
+    sums, numbers = _ops.segmentation_sums(
+        logits, target, valid, merged, ignore_index, mode, list(wanted), float(focal_gamma)
+    )
     evidence = SegmentationEvidence(numbers, SUMS_FIELDS)
     _refuse_impossible(evidence, logits, mode)
     found = SegmentationSums(*sums.unbind(dim=-1))

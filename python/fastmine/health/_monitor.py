@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ from .rules import examine
 
 LossT = TypeVar("LossT", bound=Callable[..., Any])
 Hook = Callable[[nn.Module, Any, Any, Any], None]
+Criteria = Callable[..., Any] | Sequence[Callable[..., Any]] | None
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
 OPTIMIZERS = 16  # that are followed at most
 
@@ -63,10 +65,10 @@ class Monitor:
     >>> for finding in monitor.check():
     ...     print(finding)
 
-    ``model``: a module or several. ``criterion``: any ``nn.Module``; losses of fastmine leave their full evidence,
-    of others the inputs are read on some steps; a plain function goes through :meth:`watch`. ``optimizer``: one or
-    several; without it those are noticed that step parameters of the model. Everything is optional: what is not
-    given is not judged.
+    ``model``: a module or several. ``criterion``: any ``nn.Module``, or several; losses of fastmine leave their full
+    evidence, of others the inputs are read on some steps; a plain function goes through :meth:`watch`. ``optimizer``:
+    one or several; without it those are noticed that step parameters of the model. Everything is optional: what is
+    not given is not judged.
 
     Nothing waits for the device until :meth:`check`, :meth:`history` or :meth:`report` is called: rows are copied into
     a ring of the device's memory. With ``speak``, the monitor also looks by itself at steps 32, 64, 128, 256 and
@@ -82,7 +84,7 @@ class Monitor:
     def __init__(
         self,
         model: nn.Module | Iterable[nn.Module] | None = None,
-        criterion: Callable[..., Any] | None = None,
+        criterion: Criteria = None,
         optimizer: Optimizers = None,
         *,
         thresholds: Thresholds | None = None,
@@ -93,7 +95,7 @@ class Monitor:
         self.writer, self.speak = writer, speak
         self._clock = Clock()
         self._learning: list[EvidentLoss[Any]] = []  # losses that may have parameters, as a classifier has
-        self._models = [] if model is None else [model] if isinstance(model, nn.Module) else list(model)
+        self._models = _several("model", model, nn.Module)
         self._watches: list[Watch] = []
         self._polled: list[EvidentWatch] = []
         self._hooks: list[tuple[nn.Module, Hook]] = []
@@ -114,8 +116,8 @@ class Monitor:
         self._updates: list[Updates] = []
         self._foreign_optimizers: WeakSet[torch.optim.Optimizer] = WeakSet()
         self._follow_optimizers(optimizer)
-        if criterion is not None:
-            self._observe(criterion, "criterion")
+        for number, one in enumerate(_criteria(criterion)):
+            self._observe(one, "criterion" if number == 0 else f"criterion.{number}")
         if not self._watches:
             for number, module in enumerate(self._models):
                 self._observe_outputs(module, "model" if number == 0 else f"model.{number}")
@@ -144,7 +146,7 @@ class Monitor:
         return observed  # type: ignore[return-value]
 
     @classmethod
-    def attach(cls, model: nn.Module, criterion: nn.Module, optimizer: Optimizers = None, **options: Any) -> Monitor:
+    def attach(cls, model: nn.Module, criterion: Criteria, optimizer: Optimizers = None, **options: Any) -> Monitor:
         """One line and no :meth:`step`: every call of the criterion that can be learned from counts as a step."""
         monitor = cls(model, criterion, optimizer, **options)
         monitor._steps_itself = True
@@ -180,7 +182,7 @@ class Monitor:
             if watch is outer:
                 self._called(output)
 
-        self._hooks.append((module, hook))
+        self._hooks.append((module, _Hook(hook)))
         self._arm()
 
     def _observe_outputs(self, module: nn.Module, name: str) -> None:
@@ -192,7 +194,7 @@ class Monitor:
             if is_training_call() and isinstance(output, Tensor):
                 watch.called((output,), {}, output)
 
-        self._hooks.append((module, hook))
+        self._hooks.append((module, _Hook(hook)))
         self._arm()
 
     def _arm(self) -> None:
@@ -209,8 +211,7 @@ class Monitor:
             self.step(output)
 
     def _follow_optimizers(self, optimizer: Optimizers) -> None:
-        given = [] if optimizer is None else [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
-        for one in given:
+        for one in _several("optimizer", optimizer, torch.optim.Optimizer):
             self._follow(one)
         self._endings.append(optim.register_optimizer_step_pre_hook(self._before_step).remove)
         self._endings.append(optim.register_optimizer_step_post_hook(self._after_step).remove)
@@ -452,7 +453,7 @@ class Monitor:
                 continue
             self._told.add(key)
             if finding.is_alarm:
-                warnings.warn(f"\n{finding}", HealthWarning, stacklevel=4)
+                warnings.warn(f"\n{finding}", HealthWarning, stacklevel=_frames_to_the_loop())
             else:
                 _log.info("%s", finding)
 
@@ -485,6 +486,64 @@ class Monitor:
         self.close()
         if kind is None and self.speak:
             self._tell(self.check())
+
+
+class _Hook:
+    """A forward hook that stays behind: a copy or a pickle of the module that has it is watched by nobody."""
+
+    def __init__(self, hook: Hook) -> None:
+        self._hook = hook
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        self._hook(module, args, kwargs, output)
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[Hook]]:
+        return _Hook, (_unwatched,)
+
+
+def _unwatched(_module: nn.Module, _args: Any, _kwargs: Any, _output: Any) -> None:
+    """What a copied hook does."""
+
+
+GivenT = TypeVar("GivenT")
+
+
+def _several(name: str, given: GivenT | Iterable[GivenT] | None, kind: type[GivenT]) -> list[GivenT]:
+    """What was given alone, as several or not at all, all of this kind."""
+    if given is None:
+        return []
+    found = [given] if isinstance(given, kind) or not isinstance(given, Iterable) else list(given)
+    for one in found:
+        if not isinstance(one, kind):
+            raise TypeError(
+                f"{name} must be one {kind.__name__}, or several; got {type(one).__name__}; the order is "
+                "Monitor(model, criterion, optimizer)"
+            )
+    return found
+
+
+def _criteria(given: Criteria) -> list[Callable[..., Any]]:
+    """The losses to watch; what could not be called is refused, and a class is no loss yet."""
+    if given is None:
+        return []
+    found: list[Any] = list(given) if isinstance(given, (Sequence, nn.ModuleList)) else [given]
+    for one in found:
+        if isinstance(one, type):
+            raise TypeError(f"criterion must be a loss, not a class; got {one.__name__}; use {one.__name__}()")
+        if not callable(one):
+            raise TypeError(
+                f"criterion must be a loss that can be called, or several; got {type(one).__name__}; the order is "
+                "Monitor(model, criterion, optimizer)"
+            )
+    return found
+
+
+def _frames_to_the_loop() -> int:
+    """How many frames up the training loop is, so that a warning names its line: past this package and torch."""
+    frame, level = sys._getframe(2), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in {"fastmine", "torch"}:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _module_of(watch: Watch, outer: Watch) -> nn.Module:

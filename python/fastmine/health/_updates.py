@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import unserializable_hook
 
 from ._clock import Clock
 from ._history import Table
@@ -56,6 +57,7 @@ class Updates:
             self._arrivals.remove()
             self._arrivals = None
 
+    @unserializable_hook  # type: ignore[untyped-decorator]  # a model that is saved leaves it behind, without a word
     def _arrive(self, gradient: Tensor) -> None:
         """What backward brings to one of the tensors: gone again when the optimizer steps, it was cleared."""
         if self._clock.sample and gradient.layout == torch.strided:

@@ -94,6 +94,7 @@ class CrossBatchMemory(EvidentLoss[Evidence]):
 
         ``per_row``: further arguments of the loss, such as ``sample_weight`` [N].
         """
+        self._fits(embeddings)
         value = in_batch = self.loss(embeddings, labels, valid, **per_row)
         remembered = torch.zeros_like(in_batch)
         stored = self.filled.sum()
@@ -111,10 +112,7 @@ class CrossBatchMemory(EvidentLoss[Evidence]):
     def enqueue(self, embeddings: Tensor, labels: Tensor, valid: Tensor | None = None) -> None:
         """Store a batch in place of the oldest rows; of a batch larger than the memory, its last rows."""
         _check.mined_batch(embeddings, labels, valid, None, None, None)
-        if embeddings.shape[1] != self.embeddings.shape[1]:
-            raise ValueError(
-                f"embeddings must have {self.embeddings.shape[1]} features, as the memory; got {embeddings.shape[1]}"
-            )
+        self._fits(embeddings)
         takes_part = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid
         rows = embeddings.to(self.embeddings.dtype)
         finite = rows.isfinite().all(dim=1)
@@ -128,6 +126,14 @@ class CrossBatchMemory(EvidentLoss[Evidence]):
         self.filled.index_copy_(0, place, kept)
         self.head.copy_((self.head + count) % self.size)
         self.refused.add_((takes_part & ~finite).sum())
+
+    def _fits(self, embeddings: object) -> None:
+        width = self.embeddings.shape[1]
+        if isinstance(embeddings, Tensor) and embeddings.dim() == 2 and embeddings.shape[1] != width:
+            raise ValueError(
+                f"embeddings must have {width} features, as the memory; got {embeddings.shape[1]}; build it with "
+                f"embedding_dim={embeddings.shape[1]}"
+            )
 
     def extra_repr(self) -> str:
         """Size, length of the embeddings, and options."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from .. import functional as F
 from .._evidence import SegmentationEvidence
 from ._base import EvidentLoss
 
+_OPTIONS = inspect.signature(F.segmentation_options).parameters.keys()
+
 
 class SegmentationLoss(EvidentLoss[SegmentationEvidence]):
     """Any weighted sum of terms in one fused pass, with the options of :func:`fastmine.functional.segmentation_loss`.
@@ -23,6 +26,10 @@ class SegmentationLoss(EvidentLoss[SegmentationEvidence]):
     """
 
     def __init__(self, terms: Mapping[str, float], *, mode: F.Mode = "binary", **options: Any) -> None:
+        unknown = options.keys() - _OPTIONS
+        if unknown:
+            known = ", ".join(sorted(_OPTIONS - {"terms"}))
+            raise TypeError(f"{type(self).__name__} has no option {', '.join(sorted(unknown))}; there are {known}")
         F.segmentation_options(terms=terms, mode=mode, **options)
         super().__init__(terms=dict(terms), mode=mode, **options)
 

@@ -31,9 +31,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
-        raise CommandError(f"cannot write {path}: {error}; what was there before is untouched") from error
+        reason = error if isinstance(error, OSError) else f"not all could be written; is the disk full? ({error})"
+        raise CommandError(f"cannot write {path}: {reason}; what was there before is untouched") from error
     _sync_folder(path.parent)
 
 

@@ -477,7 +477,7 @@ def _report(run: Run[Any, Any]) -> dict[str, Any]:
     _say_health(run)
     kept = run.folder / (checkpoint.BEST if best else checkpoint.LAST)
     screen.say(f'model: fastmine.recipes.{system.name}.load("{kept}")')
-    screen.say(f"{last} epochs in {seconds:.1f} s of training. {implementation}", style="bold")
+    screen.say(f"{last} epoch{'' if last == 1 else 's'} in {seconds:.1f} s of training. {implementation}", style="bold")
     return contents
 
 

@@ -33,8 +33,8 @@ def lovasz_shares(errors: Tensor, target: Tensor, valid: Tensor | None) -> Tenso
 
 
 def lovasz(
-    logits: Tensor, target: Tensor, valid: Tensor | None, merged: Tensor | None, mode: str, batch: bool,
-    shares: Callable[[Tensor, Tensor, Tensor | None], Tensor] = lovasz_shares,
+    logits: Tensor, target: Tensor, valid: Tensor | None, merged: Tensor | None, ignore_index: int | None, mode: str,
+    batch: bool, shares: Callable[[Tensor, Tensor, Tensor | None], Tensor] = lovasz_shares,
 ) -> Tensor:  # fmt: skip
     """The extension per group [B, C], or [1, C] over the whole batch, in float64; 0 where nothing is valid.
 
@@ -44,8 +44,8 @@ def lovasz(
     """
     dtype = result_dtype(logits)
     x, v = logit_groups(logits, mode, dtype), None
-    if valid is not None:
-        v = valid_groups(logits, valid, mode).expand_as(x)
+    if valid is not None or ignore_index is not None:
+        v = valid_groups(logits, target, valid, ignore_index, mode).expand_as(x)
         x = torch.where(v, x, 0.0)
     t = _targets(target, v, x, mode)
     if merged is not None:

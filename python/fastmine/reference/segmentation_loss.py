@@ -38,6 +38,7 @@ def segmentation_loss(
     logits: Tensor,
     target: Tensor,
     valid: Tensor | None,
+    ignore_index: int | None,
     mode: str,
     weights: list[float],
     smooth: float,
@@ -54,7 +55,7 @@ def segmentation_loss(
     scales of the cross entropy and of the focal term: all that the backward pass needs beside the inputs.
     ``focal_alpha`` weighs target against background; multiclass has no background, and pays it no attention.
     """
-    x, v = logit_groups(logits, mode), valid_groups(logits, valid, mode)
+    x, v = logit_groups(logits, mode), valid_groups(logits, target, valid, ignore_index, mode)
     x = torch.where(v, x, 0.0)
     t, outside = target_groups(target, v, x.shape[1], mode)
     p, cross_entropy, focal = _pointwise(x, t, mode, focal_alpha, focal_gamma)
@@ -76,7 +77,7 @@ def segmentation_loss(
     nonfinite = (v & ~x.isfinite()).sum()
     poison = torch.where(outside + nonfinite > 0, torch.nan, 1.0).double()
     sums = {"n": n_groups, "t": t_sum, "p": p_sum, "a": a}
-    evidence = sums_evidence(logits, target, valid, mode, sums, nonfinite, outside)
+    evidence = sums_evidence(logits, target, v, mode, sums, nonfinite, outside)
     nothing = torch.zeros_like(poison)
     evidence |= {name: values.get(name, nothing) for name in TERMS}
     return (loss * poison).to(result_dtype(logits)), (coefficients * poison).detach(), pack(**evidence)
@@ -88,6 +89,7 @@ def segmentation_loss_backward(
     target: Tensor,
     valid: Tensor | None,
     coefficients: Tensor,
+    ignore_index: int | None,
     mode: str,
     focal_alpha: float | None,
     focal_gamma: float,
@@ -97,7 +99,7 @@ def segmentation_loss_backward(
     sigmoid: g = (a t + b) p q + w_ce (p - t) + w_focal dFL;  softmax: g_k = p_k (h_k - sum_j p_j h_j) + ...
     The scales w belong to a group; for softmax to a position of all classes, so they are read at class 0.
     """
-    x, v = logit_groups(logits, mode), valid_groups(logits, valid, mode)
+    x, v = logit_groups(logits, mode), valid_groups(logits, target, valid, ignore_index, mode)
     x = torch.where(v, x, 0.0)
     t, _ = target_groups(target, v, x.shape[1], mode)
     scaled = coefficients * grad.double().reshape(-1, 1, 1)

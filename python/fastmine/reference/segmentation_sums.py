@@ -58,6 +58,7 @@ def segmentation_sums(
     target: Tensor,
     valid: Tensor | None,
     merged: Tensor | None,
+    ignore_index: int | None,
     mode: str,
     wanted: list[str],
     focal_gamma: float,
@@ -71,7 +72,7 @@ def segmentation_sums(
     A valid NaN or Inf, or an impossible target, makes every sum NaN but the counts n and t. Differentiable by the
     logits; g1 and g0 are evidence, and constant.
     """
-    v = valid_groups(logits, valid, mode)
+    v = valid_groups(logits, target, valid, ignore_index, mode)
     x = torch.where(v, logit_groups(logits, mode), 0.0)
     t, outside = target_groups(target, v, x.shape[1], mode)
     nonfinite = (v & ~x.isfinite()).sum()
@@ -86,7 +87,7 @@ def segmentation_sums(
     sums = {name: s if name in ("n", "t") else s * poison for name, s in raw.items()}
     nothing = torch.zeros_like(sums["n"])
     stacked = torch.stack([sums[name] if name in wanted and name in sums else nothing for name in SUMS], dim=-1)
-    return stacked, pack(**sums_evidence(logits, target, valid, mode, raw, nonfinite, outside))
+    return stacked, pack(**sums_evidence(logits, target, v, mode, raw, nonfinite, outside))
 
 
 def segmentation_sums_backward(
@@ -95,6 +96,7 @@ def segmentation_sums_backward(
     target: Tensor,
     valid: Tensor | None,
     merged: Tensor | None,
+    ignore_index: int | None,
     mode: str,
     wanted: list[str],
     focal_gamma: float,
@@ -105,7 +107,7 @@ def segmentation_sums_backward(
     softmax: g_k = p_k (h_k - sum_j p_j h_j) + E1_y (p_k - [y=k]) + F1_y (...) + p_k sum_j X_j - X_k with
     h_k = A_k [y=k] + P_k + 2 PP_k p_k. A merged class has a share of the gradient by the logit of its background.
     """
-    v = valid_groups(logits, valid, mode)
+    v = valid_groups(logits, target, valid, ignore_index, mode)
     x = unmerged = torch.where(v, logit_groups(logits, mode), 0.0)
     t, _ = target_groups(target, v, x.shape[1], mode)
     by = {name: grad[:, :, k, None] if name in wanted else torch.zeros_like(grad[:, :, :1])
@@ -218,13 +220,28 @@ def _positions(shape: torch.Size, mode: str) -> int:
     return math.prod(shape[1 if mode == "binary" else 2 :])
 
 
-def valid_groups(logits: Tensor, valid: Tensor | None, mode: str) -> Tensor:
-    """[B, C, S], or [B, 1, S] for multiclass, where a position is valid or not for all classes together."""
+def valid_groups(logits: Tensor, target: Tensor, valid: Tensor | None, ignore_index: int | None, mode: str) -> Tensor:
+    """[B, C, S], or [B, 1, S] for multiclass, where a position is valid or not for all classes together.
+
+    What ``valid`` marks, if given, and whose target is not ``ignore_index``.
+    """
     classes = 1 if mode != "multilabel" else logits.shape[1]
     shape = (logits.shape[0], classes, _positions(logits.shape, mode))
-    if valid is None:
-        return torch.ones(shape, dtype=torch.bool, device=logits.device)
-    return valid.reshape(shape)
+    marked = torch.ones(shape, dtype=torch.bool, device=logits.device) if valid is None else valid.reshape(shape)
+    if ignore_index is None or not holds(target.dtype, ignore_index):
+        return marked
+    return marked & (target.reshape(shape) != ignore_index)
+
+
+def holds(dtype: torch.dtype, value: int) -> bool:
+    """Whether a tensor of this type can have this value: compared with a uint8, -100 would be 156."""
+    if dtype == torch.bool:
+        return value in (0, 1)
+    if not dtype.is_floating_point:
+        limits = torch.iinfo(dtype)
+        return limits.min <= value <= limits.max
+    finest = abs(value) // (value & -value) if value else 0  # its digits without the zeros behind them
+    return abs(value) <= torch.finfo(dtype).max and finest < 2 / torch.finfo(dtype).eps
 
 
 def target_groups(target: Tensor, v: Tensor, classes: int, mode: str) -> tuple[Tensor, Tensor]:
@@ -264,11 +281,9 @@ def merge(x: Tensor, t: Tensor, merged: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sums_evidence(
-    logits: Tensor, target: Tensor, valid: Tensor | None, mode: str, sums: dict[str, Tensor], nonfinite: Tensor,
-    outside: Tensor,
-) -> dict[str, Tensor]:  # fmt: skip
-    """The counts, sums and ranges of ``SUMS_FIELDS``; ``sums`` holds n, t, p and a [B, C]."""
-    v = valid_groups(logits, valid, mode)
+    logits: Tensor, target: Tensor, v: Tensor, mode: str, sums: dict[str, Tensor], nonfinite: Tensor, outside: Tensor
+) -> dict[str, Tensor]:
+    """The counts, sums and ranges of ``SUMS_FIELDS``; ``sums`` holds n, t, p and a [B, C], ``v`` what is valid."""
     x, labels = logit_groups(logits.detach(), mode), target.detach().reshape(v.shape).double()
     n, t = sums["n"], sums["t"]
     nothing = torch.zeros((), dtype=torch.float64, device=x.device)
