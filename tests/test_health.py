@@ -1277,6 +1277,27 @@ def test_what_was_learned_is_undone_and_the_loss_falls_by_it() -> None:
     assert progress(0.6 + 0.3 * np.cos(np.arange(80)), falling) == []
 
 
+def pairs_of_numbers(step: int, order: str) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(step)
+    numbers = torch.rand(64, 2, generator=random)
+    x = torch.cat([numbers.amin(1, keepdim=True), numbers.amax(1, keepdim=True)], dim=1)
+    if order == "sorted":
+        return x, x
+    if order == "readings of one number":
+        return x, x[:, :1] + 0.05 * torch.randn(64, 2, generator=random)
+    return x, numbers
+
+
+@pytest.mark.parametrize(
+    ("order", "codes"), [("any", ["PREDICTION_COLLAPSE"]), ("sorted", []), ("readings of one number", [])]
+)
+def test_targets_in_any_order(order: str, codes: list[str]) -> None:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    data = lambda step: pairs_of_numbers(step, order)  # noqa: E731
+    assert alarms(train(model, nn.MSELoss(), data, optimizer=optimizer, steps=300)) == codes
+
+
 def test_batches_of_one_point_beside_others_with_a_stray_row() -> None:
     rows = 60
     point = np.arange(rows) % 3 == 0

@@ -300,7 +300,8 @@ CODES: dict[str, Code] = {
         "Mean probability on the target below .05 and no larger than elsewhere, not rising; or constant logits, up to "
         "rounding, while inputs differ; or the mirror image; or one class alone among the targets that count, the "
         "others being ignored; or targets that are all object; or predictions that do not correlate with their "
-        "targets, and not more so over time; or no longer, while the loss fell further.",
+        "targets, and not more so over time; or no longer, while the loss fell further; or follow the "
+        "mean of a row's targets, and not what sets them apart.",
         ("UNEXPLAINED_STALL", "LOSS_FLOOR", "SATURATED_GRADIENT"),
     ),
     "STARVED_COMPONENT": Code(

@@ -44,6 +44,9 @@ class Thresholds:
     """PREDICTION_COLLAPSE: correlation of predictions and targets; the square of it is the share that is explained."""
     explained_steps: int = 96
     """PREDICTION_COLLAPSE: steps before a correlation of 0 counts."""
+    differences: float = 0.25
+    """PREDICTION_COLLAPSE: share that is within the rows of targets. Of up to 4 noisy readings of one value, whose mean
+    is known to 90 %, it is less."""
     unreachable: float = 0.1
     """TARGET_RANGE: share of the targets outside the range of the model's last operation; a few may be outliers."""
     gradient_share: float = 1e-3

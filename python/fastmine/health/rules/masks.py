@@ -351,7 +351,10 @@ def nothing_explained(history: History, t: Thresholds) -> Iterator[Finding]:
     for table in history.of_kind("foreign"):
         rows, sent = table.measured("agreement"), table.measured("gradient_l1")["gradient_l1"]
         half = rows["agreement"][len(rows) // 2 :]
-        if len(half) < t.rows or rows.steps[-1] < t.explained_steps or significant_gain(rows["agreement"]):
+        if len(half) < t.rows or rows.steps[-1] < t.explained_steps:
+            continue
+        yield from _same_places(rows, t)
+        if significant_gain(rows["agreement"]):
             continue
         if len(sent) and not sent.any():  # the loss teaches nothing at all, which has another cause
             continue
@@ -371,6 +374,31 @@ def nothing_explained(history: History, t: Thresholds) -> Iterator[Finding]:
             refute="The targets are nearly noise, and this little is all there is to be learned.",
         )  # fmt: skip
         return
+
+
+def _same_places(rows: Table, t: Thresholds) -> Iterator[Finding]:
+    """The mean of a row's targets is learned, and nothing of what sets them apart."""
+    half = rows.where(slice(len(rows) // 2, None))
+    mean_of, apart = half["mean_followed"], half["differences_followed"]
+    share_of = half["differences_share"]
+    if not mean(mean_of) > 1 - 2 * t.explained or not mean(share_of) > t.differences:
+        return
+    if abs(mean(apart)) > t.explained or significant_gain(rows["differences_followed"]):
+        return
+    evidence = {
+        "mean of a row's targets that is followed": mean(mean_of),
+        "differences of a row's targets that are followed": mean(apart),
+        "share of the differences in the targets": mean(share_of),
+    }
+    yield finding(
+        "PREDICTION_COLLAPSE", rows.name, int(rows.steps[0]), evidence, severity="warning", confidence=0.8,
+        title="the outputs of a row are all the same, the mean of its targets",
+        cause="Sources, objects or points are labelled in any order and compared place by place: nothing says which "
+        "output is meant for which, so that each learns the mean of all.",
+        remedy="Match before comparing (fastmine.losses.AngleLoss and ChamferLoss do, or "
+        "scipy.optimize.linear_sum_assignment); or sort the targets of a row.",
+        refute="What sets the targets of a row apart is noise.",
+    )  # fmt: skip
 
 
 def _unlearned(rows: Table, t: Thresholds) -> Iterator[Finding]:
