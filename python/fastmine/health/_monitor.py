@@ -384,7 +384,7 @@ class Monitor:
     def _find_cut(self, found: set[int]) -> None:
         """Ask the modules whose weights an optimizer holds and the loss does not reach where they run, once each."""
         held = frozenset[int]().union(*(updates.ids for updates in self._updates))
-        parts = [part for module in self._models for part in module.modules()]
+        parts = [part for module in self._models if not _is_compiled(module) for part in module.modules()]
         own = [(part, {id(p) for p in part.parameters(recurse=False) if p.requires_grad} & held) for part in parts]
         cut = [part for part, ids in own if ids and not ids & found]
         self._cut = {part: self._cut[part] for part in cut if part in self._cut}
@@ -573,6 +573,11 @@ def _frames_to_the_loop() -> int:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in {"fastmine", "torch"}:
         frame, level = frame.f_back, level + 1
     return level
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether a hook on what is inside would have it compiled again."""
+    return original(module) is not module or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _module_of(watch: Watch, outer: Watch) -> nn.Module:

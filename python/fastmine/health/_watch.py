@@ -20,7 +20,8 @@ from ._ring import Ring
 GRADIENT = ("gradient_l1",)
 FACTOR = ("factor",)  # that the total multiplies the loss by: the scale of a scaler, a weight, a share of a sum
 COPIES = ("examined_rows", "distinct_rows", "distinct_values")
-EXAMINED = (1024, 8)  # rows, and values of a row
+EXAMINED = (256, 32)  # rows, and values of a row
+AT_FIRST = 64  # steps: a sampler that draws copies does so from the start
 NODES = 64  # calls of a loss in one step that are remembered
 
 _grad_enabled = torch.is_grad_enabled
@@ -160,7 +161,7 @@ class EvidentWatch(HeardWatch):
         super()._record(args, kwargs, output)
         if self.loss.options.get("mode") == "multiclass" and args:
             self.facts["classes"] = args[0].shape[1]
-        if self.kind == MINING and args and self._clock.gradient:
+        if self.kind == MINING and args and self._clock.gradient and self._clock.step < AT_FIRST:
             self._note(self._clock.step, COPIES, _distinct(args[0].detach()))
         if self.kind == SEGMENTATION and args:
             self.facts["bounds"] = list(bounds(args[0]))
@@ -397,11 +398,11 @@ def _type(loss: Any) -> str:
 
 
 def _distinct(z: Tensor) -> Tensor:
-    """How many of the first rows differ in anything, and how many numbers are in their first columns."""
-    rows, columns = EXAMINED
-    z = z[:rows].double()
+    """How many rows differ in anything, and how many numbers are in their first two columns."""
+    rows, values = EXAMINED
+    z = z[:rows, :: max(1, z.shape[1] // values)].double()
     weights = torch.linspace(1, 2, z.shape[1], dtype=torch.float64, device=z.device).cos()
-    ordered = [x.sort().values for x in ((z * weights).sum(dim=1), z[:, :columns].flatten())]
+    ordered = [x.sort().values for x in ((z * weights).sum(dim=1), z[:, :2].flatten())]
     return torch.stack([torch.full_like(weights.sum(), len(z)), *((x.diff() != 0).sum() + 1 for x in ordered)])
 
 
