@@ -44,9 +44,11 @@ if(fastmine_build_cuda)
   # A kernel that spills registers is a mistake, found here and not on somebody's GPU.
   add_library(
     fastmine_kernels_cuda OBJECT
+    csrc/kernels/cuda/lovasz_shares.cu
     csrc/kernels/cuda/pairwise_distance.cu
     csrc/kernels/cuda/segmentation_loss.cu
-    csrc/kernels/cuda/segmentation_sums.cu)
+    csrc/kernels/cuda/segmentation_sums.cu
+    csrc/kernels/cuda/segmentation_terms.cu)
   target_include_directories(fastmine_kernels_cuda PRIVATE csrc)
   target_compile_options(
     fastmine_kernels_cuda PRIVATE --expt-relaxed-constexpr -Xptxas=-warn-spills,-warn-lmem-usage
@@ -55,9 +57,11 @@ if(fastmine_build_cuda)
   add_library(
     fastmine_torch_cuda MODULE
     csrc/torch/cuda/library.cpp
+    csrc/torch/cuda/lovasz_shares.cpp
     csrc/torch/cuda/pairwise_distance.cpp
     csrc/torch/cuda/segmentation_loss.cpp
-    csrc/torch/cuda/segmentation_sums.cpp)
+    csrc/torch/cuda/segmentation_sums.cpp
+    csrc/torch/cuda/segmentation_terms.cpp)
   fastmine_configure_torch_library(fastmine_torch_cuda)
   string(REPLACE ";" "," compiled_for "${CMAKE_CUDA_ARCHITECTURES}")
   target_compile_definitions(fastmine_torch_cuda PRIVATE USE_CUDA FASTMINE_CUDA_COMPILED_FOR="${compiled_for}")
@@ -72,8 +76,13 @@ if(fastmine_build_cuda)
   target_sources(fastmine_torch_cuda PRIVATE csrc/torch/cuda/batch_hard.cpp)
 
   # Losses over many pairs.
-  target_sources(fastmine_kernels_cuda PRIVATE csrc/kernels/cuda/pair_sums.cu csrc/kernels/cuda/pair_sums_backward.cu)
-  target_sources(fastmine_torch_cuda PRIVATE csrc/torch/cuda/pair_sums.cpp)
+  target_sources(
+    fastmine_kernels_cuda
+    PRIVATE csrc/kernels/cuda/batch_all.cu csrc/kernels/cuda/batch_all_backward.cu csrc/kernels/cuda/batch_all_formula.cu
+            csrc/kernels/cuda/mined_pairs.cu csrc/kernels/cuda/pair_sums.cu csrc/kernels/cuda/pair_sums_backward.cu)
+  target_sources(
+    fastmine_torch_cuda PRIVATE csrc/torch/cuda/batch_all.cpp csrc/torch/cuda/mined_pairs.cpp
+                                csrc/torch/cuda/pair_sums.cpp)
 
   message(STATUS "CUDA kernels: nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
 endif()

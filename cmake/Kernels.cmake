@@ -8,6 +8,8 @@ set(FASTMINE_CPU_KERNELS
     csrc/kernels/cpu/batch_hard.cpp
     csrc/kernels/cpu/batch_hard_backward.cpp
     csrc/kernels/cpu/mined_pairs.cpp
+    csrc/kernels/cpu/paired_distance.cpp
+    csrc/kernels/cpu/proxy_evidence.cpp
     csrc/kernels/cpu/pair_sums.cpp
     csrc/kernels/cpu/pair_sums_backward.cpp
     csrc/kernels/cpu/batch_all.cpp
@@ -25,7 +27,8 @@ set(FASTMINE_COMMON_KERNELS # once, for every CPU
     csrc/kernels/cpu/order.cpp
     csrc/kernels/cpu/segmentation_formula.cpp
     csrc/kernels/cpu/segmentation_terms.cpp
-    csrc/kernels/cpu/triplet_loss.cpp)
+    csrc/kernels/cpu/triplet_loss.cpp
+    csrc/kernels/cpu/triplet_terms.cpp)
 
 # Each of these lets the compiler vectorise or contract without changing what isnan, isinf and sums of finite numbers
 # mean; -ffast-math would. No signed zeros: else every broadcast and every zero accumulator costs an addition.

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import fastmine.functional as F
-from fastmine import losses
+from fastmine import array, losses
+from fastmine.distributed import DistributedLoss
+from fastmine.health import check_loss
 
 Z = torch.zeros(4, 2)
 Y = torch.tensor([0, 0, 1, 1])
@@ -154,6 +156,7 @@ SEGMENTATION: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
                                     r'mode="multiclass" and target.squeeze\(1\)'),
     "swapped": ({"logits": T, "target": X}, TypeError, "logits come first, target second"),
     "target in an array": ({"target": T.numpy()}, TypeError, r"got ndarray; use torch.as_tensor\(target\)$"),
+    "target to be learned": ({"target": X.clone().requires_grad_()}, ValueError, r"pass target.detach\(\)"),
     "sparse target": ({"target": T.to_sparse()}, TypeError, r"use target.to_dense\(\)"),
     "classes last": ({"logits": torch.zeros(2, 4, 3), "target": CLASSES, "mode": "multiclass"}, ValueError,
                      r"so use logits.movedim\(-1, 1\)"),
@@ -261,3 +264,56 @@ def test_a_positive_weight_may_be_a_tensor_of_one_number_as_in_torch() -> None:
     weight = torch.tensor(3.0)
     expected = torch.nn.BCEWithLogitsLoss(pos_weight=weight)(logits, target)
     torch.testing.assert_close(losses.BCELoss(mode="multilabel", pos_weight=weight)(logits, target), expected)
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (
+            lambda: losses.CompositeLoss({"a": losses.TripletLoss}, {"a": 1.0}),
+            r"not a class; got .*; use TripletLoss\(\)",
+        ),
+        (lambda: losses.CompositeLoss([losses.TripletLoss()], [1.0]), "components must map names to losses.*got list"),
+        (lambda: losses.CrossBatchMemory(losses.TripletLoss, 4, 4), "loss must be a loss, not a class"),
+        (lambda: DistributedLoss(losses.TripletLoss), "loss must be a loss, not a class"),
+        (lambda: DistributedLoss(torch.nn.TripletMarginLoss()), "got TripletMarginLoss; .*gather_rows"),
+        (lambda: DistributedLoss(DistributedLoss(losses.TripletLoss())), "of one process; got DistributedLoss"),
+        (lambda: check_loss(losses.TripletLoss(), 1, Y), "make_prediction must return, .*got int"),
+        (lambda: check_loss(losses.TripletLoss(), Y, lambda: Z), "got a torch.int64 tensor; the order is"),
+        (lambda: array.uniform_linear(2.5), "sensors must be a whole number; got float"),
+        (lambda: array.steering(array.uniform_linear(2), 0.1), "angles are radians, as torch.tensor"),
+        (lambda: array.sample_covariance(torch.ones(4, 3)), r"use snapshots.to\(torch.complex64\)"),
+    ],
+)
+def test_what_is_no_loss_or_no_prediction_is_refused_where_it_is_given(build: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        build()
+
+
+def test_a_component_whose_name_has_a_dot_is_refused_in_words() -> None:
+    with pytest.raises(ValueError, match=r"name of a component must be text without a dot; got 'a\.b'"):
+        losses.CompositeLoss({"a.b": losses.TripletLoss()}, {"a.b": 1.0})
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.TripletLoss(),
+        losses.TripletLoss(mining="batch_all"),
+        losses.MinedTripletLoss(),
+        losses.SelectivelyContrastiveLoss(),
+        losses.SupConLoss(),
+        losses.ArcFaceLoss(2, 2),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_a_negative_weight_is_no_negative_loss(loss: Any) -> None:
+    with pytest.raises(ValueError, match=r"sample_weight must be at least 0; got -1"):
+        loss(Z, Y, sample_weight=torch.tensor([1.0, -1.0, 1.0, 1.0]))
+
+
+@pytest.mark.parametrize("option", ["class_weights", "pos_weight", "focal_alpha"])
+def test_a_negative_weight_of_a_class_is_refused(option: str) -> None:
+    loss = losses.SegmentationLoss({"bce": 0.5, "focal": 0.5}, mode="multilabel", **{option: torch.tensor([0.5, -0.5])})
+    with pytest.raises(ValueError, match=rf"{option} must be at least 0; got -0.5"):
+        loss(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3))

@@ -712,3 +712,11 @@ def test_the_page_says_what_the_installed_libraries_offer() -> None:
 def test_every_difference_and_every_option_named_is_of_a_class_that_is_here() -> None:
     for name, kind in [*compat_metric_table.DIFFERS, *((key[0], key[1]) for key in compat_metric_table.OVERRIDDEN)]:
         assert kind in compat_metric_table.ours(name).__all__
+
+
+def test_swapped_arguments_and_half_a_tuple_are_refused_in_words() -> None:
+    embeddings, labels = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
+    with pytest.raises(TypeError, match="embeddings come first, labels second"):
+        our_pml.TripletMarginLoss()(labels, embeddings)
+    with pytest.raises(ValueError, match=r"indices_tuple must be \(anchor, positive, negative\).*got 2 entries"):
+        our_pml.TripletMarginLoss()(embeddings, labels, (labels, labels))

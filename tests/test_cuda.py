@@ -28,8 +28,14 @@ NATIVE = (
     "segmentation_loss",
     "segmentation_sums",
     "pair_sums",
+    "batch_all",
 )
 """The ops with CUDA kernels, and backward passes of the same names."""
+FORWARD = ("mined_pairs",)
+"""Those whose backward pass is that of another."""
+
+INNER = ("segmentation_terms", "lovasz_shares")
+"""Ops between others, which have no gradient of their own."""
 
 MINING = [case for case in CASES if case.op in ("batch_hard", "triplet_loss") and case.curved][::7]
 
@@ -41,8 +47,18 @@ BY_KERNELS = [
     named("segmentation_loss-multiclass-valid_position"),
     named("segmentation_sums-multilabel-all"),
     named("segmentation_sums-multiclass-all"),
+    named("segmentation_loss-multilabel-ignore_index_element"),
+    named("segmentation_loss-binary-formula_all"),
+    named("segmentation_loss-multiclass-formula_label_sets"),
+    named("segmentation_loss-multiclass-formula_lovasz_batch"),
     named("pair_sums-bounded"),
-    *[case for case in CASES if case.op in ("supcon_loss", "circle_loss", "multi_similarity_loss")][::5],
+    named("supcon_loss-masked"),
+    named("circle_loss-references"),
+    named("multi_similarity_loss-masked"),
+    named("triplet_loss-batch_all-ragged-dot"),
+    named("triplet_loss-batch_all-pull-no_references"),
+    named("mined_pairs-masked-hardest-hardest-euclidean"),
+    named("mined_pairs-ragged_masked-easiest-easiest-cosine"),
 ]
 EACH_OP = [
     *BY_KERNELS,
@@ -81,7 +97,7 @@ def assert_same_bits(one: Inputs, other: Inputs) -> None:
         assert torch.equal(x.cpu(), other[name].cpu()), name
 
 
-@pytest.mark.parametrize("op", [op + end for op in NATIVE for end in ("", "_backward")])
+@pytest.mark.parametrize("op", [*(op + end for op in NATIVE for end in ("", "_backward")), *FORWARD, *INNER])
 def test_a_kernel_answers_this_op_on_cuda(op: str) -> None:
     found = fastmine.config()
     assert found["ops"][op]["CUDA"] == "native", found["reasons"]["CUDA"]

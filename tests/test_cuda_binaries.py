@@ -25,14 +25,19 @@ SEGMENTATION = {  # by the type of the logits, for the fused loss and for the su
 }
 ROWS = ("look_at_rows", "centre_rows", "fill_distances", "gather_pairs", "write_gradient")  # by the type of the rows
 UNTYPED = ("add_runs", "segmentation_formula", "finish_groups", "find_centreIf", "find_centreId")
+ERRORS = ("enter_errors", "sum_targets", "12write_shares")  # of the Lovász extension, by the type of the errors
+UNTYPED += ("formula_on_sums", "mark_classes")
 # Mining.
 ROWS += ("pack_rows", "find_positives", "choose", "mine_few_pairs", "find_norms", "find_edges", "6gather")
 UNTYPED += ("sort_tiles", "merge_runs", "match_labels", "clear_nearest", "screen_negatives", "screen_positives")
 UNTYPED += ("find_limits", "look_again", "look_at_anchors", "gather_evidence", "add_terms", "write_slopes")
 # Losses over many pairs.
-ROWS += ("12write_slopes",)
+ROWS += ("12write_slopes", "mine_ranks", "sum_triplets", "weigh_triplets", "write_triplets")
 UNTYPED += tuple(f"gather_slopesI{dtype}Lb{anchors}E" for dtype in DTYPES.values() for anchors in (0, 1))
 UNTYPED += ("sum_pairsIf", "sum_pairsId", "sum_nceIf", "collect_sums", "collect_nce", "tell_extra", "order_slopes")
+UNTYPED += tuple(f"gather_waveI{dtype}Lb{anchors}E" for dtype in DTYPES.values() for anchors in (0, 1))
+UNTYPED += ("9pack_sets", "count_labels", "tell_mined", "count_triplets", "find_spoiled")
+UNTYPED += ("8mark_use", "add_anchors", "apply_formula", "weigh_all")
 INSTRUCTIONS = {  # by a part of the mangled name: what must be there, and how often
     "12sigmoid_sumsIf": {"LDG.E.128": 2, "MUFU.EX2": 8},
     "16sigmoid_gradientIf": {"LDG.E.128": 2, "STG.E.128": 2},
@@ -102,7 +107,9 @@ def test_every_kernel_is_there_for_every_architecture(usage: dict[tuple[str, str
         for kernel, variants in SEGMENTATION.items()
         for variant in variants
         for dtype in DTYPES.values()
-    ] + [f"{kernel}I{dtype}E" for kernel in ROWS for dtype in DTYPES.values()]
+    ]
+    patterns += [f"{kernel}I{dtype}E" for kernel in ROWS for dtype in DTYPES.values()]
+    patterns += [f"{kernel}I{dtype}E" for kernel in ERRORS for dtype in "fd"]
     for architecture in architectures:
         names = [name for found, name in usage if found == architecture]
         for pattern in (*patterns, *UNTYPED):

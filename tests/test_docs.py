@@ -25,6 +25,7 @@ PAGES = sorted(
 )
 CHOOSING = REPOSITORY / "docs" / "choosing.md"
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+WITH_SNIPPETS = [page for page in PAGES if page.parent.name != "health" and PYTHON.search(page.read_text())]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^()\s]+)\)")
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
@@ -67,7 +68,7 @@ def stand_ins(page: Path) -> dict[str, Any]:
     return given
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "health"], ids=shown)
+@pytest.mark.parametrize("page", WITH_SNIPPETS, ids=shown)
 def test_every_snippet_runs_as_printed(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other, as one reads; the snippets of docs/health are scripts, which test_health.py runs."""
     monkeypatch.chdir(tmp_path)

@@ -30,17 +30,17 @@ from fastmine.reference.segmentation_formula import ALL_TERMS
 from fastmine.reference.segmentation_loss import SEGMENTATION_FIELDS, TERMS, segmentation_loss_backward
 from fastmine.reference.segmentation_sums import SUMS_FIELDS
 from fastmine.reference.selective import SELECTIVE_FIELDS
-from fastmine.reference.triplet_adjustments import ADJUSTED_FIELDS
 from fastmine.reference.triplet_loss import TRIPLET_FIELDS
+from fastmine.reference.triplet_terms import TERM_FIELDS
 
 FIELDS = {
     "batch_hard": MINING_FIELDS, "triplet_loss": TRIPLET_FIELDS, "segmentation_loss": SEGMENTATION_FIELDS,
     "pair_sums": PAIR_FIELDS, "supcon_loss": PAIR_FIELDS, "ntxent_loss": PAIR_FIELDS,
     "multi_similarity_loss": PAIR_FIELDS, "circle_loss": PAIR_FIELDS, "contrastive_loss": PAIR_FIELDS,
     "batch_all": BATCH_ALL_FIELDS, "segmentation_sums": SUMS_FIELDS, "segmentation_terms": (*SUMS_FIELDS, *ALL_TERMS),
-    "adjusted_triplet_loss": ADJUSTED_FIELDS, "selectively_contrastive_loss": SELECTIVE_FIELDS,
+    "adjusted_triplet_loss": (*MINING_FIELDS, *TERM_FIELDS), "selectively_contrastive_loss": SELECTIVE_FIELDS,
     "mined_pairs": MINED_FIELDS,
-    "mined_triplet_loss": (*MINED_FIELDS, "active", "semi_hard", "triplets", "active_triplets"),
+    "mined_triplet_loss": (*MINED_FIELDS, *TERM_FIELDS),
 }  # fmt: skip
 RESULT = {
     "batch_hard": "positive_distance", "mined_pairs": "positive_distance", "pair_sums": "positive_distance",

@@ -39,8 +39,9 @@ def test_gradcheck(case: Case) -> None:
 
 @pytest.mark.parametrize("case", [case for case in DIFFERENTIATED if case.size <= 30], ids=str)
 def test_gradgradcheck(case: Case) -> None:
+    """In random directions, in a seventh of the time: the first derivatives are checked one by one."""
     call, values = function(case)
-    assert gradgradcheck(call, values)
+    assert gradgradcheck(call, values, fast_mode=True)
 
 
 @pytest.mark.parametrize("name", ["pairwise_distance-euclidean-self", "triplet_loss-soft-cosine"])

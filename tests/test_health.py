@@ -725,6 +725,143 @@ def test_every_consequence_comes_later_and_is_known() -> None:
             assert CODES[other].stage >= code.stage or name in {"NONFINITE", "CONVERGED"}
 
 
+# --- what the blind set of faults taught ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_an_anchor_that_is_its_own_positive(copied: bool) -> None:
+    model, criterion = Embed(), nn.TripletMarginLoss(margin=1.0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with Monitor(model, criterion, optimizer, speak=False) as monitor:
+        for step in range(40):
+            x, _ = pk(step)
+            z = model(x)
+            loss = criterion(z, model(x) if copied else z.roll(1, 0), z.roll(4, 0))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            monitor.step(loss)
+    assert alarms(monitor) == (["INVALID_PAIRS"] if copied else [])
+
+
+def test_all_pairs_of_one_tensor_with_itself_are_no_pairs_of_copies() -> None:
+    def all_pairs(z: Tensor, other: Tensor, labels: Tensor) -> Tensor:
+        logits = (z @ other.T / 0.2).fill_diagonal_(-30.0)
+        return -(F.log_softmax(logits, 1) * (labels[:, None] == labels).fill_diagonal_(False)).sum(1).mean()
+
+    model = Embed()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with Monitor(model, optimizer=optimizer, speak=False) as monitor:
+        criterion = monitor.watch(all_pairs)
+        for step in range(40):
+            x, labels = pk(step)
+            z = model(x)
+            loss = criterion(z, z, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            monitor.step(loss)
+    assert alarms(monitor) == []
+
+
+@pytest.mark.parametrize("contrast", [False, True])
+def test_two_views_that_nothing_holds_apart(contrast: bool) -> None:
+    def agreement(one: Tensor, other: Tensor) -> Tensor:
+        if contrast:
+            return F.cross_entropy(one @ other.T / 0.2, torch.arange(len(one)))
+        return 1 - F.cosine_similarity(one, other, dim=1).mean()
+
+    model = Embed()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with Monitor(model, optimizer=optimizer, speak=False) as monitor:
+        criterion = monitor.watch(agreement)
+        for step in range(120):
+            x, _ = pk(step, P=32, K=1)
+            one, other = (model(x + 0.3 * torch.randn_like(x)) for _ in range(2))
+            loss = criterion(one, other)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            monitor.step(loss)
+    assert alarms(monitor) == ([] if contrast else ["EMBEDDING_COLLAPSE"])
+
+
+class Scaled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 10 * x
+
+
+@pytest.mark.parametrize(("last", "expected"), [(nn.Identity(), ["INPUT_DOMAIN"]), (Scaled(), [])])
+@pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss(), CombinedSegmentationLoss()])
+def test_logits_out_of_a_tanh(last: nn.Module, expected: list[str], criterion: nn.Module) -> None:
+    classifies = isinstance(criterion, nn.CrossEntropyLoss)
+    model = nn.Sequential(nn.Linear(16, 10) if classifies else segmenter(), nn.Tanh(), last)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        x, labels = pk(step)
+        return x, labels % 10
+
+    monitor = train(model, criterion, batch if classifies else masks, optimizer=optimizer)
+    assert alarms(monitor) == expected
+    if expected:
+        largest = 1 / (1 + 9 * np.exp(-2)) if classifies else 1 / (1 + np.exp(-1))
+        assert monitor.check()[0].evidence["largest possible probability"] == pytest.approx(largest)
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_classes_of_which_none_is_ever_marked(marked: bool) -> None:
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        x, labels = pk(step)
+        return x, (labels[:, None] % 10 == torch.arange(10) + (0 if marked else 100)).float()
+
+    model = nn.Linear(16, 10)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    monitor = train(model, nn.BCEWithLogitsLoss(), batch, optimizer=optimizer)
+    assert alarms(monitor) == ([] if marked else ["TARGETS_ALL_EMPTY"])
+
+
+def test_a_healthy_run_of_which_most_batches_taught_nothing_was_only_called_healthy(tmp_path: Path) -> None:
+    def annotated(logits: Tensor, target: Tensor) -> Tensor:
+        loss: Tensor = criterion(logits, target, valid=torch.full((4,), next(flags)))
+        return loss
+
+    criterion, flags = CombinedSegmentationLoss(), iter([step % 7 == 0 for step in range(128)])
+    model = segmenter()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    monitor = train(model, criterion, masks, steps=128, optimizer=optimizer, call=annotated)
+    assert monitor.verdict == "healthy"
+    (found,) = monitor.check()
+    assert (found.code, found.severity) == ("NOTHING_VALID", "info")
+    said = "109 of 128 batches hold nothing that is annotated"
+    assert said in "\n".join(monitor.report(tmp_path / "report.html").splitlines()[:3])
+    assert said in (tmp_path / "report.html").read_text().partition("</header>")[0]
+
+
+def test_a_healthy_run_says_what_could_not_be_judged() -> None:
+    criterion = TripletLoss(margin="soft")
+    with Monitor(None, criterion, speak=False) as monitor:
+        for step in range(20):
+            x, labels = pk(step)
+            monitor.step(criterion(x.clone().requires_grad_(), labels))
+    report = monitor.report()
+    assert "not judged: updates" in report
+    assert "not judged: the way from the loss to the model" in report
+    assert "no criterion" not in report
+    assert "not judged" not in train(Embed(), TripletLoss(), pk, steps=20).report()
+
+
+def test_a_loss_that_is_not_reduced_is_recorded_by_its_mean() -> None:
+    x = torch.randn(8, requires_grad=True)
+    with Monitor(speak=False) as monitor:
+        for step in range(70):
+            loss = x * 0 + step
+            monitor.step(loss if step % 16 == 9 else loss.mean())
+    table = monitor.history().tables["loss"]
+    assert (table["value"] == table.steps).all()
+    assert (table["connected"] == 1).all()
+
+
 # --- cost -------------------------------------------------------------------------------------------------------------
 
 SYNCHRONISING = (
@@ -1066,6 +1203,7 @@ def test_several_criteria_are_all_watched_and_not_silently_none() -> None:
             rows = model(torch.randn(4, 8))
             monitor.step(near(rows, torch.arange(4)) + far(rows, torch.arange(4) // 2))
     assert {"criterion", "criterion.1"} <= monitor.history().tables.keys()
+    assert repr(monitor) == "Monitor(criterion, criterion.1, optimizer: 12 steps)"
     assert [(found.code, found.component) for found in monitor.check()] == [("NO_POSITIVES", "criterion")]
 
 

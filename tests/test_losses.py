@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 import fastmine
 import fastmine.functional as F
+from fastmine import losses
 from fastmine.losses import (
     BCELoss,
     CombinedSegmentationLoss,
     CompositeLoss,
     DiceLoss,
+    EvidentLoss,
     FocalLoss,
     IoULoss,
     SegmentationLoss,
@@ -85,11 +87,11 @@ def test_triplet_module_takes_references() -> None:
     [
         (TripletLoss(0.3, metric="cosine"), ["margin=0.3", "metric='cosine'", "on_empty='zero'", "reduction='mean'"]),
         (TripletLoss("leaky", leak=0.05), ["margin='leaky'", "leak=0.05"]),
-        (DiceLoss(mode="multilabel", smooth=1.0), ["terms={'dice': 1.0}", "mode='multilabel'", "smooth=1.0"]),
-        (TverskyLoss(0.2, 0.8), ["tversky_alpha=0.2", "tversky_beta=0.8"]),
-        (FocalLoss(0.25, gamma=3.0), ["focal_alpha=0.25", "focal_gamma=3.0"]),
-        (BCELoss(mode="multiclass"), ["terms={'ce': 1.0}"]),
-        (CombinedSegmentationLoss(), ["'bce': 0.4", "'dice': 0.4", "'focal': 0.2"]),
+        (DiceLoss(mode="multilabel", smooth=1.0), ["mode='multilabel'", "smooth=1.0"]),
+        (TverskyLoss(0.2, 0.8), ["alpha=0.2", "beta=0.8"]),
+        (FocalLoss(0.25, gamma=3.0), ["alpha=0.25", "gamma=3.0"]),
+        (BCELoss(mode="multiclass"), ["mode='multiclass'"]),
+        (CombinedSegmentationLoss(), ["bce_weight=0.4", "dice_weight=0.4", "focal_weight=0.2"]),
         (CompositeLoss({"a": TripletLoss()}, {"a": 0.5}), ["weights(a=0.5)", "required=['a']", "step=0"]),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
@@ -549,3 +551,29 @@ def test_a_nan_component_makes_the_total_nan_and_is_named() -> None:
     assert loss(X).isnan()
     assert math.isnan(loss.evidence.nan_value)
     assert loss.evidence.square_value == 5
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        TripletLoss(0.3, negative="semi_hard"),
+        losses.MinedTripletLoss(negatives=(1, 5), window=0.2),
+        losses.SupConLoss(0.2),
+        losses.ArcFaceLoss(3, 4, margin=0.1),
+        losses.DiceLoss(mode="multiclass", class_weights=torch.tensor([1.0, 2.0])),
+        losses.TverskyLoss(0.1, 0.9, batch=True),
+        losses.FocalLoss(0.25, 1.5),
+        losses.BCELoss(pos_weight=3.0),
+        losses.CrossEntropyLoss([1.0, 2.0], label_smoothing=0.1),
+        losses.GeneralizedDiceLoss("simple", class_weights=[1.0, 2.0]),
+        losses.FocalTverskyLoss(0.1, 0.9, 0.5),
+        losses.CombinedSegmentationLoss(0.0, 0.5, 0.5, mode="multiclass"),
+        losses.SegmentationLoss({"dice": 1.0, "mcc": 0.5}, squared=True),
+        losses.LovaszLoss(empty="area"),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_what_a_loss_prints_can_be_typed(loss: EvidentLoss[Any]) -> None:
+    again = eval(repr(loss), vars(losses).copy())
+    assert repr(again) == repr(loss)
+    assert again.options.keys() == loss.options.keys()

@@ -171,6 +171,18 @@ def test_half_precision_is_rounded_once(name: str, dtype: torch.dtype) -> None:
     )
 
 
+@every_loss
+@pytest.mark.parametrize("metric", ["cosine", "euclidean", "dot"])
+def test_a_large_batch_is_as_exact_as_a_small_one(name: str, metric: str) -> None:
+    """Where there is a matrix unit, its products are of whole numbers from here on."""
+    x, labels = batch(400, 64, 100)
+    x, labels = normalize(x), labels[torch.randperm(400, generator=torch.Generator().manual_seed(1))]
+    got, gradient, _ = step(name, x, labels, metric=metric)
+    want, want_gradient, _ = step(name, x.double(), labels, metric=metric)
+    assert_values_agree(got, want, "reduction")
+    assert_gradients_agree(gradient, want_gradient)
+
+
 # --- temperatures, weights, evidence ---------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ import fastmine.functional as F
 import oracle
 from compare import assert_gradients_agree, assert_values_agree
 from fastmine import losses
-from fastmine.reference.proxies import PROXY_FIELDS
+from fastmine.reference.margin_softmax import margin_softmax
+from fastmine.reference.proxies import PROXY_FIELDS, proxy_evidence
+from fastmine.reference.proxy_anchor import proxy_anchor
 
 C, D = 5, 4
 LOW = (torch.bfloat16, torch.float16)
@@ -321,6 +324,29 @@ def test_evidence_by_hand() -> None:
         "negative_distance_sum": 1 + 1 + 0 + 1, "positive_distance_max": 1, "negative_distance_min": 0,
         "norm_squared_sum": 4 + 9 + 1, "sum_norm_squared": 9 + 9,
     }  # fmt: skip
+
+
+@EACH
+@pytest.mark.parametrize("n", [0, 1, 9, 300])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *LOW])
+def test_the_op_of_the_evidence_is_its_reference(name: str, n: int, dtype: torch.dtype) -> None:
+    """On rows of every kind: invalid, of no class, zero, not finite; some classes without a row, or a vector."""
+    x, labels, w = batch(n, dtype=dtype)
+    w[2], valid, weight = 0, torch.arange(n) % 5 != 3, torch.arange(n) % 4 / 2
+    labels[labels == 4] = -1
+    x[6:7], x[7:8], x[8:9, 1], x[40:41] = 0, torch.nan, -torch.inf, 0
+    function = {"arcface": margin_softmax, "cosface": margin_softmax, "proxy_anchor": proxy_anchor}[name]
+    for options in ({}, {"valid": valid}, {"valid": valid, "sample_weight": weight, "class_weight": torch.rand(C)}):
+        evidence_of = Mock(wraps=proxy_evidence)
+        _, want = function(x, labels, w, evidence_of=evidence_of, **options)
+        arguments = evidence_of.call_args.args
+        found = torch.ops.fastmine.proxy_evidence(*arguments)
+        tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+        assert torch.allclose(found, want, rtol=tolerance, atol=tolerance, equal_nan=True)
+        assert torch.equal(found[: PROXY_FIELDS.index("weight_sum")], want[: PROXY_FIELDS.index("weight_sum")])
+    if n == 1:  # of which no number is a NaN: opcheck takes them for different
+        op = torch.ops.fastmine.proxy_evidence.default
+        assert set(torch.library.opcheck(op, arguments).values()) == {"SUCCESS"}
 
 
 @EACH

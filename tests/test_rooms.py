@@ -18,8 +18,10 @@ from fastmine import _ops, array, functional, losses, reference
 from fastmine.reference.batch_hard import MINING_FIELDS
 from fastmine.reference.mined_pairs import MINED_FIELDS
 from fastmine.reference.pair_sums import PAIR_FIELDS
+from fastmine.reference.proxies import PROXY_FIELDS
 from fastmine.reference.segmentation_loss import SEGMENTATION_FIELDS
 from fastmine.reference.triplet_loss import TRIPLET_FIELDS
+from fastmine.reference.triplet_terms import TERM_FIELDS
 from support import REPOSITORY
 
 PYTHON = REPOSITORY / "python" / "fastmine"
@@ -204,12 +206,13 @@ FIELDS = {
     "Mining": MINING_FIELDS, "Segmentation": SEGMENTATION_FIELDS, "PairExtra": PAIR_FIELDS[len(MINING_FIELDS) :],
     "MinedExtra": MINED_FIELDS[len(MINING_FIELDS) :],
 }  # fmt: skip
+ENUMERATED = {"TripletTerm": TERM_FIELDS, "Proxy": PROXY_FIELDS}
 
 
 def test_evidence_fits_and_names_each_place_once() -> None:
     assert TRIPLET_FIELDS[: len(MINING_FIELDS)] == MINING_FIELDS
     assert PAIR_FIELDS[: len(MINING_FIELDS)] == MINING_FIELDS
-    for fields in (*FIELDS.values(), TRIPLET_FIELDS, PAIR_FIELDS):
+    for fields in (*FIELDS.values(), TRIPLET_FIELDS, PAIR_FIELDS, PROXY_FIELDS, (*MINED_FIELDS, *TERM_FIELDS)):
         assert len(set(fields)) == len(fields) <= 32
 
 
@@ -218,6 +221,13 @@ def test_evidence_has_the_same_order_in_both_languages(name: str) -> None:
     headers = "".join(path.read_text() for path in sorted((CSRC / "kernels").glob("*.h")))
     (listed,) = re.findall(rf"k{name}Fields\[\] = \{{([^}}]*)\}}", headers)
     assert tuple(re.findall(r'"(\w+)"', listed)) == FIELDS[name]
+
+
+@pytest.mark.parametrize("name", ENUMERATED)
+def test_evidence_is_enumerated_in_the_same_order(name: str) -> None:
+    headers = "".join(path.read_text() for path in sorted((CSRC / "kernels").glob("*.h")))
+    (listed,) = re.findall(rf"enum class {name} : int {{([^}}]*)}};", headers)
+    assert (*re.findall(r"^\s*(\w+),", listed, flags=re.MULTILINE),) == (*ENUMERATED[name], "count")
 
 
 def test_evidence_has_the_same_order_in_the_built_module(native_module: ModuleType) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -12,8 +14,9 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import fastmine.functional as F
 import oracle
-from fastmine import losses
-from fastmine.reference.segmentation_formula import ALL_TERMS
+from fastmine import _ops, losses, reference
+from fastmine.functional import _formula_on_sums
+from fastmine.reference.segmentation_formula import ALL_TERMS, segmentation_terms_forward
 
 NAMES = {
     "smooth_nr": "nr", "smooth_dr": "dr", "focal_alpha": "alpha", "focal_gamma": "gamma", "tversky_alpha": "fp",
@@ -346,6 +349,36 @@ def test_gradient_norm_of_each_term_is_exact(mode: str, soft: bool, reduction: s
             assert evidence.as_dict()[f"{name}_weight"] == weight
         total = sum(norms.values())
         assert evidence.gradient_shares == pytest.approx({name: norm / total for name, norm in norms.items()}, rel=1e-9)
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("options", [{}, {"batch": True, "reduction": "sum", "class_weights": [0.5, 2.0]}], ids=str)
+def test_of_two_classes_the_sums_tell_the_norm_of_what_is_linear(native: bool, options: dict[str, Any]) -> None:
+    """Under a softmax both have the gradient p q (h - h'), so that no term of these costs a backward pass."""
+    logits, target = batch("multiclass")
+    logits, target = logits[:, :2].clone().requires_grad_(), target % 2
+    options = {"mode": "multiclass", "valid": torch.tensor([[True, True], [True, False], [False, True]]), **options}
+    terms = {name: 1.0 for name in TERMS["multiclass"] if name not in ("focal", "lovasz")}
+    with mock.patch.object(_formula_on_sums, "_gradient_norm", side_effect=AssertionError("another pass")):
+        op = mock.patch.object(_ops, "_summed_up", side_effect=_summed_up_by_the_reference)
+        with contextlib.nullcontext() if native else op:
+            _, evidence = F.segmentation_loss(
+                logits, target, terms=terms, full_evidence=True, return_evidence=True, **options
+            )
+    for name in terms:
+        loss = F.segmentation_loss(logits, target, terms={name: 1.0}, **options)
+        norm = torch.autograd.grad(loss, logits)[0].abs().sum().item()
+        assert evidence.as_dict()[f"{name}_gradient"] == pytest.approx(norm, rel=1e-9, abs=1e-15), name
+
+
+def _summed_up_by_the_reference(
+    logits: Tensor, lovasz: Tensor | None, *rest: Any
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]:
+    """``_ops._summed_up`` without a kernel."""
+    *inputs, wanted, gamma, formula = rest
+    sums, found = reference.segmentation_sums(logits.detach(), *inputs, formula[0], wanted, gamma)
+    loss, slopes, lovasz_slopes, means, norms = segmentation_terms_forward(sums, found, lovasz, *formula)
+    return (loss, sums, found, means, norms), (slopes, lovasz_slopes)
 
 
 def test_full_evidence_per_class() -> None:

@@ -136,7 +136,9 @@ struct BatchHardBackward {
   const bool* has_negative;
   const void* grad_positive;  // of type `grad_dtype`, with this many elements from one pair's to the next
   const void* grad_negative;
-  const double* slopes;  // [2, x.n], factors of the two gradients where each anchor has one pair; or null: all are 1
+  const double* slopes;  // factors of the gradients, which are then of each anchor and not of each pair: [x.n,
+                         // positives], [x.n, negatives] and, with `between`, [x.n]; or null: all are 1
+  bool between;          // each anchor has one pair of each sign, and these two rows of y a pair of their own
   DType grad_dtype;      // float32 or float64
   std::int64_t grad_positive_stride;
   std::int64_t grad_negative_stride;

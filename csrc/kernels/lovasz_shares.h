@@ -18,6 +18,7 @@
 #include <cstdint>
 
 #include "kernels/dtype.h"
+#include "kernels/host_device.h"
 #include "kernels/stage.h"
 
 namespace fastmine {
@@ -32,6 +33,12 @@ struct LovaszShares {
 
   void* shares;  // out: as errors
 };
+
+/// The share of an error at a position of target t, the so-many-th, with `left` of the target after it.
+FASTMINE_HOST_DEVICE inline double lovasz_share(double t, double left, std::int64_t place) {
+  const double all = left + static_cast<double>(place), before = all - (1 - t);
+  return before == 0 ? 1 : (t * all + (1 - t) * left) / (all * before);
+}
 
 namespace cpu {
 

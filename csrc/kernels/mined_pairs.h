@@ -59,7 +59,7 @@ struct MinedPairs {
   bool windowed;
   double window;
   double cutoff, nonzero_loss_cutoff;
-  std::uint64_t seed;
+  const std::uint64_t* seed;  // [1]; null unless an order is random
   MinedSign positive, negative;
 
   double* evidence;  // the fields of mining, then kMinedExtraFields

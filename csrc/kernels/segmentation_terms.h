@@ -16,6 +16,7 @@
 #include <cstdint>
 
 #include "kernels/dtype.h"
+#include "kernels/host_device.h"
 #include "kernels/reduction.h"
 #include "kernels/segmentation_sums.h"
 
@@ -47,8 +48,8 @@ struct PerClass {
   const double* values = nullptr;
   std::int64_t stride = 0;
 
-  explicit operator bool() const { return values != nullptr; }
-  double operator[](std::int64_t k) const { return values[k * stride]; }
+  FASTMINE_HOST_DEVICE explicit operator bool() const { return values != nullptr; }
+  FASTMINE_HOST_DEVICE double operator[](std::int64_t k) const { return values[k * stride]; }
 };
 
 struct SegmentationTerms {
@@ -82,7 +83,7 @@ struct SegmentationTerms {
   double* values;         // [kFormulaTerms]: the mean of each term over all that counts, whatever the reduction
   /// [kFormulaTerms]: the L1 norm of each term's part of the gradient by the logits, as far as the sums tell it: hard
   /// targets, and for a sigmoid terms whose slope is p q, q or p times one factor on target and another off it, for a
-  /// softmax the cross entropy, without smoothing. Needs g1 and g0.
+  /// softmax the cross entropy, without smoothing, and of two classes terms linear in p. Needs g1 and g0.
   double* norms;
 };
 

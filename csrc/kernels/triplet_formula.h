@@ -19,14 +19,14 @@ FASTMINE_HOST_DEVICE inline Curve softplus(double v) {
   return {(v > 0 ? v : 0) + ::log1p(e), (v >= 0 ? 1 : e) / (1 + e)};
 }
 
-FASTMINE_HOST_DEVICE inline Curve curve(const TripletLoss& p, double violation) {
+FASTMINE_HOST_DEVICE inline Curve curve(TripletShape shape, double leak, double violation) {
   if (violation != violation) {
     return {violation, violation};
   }
-  if (p.shape == TripletShape::soft) {
+  if (shape == TripletShape::soft) {
     return softplus(violation);
   }
-  const double below = p.shape == TripletShape::leaky ? p.leak : 0;
+  const double below = shape == TripletShape::leaky ? leak : 0;
   return violation <= 0 ? Curve{below * violation, below} : Curve{violation, 1};
 }
 
@@ -51,15 +51,14 @@ FASTMINE_HOST_DEVICE inline double weight_of(const TripletLoss& p, std::int64_t 
 FASTMINE_HOST_DEVICE inline Term term(const TripletLoss& p, std::int64_t i, bool empty) {
   const double sign = sign_of(p), d_p = sign * p.positive_distance[i], d_n = sign * p.negative_distance[i];
   if (is_valid(p, i)) {
-    const Curve c = curve(p, d_p - d_n + p.margin);
+    const Curve c = curve(p.shape, p.leak, d_p - d_n + p.margin);
     return {c.value, c.slope, -c.slope, true};
   }
   if (empty && p.on_empty == OnEmpty::pull && p.has_positive[i]) {
     return {d_p, 1, 0, true};
   }
   if (empty && p.on_empty == OnEmpty::push && p.has_negative[i]) {
-    const double closeness = p.margin - d_n;
-    const Curve c = closeness != closeness ? Curve{closeness, closeness} : softplus(closeness);
+    const Curve c = curve(TripletShape::soft, 0, p.margin - d_n);
     return {c.value, 0, -c.slope, true};
   }
   return {0, 0, 0, false};
@@ -76,7 +75,8 @@ FASTMINE_HOST_DEVICE inline Activity activity(const TripletLoss& p, std::int64_t
   return {valid && (p.shape == TripletShape::soft || above), valid && gap <= 0 && above};
 }
 
-FASTMINE_HOST_DEVICE inline void write_loss(const TripletLoss& p, std::int64_t i, double value) {
+template <class Problem>
+FASTMINE_HOST_DEVICE void write_loss(const Problem& p, std::int64_t i, double value) {
   if (p.loss_dtype == DType::float64) {
     static_cast<double*>(p.loss)[i] = value;
   } else {

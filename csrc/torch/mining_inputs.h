@@ -138,7 +138,7 @@ TripletLoss formula_problem(const Mined& m, Formula& f, Make make, const MaybeTe
 /// What the gradient of mined distances is of, and where it goes.
 struct MinedGradient {
   Tensor x, y, positive_index, negative_index, has_positive, has_negative, grad_positive, grad_negative;
-  MaybeTensor slopes;  // [2, n], factors of the gradients
+  MaybeTensor slopes;  // factors of the gradients, which are then of each anchor
   Tensor grad_x, grad_y;
 };
 
@@ -159,15 +159,20 @@ BatchHardBackward gradient_problem(MinedGradient& g, Make make, const Tensor& gr
   const int64_t n = g.x.size(0), d = g.x.size(1);
   const auto pairs_of = [](const Tensor& index) { return index.dim() == 2 ? index.size(1) : int64_t{1}; };
   const int64_t positives = pairs_of(g.positive_index), negatives = pairs_of(g.negative_index);
-  g.grad_positive = for_pairs(grad_positive, g.positive_index);
-  g.grad_negative = for_pairs(grad_negative, g.negative_index);
+  if (slopes) {
+    check_grad(grad_positive, n);
+    check_grad(grad_negative, n);
+  }
+  g.grad_positive = slopes ? grad_positive : for_pairs(grad_positive, g.positive_index);
+  g.grad_negative = slopes ? grad_negative : for_pairs(grad_negative, g.negative_index);
   FASTMINE_CHECK(g.grad_positive.scalar_type() == g.grad_negative.scalar_type(), "gradients of two types");
   FASTMINE_CHECK(g.positive_index.size(0) == n && g.negative_index.size(0) == n &&
                      g.positive_index.numel() == g.has_positive.numel() &&
                      g.negative_index.numel() == g.has_negative.numel(),
                  "the pairs are of another problem");
-  FASTMINE_CHECK(!g.slopes || (g.slopes->scalar_type() == ScalarType::Double && g.slopes->numel() == 2 * n &&
-                               positives == 1 && negatives == 1),
+  const int64_t pairs = n * (positives + negatives), factors = g.slopes ? g.slopes->numel() : pairs;
+  FASTMINE_CHECK(!g.slopes || g.slopes->scalar_type() == ScalarType::Double, "slopes are float64");
+  FASTMINE_CHECK(factors == pairs || (factors == pairs + n && positives == 1 && negatives == 1),
                  "the slopes are of another problem");
   g.grad_x = make({n, d}, g.x.scalar_type());
   g.grad_y = self ? make({0}, g.x.scalar_type()) : make({g.y.size(0), d}, g.y.scalar_type());
@@ -186,6 +191,7 @@ BatchHardBackward gradient_problem(MinedGradient& g, Make make, const Tensor& gr
   problem.grad_positive = g.grad_positive.const_data_ptr();
   problem.grad_negative = g.grad_negative.const_data_ptr();
   problem.slopes = g.slopes ? data<double>(*g.slopes) : nullptr;
+  problem.between = factors > pairs;
   problem.grad_dtype = dtype_of(g.grad_positive.scalar_type());
   problem.grad_positive_stride = step(g.grad_positive);
   problem.grad_negative_stride = step(g.grad_negative);

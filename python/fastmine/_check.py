@@ -154,6 +154,8 @@ def segmentation(logits_: object, target_: object, mode: str) -> None:
     logits = tensor("logits", logits_, FLOATING, "logits come first, target second; of logits use .float()")
     target = tensor("target", target_, (torch.bool, *INTEGERS, *FLOATING))
     same_device("logits", logits, "target", target)
+    if target.requires_grad:
+        raise ValueError("target is a constant of this loss; pass target.detach()")
     if mode == "multiclass":
         _class_targets(logits, target)
         return
@@ -325,7 +327,7 @@ def whole(name: str, value: object, minimum: int) -> int:
 
 
 def per_class(name: str, value: object, *, minimum: float = 0.0, maximum: float = math.inf) -> None:
-    """One number, or one per class as a sequence or a tensor, whose values stay unread unless they are on the CPU."""
+    """One number, or one per class as a sequence or a tensor, whose values stay unread."""
     if isinstance(value, Tensor):
         tensor(name, value, (*FLOATING, *INTEGERS))
         if value.dim() > 1:
@@ -355,3 +357,9 @@ def ranks(name: str, value: object) -> None:
             raise ValueError(f"{name} must be a range of ranks (first, last) with first < last; got {value}")
     else:
         whole(name, value, 1)
+
+
+def no_class(name: str, value: object) -> None:
+    """A loss, and not the class of one, which would be called as if it were."""
+    if isinstance(value, type):
+        raise TypeError(f"{name} must be a loss, not a class; got {value.__name__}; use {value.__name__}()")

@@ -26,7 +26,8 @@ from .reference.batch_all import batch_all_backward, batch_all_forward
 from .reference.batch_hard import batch_hard_backward, mined_distance
 from .reference.lovasz import lovasz_shares as reference_shares
 from .reference.pair_sums import pair_sums_backward, pair_sums_forward, scale_gradient
-from .reference.pairwise_distance import pairwise_distance_backward, pairwise_distance_forward
+from .reference.pairwise_distance import pairwise_distance_backward, pairwise_distance_forward, result_dtype
+from .reference.proxies import proxy_evidence as reference_evidence
 from .reference.segmentation_formula import (
     formula_of,
     loss_and_means,
@@ -36,6 +37,7 @@ from .reference.segmentation_formula import (
 from .reference.segmentation_loss import segmentation_loss_backward
 from .reference.segmentation_sums import SUMS_FIELDS, segmentation_sums_backward
 from .reference.triplet_loss import triplet_formula, triplet_loss_backward
+from .reference.triplet_terms import triplet_terms as reference_terms
 
 _LIBRARY: Any = torch.library.Library("fastmine", "DEF")  # type: ignore[no-untyped-call]
 
@@ -44,7 +46,7 @@ _MINED = """Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddi
 _RANKED = """Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddings, Tensor? ref_labels,
     Tensor? ref_valid, str metric, str positive, str negative, int[] ranks, float? window, Tensor? groups,
     Tensor? ref_groups, bool group_positives, Tensor? self_index, Tensor? seed, float cutoff,
-    float nonzero_loss_cutoff"""
+    float nonzero_loss_cutoff, bool wide=False"""
 _PAIRS = """Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddings, Tensor? ref_labels,
     Tensor? ref_valid, Tensor? positive_bound, Tensor? negative_bound, str metric, str form, float[] curve,
     Tensor? scale"""
@@ -67,7 +69,8 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         pairwise_distance_backward,
     ),
     "batch_hard": (
-        f"({_MINED}, Tensor? self_index=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        f"""({_MINED}, Tensor? self_index=None, bool wide=False)
+        -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)""",
         reference.batch_hard,
     ),
     "mined_pairs": (
@@ -89,6 +92,18 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         """(Tensor grad, Tensor slopes, Tensor embeddings, Tensor? ref_embeddings, Tensor positive_index,
         Tensor negative_index, Tensor has_positive, Tensor has_negative, str metric) -> (Tensor, Tensor)""",
         triplet_loss_backward,
+    ),
+    "triplet_terms": (
+        """(Tensor rows, Tensor positive_index, Tensor negative_index, Tensor positive_distance,
+        Tensor negative_distance, Tensor has_positive, Tensor has_negative, Tensor evidence, Tensor? weight, str metric,
+        str shape, float margin, float leak, str on_empty, str reduction, bool swap, float hardness,
+        float? active_fraction) -> (Tensor, Tensor, Tensor)""",
+        reference_terms,
+    ),
+    "proxy_evidence": (
+        """(Tensor embeddings, Tensor labels, Tensor? valid, Tensor vector_norm, Tensor cosine, Tensor nearest_other,
+        Tensor active, Tensor? weight, int classes) -> Tensor""",
+        reference_evidence,
     ),
     "pair_sums": (
         f"({_PAIRS}, Tensor? level=None) -> (Tensor, Tensor)",
@@ -424,6 +439,96 @@ segmentation_loss = _differentiable(
 )
 
 segmentation_sums = _differentiable("segmentation_sums", reference.segmentation_sums, _sums_setup, _sums_backward)
+
+
+class _TripletTerms(torch.autograd.Function):
+    """Mining and the formula on its pairs, two ops on the way there and one on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, refs: Tensor | None, *args: Any) -> Any:
+        (loss, slopes, evidence), pairs = _mined_terms(x, refs, *args)
+        _, _, _, weight, ctx.formula = args
+        ctx.save_for_backward(weight, slopes, evidence, x, refs, *pairs)
+        ctx.mark_non_differentiable(evidence)
+        ctx.set_materialize_grads(False)
+        return loss, evidence
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
+        if grad is None:
+            return (None,) * 7
+        weight, slopes, evidence, *saved = ctx.saved_tensors
+        x, refs, *pairs = saved
+        metric, *_ = ctx.formula
+        if torch.is_grad_enabled():
+
+            def run(x: Tensor, refs: Tensor | None) -> Tensor:
+                p, n, has_p, has_n = pairs
+                d_p, d_n = _mined_distances(x, refs, saved, metric)
+                rows = x if refs is None else refs
+                return reference_terms(rows, p, n, d_p, d_n, has_p, has_n, evidence, weight, *ctx.formula)[0]
+
+            by_x, by_refs = _again(run, [x, refs], grad)
+        else:
+            by_x, by_refs = torch.ops.fastmine.triplet_loss_backward.default(grad, slopes, *saved, metric)
+        return by_x, None if refs is None else by_refs, *[None] * 5
+
+
+_Mining = Callable[..., Any]
+_Terms = tuple[Tensor, Tensor, Tensor]
+
+
+def _mined_terms(
+    x: Tensor, refs: Tensor | None, mine: _Mining, labels: tuple[Any, ...], mining: tuple[Any, ...],
+    weight: Tensor | None, formula: tuple[Any, ...],
+) -> tuple[_Terms, tuple[Tensor, ...]]:  # fmt: skip
+    """What the op ``triplet_terms`` returns, and the indices and bits of the mined pairs."""
+    with torch._C._AutoDispatchBelowAutograd():
+        p, n, d_p, d_n, has_p, has_n, found = mine(x, *labels[:2], refs, *labels[2:], *mining)
+        terms = torch.ops.fastmine.triplet_terms.default(
+            x if refs is None else refs, p, n, d_p, d_n, has_p, has_n, found, weight, *formula
+        )
+    return terms, (p, n, has_p, has_n)
+
+
+_apply_terms: Any = super(torch.autograd.Function, _TripletTerms).apply
+
+
+def triplet_terms(
+    name: str, batch: tuple[Tensor | None, ...], mining: tuple[Any, ...], weight: Tensor | None,
+    formula: tuple[Any, ...],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(loss, evidence) of the pairs that the op ``name`` finds; differentiable by the embeddings and the references.
+
+    ``batch`` are these, their labels and masks, as that op takes them, ``mining`` its other arguments, and ``formula``
+    the arguments of the op ``triplet_terms`` from ``metric`` on.
+    """
+    x, labels, valid, refs, ref_labels, ref_valid = batch
+    assert x is not None
+    if traced(x, refs):
+        # A third pair has a gradient of its own: added to the others in a wide type, and rounded once.
+        x, refs = (None if z is None else z.to(result_dtype(z)) for z in (x, refs))
+        assert x is not None
+        mine: _Mining = batch_hard if name == "batch_hard" else mined_pairs
+        p, n, d_p, d_n, has_p, has_n, found = mine(x, labels, valid, refs, ref_labels, ref_valid, *mining)
+        rows = x if refs is None else refs
+        loss, _, evidence = reference_terms(rows, p, n, d_p, d_n, has_p, has_n, found, weight, *formula)
+        return loss, evidence
+    op = getattr(torch.ops.fastmine, name).default
+    args = x, refs, op, (labels, valid, ref_labels, ref_valid), mining, weight, formula
+    if _has_gradient((x, refs)):
+        loss, evidence = _apply_terms(*args)
+        return loss, evidence
+    (loss, _, evidence), _ = _mined_terms(*args)
+    return loss, evidence
+
+
+def proxy_evidence(*args: Any) -> Tensor:
+    """The evidence of a loss against class vectors."""
+    if _transformed():
+        return reference_evidence(*args)
+    found: Tensor = torch.ops.fastmine.proxy_evidence.default(*args)
+    return found
 
 
 def lovasz_shares(errors: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:

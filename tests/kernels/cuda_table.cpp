@@ -4,9 +4,11 @@
 #include "cuda_emulator.h"
 
 // The whole text of the kernels, as C++.
+#include "kernels/cuda/lovasz_shares.cu"
 #include "kernels/cuda/pairwise_distance.cu"
 #include "kernels/cuda/segmentation_loss.cu"
 #include "kernels/cuda/segmentation_sums.cu"
+#include "kernels/cuda/segmentation_terms.cu"
 
 namespace fastmine::test {
 namespace {
@@ -71,6 +73,28 @@ cuda::cudaError_t sums(const SegmentationSums& p, void* memory) { return cuda::s
 cuda::cudaError_t sums_backward(const SegmentationSumsBackward& p, void*) {
   return cuda::segmentation_sums_backward(p, nullptr);
 }
+std::size_t shares_bytes(const LovaszShares& p) { return cuda::lovasz_shares_workspace(p); }
+cuda::cudaError_t shares(const LovaszShares& p, void* memory) { return cuda::lovasz_shares(p, memory, nullptr); }
+std::size_t terms_bytes(const SegmentationTerms& p) { return cuda::segmentation_terms_workspace(p); }
+
+/// The problem, whose list of classes goes to the device as the binding sends it.
+cuda::cudaError_t terms(const SegmentationTerms& p, void* memory) {
+  std::vector<std::int64_t> classes;
+  for (std::int64_t k = 0; p.kept != nullptr && k < p.classes; ++k) {
+    if (p.kept[k] != 0) {
+      classes.push_back(k);
+    }
+  }
+  std::vector<std::uint8_t> kept(static_cast<std::size_t>(p.classes), 7);
+  SegmentationTerms on_device = p;
+  on_device.room = nullptr;
+  if (p.kept != nullptr) {
+    on_device.kept = kept.data();
+    const auto n = static_cast<std::int64_t>(classes.size());
+    check(cuda::mark_kept(classes.data(), n, kept.data(), p.classes, nullptr) == cuda::cudaSuccess, "marking classes");
+  }
+  return cuda::segmentation_terms(on_device, memory, nullptr);
+}
 
 /// The same kernel for every working type: it looks at the type of its inputs.
 template <class P>
@@ -97,3 +121,15 @@ Tables tables() {
 }
 
 }  // namespace fastmine::test
+
+// Of kernels that are compiled once there is no table: these stand in for them.
+namespace fastmine::cpu {
+
+const StagedKernel<LovaszShares> lovasz_shares =
+    test::Emulated<LovaszShares, &test::shares_bytes, &test::shares>::kKernel;
+
+void segmentation_terms(const SegmentationTerms& problem) noexcept {
+  test::run(test::Emulated<SegmentationTerms, &test::terms_bytes, &test::terms>::kKernel, problem);
+}
+
+}  // namespace fastmine::cpu

@@ -128,7 +128,8 @@ Found mine(const cpu::KernelTable& table, const Batch& b, const Options& o, Orde
   q.window = o.window;
   q.cutoff = 0.5;
   q.nonzero_loss_cutoff = 1.4;
-  q.seed = 0x123456789abcdefU;
+  static constexpr std::uint64_t kSeed = 0x123456789abcdefU;
+  q.seed = &kSeed;
   q.positive = {o.positive,
                 o.first_p,
                 o.last_p,
@@ -283,12 +284,16 @@ void test_pairs(const cpu::KernelTable& table) {
       {PairOrder::random, PairOrder::distance_weighted, true},
   };
   Random random(1);
+  int turn = 0;
   for (const Metric metric : kMetrics) {
     for (const auto& [positive, negative, windowed] : kOrders) {
       if (metric == Metric::dot && negative == PairOrder::distance_weighted) {
         continue;
       }
       for (int kind = 0; kind < 6; ++kind) {
+        if (kEmulated && ++turn % 5 != 0) {  // it takes its time; every option meets every other here and there
+          continue;
+        }
         Batch b = draw(random, kind == 5 ? 150 : 61, 97, kind == 4 ? 300 : 9, kind % 2 == 0, kind == 2 || kind == 3,
                        kind == 1 || kind == 3);
         if (kind == 5) {  // nearly collapsed, with a row of no number
@@ -303,9 +308,9 @@ void test_pairs(const cpu::KernelTable& table) {
                                  ", order " + std::to_string(static_cast<int>(negative)) + ", kind " +
                                  std::to_string(kind);
         check(right(b, o, serial), what);
-        check(serial.same_bits(mine(table, b, o, Order::one_by_one_backwards)) &&
-                  serial.same_bits(mine(table, b, o, Order::threads)),
-              what + ": bits");
+        for (const Order order : kAgain) {
+          check(serial.same_bits(mine(table, b, o, order)), what + ": bits");
+        }
       }
     }
   }

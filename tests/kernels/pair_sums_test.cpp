@@ -48,6 +48,7 @@ struct Batch {
   Metric metric;
   PairForm form;
   PairCurve positive, negative;
+  Products products;
 };
 
 double curve(const PairCurve& c, PairForm form, double v, double weight_at) {
@@ -163,6 +164,7 @@ P problem_of(const Batch& b) {
   p.form = b.form;
   p.positive = b.positive;
   p.negative = b.negative;
+  p.products = b.products;
   return p;
 }
 
@@ -239,6 +241,14 @@ void one(const cpu::KernelTable& table, Random& random, const Batch& b, const st
   }
 }
 
+/// How rows are multiplied; the device has one way.
+const std::vector<Products> kProducts =
+    kEmulated ? std::vector{Products::floats} : std::vector{Products::floats, Products::digits};
+
+std::string isa_of(const cpu::KernelTable& table, const Batch& b) {
+  return std::string(table.isa) + (b.products == Products::digits ? " by digits" : "");
+}
+
 void one(const cpu::KernelTable& table, Random& random, Batch b, Metric metric, PairForm form, bool self,
          bool bounded) {
   b.metric = metric;
@@ -247,10 +257,15 @@ void one(const cpu::KernelTable& table, Random& random, Batch b, Metric metric, 
   b.bounded = bounded;
   b.positive = {-3, 0.8, 2};
   b.negative = {2, 0.5, -1};
-  one(table, random, b,
-      std::string(table.isa) + " metric " + std::to_string(static_cast<int>(metric)) + " form " +
-          std::to_string(static_cast<int>(form)) + " type " + std::to_string(static_cast<int>(b.type)) + " n=" +
-          std::to_string(b.n) + " m=" + std::to_string(b.m) + (self ? " self" : "") + (bounded ? " bounded" : ""));
+  const Random before = random;
+  for (const Products products : kProducts) {
+    b.products = products;
+    random = before;  // the same numbers for each
+    one(table, random, b,
+        isa_of(table, b) + " metric " + std::to_string(static_cast<int>(metric)) + " form " +
+            std::to_string(static_cast<int>(form)) + " type " + std::to_string(static_cast<int>(b.type)) + " n=" +
+            std::to_string(b.n) + " m=" + std::to_string(b.m) + (self ? " self" : "") + (bounded ? " bounded" : ""));
+  }
 }
 
 void all(const cpu::KernelTable& table) {
@@ -295,49 +310,80 @@ void close(const cpu::KernelTable& table) {
 }
 
 /// A row that takes part and holds a NaN spoils all that pair with it; one that does not, nothing.
+void poison(const cpu::KernelTable& table, Batch b, bool takes_part) {
+  const std::string name = isa_of(table, b) + (b.self ? "" : " references") + ": a NaN that takes part";
+  b.valid.assign(70, 1);
+  (b.self ? b.valid : b.ref_valid)[33] = takes_part;
+  (b.self ? b.x : b.y)[33 * 9 + 4] = std::numeric_limits<float>::quiet_NaN();
+  store(b);
+  Guarded<double> sums(kSums * 70), evidence(static_cast<std::size_t>(Mining::count) + 3);
+  PairSums p = problem_of<PairSums>(b);
+  p.sums = sums.data();
+  p.evidence = evidence.data();
+  run(*table.pair_sums[0], p);
+  bool right = true;
+  for (std::size_t i = 0; i < 70; ++i) {
+    const double lse_p = sums[6 * 70 + i], lse_n = sums[7 * 70 + i];
+    right = right && (std::isnan(lse_p) || std::isnan(lse_n)) == takes_part;
+  }
+  check(right, name + " is seen by all, another by none");
+  check(evidence[static_cast<std::size_t>(b.self ? Mining::nonfinite_rows : Mining::nonfinite_refs)] == takes_part,
+        name + " is counted");
+
+  const std::vector<double> grad(kSums * 70, 0.5);
+  Guarded<float> grad_x(b.x.size()), grad_y(b.self ? 0 : b.y.size());
+  PairSumsBackward q = problem_of<PairSumsBackward>(b);
+  q.sums = sums.data();
+  q.grad = grad.data();
+  q.grad_x = grad_x.data();
+  q.grad_y = grad_y.data();
+  run(*table.pair_sums_backward[0], q);
+  right = true;
+  for (std::size_t k = 0; k < b.x.size(); ++k) {
+    right = right && std::isnan(grad_x[k]) == takes_part;
+  }
+  check(right, name + " spoils the gradient of all, another of none");
+}
+
 void poisoned(const cpu::KernelTable& table) {
   Random random(7);
   for (const bool takes_part : {true, false}) {
     for (const bool self : {true, false}) {
-      const std::string name = std::string(table.isa) + (self ? "" : " references") + ": a NaN that takes part";
-      Batch b = draw(random, 70, 70, 9, 6);
-      b.self = self;
-      b.metric = Metric::cosine;
-      b.form = PairForm::nce;
-      b.positive = b.negative = {-2, 1, 0};
-      b.valid.assign(70, 1);
-      (self ? b.valid : b.ref_valid)[33] = takes_part;
-      (self ? b.x : b.y)[33 * 9 + 4] = std::numeric_limits<float>::quiet_NaN();
-      store(b);
-      Guarded<double> sums(kSums * 70), evidence(static_cast<std::size_t>(Mining::count) + 3);
-      PairSums p = problem_of<PairSums>(b);
-      p.sums = sums.data();
-      p.evidence = evidence.data();
-      run(*table.pair_sums[0], p);
-      bool right = true;
-      for (std::size_t i = 0; i < 70; ++i) {
-        const double lse_p = sums[6 * 70 + i], lse_n = sums[7 * 70 + i];
-        right = right && (std::isnan(lse_p) || std::isnan(lse_n)) == takes_part;
+      for (const Products products : kProducts) {
+        for (const Metric metric : {Metric::cosine, Metric::dot}) {
+          Batch b = draw(random, 70, 70, 9, 6);
+          b.self = self;
+          b.metric = metric;
+          b.form = PairForm::nce;
+          b.positive = b.negative = {-2, 1, 0};
+          b.products = products;
+          poison(table, b, takes_part);
+        }
       }
-      check(right, name + " is seen by all, another by none");
-      check(evidence[static_cast<std::size_t>(self ? Mining::nonfinite_rows : Mining::nonfinite_refs)] == takes_part,
-            name + " is counted");
-
-      const std::vector<double> grad(kSums * 70, 0.5);
-      Guarded<float> grad_x(b.x.size()), grad_y(self ? 0 : b.y.size());
-      PairSumsBackward q = problem_of<PairSumsBackward>(b);
-      q.sums = sums.data();
-      q.grad = grad.data();
-      q.grad_x = grad_x.data();
-      q.grad_y = grad_y.data();
-      run(*table.pair_sums_backward[0], q);
-      right = true;
-      for (std::size_t k = 0; k < b.x.size(); ++k) {
-        right = right && std::isnan(grad_x[k]) == takes_part;
-      }
-      check(right, name + " spoils the gradient of all, another of none");
     }
   }
+}
+
+/// Large float32 problems are multiplied by digits where the CPU has a matrix unit for them, and there alone.
+void chosen(const cpu::KernelTable& table) {
+  Random random(19);
+  Batch b = draw(random, 400, 0, 50, 20);
+  b.self = true;
+  b.metric = Metric::euclidean;
+  b.form = PairForm::lse;
+  b.positive = b.negative = {-2, 1, 0};
+  std::vector<Guarded<double>> sums;
+  for (const Products products : {Products::automatic, Products::floats, Products::digits}) {
+    b.products = products;
+    PairSums p = problem_of<PairSums>(b);
+    Guarded<double> evidence(static_cast<std::size_t>(Mining::count) + 3);
+    p.sums = sums.emplace_back(kSums * 400).data();
+    p.evidence = evidence.data();
+    run(*table.pair_sums[0], p);
+  }
+  const bool unit = std::string(table.isa) == "amx";
+  check(!sums[1].same_bits(sums[2]), std::string(table.isa) + ": digits and floats differ by roundings");
+  check(sums[0].same_bits(sums[unit ? 2 : 1]), std::string(table.isa) + ": digits where there is a unit for them");
 }
 
 /// The scale is read where it lies, and the rows of nce follow from a level that is known.
@@ -385,6 +431,9 @@ int main() {
     fastmine::test::close(*table);
     fastmine::test::poisoned(*table);
     fastmine::test::scaled(*table);
+    if (!fastmine::test::kEmulated) {
+      fastmine::test::chosen(*table);
+    }
   }
   return fastmine::test::report();
 }

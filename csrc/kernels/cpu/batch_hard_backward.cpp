@@ -15,11 +15,13 @@ struct Edge {
 template <class W>
 struct Plan {
   BatchHardBackward problem;
-  RowSet x, y;                       // for cosine, the norm of every row; with one set, y is x
-  std::int64_t to_positives, count;  // edges: those to positives, [n, positives], come first
-  Edge* edges;                       // [count]
-  std::int64_t* begin;               // [m + 1]: edges that chose row j are chosen[begin[j]] .. chosen[begin[j + 1]]
-  std::int64_t* chosen;              // [count], for each row in the order of the anchors
+  RowSet x, y;                // for cosine, the norm of every row; with one set, y is x
+  std::int64_t to_positives;  // edges: those to positives, [n, positives], come first,
+  std::int64_t mined, count;  // then those to negatives, and those from positives to negatives
+  Edge* edges;                // [count]
+  std::int64_t* begin;        // [m + 1]: edges at row j are at_row[begin[j]] .. at_row[begin[j + 1]]
+  std::int64_t* at_row;       // those that end in it, and ~e for those between rows of y that begin in it; for each row
+                              // in the order of the anchors
 };
 
 template <class W>
@@ -39,10 +41,11 @@ Plan<W> lay_out(const BatchHardBackward& problem, Arena& arena) {
   p.x = norms(problem.x);
   p.y = problem.self ? p.x : norms(problem.y);
   p.to_positives = n * problem.positives;
-  p.count = p.to_positives + n * problem.negatives;
+  p.mined = p.to_positives + n * problem.negatives;
+  p.count = p.mined + (problem.between ? n : 0);
   p.edges = arena.take<Edge>(p.count);
   p.begin = arena.take<std::int64_t>(m + 1);
-  p.chosen = arena.take<std::int64_t>(p.count);
+  p.at_row = arena.take<std::int64_t>(p.count + (p.count - p.mined));
   return p;
 }
 
@@ -70,9 +73,9 @@ void find_norms(void* plan, std::int64_t begin, std::int64_t end) {
   }
 }
 
-/// The edge of rows i and j, whose key is `key`, for the gradient of their distance.
+/// The edge of rows i of `from` and j of y, whose key is `key`, for the gradient of their distance.
 template <class W>
-Edge edge_of(const Plan<W>& p, std::int64_t i, std::int64_t j, double key, double grad) {
+Edge edge_of(const Plan<W>& p, const RowSet& from, std::int64_t i, std::int64_t j, double key, double grad) {
   const Metric metric = p.problem.metric;
   if (!(::fabs(key) <= 1.7976931348623157e308)) {
     return {__builtin_nan(""), 0};
@@ -83,7 +86,7 @@ Edge edge_of(const Plan<W>& p, std::int64_t i, std::int64_t j, double key, doubl
     case Metric::sqeuclidean:
       return {2 * grad, 0};
     case Metric::cosine:
-      return {p.x.norm[i] == 0 || p.y.norm[j] == 0 ? 0 : grad, 0.5 * key};
+      return {from.norm[i] == 0 || p.y.norm[j] == 0 ? 0 : grad, 0.5 * key};
     case Metric::dot:
       return {grad, 0};
   }
@@ -107,15 +110,19 @@ struct Sign {
   const bool* exists;
   const void* grad;
   std::int64_t grad_stride;
-  const double* slopes;  // of each anchor, or null
+  const double* slopes;  // of each pair of an anchor's gradient, or null: the gradient is of each pair
 };
 
 template <bool positive>
 Sign sign_of(const BatchHardBackward& q) {
   return positive
              ? Sign{q.positives, q.positive_index, q.has_positive, q.grad_positive, q.grad_positive_stride, q.slopes}
-             : Sign{q.negatives,     q.negative_index,       q.has_negative,
-                    q.grad_negative, q.grad_negative_stride, q.slopes == nullptr ? nullptr : q.slopes + q.x.n};
+             : Sign{q.negatives,
+                    q.negative_index,
+                    q.has_negative,
+                    q.grad_negative,
+                    q.grad_negative_stride,
+                    q.slopes == nullptr ? nullptr : q.slopes + q.x.n * q.positives};
 }
 
 inline constexpr std::int64_t kKeys = 8;  // pairs of an anchor that are compared in one go
@@ -135,13 +142,26 @@ void find_edges_of(const Plan<W>& p, std::int64_t i, const Sign& sign, Edge* edg
     if (count == kKeys || e + 1 == (i + 1) * sign.k) {
       exact_keys<W>(q.x, i, p.x.norm, q.y, rows, count, p.y.norm, q.metric, keys);
       for (std::int64_t c = 0; c < count; ++c) {
-        const double slope = sign.slopes == nullptr ? 1 : sign.slopes[i];
-        const double grad = slope * grad_at(q, sign.grad, sign.grad_stride, pairs[c]);
-        edges[pairs[c]] = edge_of(p, i, rows[c], keys[c], grad);
+        const double grad = sign.slopes == nullptr ? grad_at(q, sign.grad, sign.grad_stride, pairs[c])
+                                                   : sign.slopes[pairs[c]] * grad_at(q, sign.grad, sign.grad_stride, i);
+        edges[pairs[c]] = edge_of(p, p.x, i, rows[c], keys[c], grad);
       }
       count = 0;
     }
   }
+}
+
+/// The edge from the positive of anchor i to its negative.
+template <class W>
+Edge edge_between(const Plan<W>& p, std::int64_t i) {
+  const BatchHardBackward& q = p.problem;
+  const double slope = q.slopes[p.mined + i];
+  if (!q.has_positive[i] || !q.has_negative[i] || slope == 0) {
+    return {0, 0};
+  }
+  const std::int64_t from = q.positive_index[i], to = q.negative_index[i];
+  const double key = exact_key<W>(q.y, from, p.y.norm, q.y, to, p.y.norm, q.metric);
+  return edge_of(p, p.y, from, to, key, slope * grad_at(q, q.grad_negative, q.grad_negative_stride, i));
 }
 
 template <class W>
@@ -151,16 +171,23 @@ void find_edges(void* plan, std::int64_t begin, std::int64_t end) {
   for (std::int64_t i = begin; i < end; ++i) {
     find_edges_of(p, i, positive, p.edges);
     find_edges_of(p, i, negative, p.edges + p.to_positives);
+    if (p.problem.between) {
+      p.edges[p.mined + i] = edge_between(p, i);
+    }
   }
 }
 
-/// The row that edge e ends in, and the anchor that it begins in.
+/// The row that edge e ends in, and the row that it begins in: an anchor or, past the mined ones, a positive.
 template <class W>
 FASTMINE_INLINE std::int64_t end_of(const Plan<W>& p, std::int64_t e) {
-  return e < p.to_positives ? p.problem.positive_index[e] : p.problem.negative_index[e - p.to_positives];
+  return e < p.to_positives ? p.problem.positive_index[e]
+                            : p.problem.negative_index[e - (e < p.mined ? p.to_positives : p.mined)];
 }
 template <class W>
-FASTMINE_INLINE std::int64_t anchor_of(const Plan<W>& p, std::int64_t e) {
+FASTMINE_INLINE std::int64_t begin_of(const Plan<W>& p, std::int64_t e) {
+  if (e >= p.mined) {
+    return p.problem.positive_index[e - p.mined];
+  }
   const std::int64_t k = e < p.to_positives ? p.problem.positives : p.problem.negatives;
   const std::int64_t pair = e < p.to_positives ? e : e - p.to_positives;
   return k == 1 ? pair : pair / k;
@@ -177,7 +204,24 @@ FASTMINE_INLINE void each_edge(const Plan<W>& p, std::int64_t i, F f) {
   }
 }
 
-/// List for every row the edges that end in it: a counting sort.
+/// f(row, item) for every item of the lists of edges at rows.
+template <class W, class F>
+FASTMINE_INLINE void each_item(const Plan<W>& p, F f) {
+  for (std::int64_t i = 0; i < p.problem.x.n; ++i) {
+    each_edge(p, i, [&](std::int64_t e) {
+      if (p.edges[e].pull != 0) {
+        f(end_of(p, e), e);
+      }
+    });
+    const std::int64_t between = p.mined + i;
+    if (p.problem.between && p.edges[between].pull != 0) {
+      f(begin_of(p, between), ~between);
+      f(end_of(p, between), between);
+    }
+  }
+}
+
+/// List for every row of y the edges that chose it: a counting sort.
 template <class W>
 void invert(void* plan, std::int64_t, std::int64_t) {
   const Plan<W>& p = as_plan<W>(plan);
@@ -185,24 +229,14 @@ void invert(void* plan, std::int64_t, std::int64_t) {
   for (std::int64_t j = 0; j <= q.y.n; ++j) {
     p.begin[j] = 0;
   }
-  for (std::int64_t e = 0; e < p.count; ++e) {
-    if (p.edges[e].pull != 0) {
-      ++p.begin[end_of(p, e)];
-    }
-  }
+  each_item(p, [&](std::int64_t row, std::int64_t) { ++p.begin[row]; });
   std::int64_t total = 0;
   for (std::int64_t j = 0; j <= q.y.n; ++j) {
     const std::int64_t own = p.begin[j];
     p.begin[j] = total;
     total += own;
   }
-  for (std::int64_t i = 0; i < q.x.n; ++i) {
-    each_edge(p, i, [&](std::int64_t e) {
-      if (p.edges[e].pull != 0) {
-        p.chosen[p.begin[end_of(p, e)]++] = e;
-      }
-    });
-  }
+  each_item(p, [&](std::int64_t row, std::int64_t item) { p.at_row[p.begin[row]++] = item; });
   for (std::int64_t j = q.y.n; j > 0; --j) {  // each begin has moved to its end
     p.begin[j] = p.begin[j - 1];
   }
@@ -316,7 +350,8 @@ void gather_row(const Plan<W>& p, const RowSet& own, std::int64_t row, bool anch
       });
     }
     for (std::int64_t k = candidate ? p.begin[row] : 0; candidate && k < p.begin[row + 1]; ++k) {
-      collect(p.chosen[k], p.x, anchor_of(p, p.chosen[k]));
+      const std::int64_t item = p.at_row[k], e = item < 0 ? ~item : item;
+      collect(e, e < p.mined ? p.x : p.y, item < 0 ? end_of(p, e) : begin_of(p, e));
     }
     flush(pulls, q.metric, elements, count, sum);
     char* bytes = static_cast<char*>(out);

@@ -10,8 +10,10 @@
 #include "kernels/mined_pairs.h"
 #include "kernels/pair_sums.h"
 #include "kernels/pairwise_distance.h"
+#include "kernels/proxy_evidence.h"
 #include "kernels/segmentation_loss.h"
 #include "kernels/segmentation_sums.h"
+#include "kernels/triplet_terms.h"
 
 namespace fastmine::cpu {
 
@@ -24,6 +26,8 @@ struct KernelTable {
   const BatchHardKernel* batch_hard[2];
   const BatchHardBackwardKernel* batch_hard_backward[2];
   const MinedPairsKernel* mined_pairs[2];
+  const PairedDistanceKernel* paired_distance[2];
+  const ProxyEvidenceKernel* proxy_evidence[2];
   const PairSumsKernel* pair_sums[2];
   const PairSumsBackwardKernel* pair_sums_backward[2];
   const BatchAllKernel* batch_all[2];

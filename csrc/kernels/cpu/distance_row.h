@@ -55,9 +55,11 @@ bool extreme(W a, W b) {
 }
 
 /// Distances of position i to the first `width` rows of sliver s, in place of their dot products; up to whole vectors
-/// more are overwritten.
+/// more are overwritten. At column `itself` is the same row, if anywhere: nobody asks for that distance, and it is not
+/// taken directly.
 template <class W>
-FASTMINE_INLINE void distances_of_row(const Sides<W>& p, std::int64_t i, std::int64_t s, std::int64_t width, W* row) {
+FASTMINE_INLINE void distances_of_row(const Sides<W>& p, std::int64_t i, std::int64_t s, std::int64_t width, W* row,
+                                      std::int64_t itself = -1) {
   using V = Vec<W>;
   constexpr std::int64_t step = static_cast<std::int64_t>(lanes<W>);
   constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
@@ -89,7 +91,7 @@ FASTMINE_INLINE void distances_of_row(const Sides<W>& p, std::int64_t i, std::in
   }
   for (std::int64_t c = 0; any(close) && c < width; ++c) {
     again[count] = c;
-    count += row[c] < (own + other[c]) * kClose<W> ? 1 : 0;
+    count += c != itself && row[c] < (own + other[c]) * kClose<W> ? 1 : 0;
   }
   if (metric == Metric::cosine) {
     for (std::int64_t c = 0; c < width; c += step) {

@@ -17,12 +17,6 @@ std::int64_t slivers_of(std::int64_t n) {
   return divide_up(n, kWidth<W>);
 }
 
-inline constexpr std::int64_t kPanelSlivers = 8;  // slivers across in a panel: the block and they stay in the cache
-
-/// Rows across in a panel.
-template <class W>
-inline constexpr std::int64_t kPanelRows = kPanelSlivers * kWidth<W>;
-
 /// Rows divided by their norms and centred, in panels of kSliver elements of all `count` rows: element k of place i is
 /// at data[((k / kSliver) count + i) kSliver + k % kSliver].
 template <class W>
@@ -83,34 +77,42 @@ void add_products(const Columns<W>& across, Metric metric, std::int64_t d, const
   }
 }
 
-/// The same by digits, for rows across from the start of a panel, and at most to its end.
+/// Rows across whose weights become digits together: as many as stay in the first cache with a sliver's.
+inline constexpr std::int64_t kDigitRows = 4 * kWidth<float>;
+
+/// Row r of `sums` += column r of a tile of products times its unit, for r < height.
+FASTMINE_INLINE void add_turned(const Sums& products, Vec<float> unit, std::int64_t height, double* sums) {
+  Vec<float> block[kTile];
+  for (std::int64_t k = 0; k < kTile; ++k) {
+    block[k] = product(products, k) * unit;
+  }
+  transpose(block);
+  for (std::int64_t r = 0; r < height; ++r, sums += kWidth<float>) {
+    for (std::int64_t k = 0; k < kTile; k += static_cast<std::int64_t>(lanes<double>)) {
+      store(sums + k, load(sums + k) + load_double(reinterpret_cast<const float*>(block + r) + k));
+    }
+  }
+}
+
+/// The same by digits, for at most kDigitRows rows across, from a multiple of them on.
 inline void add_products(const DigitRows& across, Metric metric, std::int64_t d, const float* weights,
                          std::int64_t rows, std::int64_t begin, std::int64_t count, double* sums) {
-  constexpr std::int64_t width = kWidth<float>, step = static_cast<std::int64_t>(lanes<double>);
-  constexpr std::int64_t steps = kPanelRows<float> / kTileDepth;
-  static_assert(kPanelRows<float> % kTileDepth == 0 && width % kTile == 0);
-  const float sign = metric == Metric::dot ? 1 : -1;
-  Digits columns[steps];
+  constexpr std::int64_t width = kWidth<float>, steps = kDigitRows / kTileDepth;
+  static_assert(kDigitRows % kTileDepth == 0 && width % kTile == 0);
+  Digits columns[kSliverVectors][steps];
+  Vec<float> unit[kSliverVectors];
+  for (std::int64_t v = 0; v * kTile < rows; ++v) {
+    unit[v] = split_columns(weights + v * kTile, across.unit + begin, count, columns[v]);
+    unit[v] = metric == Metric::dot ? unit[v] : -unit[v];
+  }
   Sums products[2];
-  for (std::int64_t first = 0; first < rows; first += kTile) {
-    const Vec<float> unit = sign * split_columns(weights + first, across.unit + begin, count, columns);
-    const std::int64_t height = smaller(kTile, rows - first);
-    for (std::int64_t from = 0; from < d; from += 2 * kTile) {
-      multiply_digits(across.elements + from / kTile * across.row_steps + begin / kTileDepth, across.row_steps, columns,
-                      divide_up(count, kTileDepth), products);
-      for (std::int64_t t = 0; t < 2 && from + t * kTile < d; ++t) {
-        Vec<float> block[kTile];
-        for (std::int64_t k = 0; k < kTile; ++k) {
-          block[k] = product(products[t], k) * unit;
-        }
-        transpose(block);
-        const std::int64_t k = from + t * kTile;
-        double* sum = sums + k / width * width * width + first * width + k % width;
-        for (std::int64_t r = 0; r < height; ++r, sum += width) {
-          for (std::int64_t at = 0; at < kTile; at += step) {
-            store(sum + at, load(sum + at) + load_double(reinterpret_cast<const float*>(block + r) + at));
-          }
-        }
+  for (std::int64_t from = 0; from < d; from += 2 * kTile) {
+    const Digits* elements = across.elements + from / kTile * across.row_steps + begin / kTileDepth;
+    for (std::int64_t v = 0; v * kTile < rows; ++v) {
+      multiply_digits(elements, across.row_steps, columns[v], divide_up(count, kTileDepth), products);
+      for (std::int64_t k = from; k < smaller(from + 2 * kTile, d); k += kTile) {
+        add_turned(products[(k - from) / kTile], unit[v], smaller(kTile, rows - v * kTile),
+                   sums + (k / width * width + v * kTile) * width + k % width);
       }
     }
   }

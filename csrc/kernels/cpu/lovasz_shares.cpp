@@ -113,8 +113,7 @@ void write_shares(const Group<T>& group, const Entry<T>* sorted, std::int64_t n)
     const std::uint32_t at = sorted[i].position;
     const auto t = static_cast<double>(group.target[at]);
     left -= t;
-    const double all = left + static_cast<double>(i + 1), before = all - (1 - t);
-    group.shares[at] = static_cast<T>(before == 0 ? 1 : (t * all + (1 - t) * left) / (all * before));
+    group.shares[at] = static_cast<T>(lovasz_share(t, left, i + 1));
   }
 }
 

@@ -164,7 +164,7 @@ void mark_groups(const LabelledRows<W>& side, const std::int64_t* numbers, Posit
 
 template <class W>
 void mark_hashes(const Plan<W>& p) {
-  const std::uint64_t seed = p.problem.seed;
+  const std::uint64_t seed = *p.problem.seed;
   each_position(p.rows.x, [&](std::int64_t k, std::int64_t i) { p.anchor_hash[k] = anchor_hash(seed, i); });
   each_position(p.rows.y, [&](std::int64_t k, std::int64_t j) { p.candidate_hash[k] = candidate_hash(seed, j); });
 }

@@ -15,8 +15,8 @@ constexpr W kInf = static_cast<W>(__builtin_inf());
 /// Whether rows are multiplied as digits, forward and backward alike.
 template <class W, class P>
 bool by_digits(const P& problem) {
-  const std::int64_t n = problem.x.n, m = problem.y.n, d = problem.x.d;
-  const bool large = d >= 32 && n * m >= 256 * 256;
+  const std::int64_t d = problem.x.d;
+  const bool large = d >= 48 && problem.x.n * problem.y.n * d >= 8'000'000;
   return sizeof(W) == 4 && d <= kDeepest &&
          (problem.products == Products::digits || (problem.products == Products::automatic && kMatrixUnit && large));
 }

@@ -319,7 +319,7 @@ void sum_task(const Plan<W>& p, std::int64_t task) {
       const auto add = [&](std::int64_t first, std::int64_t count, const W* block) {
         add_nce<bounded>(p, sliver, first, count, block, state);
       };
-      if (!p.problem.level && step == 1 && y.count() <= kPanelRows<W>) {  // the block still holds them all
+      if (!p.problem.level && step == 1 && y.count() <= panel_rows(y)) {  // the block still holds them all
         add(0, y.count(), memory);
       } else {
         walk(x, sliver, y, x.same_begin(sliver), x.same_end(sliver), memory, add);

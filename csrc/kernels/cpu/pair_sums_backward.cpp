@@ -26,7 +26,7 @@ struct Plan {
   PairSumsBackward problem;
   RowBlocks<W> rows;
   Anchors<W> anchors;
-  Columns<W> x_columns, y_columns;  // by position
+  Columns<W> x_columns, y_columns;  // by position; where products are by digits, none
   double* x_sums;
   double* y_sums;
 };
@@ -35,20 +35,19 @@ template <class W>
 Plan<W> lay_out(const PairSumsBackward& problem, Arena& arena) {
   Plan<W> p{};
   p.problem = scaled(problem);
-  p.rows = lay_out_row_blocks<W>(arena, problem, by_digits<W>(problem) ? Multiply::digits_and_weights : Multiply::floats);
+  const bool digits = by_digits<W>(problem);
+  p.rows = lay_out_row_blocks<W>(arena, problem, digits ? Multiply::digits_and_weights : Multiply::floats);
   const std::int64_t padded = slivers_of<W>(problem.x.n) * kWidth<W>;
   Anchors<W>& a = p.anchors;
   for (W** values : {&a.by_positive, &a.by_negative, &a.pull, &a.push, &a.nce, &a.positive_level, &a.negative_level,
                      &a.bound_memory[0], &a.bound_memory[1]}) {
     *values = arena.take<W>(padded);
   }
-  p.x_columns = lay_out_columns<W>(arena, problem.x);
   p.x_sums = lay_out_sums<W>(arena, problem.x);
-  p.y_columns = p.x_columns;
-  p.y_sums = p.x_sums;
-  if (!problem.self) {
-    p.y_columns = lay_out_columns<W>(arena, problem.y);
-    p.y_sums = lay_out_sums<W>(arena, problem.y);
+  p.y_sums = problem.self ? p.x_sums : lay_out_sums<W>(arena, problem.y);
+  if (!digits) {
+    p.x_columns = lay_out_columns<W>(arena, problem.x);
+    p.y_columns = problem.self ? p.x_columns : lay_out_columns<W>(arena, problem.y);
   }
   return p;
 }
@@ -135,8 +134,7 @@ template <class W>
 struct Side {
   const LabelledRows<W>& own;
   const LabelledRows<W>& across;
-  const Columns<W>& own_columns;
-  const Columns<W>& columns;
+  const Columns<W>& columns;  // of the rows across
   double* sums;
   void* out;
 
@@ -163,7 +161,7 @@ FASTMINE_INLINE Vec<W> weight_of(Vec<W> derivative, Vec<W> distance, Metric metr
 template <class W>
 FASTMINE_NOINLINE Vec<W> pull_close(const Side<W>& side, std::int64_t row, std::int64_t rows, std::int64_t across,
                                     Vec<W> distance, Vec<W> weight, double* sums) {
-  const Vec<W> limit = (load(side.own_columns.squared + row) + side.columns.squared[across]) * static_cast<W>(1.0 / 16);
+  const Vec<W> limit = (load(side.own.packed.c + row) + side.across.packed.c[across]) * kClose<W>;
   const auto close = distance * distance < limit;
   for (std::int64_t lane = 0; any(close) && lane < smaller(rows, static_cast<std::int64_t>(lanes<W>)); ++lane) {
     const auto w = static_cast<double>(weight[static_cast<std::size_t>(lane)]);
@@ -227,10 +225,23 @@ void add_weights(const W* weights, std::int64_t count, double* total) {
   }
 }
 
+/// Weights times the rows across, to the sums of a sliver.
+template <class W>
+void multiply(const Side<W>& side, Metric metric, std::int64_t sliver, std::int64_t first, std::int64_t count,
+              const W* weights) {
+  const std::int64_t d = side.own.set.rows.d, rows = side.own.height(sliver);
+  if constexpr (sizeof(W) == 4) {
+    if (side.across.digits.in_use()) {
+      return add_products(side.across.digits, metric, d, weights, rows, first, count, side.sums_of(sliver));
+    }
+  }
+  add_products(side.columns, metric, d, weights, rows, first, count, side.sums_of(sliver));
+}
+
 template <PairForm form, Ends ends, bool bounded, class W>
 void gather(const Plan<W>& p, const Side<W>& side, std::int64_t task) {
   const Metric metric = p.problem.metric;
-  const std::int64_t d = side.own.set.rows.d, slivers = side.own.slivers(), step = together(slivers);
+  const std::int64_t slivers = side.own.slivers(), step = together(slivers);
   const std::int64_t begin = task * step, end = smaller(slivers, begin + step);
   alignas(64) W memory[static_cast<std::size_t>(kPanelRows<W>) * kSliver<W>];
   double total[kMostTogether][kSliver<W>] = {};
@@ -245,14 +256,7 @@ void gather(const Plan<W>& p, const Side<W>& side, std::int64_t task) {
                   weigh<form, ends, true, bounded>(p, side, own, sliver, {first, cut.same_begin, cut.same_end}, block);
                   weigh<form, ends, false, bounded>(p, side, own, sliver, {first, cut.same_end, count}, block);
                   add_weights(block, count, total[sliver - begin]);
-                  if constexpr (sizeof(W) == 4) {
-                    if (side.across.digits.unit != nullptr) {
-                      return add_products(side.across.digits, metric, d, block, side.own.height(sliver), first, count,
-                                          side.sums_of(sliver));
-                    }
-                  }
-                  add_products(side.columns, metric, d, block, side.own.height(sliver), first, count,
-                               side.sums_of(sliver));
+                  multiply(side, metric, sliver, first, count, block);
                 });
   for (std::int64_t sliver = begin; sliver < end; ++sliver) {
     for (std::int64_t r = 0; r < side.own.height(sliver); ++r) {
@@ -270,8 +274,8 @@ std::int64_t tasks_of(const LabelledRows<W>& own) {
 template <PairForm form, bool bounded, class W>
 void gather_task(const Plan<W>& p, std::int64_t task) {
   const std::int64_t own = tasks_of(p.rows.x);
-  const Side<W> of_x{p.rows.x, p.rows.y, p.x_columns, p.y_columns, p.x_sums, p.problem.grad_x};
-  const Side<W> of_y{p.rows.y, p.rows.x, p.y_columns, p.x_columns, p.y_sums, p.problem.grad_y};
+  const Side<W> of_x{p.rows.x, p.rows.y, p.y_columns, p.x_sums, p.problem.grad_x};
+  const Side<W> of_y{p.rows.y, p.rows.x, p.x_columns, p.y_sums, p.problem.grad_y};
   if (p.problem.self) {
     gather<form, Ends::both, bounded>(p, of_x, task);
   } else if (task < own) {
@@ -351,7 +355,7 @@ void group_all(void* plan, std::int64_t, std::int64_t) {
 template <class W>
 std::int64_t column_count(const void* plan) {
   const Plan<W>& p = as_plan<W>(plan);
-  return p.rows.x.count() + (p.problem.self ? 0 : p.rows.y.count());
+  return p.rows.x.digits.in_use() ? 0 : p.rows.x.count() + (p.problem.self ? 0 : p.rows.y.count());
 }
 template <class W>
 void pack_columns(void* plan, std::int64_t begin, std::int64_t end) {

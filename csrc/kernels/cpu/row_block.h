@@ -27,7 +27,7 @@ struct LabelledRows {
   const std::int64_t* labels;
   std::int64_t* order;  // position -> row
   Packed<W> packed;
-  DigitRows digits;     // of the packed rows, where these are multiplied
+  DigitRows digits;    // of the packed rows, where these are multiplied
   Position<W>* begin;  // per position, to whole slivers: the rows across of its label are [begin, end)
   Position<W>* end;
 
@@ -80,9 +80,9 @@ RowBlocks<W> lay_out_row_blocks(Arena& arena, const P& problem, Multiply multipl
   blocks.total = arena.take<double>(problem.x.d);
   blocks.spare = arena.take<std::int64_t>(larger(problem.x.n, problem.y.n));
   blocks.x = lay_out_labelled<W>(arena, problem.x, problem.labels, problem.valid, problem.metric, multiply);
-  blocks.y = problem.self
-                 ? blocks.x
-                 : lay_out_labelled<W>(arena, problem.y, problem.ref_labels, problem.ref_valid, problem.metric, multiply);
+  blocks.y = problem.self ? blocks.x
+                          : lay_out_labelled<W>(arena, problem.y, problem.ref_labels, problem.ref_valid, problem.metric,
+                                                multiply);
   return blocks;
 }
 
@@ -170,7 +170,7 @@ void pack(const RowBlocks<W>& b, std::int64_t task) {
   const std::int64_t sliver = task < b.x.slivers() ? task : task - b.x.slivers();
   pack_sliver(side.set, b.centre, side.packed, sliver);
   if constexpr (sizeof(W) == 4) {
-    if (side.digits.unit != nullptr) {
+    if (side.digits.in_use()) {
       split_sliver(side.packed, side.set.rows.d, sliver, side.digits);
     }
   }
@@ -202,47 +202,57 @@ constexpr Stage kPackStage = {
 
 // --- blocks ----------------------------------------------------------------------------------------------------------
 
-/// block[c][r] = the product of row r of a sliver with position first + c across, for c < count and up to two tiles more.
-inline void multiply_sliver(const LabelledRows<float>& own, std::int64_t sliver, const LabelledRows<float>& across,
-                            std::int64_t first, std::int64_t count, float* block) {
-  const std::int64_t steps = own.digits.steps;
-  Sums sums[2];
-  for (std::int64_t tile = first / kTile; tile * kTile < first + count; tile += 2) {
-    for (std::int64_t v = 0; v < static_cast<std::int64_t>(kSliverVectors); ++v) {
-      const std::int64_t columns = sliver * static_cast<std::int64_t>(kSliverVectors) + v;
-      multiply_digits(across.digits.rows + tile * steps, steps, own.digits.columns + columns * steps, steps, sums);
-      const Vec<float> unit = load(own.digits.unit + columns * kTile);
-      for (std::int64_t r = 0; r < 2 * kTile; ++r) {
-        const std::int64_t position = tile * kTile + r;
-        store(block + (position - first) * kWidth<float> + v * kTile,
-              product(sums[r / kTile], r % kTile) * (unit * across.digits.unit[position]));
-      }
-    }
-  }
+inline constexpr std::int64_t kPanelSlivers = 8;  // slivers across in a panel: the block and they stay in the cache
+
+/// Rows across in a panel, at most.
+template <class W>
+inline constexpr std::int64_t kPanelRows = kPanelSlivers * kWidth<W>;
+
+/// Rows across in a panel.
+template <class W>
+FASTMINE_INLINE std::int64_t panel_rows(const LabelledRows<W>& across) {
+  return across.digits.in_use() ? kDigitRows : kPanelRows<W>;
 }
 
-/// block[c][r] = the distance of row r of a sliver to position first + c across, for c < count. `first` and `count` are
-/// of whole slivers, but for the last one across. What is computed beyond the rows of a sliver means nothing.
+/// Rows across that are multiplied with a sliver at a time.
+template <class W>
+FASTMINE_INLINE std::int64_t rows_at_a_time(const LabelledRows<W>& across) {
+  return across.digits.in_use() ? 2 * kTile : kWidth<W>;
+}
+
+/// block[c][r] = the product of row r of a sliver with position first + c across, for c < count, the rows at a time.
+template <class W>
+void multiply_sliver(const LabelledRows<W>& own, std::int64_t sliver, const LabelledRows<W>& across, std::int64_t first,
+                     std::int64_t count, W* block) {
+  if constexpr (sizeof(W) == 4) {
+    if (across.digits.in_use()) {
+      for (std::int64_t v = 0; v < kTilesOfSliver; ++v) {
+        multiply_rows(across.digits, first / kTile, own.digits, sliver * kTilesOfSliver + v, block + v * kTile,
+                      kWidth<W>);
+      }
+      return;
+    }
+  }
+  const std::int64_t d = own.set.rows.d;
+  dot_block(across.packed.sliver(first / kWidth<W>, d), own.packed.sliver(sliver, d), static_cast<std::size_t>(d),
+            static_cast<std::size_t>(count), kSliver<W>, block);
+}
+
+/// block[c][r] = the distance of row r of a sliver to position first + c across, for c < count; that of a row to itself
+/// means nothing. `first` and `count` are of whole slivers, but for the last one across. What is computed beyond the
+/// rows of a sliver means nothing.
 template <class W>
 void fill_block(const LabelledRows<W>& own, std::int64_t sliver, const LabelledRows<W>& across, std::int64_t first,
                 std::int64_t count, W* block) {
-  const std::int64_t d = own.set.rows.d, width = own.height(sliver);
+  const std::int64_t width = own.height(sliver), step = rows_at_a_time(across);
+  const bool self = own.packed.data == across.packed.data;
   const Sides<W> sides{across.set, own.set, across.packed, own.packed};
-  const bool by_digits = own.digits.unit != nullptr;
-  if constexpr (sizeof(W) == 4) {
-    if (by_digits) {
-      multiply_sliver(own, sliver, across, first, count, block);
-    }
-  }
-  for (std::int64_t c = 0; c < count; c += kWidth<W>) {
-    const std::int64_t height = smaller(kWidth<W>, count - c);
-    W* part = block + c * kWidth<W>;
-    if (!by_digits) {
-      dot_block(across.packed.sliver((first + c) / kWidth<W>, d), own.packed.sliver(sliver, d),
-                static_cast<std::size_t>(d), static_cast<std::size_t>(height), kSliver<W>, part);
-    }
-    for (std::int64_t r = 0; r < height; ++r) {
-      distances_of_row(sides, first + c + r, sliver, width, part + r * kWidth<W>);
+  for (std::int64_t c = 0; c < count; c += step) {
+    const std::int64_t height = smaller(step, count - c);
+    multiply_sliver(own, sliver, across, first + c, height, block + c * kWidth<W>);
+    for (std::int64_t r = c; r < c + height; ++r) {
+      const std::int64_t itself = self ? first + r - own.first(sliver) : -1;
+      distances_of_row(sides, first + r, sliver, width, block + r * kWidth<W>, itself);
     }
   }
 }
@@ -251,8 +261,8 @@ void fill_block(const LabelledRows<W>& own, std::int64_t sliver, const LabelledR
 template <class W, class F>
 void walk(const LabelledRows<W>& own, std::int64_t sliver, const LabelledRows<W>& across, std::int64_t from,
           std::int64_t to, W* block, F f) {
-  for (std::int64_t first = from / kWidth<W> * kWidth<W>; first < to; first += kPanelRows<W>) {
-    const std::int64_t count = smaller(kPanelRows<W>, across.count() - first);
+  for (std::int64_t first = from / kWidth<W> * kWidth<W>; first < to; first += panel_rows(across)) {
+    const std::int64_t count = smaller(panel_rows(across), across.count() - first);
     fill_block(own, sliver, across, first, count, block);
     f(first, count, block);
   }
@@ -270,8 +280,8 @@ FASTMINE_INLINE std::int64_t together(std::int64_t slivers) {
 template <class W, class F>
 void walk_together(const LabelledRows<W>& own, std::int64_t begin, std::int64_t end, const LabelledRows<W>& across,
                    W* block, F f) {
-  for (std::int64_t first = 0; first < across.count(); first += kPanelRows<W>) {
-    const std::int64_t count = smaller(kPanelRows<W>, across.count() - first);
+  for (std::int64_t first = 0; first < across.count(); first += panel_rows(across)) {
+    const std::int64_t count = smaller(panel_rows(across), across.count() - first);
     for (std::int64_t sliver = begin; sliver < end; ++sliver) {
       fill_block(own, sliver, across, first, count, block);
       f(sliver, first, count, block);

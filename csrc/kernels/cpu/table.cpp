@@ -16,6 +16,8 @@ extern const PairwiseDistanceKernel pairwise_distance_float32, pairwise_distance
 extern const PairwiseDistanceBackwardKernel pairwise_distance_backward_float32, pairwise_distance_backward_float64;
 extern const BatchHardBackwardKernel batch_hard_backward_float32, batch_hard_backward_float64;
 extern const MinedPairsKernel mined_pairs_float32, mined_pairs_float64;
+extern const PairedDistanceKernel paired_distance_float32, paired_distance_float64;
+extern const ProxyEvidenceKernel proxy_evidence_float32, proxy_evidence_float64;
 extern const BatchAllKernel batch_all_float32, batch_all_float64;
 extern const BatchAllBackwardKernel batch_all_backward_float32, batch_all_backward_float64;
 extern const SegmentationLossKernel segmentation_loss_float32, segmentation_loss_float64;
@@ -41,6 +43,8 @@ const KernelTable table = {
     .batch_hard = {&batch_hard_float32, &batch_hard_float64},
     .batch_hard_backward = {&batch_hard_backward_float32, &batch_hard_backward_float64},
     .mined_pairs = {&mined_pairs_float32, &mined_pairs_float64},
+    .paired_distance = {&paired_distance_float32, &paired_distance_float64},
+    .proxy_evidence = {&proxy_evidence_float32, &proxy_evidence_float64},
     .pair_sums = {&pair_sums_float32, &pair_sums_float64},
     .pair_sums_backward = {&pair_sums_backward_float32, &pair_sums_backward_float64},
     .batch_all = {&batch_all_float32, &batch_all_float64},

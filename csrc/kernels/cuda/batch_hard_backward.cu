@@ -15,17 +15,24 @@ struct Edge {
 };
 
 /// The edges of an anchor lead to its positives, then to its negatives; those of all anchors stand one after another.
+/// After them come those from the positive of each anchor to its negative, if these are a pair of their own.
 struct Gradient {
   BatchHardBackward problem;
   RowSet x, y;    // for cosine, the norms of the rows; with one set, y is x
-  Edge* edges;    // [n, positives + negatives]
-  Tagged* items;  // the same: the row that an edge ends in, and the edge; those without a pull come last
+  Edge* edges;    // [n, positives + negatives], [n]
+  Tagged* items;  // the same: the row that an edge ends in, and the edge; then those of y that an edge begins in, the
+                  // number of the edge larger by n; those without a pull come last
   Tagged* spare;
   Tagged* sorted;  // one of the two
 };
 
-/// Edges of one anchor.
+/// Edges of one anchor, of all anchors, and with those between rows of y.
 FASTMINE_HOST_DEVICE std::int64_t edges_of(const BatchHardBackward& q) { return q.positives + q.negatives; }
+FASTMINE_HOST_DEVICE std::int64_t mined(const BatchHardBackward& q) { return q.x.n * edges_of(q); }
+FASTMINE_HOST_DEVICE std::int64_t all_edges(const BatchHardBackward& q) { return mined(q) + (q.between ? q.x.n : 0); }
+FASTMINE_HOST_DEVICE std::int64_t all_items(const BatchHardBackward& q) {
+  return mined(q) + (q.between ? 2 * q.x.n : 0);
+}
 
 RowSet lay_out_norms(Arena& arena, const Rows& rows, Metric metric) {
   const std::int64_t n = metric == Metric::cosine ? rows.n : 0;
@@ -39,15 +46,15 @@ RowSet lay_out_norms(Arena& arena, const Rows& rows, Metric metric) {
 }
 
 Gradient lay_out(const BatchHardBackward& q, Arena& arena) {
-  const std::int64_t edges = q.x.n * edges_of(q);
+  const std::int64_t items = all_items(q);
   Gradient g{};
   g.problem = q;
   g.x = lay_out_norms(arena, q.x, q.metric);
   g.y = q.self ? g.x : lay_out_norms(arena, q.y, q.metric);
-  g.edges = arena.take<Edge>(edges);
-  g.items = arena.take<Tagged>(edges);
-  g.spare = arena.take<Tagged>(edges);
-  g.sorted = sorted_place(g.items, g.spare, edges);
+  g.edges = arena.take<Edge>(all_edges(q));
+  g.items = arena.take<Tagged>(items);
+  g.spare = arena.take<Tagged>(items);
+  g.sorted = sorted_place(g.items, g.spare, items);
   return g;
 }
 
@@ -68,8 +75,9 @@ FASTMINE_DEVICE double grad_at(const BatchHardBackward& q, const void* grad, std
                                         : static_cast<double>(static_cast<const float*>(grad)[i * stride]);
 }
 
-/// The edge of rows i and j, whose key is `key`, for the gradient of their distance.
-FASTMINE_DEVICE Edge edge_of(const Gradient& g, std::int64_t i, std::int64_t j, double key, double grad) {
+/// The edge of rows i of `from` and j of y, whose key is `key`, for the gradient of their distance.
+FASTMINE_DEVICE Edge edge_of(const Gradient& g, const RowSet& from, std::int64_t i, std::int64_t j, double key,
+                             double grad) {
   if (key - key != 0) {
     return {static_cast<double>(__builtin_nan("")), 0};
   }
@@ -79,7 +87,7 @@ FASTMINE_DEVICE Edge edge_of(const Gradient& g, std::int64_t i, std::int64_t j, 
     case Metric::sqeuclidean:
       return {2 * grad, 0};
     case Metric::cosine:
-      return {g.x.norm[i] == 0 || g.y.norm[j] == 0 ? 0 : grad, 0.5 * key};
+      return {from.norm[i] == 0 || g.y.norm[j] == 0 ? 0 : grad, 0.5 * key};
     default:
       return {grad, 0};
   }
@@ -101,13 +109,37 @@ FASTMINE_DEVICE Place place_of(const BatchHardBackward& q, std::int64_t e) {
   return {positive, anchor, positive ? anchor * q.positives + k : anchor * q.negatives + k - q.positives};
 }
 
+/// One warp: the edge between the positive of anchor i and its negative.
+template <class S>
+FASTMINE_DEVICE void find_edge_between(const Gradient& g, std::int64_t i) {
+  const BatchHardBackward& q = g.problem;
+  const std::int64_t e = mined(q) + i;
+  Edge edge{0, 0};
+  std::int32_t from = 0, end = 0;
+  if (q.has_positive[i] && q.has_negative[i] && q.slopes[e] != 0) {
+    from = static_cast<std::int32_t>(q.positive_index[i]);
+    end = static_cast<std::int32_t>(q.negative_index[i]);
+    const double grad = grad_at(q, q.grad_negative, q.grad_negative_stride, i);
+    edge = edge_of(g, g.y, from, end, exact_key<S>(g.y, from, g.y, end), q.slopes[e] * grad);
+  }
+  if (lane_index() == 0) {
+    const std::int32_t last = edge.pull == 0 ? 1 : 0;
+    g.edges[e] = edge;
+    g.items[e] = {end, last, static_cast<std::int32_t>(e)};
+    g.items[e + q.x.n] = {from, last, static_cast<std::int32_t>(e + q.x.n)};
+  }
+}
+
 /// One warp: an edge.
 template <class S>
 FASTMINE_KERNEL(kThreads, 2)
 find_edges(FASTMINE_PARAMETER Gradient g) {
   const BatchHardBackward& q = g.problem;
   const std::int64_t e = block_index() * kWarps + warp_index();
-  if (e >= q.x.n * edges_of(q)) {
+  if (e >= mined(q)) {
+    if (e < all_edges(q)) {
+      find_edge_between<S>(g, e - mined(q));
+    }
     return;
   }
   const Place place = place_of(q, e);
@@ -117,10 +149,11 @@ find_edges(FASTMINE_PARAMETER Gradient g) {
   std::int32_t end = 0;
   if (has) {  // else there may not be a row for an index to name
     end = static_cast<std::int32_t>(place.end(q));
-    const double slope = q.slopes == nullptr ? 1 : q.slopes[place.positive ? i : q.x.n + i];
-    const double grad = place.positive ? grad_at(q, q.grad_positive, q.grad_positive_stride, pair)
-                                       : grad_at(q, q.grad_negative, q.grad_negative_stride, pair);
-    edge = edge_of(g, i, end, exact_key<S>(g.x, i, g.y, end), slope * grad);
+    const bool of_anchor = q.slopes != nullptr;
+    const double slope = of_anchor ? q.slopes[place.positive ? pair : q.x.n * q.positives + pair] : 1;
+    const double grad = place.positive ? grad_at(q, q.grad_positive, q.grad_positive_stride, of_anchor ? i : pair)
+                                       : grad_at(q, q.grad_negative, q.grad_negative_stride, of_anchor ? i : pair);
+    edge = edge_of(g, g.x, i, end, exact_key<S>(g.x, i, g.y, end), slope * grad);
   }
   if (lane_index() == 0) {
     g.edges[e] = edge;
@@ -159,6 +192,19 @@ struct Gathered {
   }
 };
 
+/// Add what item e of a row of y says.
+template <class S>
+FASTMINE_DEVICE void add_item(const Gradient& g, std::int64_t e, Gathered<S>& gathered) {
+  const BatchHardBackward& q = g.problem;
+  if (e < mined(q)) {
+    gathered.add(g.edges[e], g.x, e / edges_of(q));
+  } else {
+    const std::int64_t i = (e - mined(q)) % q.x.n;
+    const bool ends = e < mined(q) + q.x.n;
+    gathered.add(g.edges[mined(q) + i], g.y, (ends ? q.positive_index : q.negative_index)[i]);
+  }
+}
+
 /// One warp: kChunk elements of the gradient of a row of x or, after all of them, of y.
 template <class S>
 FASTMINE_KERNEL(kThreads, 2)
@@ -186,11 +232,10 @@ gather(FASTMINE_PARAMETER Gradient g) {
     }
   }
   if (q.self || !anchor) {
-    const auto edges = static_cast<int>(q.x.n * edges_of(q));
-    for (int at = rank_of({row, 0, 0}, g.sorted, edges);
-         at < edges && g.sorted[at].group == 0 && g.sorted[at].label == row; ++at) {
-      const std::int32_t e = g.sorted[at].row;
-      gathered.add(g.edges[e], g.x, e / edges_of(q));
+    const auto items = static_cast<int>(all_items(q));
+    for (int at = rank_of({row, 0, 0}, g.sorted, items);
+         at < items && g.sorted[at].group == 0 && g.sorted[at].label == row; ++at) {
+      add_item(g, g.sorted[at].row, gathered);
     }
   }
   S* const out = static_cast<S*>(anchor ? q.grad_x : q.grad_y) + row * q.x.d;
@@ -206,13 +251,13 @@ template <class S>
 cudaError_t run_backward(const BatchHardBackward& q, void* workspace, cudaStream_t stream) {
   Arena arena(workspace);
   const Gradient g = lay_out(q, arena);
-  const std::int64_t rows = q.x.n + (q.self ? 0 : q.y.n), edges = q.x.n * edges_of(q);
+  const std::int64_t rows = q.x.n + (q.self ? 0 : q.y.n);
   Launches launches(stream);
   if (q.metric == Metric::cosine) {
     launches(&find_norms<S>, divide_up(rows, kWarps), kThreads, g);
   }
-  launches(&find_edges<S>, divide_up(edges, kWarps), kThreads, g);
-  sort(launches, g.items, g.spare, edges);
+  launches(&find_edges<S>, divide_up(all_edges(q), kWarps), kThreads, g);
+  sort(launches, g.items, g.spare, all_items(q));
   launches(&gather<S>, divide_up(rows * divide_up(q.x.d, kChunk), kWarps), kThreads, g);
   return launches.status();
 }
@@ -226,7 +271,7 @@ std::size_t batch_hard_backward_workspace(const BatchHardBackward& q) noexcept {
 }
 
 cudaError_t batch_hard_backward(const BatchHardBackward& q, void* workspace, cudaStream_t stream) noexcept {
-  if (q.x.n * edges_of(q) > kMostEdges || q.y.n > kMostEdges) {
+  if (all_items(q) > kMostEdges || q.y.n > kMostEdges) {
     return cudaErrorInvalidValue;
   }
   switch (q.x.dtype) {

@@ -26,10 +26,11 @@ inline constexpr std::int64_t kEnoughBlocks = 1024;
 
 // --- grouped rows ----------------------------------------------------------------------------------------------------
 
-/// `P` is a problem with x, labels, valid, y, ref_labels, ref_valid, self and metric, as BatchHard has them. The pairs
-/// of the plan's problem, one of each sign per anchor, are in the workspace; the evidence is not.
+/// A plan as far as rows, their labels and the evidence go. `P` is a problem with x, labels, valid, y, ref_labels,
+/// ref_valid, self and metric, as BatchHard has them. The pairs of the plan's problem, one of each sign per anchor, are
+/// in the workspace; the evidence is not.
 template <class W, class P>
-Plan<W> lay_out_row_blocks(const P& problem, const std::int64_t* self_index, Arena& arena) {
+Plan<W> lay_out_labelled(const P& problem, const std::int64_t* self_index, Arena& arena) {
   Plan<W> m{};
   BatchHard& q = m.problem;
   q.x = problem.x;
@@ -54,13 +55,22 @@ Plan<W> lay_out_row_blocks(const P& problem, const std::int64_t* self_index, Are
   m.total = arena.take<double>(d);
   m.parts = arena.take<double>(divide_up(n > q.y.n ? n : q.y.n, kThreads) * kParts);
   m.counts = arena.take<Counts>(1);
+  m.same_begin = arena.take<std::int32_t>(n);
+  m.same_end = arena.take<std::int32_t>(n);
+  m.own = arena.take<std::int32_t>(n);
+  return m;
+}
+
+/// The same with centred, packed rows.
+template <class W, class P>
+Plan<W> lay_out_row_blocks(const P& problem, const std::int64_t* self_index, Arena& arena) {
+  Plan<W> m = lay_out_labelled<W>(problem, self_index, arena);
+  const BatchHard& q = m.problem;
+  const std::int64_t n = q.x.n, d = q.x.d;
   m.centre = arena.take<double>(d);
   m.depth = round_up(d, Full<W>::kDepth);
   m.a = lay_out_packed<W>(arena, n, m.depth, 0);
   m.b = q.self ? m.a : lay_out_packed<W>(arena, q.y.n, m.depth, 0);
-  m.same_begin = arena.take<std::int32_t>(n);
-  m.same_end = arena.take<std::int32_t>(n);
-  m.own = arena.take<std::int32_t>(n);
   m.panel = divide_up(q.y.n > n ? q.y.n : n, kSide<W>) + 1;  // all are one panel
   m.panels = 1;
   m.radius = arena.take<Ordered<W>>(1);
@@ -68,18 +78,25 @@ Plan<W> lay_out_row_blocks(const P& problem, const std::int64_t* self_index, Are
   return m;
 }
 
-/// The first launches of a plan.
+/// The first launches of a plan: look at every row, sort them by label.
+template <class S>
+void label_rows(Launches& launches, const Plan<Working<S>>& m) {
+  const BatchHard& q = m.problem;
+  launches(&look_at_rows<S>, m.x.blocks() + (q.self ? 0 : m.y.blocks()), kThreads, m);
+  sort(launches, m.x.items, m.x.spare, q.x.n);
+  if (!q.self) {
+    sort(launches, m.y.items, m.y.spare, q.y.n);
+  }
+  launches(&match_labels<Working<S>>, divide_up(q.x.n > 0 ? q.x.n : 1, kThreads), kThreads, m);
+}
+
+/// The same, then centre and pack them.
 template <class S>
 void group_rows(Launches& launches, const Plan<Working<S>>& m) {
   using W = Working<S>;
   const BatchHard& q = m.problem;
   const std::int64_t n = q.x.n, references = q.y.n;
-  launches(&look_at_rows<S>, m.x.blocks() + (q.self ? 0 : m.y.blocks()), kThreads, m);
-  sort(launches, m.x.items, m.x.spare, n);
-  if (!q.self) {
-    sort(launches, m.y.items, m.y.spare, references);
-  }
-  launches(&match_labels<W>, divide_up(n > 0 ? n : 1, kThreads), kThreads, m);
+  label_rows<S>(launches, m);
   launches(&find_centre<W>, divide_up(q.x.d, kWarp) + 1, kColumnThreads, m);
   const std::int64_t positions = round_up(n, kSide<W>) + (q.self ? 0 : round_up(references, kSide<W>));
   launches(&pack_rows<S>, divide_up(positions, kWarps), kThreads, m);

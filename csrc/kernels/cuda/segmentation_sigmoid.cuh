@@ -119,7 +119,7 @@ struct SigmoidSums {
 
 /// One block: the sums over a run of positions of one (sample, class). S is the type of the logits.
 template <class S, class Group>
-FASTMINE_KERNEL(SigmoidShape::kThreads, kAllSums<Group> && sizeof(Working<S>) == 8 ? 1 : 2)
+FASTMINE_KERNEL(SigmoidShape::kThreads, sizeof(Working<S>) == 8 ? 1 : 2)
 sigmoid_sums(FASTMINE_PARAMETER ForwardWork work) {
   using T = Working<S>;
   constexpr bool kAll = kAllSums<Group>;

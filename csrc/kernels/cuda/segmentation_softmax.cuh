@@ -428,9 +428,7 @@ FASTMINE_DEVICE void class_gradient(const Positions<S, kAll>& at_hand, std::int6
 
 /// One block: the gradient of a run of positions of one sample, for all its classes.
 template <class S, class Problem>
-FASTMINE_KERNEL(SoftmaxShape::kThreads, Slopes<Problem>::kAll     ? 3
-                                        : sizeof(Working<S>) == 8 ? 4
-                                                                  : 6)
+FASTMINE_KERNEL(SoftmaxShape::kThreads, Slopes<Problem>::kAll || sizeof(Working<S>) == 8 ? 3 : 6)
 softmax_gradient(FASTMINE_PARAMETER BackwardWork<Problem> work) {
   using T = Working<S>;
   constexpr bool kAll = Slopes<Problem>::kAll;

@@ -1,6 +1,6 @@
-// Sorting rows by group and label: tiles in shared memory, then one launch for each doubling of the sorted runs. Every
-// item finds its place in the merged run by a binary search in the other run; no two items are equal, so the order is
-// that of a stable sort, and nothing depends on timing.
+// Sorting rows by group and label, or in each of several segments of the same length: tiles in shared memory, then one
+// launch for each doubling of the sorted runs. Every item finds its place in the merged run by a binary search in the
+// other run; no two items are equal, so the order is that of a stable sort, and nothing depends on timing.
 //
 // How many launches follows from the number of items: 1 for a tile, 7 for 65,536, 11 for 1,048,576.
 #pragma once
@@ -51,19 +51,30 @@ inline constexpr int kSortTile = 64;
 inline constexpr int kSortTile = 1024;
 #endif
 
+/// `count` items in each segment.
 struct SortWork {
   Tagged* from;
   Tagged* to;
   int count, width;
 };
 
+/// Which of a segment's parts of `size` items a block works on.
+struct SortPart {
+  std::int64_t segment;  // its first item
+  int begin;             // within the segment
+};
+
+FASTMINE_DEVICE SortPart sort_part(const SortWork& work, int size) {
+  const std::int64_t parts = divide_up(work.count, size);
+  return {block_index() / parts * work.count, static_cast<int>(block_index() % parts) * size};
+}
+
 /// One block: a tile.
 static FASTMINE_KERNEL(kThreads, 2) sort_tiles(FASTMINE_PARAMETER SortWork work) {
   FASTMINE_SHARED(Tagged, tiles, 2 * kSortTile);
-  const std::int64_t first = block_index() * kSortTile;
-  Tagged* items = work.from + first;
-  const std::int64_t rest = work.count - first;
-  const int count = rest < kSortTile ? static_cast<int>(rest) : kSortTile;
+  const SortPart part = sort_part(work, kSortTile);
+  Tagged* items = work.from + part.segment + part.begin;
+  const int rest = work.count - part.begin, count = rest < kSortTile ? rest : kSortTile;
   for (int place = thread_index(); place < count; place += kThreads) {
     tiles[place] = items[place];
   }
@@ -81,9 +92,9 @@ static FASTMINE_KERNEL(kThreads, 2) sort_tiles(FASTMINE_PARAMETER SortWork work)
 }
 
 static FASTMINE_KERNEL(kThreads, 2) merge_runs(FASTMINE_PARAMETER SortWork work) {
-  const std::int64_t place = block_index() * kThreads + thread_index();
-  if (place < work.count) {
-    merge_item(work.from, work.to, static_cast<int>(place), work.width, work.count);
+  const SortPart part = sort_part(work, kThreads);
+  if (thread_index() < work.count - part.begin) {
+    merge_item(work.from + part.segment, work.to + part.segment, part.begin + thread_index(), work.width, work.count);
   }
 }
 
@@ -97,12 +108,12 @@ inline Tagged* sorted_place(Tagged* items, Tagged* spare, std::int64_t count) {
   return items;
 }
 
-inline void sort(Launches& launches, Tagged* items, Tagged* spare, std::int64_t count) {
+inline void sort(Launches& launches, Tagged* items, Tagged* spare, std::int64_t count, std::int64_t segments = 1) {
   SortWork work{items, spare, static_cast<int>(count), kSortTile};
-  launches(&sort_tiles, divide_up(count, kSortTile), kThreads, work);
+  launches(&sort_tiles, segments * divide_up(count, kSortTile), kThreads, work);
   for (std::int64_t width = kSortTile; width < count; width *= 2) {
     work.width = static_cast<int>(width);
-    launches(&merge_runs, divide_up(count, kThreads), kThreads, work);
+    launches(&merge_runs, segments * divide_up(count, kThreads), kThreads, work);
     Tagged* const sorted = work.to;
     work.to = work.from;
     work.from = sorted;

@@ -49,11 +49,12 @@ using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 Seven batch_hard(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid,
                  const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels, const MaybeTensor& ref_valid,
                  const std::string& metric, const std::string& positive, const std::string& negative,
-                 const MaybeTensor& self_index) {
+                 const MaybeTensor& self_index, bool wide) {
   const Mined m =
       mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index, metric, positive, negative, 0);
   const int64_t n = m.embeddings.size(0);
-  Tensor d_p = make({n}, result_type(embeddings)), d_n = make({n}, result_type(embeddings));
+  const ScalarType type = wide ? ScalarType::Double : result_type(embeddings);
+  Tensor d_p = make({n}, type), d_n = make({n}, type);
   torch::stable::copy_(d_p, torch::stable::select(m.distances, 0, 0));
   torch::stable::copy_(d_n, torch::stable::select(m.distances, 0, 1));
   return {m.positive_index, m.negative_index, d_p, d_n, m.has_positive, m.has_negative, m.evidence};

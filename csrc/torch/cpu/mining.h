@@ -20,7 +20,7 @@ Formula apply_formula(const Mined& mined, const MaybeTensor& weight, const std::
                       const std::string& shape, double margin, double leak, const std::string& on_empty,
                       const std::string& reduction);
 
-/// `slopes` [2, n], if any, are factors of the gradients.
+/// `slopes`, if any, are factors of the gradients.
 std::tuple<Tensor, Tensor> mining_gradient(const Tensor& grad_positive, const Tensor& grad_negative,
                                            const MaybeTensor& slopes_in, const Tensor& embeddings,
                                            const MaybeTensor& ref_embeddings, const Tensor& positive_index,

@@ -7,8 +7,7 @@
 #include <tuple>
 
 #include "kernels/cuda/triplet_loss.h"
-#include "torch/cuda/device.h"
-#include "torch/mining_inputs.h"
+#include "torch/cuda/mining.h"
 
 namespace fastmine {
 namespace {
@@ -23,6 +22,8 @@ void check_devices(const Tensor& like, std::initializer_list<MaybeTensor> others
     check_same_device(like, other, "an input");
   }
 }
+
+}  // namespace
 
 Mined mine(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid, const MaybeTensor& ref_embeddings,
            const MaybeTensor& ref_labels, const MaybeTensor& ref_valid, const MaybeTensor& self_index,
@@ -53,18 +54,20 @@ std::tuple<Tensor, Tensor> mining_gradient(const Tensor& grad_positive, const Te
   return {g.grad_x, g.grad_y};
 }
 
+namespace {
+
 using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Seven batch_hard(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid,
                  const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels, const MaybeTensor& ref_valid,
                  const std::string& metric, const std::string& positive, const std::string& negative,
-                 const MaybeTensor& self_index) {
+                 const MaybeTensor& self_index, bool wide) {
   const torch::stable::accelerator::DeviceGuard guard(embeddings.get_device_index());
   const Mined m =
       mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index, metric, positive, negative, 0);
   const int64_t n = m.embeddings.size(0);
-  Tensor d_p = make_like(embeddings, {n}, result_type(embeddings));
-  Tensor d_n = make_like(embeddings, {n}, result_type(embeddings));
+  const ScalarType type = wide ? ScalarType::Double : result_type(embeddings);
+  Tensor d_p = make_like(embeddings, {n}, type), d_n = make_like(embeddings, {n}, type);
   torch::stable::copy_(d_p, torch::stable::select(m.distances, 0, 0));
   torch::stable::copy_(d_n, torch::stable::select(m.distances, 0, 1));
   return {m.positive_index, m.negative_index, d_p, d_n, m.has_positive, m.has_negative, m.evidence};

@@ -20,7 +20,8 @@ def as_complex(name: str, x: object) -> Tensor:
         return torch.view_as_complex(wide.contiguous())
     found = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
     raise TypeError(
-        f"{name} must be complex, or real with real and imaginary part in a last dimension of 2; got {found}"
+        f"{name} must be complex, or real with real and imaginary part in a last dimension of 2; got {found}; "
+        f"of a real one use {name}.to(torch.complex64)"
     )
 
 

@@ -18,13 +18,14 @@ from .. import _check
 
 def uniform_linear(sensors: int, spacing: float = 0.5, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """Positions [M, 3] of sensors along x, ``spacing`` wavelengths apart, centred at 0."""
+    _check.whole("sensors", sensors, 1)
     return uniform_rectangular(sensors, 1, spacing, dtype=dtype)
 
 
 def uniform_rectangular(columns: int, rows: int, spacing: float = 0.5, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """Positions [M, 3] of ``columns`` x ``rows`` sensors in the x-y plane, row by row, centred at 0."""
     for name, count in (("columns", columns), ("rows", rows)):
-        _check.number(name, count, minimum=1)
+        _check.whole(name, count, 1)
     _check.number("spacing", spacing, minimum=0.0)
     x, y = ((torch.arange(n, dtype=dtype) - (n - 1) / 2) * spacing for n in (columns, rows))
     grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
@@ -54,7 +55,7 @@ def steering(
     Differentiable in angles and distance. complex64 for float32 angles, complex128 for float64. Raises ``TypeError``
     for angles that are not float32 or float64, ``ValueError`` for shapes that do not fit.
     """
-    _check.tensor("azimuth", azimuth, (torch.float32, torch.float64))
+    _check.tensor("azimuth", azimuth, (torch.float32, torch.float64), "angles are radians, as torch.tensor([0.1])")
     if positions.dim() != 2 or positions.shape[-1] != 3:
         raise ValueError(
             f"positions must have shape [M, 3], x, y and z of each sensor; got {list(positions.shape)}; "

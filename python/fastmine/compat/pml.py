@@ -76,7 +76,7 @@ class _Measure:
 
     def rows(self, embeddings: Tensor) -> Tensor:
         """The rows that are compared; a zero row stays zero, without a gradient."""
-        if not self.normalize:
+        if not self.normalize or not embeddings.is_floating_point():  # what is no embedding is refused where it is used
             return embeddings
         return unit(embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings)
 
@@ -189,6 +189,11 @@ def _triplets(indices: Indices) -> Indices:
     """Triplets as they are, and of pairs those that share their anchor."""
     if len(indices) == 3:
         return indices
+    if len(indices) != 4:
+        raise ValueError(
+            "indices_tuple must be (anchor, positive, negative), or (anchor, positive, anchor, negative) of pairs; got "
+            f"{len(indices)} entries"
+        )
     first, positive, second, negative = indices
     left, right = torch.where(first[:, None] == second)
     return first[left], positive[left], negative[right]

@@ -63,7 +63,8 @@ class DistributedLoss(EvidentLoss[Evidence]):
     whole gradient in every process: they stay equal, under that mean or without it.
 
     Of a batch-hard :class:`~fastmine.losses.TripletLoss` and of the losses over all pairs, reduced to one number, every
-    process computes the anchors of its own rows alone. With R processes, N rows of D features in all:
+    process computes the anchors of its own rows alone (of two processes with all rows at hand, mining in each takes the
+    whole: it visits every pair of rows once, and is as quick). With R processes, N rows of D features in all:
 
     ============== ============================== ==========================================================
     memory         kept in each process           sent by each process
@@ -76,9 +77,8 @@ class DistributedLoss(EvidentLoss[Evidence]):
     A pass is O(N^2 D / R) operations: one forward, two for ``NTXentLoss`` (the second over the positives alone),
     ``MultiSimilarityLoss`` (the first mines) and ``ContrastiveLoss`` (the evidence), and one backward. Besides, some
     numbers per process are exchanged forward. In the ring the choices of two blocks compare in float64, with ties to
-    the lowest index; that is O(N D) more, which for batch-hard outweighs the mining of some thousand rows. The negative
-    must be the ``"hardest"`` there. Since processes also talk to each other backward, all must call it, and the
-    gradient cannot be differentiated again.
+    the lowest index, and the negative must be the ``"hardest"``. Since processes also talk to each other backward, all
+    must call it, and the gradient cannot be differentiated again.
 
     Of every other loss, and for ``reduction="none"``, all processes gather all rows and compute the whole; with
     ``memory="ring"`` that is an error.
@@ -105,6 +105,7 @@ class DistributedLoss(EvidentLoss[Evidence]):
         max_rows: int | None = None,
         memory: Memory = "gathered",
     ) -> None:
+        _refuse_loss(loss)
         if max_rows is not None:
             _check.whole("max_rows", max_rows, 1)
         _check.option("memory", memory, ("gathered", "ring"))
@@ -133,7 +134,7 @@ class DistributedLoss(EvidentLoss[Evidence]):
         given = (embeddings, labels.long(), takes_part, *per_row.values())
         sizes = self._sizes(embeddings, len(given))
         terms = self._of_own_anchors()
-        if terms is not None and set(per_row) <= {"sample_weight"}:
+        if terms is not None and set(per_row) <= {"sample_weight"} and self._has_less_to_do():
             return self._in_parts(terms, embeddings, given[1], takes_part, sizes, per_row.get("sample_weight"))
         rows, classes, mask, *others = (gather_rows(x, sizes, group=self.group) for x in given)
         return self._total(rows, classes, mask, **dict(zip(per_row, others, strict=True)))
@@ -151,6 +152,14 @@ class DistributedLoss(EvidentLoss[Evidence]):
                 f'losses over all pairs, reduced to one number; got {type(self.loss).__name__}; use memory="gathered"'
             )
         return terms
+
+    def _has_less_to_do(self) -> bool:
+        """Whether a process has less to do with its own anchors than with all.
+
+        Mining all anchors compares each pair of rows once, N^2 / 2 comparisons; mining n of them, n N. With two
+        processes that is as much, and the gradient of all rows would have to be added up over the processes besides.
+        """
+        return self.memory == "ring" or type(self.loss) is not TripletLoss or dist.get_world_size(self.group) > 2
 
     def _in_parts(
         self, terms: Terms, embeddings: Tensor, labels: Tensor, valid: Tensor, sizes: list[int] | int,
@@ -211,3 +220,12 @@ def _terms_of(loss: EvidentLoss[Any], group: dist.ProcessGroup | None) -> Terms 
         for name, value in options.items() if name not in ("on_empty", "reduction")
     })  # fmt: skip
     return partial(pair_terms, asked, on_empty=policy)
+
+
+def _refuse_loss(loss: object) -> None:
+    _check.no_class("loss", loss)
+    if not isinstance(loss, EvidentLoss) or isinstance(loss, DistributedLoss):
+        raise TypeError(
+            f"loss must be a loss of fastmine.losses, of one process; got {type(loss).__name__}; for one from "
+            "elsewhere, fastmine.distributed.gather_rows brings the rows of all processes"
+        )

@@ -53,9 +53,11 @@ def padded(x: Tensor, rows: int) -> Tensor:
 
 def all_rows(x: Tensor, counts: list[int], group: Group) -> Tensor:
     """The rows of all processes, without a gradient."""
-    mine = padded(x, max(counts))
-    found = [torch.empty_like(mine) for _ in counts]
-    dist.all_gather(found, mine, group=group)
+    most = max(counts)
+    found = x.new_empty(len(counts), most, *x.shape[1:])
+    dist.all_gather([*found.unbind()], x.contiguous() if len(x) == most else padded(x, most), group=group)
+    if min(counts) == most:
+        return found.flatten(0, 1)
     return torch.cat([rows[:count] for rows, count in zip(found, counts, strict=True)])
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _ops
-from ..reference.batch_hard import MINING_FIELDS, mined_distance
+from ..reference.batch_hard import MINING_FIELDS
 from ..reference.pairwise_distance import result_dtype
 from ..reference.triplet_loss import gap, triplet_formula
 from ._evidence import mining_evidence
@@ -26,6 +26,7 @@ class Mined(NamedTuple):
     negative_distance: Tensor
     has_positive: Tensor
     has_negative: Tensor
+    of_rows: Tensor  # what mining said of the own rows, and of one block
 
 
 def batch_hard(
@@ -41,7 +42,7 @@ class _BatchHard(torch.autograd.Function):
         ctx: Any, x: Tensor, labels: Tensor, valid: Tensor, shards: Shards, metric: str, positive: str, negative: str
     ) -> tuple[Tensor, ...]:
         mined = _mine(x.detach(), labels, valid, shards, metric, positive, negative)
-        ctx.save_for_backward(x, *mined[:2], *mined[4:])
+        ctx.save_for_backward(x, *mined[:2], *mined[4:6])
         ctx.shards, ctx.metric = shards, metric
         ctx.mark_non_differentiable(*mined[:2], *mined[4:])
         return tuple(mined)
@@ -74,42 +75,37 @@ class _BatchHard(torch.autograd.Function):
 def _mine(x: Tensor, labels: Tensor, valid: Tensor, shards: Shards, metric: str, positive: str, negative: str) -> Mined:
     wide = x.to(result_dtype(x))
     sides: list[_Choice] = []
+    said = x.new_empty(0)
     for block in shards.blocks(x, own=True):
-        rows = block.rows.to(wide.dtype)
-        p, n, d_p, d_n, has_p, has_n, _ = _ops.batch_hard(
-            wide, labels, valid, rows, block.labels, block.valid, metric, positive, negative, block.itself
-        )
-        found = []
-        for index, distance, exists, farthest in (
-            (p, d_p, has_p, positive == "hardest"), (n, d_n, has_n, False),
-        ):  # fmt: skip
-            rank = _rank(wide, rows, index, exists, metric, farthest) if shards.several else d_p
-            found.append(_Choice(index + block.first, distance, exists, rank))
-        sides = [_better(a, b) for a, b in zip(sides, found, strict=True)] if sides else found
+        p, n, d_p, d_n, has_p, has_n, said = _ops.batch_hard(
+            wide, labels, valid, block.rows.to(wide.dtype), block.labels, block.valid, metric, positive, negative,
+            block.itself, True,
+        )  # fmt: skip
+        found = [_Choice(p + block.first, d_p, has_p), _Choice(n + block.first, d_n, has_n)]
+        farthest = (positive == "hardest") != (metric == "dot"), metric == "dot"
+        sides = [*map(_better, sides, found, farthest)] if sides else found
     of_p, of_n = sides
-    return Mined(of_p.place, of_n.place, of_p.distance, of_n.distance, of_p.exists, of_n.exists)
+    return Mined(of_p.place, of_n.place, of_p.distance, of_n.distance, of_p.exists, of_n.exists, said)
 
 
 class _Choice(NamedTuple):
     place: Tensor
-    distance: Tensor
+    distance: Tensor  # float64
     exists: Tensor
-    rank: Tensor  # the larger, the rather chosen
 
 
-def _rank(x: Tensor, rows: Tensor, index: Tensor, exists: Tensor, metric: str, farthest: bool) -> Tensor:
-    """By what the choices of two blocks compare: the distance in float64, a NaN before all."""
-    distance = mined_distance(x, rows, index, exists, metric)
-    signed = distance if farthest != (metric == "dot") else -distance
-    largest = torch.finfo(signed.dtype).max
-    return torch.where(signed.isnan(), torch.inf, signed.clamp(-largest, largest))
-
-
-def _better(a: _Choice, b: _Choice) -> _Choice:
-    """Of each anchor the better of two choices; ties go to the lowest index."""
-    ahead = (b.rank > a.rank) | ((b.rank == a.rank) & (b.place < a.place))
-    take = b.exists & (~a.exists | ahead)
+def _better(a: _Choice, b: _Choice, largest: bool) -> _Choice:
+    """Of each anchor the choice with the largest distance, or the smallest; ties go to the lowest index."""
+    x, y = _rank(a.distance, largest), _rank(b.distance, largest)
+    take = b.exists & (~a.exists | (y > x) | ((y == x) & (b.place < a.place)))
     return _Choice(*(torch.where(take, of_b, of_a) for of_a, of_b in zip(a, b, strict=True)))
+
+
+def _rank(distance: Tensor, largest: bool) -> Tensor:
+    """By what two choices compare: a NaN before all."""
+    signed = distance if largest else -distance
+    most = torch.finfo(signed.dtype).max
+    return torch.where(signed.isnan(), torch.inf, signed.clamp(-most, most))
 
 
 def triplet_terms(
@@ -118,11 +114,12 @@ def triplet_terms(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The weighted loss of each anchor of this process, what it counts for, and the evidence of all processes."""
     mined = batch_hard(x, labels, valid, shards, metric, positive, negative)
-    d_p, d_n, has_p, has_n = mined[2].double(), mined[3].double(), *mined[4:]
+    _, _, d_p, d_n, has_p, has_n, of_rows = mined
     both, found = has_p & has_n, gap(d_p, d_n, metric).detach()
     active = both & ((found + margin > 0) | (shape == "soft"))
     semi_hard = both & (found <= 0) & (found + margin > 0)
-    evidence = mining_evidence(x, valid, shards, metric, d_p, d_n, has_p, has_n, [active.sum(), semi_hard.sum()])
+    counts = [active.sum(), semi_hard.sum()]
+    evidence = mining_evidence(of_rows, x, valid, shards, metric, d_p, d_n, has_p, has_n, counts)
     empty = evidence[_VALID] == 0
     term, _, _ = triplet_formula(
         d_p, d_n, has_p, has_n, metric, shape, margin, leak, on_empty, "none", weight, empty

@@ -33,13 +33,13 @@ def pair_terms(
     on_empty: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The weighted loss of each anchor of this process, what it counts for, and the evidence of all processes."""
-    sums = _sums(asked, x, labels, valid, shards, _bounds(asked, x, labels, valid, shards))
+    sums, of_rows = _sums(asked, x, labels, valid, shards, _bounds(asked, x, labels, valid, shards))
     found = Sums(*sums.detach())
     has_p, has_n = found.positives > 0, found.negatives > 0
     every = found
     if asked.bounds is not None or asked.epsilon is not None:  # the evidence is of all pairs, and not of the admitted
         plain = asked._replace(form="sum", scale=None)
-        every = Sums(*_sums(plain, x.detach(), labels, valid, shards, (None, None)))
+        every = Sums(*_sums(plain, x.detach(), labels, valid, shards, (None, None))[0])
     means = [
         distance / count.clamp(min=1)
         for distance, count in (
@@ -49,7 +49,7 @@ def pair_terms(
     both = has_p & has_n
     admitted = [torch.where(both, count, 0.0) for count in (found.admitted_positives, found.admitted_negatives)]
     extra = [(admitted[0] + admitted[1] > 0).sum(), admitted[0].sum(), admitted[1].sum()]
-    evidence = mining_evidence(x, valid, shards, asked.metric, means[0], means[1], has_p, has_n, extra)
+    evidence = mining_evidence(of_rows, x, valid, shards, asked.metric, means[0], means[1], has_p, has_n, extra)
     empty = evidence[_VALID] == 0
     term, share = anchor_terms(sums, asked.formula, asked.metric, on_empty, weight, empty)
     return term, share, evidence
@@ -63,12 +63,18 @@ def _bounds(asked: PairLoss, x: Tensor, labels: Tensor, valid: Tensor, shards: S
     if asked.epsilon is None:
         return None, None
     mined = batch_hard(x.detach(), labels, valid, shards, asked.metric, "hardest", "hardest")
-    return mining_bounds(*mined[2:], asked.metric, asked.epsilon)
+    d_p, d_n = (distance.to(result_dtype(x)) for distance in mined[2:4])  # as one process has them
+    return mining_bounds(d_p, d_n, *mined[4:6], asked.metric, asked.epsilon)
 
 
-def _sums(asked: PairLoss, x: Tensor, labels: Tensor, valid: Tensor, shards: Shards, bounds: Bounds) -> Tensor:
-    """The rows of :class:`Sums` over the rows of all processes, differentiable by them and by the scale."""
-    found: Tensor = _PairSums.apply(x, asked.scale, labels, valid, shards, bounds, asked)  # type: ignore[no-untyped-call]
+def _sums(
+    asked: PairLoss, x: Tensor, labels: Tensor, valid: Tensor, shards: Shards, bounds: Bounds
+) -> tuple[Tensor, Tensor]:
+    """The rows of :class:`Sums` over the rows of all processes, differentiable by them and by the scale.
+
+    Also what the op said of the own rows.
+    """
+    found: tuple[Tensor, Tensor] = _PairSums.apply(x, asked.scale, labels, valid, shards, bounds, asked)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -77,19 +83,24 @@ class _PairSums(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, scale: Tensor | None, labels: Tensor, valid: Tensor, shards: Shards, bounds: Bounds,
         asked: PairLoss,
-    ) -> Tensor:  # fmt: skip
-        batch, options = _batch(x, labels, valid), (*bounds, asked.metric, asked.form, asked.curve, scale)
-        sums = _added(_parts(x, batch, shards, options), curved=asked.form != "sum")
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        batch = _batch(x, labels, valid)
+        options: tuple[Any, ...] = (*bounds, asked.metric, asked.form, asked.curve, scale)
+        own, of_rows = _ops.pair_sums(*batch, None, None, None, *options)
+        sums = _added([own, *_other_parts(x, batch, shards, options)], curved=asked.form != "sum")
         if asked.form == "nce":  # whose terms need the negatives of all parts
             level = sums[_NEGATIVE_LSE].clone()
-            sums[_OF_NCE] = sum(part[_OF_NCE] for part in _parts(x, batch, shards, (*options, level)))
+            options = *options, level
+            own, _ = _ops.pair_sums(*batch, None, None, None, *options)
+            sums[_OF_NCE] = sum((part[_OF_NCE] for part in _other_parts(x, batch, shards, options)), own[_OF_NCE])
         ctx.save_for_backward(x, scale, labels, valid, sums, *bounds)
         ctx.shards, ctx.asked = shards, asked
-        return sums
+        ctx.mark_non_differentiable(of_rows)
+        return sums, of_rows
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
         x, scale, labels, valid, sums, *bounds = ctx.saved_tensors
         asked, (wide, _, _) = ctx.asked, _batch(x, labels, valid)
         options = (*bounds, asked.metric, asked.form, asked.curve, scale)
@@ -114,17 +125,16 @@ def _batch(x: Tensor, labels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Te
     return x.detach().to(result_dtype(x)), labels, valid
 
 
-def _parts(
+def _other_parts(
     x: Tensor, batch: tuple[Tensor, Tensor, Tensor], shards: Shards, options: tuple[Any, ...]
 ) -> Iterator[Tensor]:
-    """The sums of the anchors over their own process's rows, then over each block of the others'."""
-    yield _ops.pair_sums(*batch, None, None, None, *options)[0]
+    """The sums of the anchors over each block of the other processes' rows."""
     for block in shards.blocks(x, own=False):
         rows = block.rows.to(batch[0].dtype)
         yield _ops.pair_sums(*batch, rows, block.labels, block.valid, *options)[0]
 
 
-def _added(parts: Iterator[Tensor], *, curved: bool) -> Tensor:
+def _added(parts: list[Tensor], *, curved: bool) -> Tensor:
     """The sums over all parts, in their order."""
     total, *others = parts
     for part in others:

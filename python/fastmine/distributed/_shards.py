@@ -34,9 +34,6 @@ class Shards(ABC):
         self.n = n
         """The rows of this process; ``counts`` are those it may be padded to."""
 
-    several: bool
-    """Whether there is more than one block to choose from."""
-
     @abstractmethod
     def blocks(self, rows: Tensor, *, own: bool) -> Iterator[Block]:
         """Every row once, those of this process if ``own``; to be exhausted, since the others wait for it."""
@@ -64,7 +61,6 @@ class Shards(ABC):
 class Gathered(Shards):
     """All rows in every process, from one all-gather: one block."""
 
-    several = False
     _rows: Tensor | None = None
 
     def blocks(self, rows: Tensor, *, own: bool) -> Iterator[Block]:
@@ -87,8 +83,6 @@ class Gathered(Shards):
 
 class Ring(Shards):
     """The rows of one process at a time; they go on to the next process while they are used in this one."""
-
-    several = True
 
     def blocks(self, rows: Tensor, *, own: bool) -> Iterator[Block]:
         """The own rows, then those of the process before, of that before it, and so on."""

@@ -23,6 +23,7 @@ from ..reference.segmentation_formula import (
 )
 from ..reference.segmentation_sums import SUMS, SUMS_FIELDS, holds
 from . import _ranks
+from ._factors import refuse_negative
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -86,6 +87,7 @@ def class_values(
     """One number per class as a float64 tensor beside the logits; a single number, or nothing, as it is."""
     if isinstance(value, Tensor):
         _check.same_device("logits", logits, name, value)
+        refuse_negative(name, value)
     elif not isinstance(value, Sequence):
         return value
     values = torch.as_tensor(value, dtype=torch.float64, device=logits.device)
@@ -125,7 +127,7 @@ def formula_on_sums(
         sums = sums.detach()
         for name, weight in f.terms.items():
             alone = f._replace(terms={name: weight})
-            if norms is not None and _told(alone, target):
+            if norms is not None and _told(alone, logits, target):
                 norm = norms[ALL_TERMS.index(name)]
             else:
                 norm = _gradient_norm(inputs, alone, reduction, sums, found, over_ranks)
@@ -163,13 +165,13 @@ def _lovasz(inputs: Inputs, f: Formula) -> Tensor | None:
 # --- full evidence -------------------------------------------------------------------------------------------------
 
 
-def _told(f: Formula, target: Tensor) -> bool:
+def _told(f: Formula, logits: Tensor, target: Tensor) -> bool:
     """Whether the sums tell the norm of the gradient of this one term (``told_norm``)."""
     (name,) = f.terms
-    if f.softmax:
-        return name == "ce" and not f.label_smoothing
+    if name in ("bce", "ce"):
+        return not target.is_floating_point() and not f.label_smoothing
     linear = name not in ("focal", "lovasz") and not (f.squared and name in SQUARED_TERMS)
-    return not target.is_floating_point() and linear and not (name == "bce" and f.label_smoothing)
+    return linear and not target.is_floating_point() and (not f.softmax or logits.shape[1] == 2)
 
 
 def _gradient_norm(
@@ -184,7 +186,7 @@ def _gradient_norm(
         tracked = [sums.clone().requires_grad_(), *([logits] if "lovasz" in f.terms else [])]
         loss, _ = loss_and_means(tracked[0], found, _lovasz(inputs, f), f, reduction, over_ranks)
         by_sums, *by_logits = torch.autograd.grad(loss.sum(), tracked, allow_unused=True, materialize_grads=True)
-    if _told(f, inputs.target):
+    if _told(f, logits, inputs.target):
         return told_norm(sums, by_sums, f)
     g: Tensor = torch.ops.fastmine.segmentation_sums_backward.default(
         by_sums, logits.detach(), *inputs[1:5], f.mode, needed_sums(f), inputs.focal_gamma

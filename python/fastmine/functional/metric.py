@@ -11,13 +11,14 @@ from .. import _check, _ops
 from .._evidence import MiningEvidence
 from ..reference.batch_all import AVERAGES, BATCH_ALL_FIELDS, TRIPLETS
 from ..reference.batch_hard import MINING_FIELDS, NEGATIVES, POSITIVES
-from ..reference.pairwise_distance import METRICS, result_dtype
-from ..reference.triplet_adjustments import ADJUSTED_FIELDS, adjusted_triplet_loss
+from ..reference.pairwise_distance import METRICS
 from ..reference.triplet_loss import EMPTY_POLICIES, REDUCTIONS, TRIPLET_FIELDS
+from ..reference.triplet_terms import TERM_FIELDS
+from ._factors import refuse_negative
 from .options import Average, Margin, Metric, Mining, Negative, OnEmpty, Positive, Reduction, Triplets
 
 _VALID = MINING_FIELDS.index("valid")
-
+_ADJUSTED_FIELDS = (*MINING_FIELDS, *TERM_FIELDS)
 
 _LEAK = 0.01  # of margin="leaky": the customary slope of a leaky rectifier
 
@@ -244,15 +245,11 @@ def triplet_loss(
         )
         evidence = MiningEvidence(found, BATCH_ALL_FIELDS)
     elif swap or hardness or active_fraction is not None:
-        rows, refs = embeddings, ref_embeddings
-        if swap:  # a third pair has a gradient of its own: added to the others in a wide type, and rounded once
-            rows, refs = rows.to(result_dtype(rows)), None if refs is None else refs.to(result_dtype(refs))
-        mined = _ops.batch_hard(rows, *batch[1:3], refs, *batch[4:], metric, positive, negative, itself)
-        loss, found = adjusted_triplet_loss(
-            mined, rows if refs is None else refs, metric, shape, offset, slope, policy, reduction,
-            sample_weight, swap, hardness, active_fraction,
-        )  # fmt: skip
-        loss, evidence = loss.to(result_dtype(embeddings)), MiningEvidence(found, ADJUSTED_FIELDS)
+        formula = metric, shape, offset, slope, policy, reduction, swap, float(hardness), active_fraction
+        loss, found = _ops.triplet_terms(
+            "batch_hard", batch, (metric, positive, negative, itself, True), sample_weight, formula
+        )
+        evidence = MiningEvidence(found, _ADJUSTED_FIELDS)
     else:
         loss, *_, found = _ops.triplet_loss(
             *batch, metric, positive, negative, shape, offset, slope, policy, reduction, sample_weight, itself
@@ -374,6 +371,7 @@ def anchor_weight(sample_weight: Tensor | None, embeddings: Tensor) -> Tensor | 
     if sample_weight is None:
         return None
     _check.per_anchor("sample_weight", sample_weight, embeddings)
+    refuse_negative("sample_weight", sample_weight)
     if sample_weight.requires_grad:
         raise ValueError("sample_weight is a constant of this loss; pass sample_weight.detach()")
     return sample_weight.double()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -11,18 +11,16 @@ from torch import Tensor
 from .. import _check, _ops
 from .._evidence import MiningEvidence
 from ..reference.mined_pairs import MINED_FIELDS, NEGATIVE_ORDERS, POSITIVE_ORDERS
-from ..reference.pairwise_distance import METRICS, result_dtype
-from ..reference.triplet_loss import EMPTY_POLICIES, triplet_formula
-from .metric import _margin, _report_empty, triplet_options
+from ..reference.pairwise_distance import METRICS
+from ..reference.triplet_loss import EMPTY_POLICIES
+from ..reference.triplet_terms import TERM_FIELDS
+from .metric import _margin, _report_empty, anchor_weight, triplet_options
 from .options import Margin, Metric, NegativeOrder, OnEmpty, PositiveOrder, Ranks, Reduction, Seed
 
-_MINED_TRIPLET_FIELDS = (
-    *MINED_FIELDS,
-    "active",  # anchors with a triplet above the kink
-    "semi_hard",  # anchors whose first pairs have d_p <= d_n < d_p + margin
-    "triplets",  # an anchor, a mined positive and a mined negative of it
-    "active_triplets",  # of these, the ones above the kink
-)
+_MINED_TRIPLET_FIELDS = (*MINED_FIELDS, *TERM_FIELDS)
+
+
+_Batch = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 class MinedPairs(NamedTuple):
@@ -140,10 +138,13 @@ def mined_pairs(
     mined_pairs_options(
         positive, positives, negative, negatives, window, group_positives, metric, cutoff, nonzero_loss_cutoff, seed
     )
-    mined, evidence = _mine(
+    batch, mining = _asked(
         embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, positive, negative, positives,
         negatives, window, groups, ref_groups, group_positives, self_index, seed, cutoff, nonzero_loss_cutoff,
     )  # fmt: skip
+    positive_index, negative_index, d_p, d_n, has_positive, has_negative, evidence = _ops.mined_pairs(*batch, *mining)
+    both = has_positive.any(dim=1) & has_negative.any(dim=1)
+    mined = MinedPairs(positive_index, negative_index, d_p, d_n, both, has_positive, has_negative)
     return (mined, MiningEvidence(evidence, MINED_FIELDS)) if return_evidence else mined
 
 
@@ -203,22 +204,23 @@ def _check_batch(
         raise ValueError("groups and ref_groups go together where there are references; got one without the other")
 
 
-def _mine(
+def _asked(
     embeddings: Tensor, labels: Tensor, valid: Tensor | None, ref_embeddings: Tensor | None, ref_labels: Tensor | None,
     ref_valid: Tensor | None, metric: Metric, positive: PositiveOrder, negative: NegativeOrder, positives: Ranks,
     negatives: Ranks, window: float | None, groups: Tensor | None, ref_groups: Tensor | None, group_positives: bool,
     self_index: Tensor | None, seed: Seed, cutoff: float, nonzero_loss_cutoff: float,
-) -> tuple[MinedPairs, Tensor]:  # fmt: skip
+) -> tuple[_Batch, tuple[Any, ...]]:  # fmt: skip
+    """The arguments of the op: the batch, and how to mine it."""
     sampled = positive == "random" or negative in ("random", "distance_weighted")
-    outputs = _ops.mined_pairs(
-        embeddings, _integers(labels), valid, ref_embeddings, _integers(ref_labels), ref_valid, metric, positive,
-        negative, [*_range(positives), *_range(negatives)], None if window is None else float(window),
-        _integers(groups), _integers(ref_groups), group_positives, _integers(self_index),
-        _seed(seed, embeddings) if sampled else None, float(cutoff), float(nonzero_loss_cutoff),
+    return (
+        (embeddings, _integers(labels), valid, ref_embeddings, _integers(ref_labels), ref_valid),
+        (
+            metric, positive, negative, [*_range(positives), *_range(negatives)],
+            None if window is None else float(window), _integers(groups), _integers(ref_groups), group_positives,
+            _integers(self_index), _seed(seed, embeddings) if sampled else None, float(cutoff),
+            float(nonzero_loss_cutoff),
+        ),
     )  # fmt: skip
-    positive_index, negative_index, d_p, d_n, has_positive, has_negative, evidence = outputs
-    both = has_positive.any(dim=1) & has_negative.any(dim=1)
-    return MinedPairs(positive_index, negative_index, d_p, d_n, both, has_positive, has_negative), evidence
 
 
 @overload
@@ -317,22 +319,20 @@ def mined_triplet_loss(
         margin, leak, positive, positives, negative, negatives, window, group_positives, metric, cutoff,
         nonzero_loss_cutoff, seed, on_empty, reduction,
     )  # fmt: skip
-    if sample_weight is not None:
-        _check.per_anchor("sample_weight", sample_weight, embeddings)
-        if sample_weight.requires_grad:
-            raise ValueError("sample_weight is a constant of this loss; pass sample_weight.detach()")
-    mined, found = _mine(
+    weight = anchor_weight(sample_weight, embeddings)
+    batch, mining = _asked(
         embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, positive, negative, positives,
         negatives, window, groups, ref_groups, group_positives, self_index, seed, cutoff, nonzero_loss_cutoff,
     )  # fmt: skip
-    loss, extra = _loss_of(mined, margin, leak, metric, on_empty, reduction, sample_weight)
-    evidence = MiningEvidence(torch.cat([found, extra]), _MINED_TRIPLET_FIELDS)
+    policy = on_empty if on_empty in EMPTY_POLICIES else "zero"
+    formula = metric, *_margin(margin, leak), policy, reduction, False, 0.0, None
+    loss, found = _ops.triplet_terms("mined_pairs", batch, (*mining, True), weight, formula)
+    evidence = MiningEvidence(found, _MINED_TRIPLET_FIELDS)
     if on_empty in ("warn", "raise") and evidence.triplets == 0:
         if window is None:
             _report_empty(evidence, on_empty)
         else:
             _report_empty_window(evidence, on_empty)
-    loss = loss.to(result_dtype(embeddings))
     return (loss, evidence) if return_evidence else loss
 
 
@@ -357,26 +357,3 @@ def mined_triplet_options(
         positive, positives, negative, negatives, window, group_positives, metric, cutoff, nonzero_loss_cutoff, seed
     )
     triplet_options(margin, leak, "batch_hard", "hardest", "hardest", metric, on_empty, reduction, "all", "active")
-
-
-def _loss_of(
-    mined: MinedPairs, margin: Margin, leak: float | None, metric: Metric, on_empty: OnEmpty, reduction: Reduction,
-    sample_weight: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The loss over all combinations [N, P, Q], and what the evidence says of them."""
-    P, Q = mined.positive_index.shape[1], mined.negative_index.shape[1]
-    d_p, has_p = (x[:, :, None].expand(-1, P, Q).flatten() for x in (mined.positive_distance, mined.has_positive))
-    d_n, has_n = (x[:, None, :].expand(-1, P, Q).flatten() for x in (mined.negative_distance, mined.has_negative))
-    shape, offset, slope = _margin(margin, leak)
-    policy = on_empty if on_empty in EMPTY_POLICIES else "zero"
-    weight = None if sample_weight is None else sample_weight.double()[:, None].expand(-1, P * Q).flatten()
-    loss, _, active = triplet_formula(
-        d_p.double(), d_n.double(), has_p, has_n, metric, shape, offset, slope, policy, reduction, weight
-    )
-    if reduction == "none":
-        loss = loss.view(-1, P * Q).sum(dim=1)
-    sign = -1.0 if metric == "dot" else 1.0
-    gap = sign * (mined.positive_distance[:, 0] - mined.negative_distance[:, 0]).detach()
-    semi_hard = mined.has_positive[:, 0] & mined.has_negative[:, 0] & (gap <= 0) & (gap + offset > 0)
-    counts = (active.view(-1, P * Q).any(dim=1), semi_hard, has_p & has_n, active)
-    return loss, torch.stack([count.sum() for count in counts]).double()

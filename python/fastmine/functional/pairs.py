@@ -15,6 +15,7 @@ from ..reference.pair_losses import PairLoss
 from ..reference.pair_sums import FORMS, PAIR_FIELDS, Sums, named
 from ..reference.pairwise_distance import METRICS, result_dtype
 from ..reference.triplet_loss import REDUCTIONS
+from ._factors import refuse_negative
 from .metric import _VALID, _report_empty
 from .options import Curve, Form, Metric, OnEmpty, Reduction, Similarity, Temperature
 
@@ -100,6 +101,7 @@ def _pair_loss(
     """One call of the op, or two, and the formula on its sums."""
     if sample_weight is not None:
         _check.per_anchor("sample_weight", sample_weight, embeddings)
+        refuse_negative("sample_weight", sample_weight)
     labels, ref_labels = labels.long(), None if ref_labels is None else ref_labels.long()
     bounds = _bounds(asked, embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid)
     sums, evidence = _ops.pair_sums(

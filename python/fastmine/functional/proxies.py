@@ -16,6 +16,7 @@ from ..reference.margin_softmax import margin_softmax
 from ..reference.proxies import PROXY_FIELDS
 from ..reference.proxy_anchor import proxy_anchor
 from ..reference.triplet_loss import REDUCTIONS
+from ._factors import refuse_negative
 from .options import ClassOnEmpty, Reduction
 
 _LABELS_OUT_OF_RANGE = PROXY_FIELDS.index("out_of_range")
@@ -203,7 +204,7 @@ def _class_loss(
     margin_softmax_options(scale, margin, largest_margin, on_empty, reduction)
     loss, evidence = formula(
         embeddings, labels.long(), weight, valid, sample_weight, class_weight,
-        scale=scale, margin=margin, reduction=reduction,
+        scale=scale, margin=margin, reduction=reduction, evidence_of=_ops.proxy_evidence,
     )  # fmt: skip
     return loss, _class_evidence(evidence, labels, weight, valid, on_empty)
 
@@ -218,9 +219,8 @@ def _class_batch(
         _check.factors("sample_weight", sample_weight, "embeddings", embeddings)
     if class_weight is not None:
         _check.factors("class_weight", class_weight, "weight", weight)
-    for name, factors in (("sample_weight", sample_weight), ("class_weight", class_weight)):
-        if factors is not None and _ops.readable(factors) and bool((factors < 0).any()):
-            raise ValueError(f"{name} must be at least 0; got {factors.min().item():g}")
+    refuse_negative("sample_weight", sample_weight)
+    refuse_negative("class_weight", class_weight)
 
 
 def _class_evidence(

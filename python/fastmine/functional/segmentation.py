@@ -125,7 +125,8 @@ def segmentation_loss(
 
     ``mode``: ``"binary"``, logits [B, ...] and a target of the same shape; ``"multilabel"``, both [B, C, ...],
     a sigmoid for every class; ``"multiclass"``, logits [B, C, ...] with a softmax over C, and integer class
-    indices [B, ...]. Targets may be boolean, integer or floating (soft, in [0, 1]) and are read as they are.
+    indices [B, ...]. Targets may be boolean, integer or floating (soft, in [0, 1]) and are read as they are;
+    they are constants, and one that requires a gradient is refused.
 
     ``terms`` maps names to weights. With p the probability, t the target, N the number of valid items, and
     A = sum p t, P = sum p, T = sum t over a group, that is over one sample and class; s = ``smooth_nr`` above and

@@ -102,12 +102,22 @@ def check_loss(
         return examined.report
 
 
+def _prediction(found: object) -> Tensor:
+    if isinstance(found, Tensor) and (found.is_floating_point() or found.is_complex()):
+        return found.detach()
+    came = f"a {found.dtype} tensor" if isinstance(found, Tensor) else type(found).__name__
+    raise TypeError(
+        f"make_prediction must return, or be, a floating-point tensor; got {came}; the order is check_loss(loss, "
+        "make_prediction, target)"
+    )
+
+
 class _Examination:
     """A loss, a random prediction, and the report so far."""
 
     def __init__(self, loss: Callable[..., Any], make: Callable[[], Tensor] | Tensor, target: tuple[Any, ...]) -> None:
         self.loss, self.target = loss, target
-        self.random = [(make() if callable(make) else make).detach() for _ in range(3)]
+        self.random = [_prediction(make() if callable(make) else make) for _ in range(3)]
         self.name = type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__name__", repr(loss))
         self.report = LossReport(self.name)
         self.perfect: Tensor | None = None

@@ -59,8 +59,9 @@ CODES: dict[str, Code] = {
         "loss applies another one, so that no prediction can be firmer than 0.27 or 0.73.",
         "Remove the last sigmoid or softmax from the model, or use a loss that takes probabilities.",
         "The last layer has no activation, and these logits are in [0, 1] by chance: they will leave it soon.",
-        "Every input of a loss on logits in [0, 1] over all steps, or none below 0 and the least exactly 0; a positive "
-        "input to a loss on log-probabilities; an input outside [0, 1] to one on probabilities.",
+        "Every input of a loss on logits in [0, 1] over all steps, or none below 0 and the least exactly 0; logits "
+        "that come out of a tanh, sigmoid or softmax; a positive input to a loss on log-probabilities; an input "
+        "outside [0, 1] to one on probabilities.",
         _DYNAMICS,
     ),
     # --- data -------------------------------------------------------------------------------------------------------
@@ -101,7 +102,8 @@ CODES: dict[str, Code] = {
         "Leave ref_embeddings out to mine within the batch, or remove the copies.",
         "Positives at distance 0 are different samples that truly have one embedding.",
         "The distances to all mined positives are exactly 0 while the embeddings are spread out; or two sides of a "
-        "loss of pairs are equal to the last bit; or more than half of the rows of every batch are copies of others.",
+        "loss from elsewhere are equal in every number while rows differ; or more than half of the rows of every batch "
+        "are copies of others.",
         _DYNAMICS,
     ),
     "LABEL_SENTINEL": Code(
@@ -131,7 +133,8 @@ CODES: dict[str, Code] = {
         "or because the ignore index is the value of a class.",
         "valid must be True where the annotation is to be used; check valid.float().mean().",
         "valid has true items in most batches.",
-        "annotated = 0 (or admitted = 0) in at least 95 % of the steps.",
+        "annotated = 0 (or admitted = 0) in at least 95 % of the steps; as information, annotated = 0 in more than "
+        "half.",
         ("TARGETS_ALL_EMPTY", "TARGETS_SUSPECT_UNANNOTATED", "NO_POSITIVES", "NO_NEGATIVES", "FEW_VALID",
          "DEAD_COMPONENT", *_DYNAMICS),
     ),
@@ -142,7 +145,8 @@ CODES: dict[str, Code] = {
         "of interest was mapped to background. Predicting nothing is then the right answer, and the loss falls.",
         "Look at a mask as the loss gets it. Mark samples without annotation with valid= instead of giving zeros.",
         "target.sum() > 0 for some batch.",
-        "No non-empty group among at least 64 over at least 16 steps.",
+        "No non-empty group among at least 64 over at least 16 steps; or no target but 0 of a cross entropy of single "
+        "classes.",
         ("TARGETS_SUSPECT_UNANNOTATED", *_DYNAMICS),
     ),
     "TARGETS_SUSPECT_UNANNOTATED": Code(
@@ -256,7 +260,9 @@ CODES: dict[str, Code] = {
         "until the spread recovers.",
         "The spread of a held-out batch is above the threshold, or negatives are clearly farther than positives.",
         "spread = 1 - ||mean z||^2 / mean ||z||^2 below .05 in the last steps, not recovering, negatives no farther "
-        "than positives or all distances of a batch exactly 0, and distances below the margin of the loss.",
+        "than positives or all distances of a batch exactly 0, and distances below the margin of the loss; or, of a "
+        "loss from elsewhere that compares rows, directions whose spread fell below .05 while the loss is no less than "
+        "that of one single point.",
         ("NO_SEPARATION", "LOSS_FLOOR", "SATURATED_GRADIENT", "UNEXPLAINED_STALL", "MARGIN_UNREACHABLE"),
     ),
     "ALL_EASY_FROM_START": Code(

@@ -13,7 +13,7 @@ import numpy as np
 from .._version import __version__
 from ._finding import Finding
 from ._history import Floats, History, Table
-from ._report import verdict
+from ._report import reservations, verdict
 from ._style import STYLE
 from ._svg import Mark, Series, chart, short
 
@@ -85,7 +85,8 @@ def _lead(history: History, findings: Sequence[Finding], found: str) -> str:
         return f"{escape(_sentence(alarms[0].title))}{rest}"
     if found == "unknown":
         return f"{_count(history.steps, 'step')} recorded; the first verdict takes a few more."
-    return f"Nothing that keeps this run from learning was found in {_count(history.steps, 'step')}."
+    said = [f"Nothing that keeps this run from learning was found in {_count(history.steps, 'step')}."]
+    return " ".join([*said, *(escape(_sentence(reservation)) for reservation in reservations(history, findings))])
 
 
 def _facts(history: History) -> str:

@@ -495,6 +495,10 @@ class Monitor:
                 if len(known):
                     self.writer.add_scalar(f"health/{name}/{column}", values[known[-1]], int(table.steps[known[-1]]))
 
+    def __repr__(self) -> str:
+        watched = [*(watch.name for watch in self._watches), *(updates.name for updates in self._updates)]
+        return f"Monitor({', '.join(watched) or 'nothing'}: {self._clock.step} steps)"
+
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:

@@ -22,6 +22,19 @@ def verdict(findings: Sequence[Finding], steps: int) -> str:
     return "healthy" if steps >= ENOUGH else "unknown"
 
 
+def reservations(history: History, findings: Sequence[Finding]) -> list[str]:
+    """What a verdict of "healthy" does not say: what was found beside it, and what could not be judged."""
+    told = [finding.title for finding in findings if not finding.is_alarm]
+    losses = history.of_kind("mining", "segmentation", "foreign", "composite")
+    loss = history.tables.get("loss")
+    missing = {
+        "what the loss is given: no criterion is watched": not losses,
+        "updates: no optimizer has stepped": not any(t.facts.get("held") for t in history.of_kind("updates")),
+        "the way from the loss to the model: no model was given": loss is None or bool(np.isnan(loss["model"]).all()),
+    }
+    return [*told, *(f"not judged: {what}" for what, absent in missing.items() if absent)]
+
+
 def text(history: History, findings: Sequence[Finding]) -> str:
     """The verdict, each finding, and the last numbers of every loss."""
     alarms = sum(finding.is_alarm for finding in findings)
@@ -32,6 +45,8 @@ def text(history: History, findings: Sequence[Finding]) -> str:
     found = verdict(findings, history.steps)
     head = heads.get(found, f"{alarms} {'cause' if alarms == 1 else 'causes'} found, the first one first")
     lines = [f"{history.steps} steps: {head}"]
+    if found == "healthy":
+        lines += [f"  {reservation}" for reservation in reservations(history, findings)]
     lines += [f"\n{finding}" for finding in findings]
     lines += ["", *(line for table in history.tables.values() if (line := _line(table)))]
     return "\n".join(lines)
@@ -67,6 +82,7 @@ def as_dict(history: History, findings: Sequence[Finding], version: str) -> dict
         "fastmine": version,
         "steps": history.steps,
         "verdict": verdict(findings, history.steps),
+        "reservations": reservations(history, findings),
         "findings": [finding.as_dict() for finding in findings],
         "tables": {name: table.as_dict() for name, table in history.tables.items()},
     }

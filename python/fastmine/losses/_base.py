@@ -65,7 +65,11 @@ class EvidentLoss(nn.Module, Generic[EvidenceT]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_listeners": ()}
 
+    def _arguments(self) -> dict[str, Any]:
+        """What to give the class to get this loss again."""
+        return self.options
+
     def extra_repr(self) -> str:
-        """The options."""
-        shown = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in self.options.items()}
+        """The options, as the class takes them."""
+        shown = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in self._arguments().items()}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())

@@ -42,6 +42,7 @@ class CompositeLoss(EvidentLoss[Evidence]):
         search: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
+        _check_components(components)
         if not components:
             raise ValueError("a composite needs at least one component; got none")
         self.components = _as_module_dict(components)
@@ -175,6 +176,17 @@ class _Function(nn.Module):
     def extra_repr(self) -> str:
         """The name of the function."""
         return getattr(self.function, "__qualname__", repr(self.function))
+
+
+def _check_components(components: object) -> None:
+    if not isinstance(components, Mapping):
+        raise TypeError(
+            f'components must map names to losses, as {{"triplet": TripletLoss()}}; got {type(components).__name__}'
+        )
+    for name, component in components.items():
+        if not isinstance(name, str) or not name or "." in name:
+            raise ValueError(f"the name of a component must be text without a dot; got {name!r}")
+        _check.no_class(f"components[{name!r}]", component)
 
 
 def _as_module_dict(components: Mapping[str, Callable[..., Tensor]]) -> nn.ModuleDict:

@@ -57,6 +57,7 @@ class CrossBatchMemory(EvidentLoss[Evidence]):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _check.no_class("loss", loss)
         _check.whole("size", size, 1)
         _check.whole("embedding_dim", embedding_dim, 1)
         _check.number("memory_weight", memory_weight, minimum=0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +25,9 @@ class SegmentationLoss(EvidentLoss[SegmentationEvidence]):
     >>> value = loss(logits, target, valid=has_mask)  # has_mask [B]: is this sample annotated?
     """
 
+    terms: dict[str, float]
+    mode: F.Mode
+
     def __init__(self, terms: Mapping[str, float], *, mode: F.Mode = "binary", **options: Any) -> None:
         unknown = options.keys() - _OPTIONS
         if unknown:
@@ -37,9 +40,26 @@ class SegmentationLoss(EvidentLoss[SegmentationEvidence]):
         """The loss of logits against targets; ``valid`` marks what is annotated."""
         return self._keep(F.segmentation_loss(logits, target, valid=valid, return_evidence=True, **self.options))
 
+    def _arguments(self) -> dict[str, Any]:
+        taken = inspect.signature(type(self).__init__).parameters
+        decided = {"terms", "mode"} - taken.keys()
+        return {_own_name(name, taken): value for name, value in self.options.items() if name not in decided}
+
+
+def _own_name(option: str, taken: Collection[str]) -> str:
+    """What a class that takes these arguments calls an option of the function."""
+    short = {
+        "focal_alpha": "alpha", "focal_gamma": "gamma", "focal_tversky_exponent": "exponent",
+        "generalized_weights": "weights", "tversky_alpha": "alpha", "tversky_beta": "beta",
+    }.get(option, option)  # fmt: skip
+    return short if short in taken else option
+
 
 class DiceLoss(SegmentationLoss):
-    """1 - (2A + s) / (P + T + s) per (sample, class) (arXiv:1608.04117): :func:`fastmine.functional.dice_loss`."""
+    """1 - (2A + s) / (P + T + s) per (sample, class) (arXiv:1608.04117): :func:`fastmine.functional.dice_loss`.
+
+    Further ``options`` are those of :class:`SegmentationLoss`.
+    """
 
     def __init__(
         self, *, mode: F.Mode = "binary", smooth: float = 0.0, empty: F.Empty = "area",
@@ -49,7 +69,10 @@ class DiceLoss(SegmentationLoss):
 
 
 class IoULoss(SegmentationLoss):
-    """1 - (A + s) / (P + T - A + s) per (sample, class): :func:`fastmine.functional.iou_loss`."""
+    """1 - (A + s) / (P + T - A + s) per (sample, class): :func:`fastmine.functional.iou_loss`.
+
+    Further ``options`` are those of :class:`SegmentationLoss`.
+    """
 
     def __init__(
         self, *, mode: F.Mode = "binary", smooth: float = 0.0, empty: F.Empty = "area",
@@ -59,7 +82,10 @@ class IoULoss(SegmentationLoss):
 
 
 class TverskyLoss(SegmentationLoss):
-    """Dice with a price for false positives (``alpha``) and for false negatives (``beta``) (arXiv:1706.05721)."""
+    """Dice with a price for false positives (``alpha``) and for false negatives (``beta``) (arXiv:1706.05721).
+
+    Further ``options`` are those of :class:`SegmentationLoss`.
+    """
 
     def __init__(
         self, alpha: float = 0.3, beta: float = 0.7, *, mode: F.Mode = "binary", smooth: float = 0.0,
@@ -72,7 +98,10 @@ class TverskyLoss(SegmentationLoss):
 
 
 class FocalLoss(SegmentationLoss):
-    """-alpha_t (1 - p_t)^gamma log p_t, the mean over items (arXiv:1708.02002)."""
+    """-alpha_t (1 - p_t)^gamma log p_t, the mean over items (arXiv:1708.02002).
+
+    Further ``options`` are those of :class:`SegmentationLoss`.
+    """
 
     def __init__(
         self, alpha: float | F.PerClass | None = None, gamma: float = 2.0, *, mode: F.Mode = "binary",
@@ -84,14 +113,20 @@ class FocalLoss(SegmentationLoss):
 
 
 class BCELoss(SegmentationLoss):
-    """Cross entropy from logits, the mean over items; for ``mode="multiclass"`` that of the softmax."""
+    """Cross entropy from logits, the mean over items; for ``mode="multiclass"`` that of the softmax.
+
+    Further ``options`` are those of :class:`SegmentationLoss`.
+    """
 
     def __init__(self, *, mode: F.Mode = "binary", reduction: F.GroupReduction = "mean", **options: Any) -> None:
         super().__init__({_cross_entropy(mode): 1.0}, mode=mode, reduction=reduction, **options)
 
 
 class CrossEntropyLoss(SegmentationLoss):
-    """-log p_y under a softmax, the mean over valid positions, or weighted by the class of their target."""
+    """-log p_y under a softmax, the mean over valid positions, or weighted by the class of their target.
+
+    Further ``options`` are those of :class:`SegmentationLoss`.
+    """
 
     def __init__(
         self, class_weights: F.PerClass | None = None, *, label_smoothing: float = 0.0,
@@ -104,7 +139,10 @@ class CrossEntropyLoss(SegmentationLoss):
 
 
 class LogDiceLoss(SegmentationLoss):
-    """-log((2A + s) / (P + T + s)) per (sample, class): as Dice near 1, and steeper the smaller the overlap."""
+    """-log((2A + s) / (P + T + s)) per (sample, class): as Dice near 1, and steeper the smaller the overlap.
+
+    Further ``options`` are those of :class:`SegmentationLoss`.
+    """
 
     def __init__(
         self, *, mode: F.Mode = "binary", smooth: float = 0.0, empty: F.Empty = "area",
@@ -114,7 +152,10 @@ class LogDiceLoss(SegmentationLoss):
 
 
 class GeneralizedDiceLoss(SegmentationLoss):
-    """1 - 2 sum_k w_k A_k / sum_k w_k (P_k + T_k) per sample, w = 1 / T^2, 1 / T or 1 (arXiv:1707.03237)."""
+    """1 - 2 sum_k w_k A_k / sum_k w_k (P_k + T_k) per sample, w = 1 / T^2, 1 / T or 1 (arXiv:1707.03237).
+
+    Further ``options`` are those of :class:`SegmentationLoss`.
+    """
 
     def __init__(
         self, weights: F.GeneralizedWeights = "square", *, mode: F.Mode = "multiclass", smooth: float = 0.0,
@@ -127,7 +168,10 @@ class GeneralizedDiceLoss(SegmentationLoss):
 
 
 class FocalTverskyLoss(SegmentationLoss):
-    """(1 - Tversky index)^exponent (arXiv:1810.07842, whose gamma is 1 / exponent)."""
+    """(1 - Tversky index)^exponent (arXiv:1810.07842, whose gamma is 1 / exponent).
+
+    Further ``options`` are those of :class:`SegmentationLoss`.
+    """
 
     def __init__(
         self, alpha: float = 0.3, beta: float = 0.7, exponent: float = 0.75, *, mode: F.Mode = "binary",
@@ -140,7 +184,10 @@ class FocalTverskyLoss(SegmentationLoss):
 
 
 class MCCLoss(SegmentationLoss):
-    """One minus the Matthews correlation coefficient per (sample, class) (arXiv:2010.13454)."""
+    """One minus the Matthews correlation coefficient per (sample, class) (arXiv:2010.13454).
+
+    Further ``options`` are those of :class:`SegmentationLoss`.
+    """
 
     def __init__(
         self, *, mode: F.Mode = "binary", smooth: float = 0.0, empty: F.Empty = "area",
@@ -150,7 +197,10 @@ class MCCLoss(SegmentationLoss):
 
 
 class LovaszLoss(SegmentationLoss):
-    """The Lovasz hinge or Lovasz-Softmax (arXiv:1705.08790): :func:`fastmine.functional.lovasz_loss`."""
+    """The Lovasz hinge or Lovasz-Softmax (arXiv:1705.08790): :func:`fastmine.functional.lovasz_loss`.
+
+    Further ``options`` are those of :class:`SegmentationLoss`.
+    """
 
     def __init__(
         self, *, mode: F.Mode = "binary", empty: F.Empty = "skip", batch: bool = False,
@@ -163,6 +213,8 @@ class CombinedSegmentationLoss(SegmentationLoss):
     """bce_weight x cross entropy + dice_weight x Dice + focal_weight x focal, in one pass each way.
 
     A weight of 0 leaves its term out; all three at 0 are refused, and weights that do not add to 1 are warned of.
+
+    Further ``options`` are those of :class:`SegmentationLoss`.
     """
 
     def __init__(
@@ -182,6 +234,10 @@ class CombinedSegmentationLoss(SegmentationLoss):
             {name: weight for name, weight in weights.items() if weight != 0}, mode=mode, focal_alpha=alpha,
             focal_gamma=gamma, smooth=smooth, empty=empty, reduction=reduction, **options,
         )  # fmt: skip
+
+    def _arguments(self) -> dict[str, Any]:
+        names = {"bce_weight": _cross_entropy(self.mode), "dice_weight": "dice", "focal_weight": "focal"}
+        return {name: self.terms.get(term, 0.0) for name, term in names.items()} | super()._arguments()
 
 
 def _cross_entropy(mode: F.Mode) -> str:

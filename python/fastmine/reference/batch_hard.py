@@ -45,16 +45,18 @@ def batch_hard(
     positive: str = "hardest",
     negative: str = "hardest",
     self_index: Tensor | None = None,
+    wide: bool = False,
 ) -> Mined:
     """(positive_index, negative_index, positive_distance, negative_distance, has_positive, has_negative, evidence).
 
-    An absent pair has its bit unset, index 0 and distance 0, and no gradient. Ties go to the lowest index.
+    An absent pair has its bit unset, index 0 and distance 0, and no gradient. Ties go to the lowest index. ``wide``
+    leaves the distances in float64.
     """
     mined = mine(
         embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, metric, positive, negative, self_index
     )
     positive_index, negative_index, d_p, d_n, has_positive, has_negative, evidence = mined
-    dtype = result_dtype(embeddings)
+    dtype = torch.float64 if wide else result_dtype(embeddings)
     return positive_index, negative_index, d_p.to(dtype), d_n.to(dtype), has_positive, has_negative, evidence
 
 

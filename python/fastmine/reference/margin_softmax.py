@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .pairwise_distance import safe_sqrt
-from .proxies import Scores, proxy_evidence, score, weighted_mean
+from .proxies import EvidenceOf, Scores, proxy_evidence, score, weighted_mean
 
 MARGINS = ("angular", "cosine")
 
@@ -25,6 +25,7 @@ def margin_softmax(
     scale: float = 32.0,
     margin: float = 0.5,
     reduction: str = "mean",
+    evidence_of: EvidenceOf = proxy_evidence,
 ) -> tuple[Tensor, Tensor]:
     """(loss, evidence) of ``embeddings`` [N, D] against ``weight`` [C, D] or [C, K, D]."""
     scores = score(embeddings, labels, weight, valid, sample_weight, class_weight, scale)
@@ -36,7 +37,10 @@ def margin_softmax(
     value = F.softplus(total - scale * target, threshold=40.0)
     if valid is not None:
         value = torch.where(valid, value, 0.0)
-    evidence = proxy_evidence(scores, embeddings, labels, nearest / scale, value.detach() != 0)
+    evidence = evidence_of(
+        embeddings.detach(), labels, valid, scores.vector_norm, scores.cosine.detach(), nearest / scale,
+        value.detach() != 0, scores.weight, weight.shape[0],
+    )  # fmt: skip
     row_weight = scores.valid.to(value.dtype) if scores.weight is None else scores.weight
     return _reduced(value, row_weight, reduction), evidence
 

@@ -45,11 +45,13 @@ def mined_pairs(
     seed: Tensor | None = None,
     cutoff: float = 0.5,
     nonzero_loss_cutoff: float = 1.4,
+    wide: bool = False,
 ) -> Mined:
     """(positive_index [N, P], negative_index [N, Q], their distances, has_positive, has_negative, evidence).
 
     ``labels`` are integers [N], or sets of them, boolean [N, L]. ``ranks``: [first, last) of the positives, then of the
     negatives; P and Q are their lengths. What is absent has its bit unset, index 0 and distance 0, and no gradient.
+    ``wide`` leaves the distances in float64.
     """
     distance = distance_matrix(embeddings, ref_embeddings, metric)
     remoteness = -distance if metric == "dot" else distance
@@ -77,7 +79,7 @@ def mined_pairs(
         embeddings, labels, valid, ref_embeddings, ref_valid, metric,
         positive_distance, negative_distance, has_positive, has_negative,
     )  # fmt: skip
-    dtype = result_dtype(embeddings)
+    dtype = torch.float64 if wide else result_dtype(embeddings)
     return (
         positive_index,
         negative_index,

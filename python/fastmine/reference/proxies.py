@@ -1,12 +1,13 @@
 """What losses against learned class vectors share: cosines to the vectors of all classes, and the evidence of them.
 
 These losses are one matrix product and a small formula, which torch does well on every device, so that they have no
-kernel: :mod:`fastmine.functional` calls the reference itself. It computes in float64 for float64 inputs and in float32
-for all others, under autocast too.
+kernel: :mod:`fastmine.functional` calls the reference itself, with the op that gathers the evidence. It computes in
+float64 for float64 inputs and in float32 for all others, under autocast too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,9 @@ PROXY_FIELDS = (
 )
 
 
+EvidenceOf = Callable[..., Tensor]
+
+
 class Scores(NamedTuple):
     """A batch against the vectors of C classes."""
 
@@ -49,7 +53,6 @@ class Scores(NamedTuple):
     right_angle: Tensor  # rows that are zero, or whose class vector is
     admitted: Tensor  # rows that take part [N]
     valid: Tensor  # of these, those with a label that is of a class
-    row_norm: Tensor  # float64, 0 for rows that take no part
     vector_norm: Tensor  # float64, of every class vector
     weight: Tensor | None  # of each row [N], 0 where not valid
 
@@ -113,9 +116,7 @@ def score(
     row_norm, vector_norm = row_norm.detach().squeeze(1), vector_norm.detach().squeeze(1)
     tiny = torch.finfo(wide).tiny
     right_angle = (row_norm < tiny) | (vector_norm < tiny)[nearest]
-    return Scores(
-        logits, target, rows, own, cosine, right_angle, admitted, taking_part, row_norm, vector_norm, row_weight
-    )
+    return Scores(logits, target, rows, own, cosine, right_angle, admitted, taking_part, vector_norm, row_weight)
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
@@ -128,23 +129,35 @@ def _product(x: Tensor, y: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def proxy_evidence(scores: Scores, embeddings: Tensor, labels: Tensor, nearest_other: Tensor, active: Tensor) -> Tensor:
+def proxy_evidence(
+    embeddings: Tensor,
+    labels: Tensor,
+    valid: Tensor | None,
+    vector_norm: Tensor,
+    cosine: Tensor,
+    nearest_other: Tensor,
+    active: Tensor,
+    weight: Tensor | None,
+    classes: int,
+) -> Tensor:
     """The counts and sums of ``PROXY_FIELDS``, as float64; ``nearest_other`` is the cosine to another class."""
-    admitted, valid, norm, vector_norm = scores.admitted, scores.valid, scores.row_norm, scores.vector_norm
+    admitted = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid
+    valid = admitted & (labels >= 0) & (labels < classes)
+    norm = norms(embeddings).squeeze(1)
     finite = admitted & norm.isfinite()
-    d_p, d_n = (torch.where(valid, 1.0 - cosine, 0.0) for cosine in (scores.cosine, nearest_other))
+    d_p, d_n = (torch.where(valid, 1.0 - x, 0.0).double() for x in (cosine, nearest_other))
     by_row = torch.stack([
         torch.ones_like(valid), admitted, valid, admitted, valid, d_n < d_p, valid & active, finite & (norm == 0),
         admitted & ~finite, admitted & (labels < 0), admitted & ~valid,
     ]).sum(dim=1)  # fmt: skip
-    share = by_row[4] if scores.weight is None else scores.weight.sum()
+    share = by_row[4] if weight is None else weight.sum()
     total = torch.where(finite[:, None], embeddings, 0.0).sum(dim=0, dtype=torch.float64)
     squares = torch.where(finite, norm, 0.0).square().sum(), total.square().sum()
     # One more, so that there is a maximum without rows.
     ends = F.pad(torch.stack([d_p, torch.where(valid, -d_n, -torch.inf)]), (0, 1), value=-torch.inf).amax(dim=1)
     farthest, nearest = torch.where(by_row[4] > 0, ends, 0.0).unbind()
-    present = torch.zeros(scores.logits.shape[1], dtype=torch.int64, device=norm.device)
-    present = (present.index_add(0, scores.target, valid.long()) > 0).sum()
+    present = torch.zeros(classes, dtype=torch.int64, device=norm.device)
+    present = (present.index_add(0, torch.where(valid, labels, 0), valid.long()) > 0).sum()
     by_class = (~vector_norm.isfinite()).sum(), (vector_norm == 0).sum()
     numbers = (share, d_p.sum(), d_n.sum(), *squares, farthest, -nearest, present, *by_class)
     return torch.cat([by_row.double(), torch.stack([number.double() for number in numbers])])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .proxies import proxy_evidence, score, weighted_mean
+from .proxies import EvidenceOf, proxy_evidence, score, weighted_mean
 
 
 def proxy_anchor(
@@ -19,6 +19,7 @@ def proxy_anchor(
     scale: float = 32.0,
     margin: float = 0.1,
     reduction: str = "mean",
+    evidence_of: EvidenceOf = proxy_evidence,
 ) -> tuple[Tensor, Tensor]:
     """(loss, evidence) of ``embeddings`` [N, D] against ``weight`` [C, D] or [C, K, D]."""
     scores = score(embeddings, labels, weight, valid, sample_weight, None, scale)
@@ -31,7 +32,10 @@ def proxy_anchor(
     push = _softplus_sum(torch.where(own | ~taking_part, -torch.inf, offset + scores.logits), scale * margin)
 
     nearest_other = scores.logits.detach().masked_fill(own, -torch.inf).amax(dim=1) / scale
-    evidence = proxy_evidence(scores, embeddings, labels, nearest_other, torch.ones_like(scores.valid))
+    evidence = evidence_of(
+        embeddings.detach(), labels, valid, scores.vector_norm, scores.cosine.detach(), nearest_other,
+        torch.ones_like(scores.valid), scores.weight, weight.shape[0],
+    )  # fmt: skip
     share = torch.ones_like(push) if class_weight is None else torch.where(class_weight >= 0, class_weight, torch.nan)
     share = share.to(push.dtype).detach()
     if reduction == "mean":

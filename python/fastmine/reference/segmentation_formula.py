@@ -110,12 +110,16 @@ def told_norm(sums: Tensor, by_sums: Tensor, f: Formula) -> Tensor:
     """The L1 norm of the gradient by the logits, of hard targets, as far as the sums tell it.
 
     All of it where dL/dx is p q, q or p times one factor on target and another off it, and for the cross entropy of a
-    softmax, p - [y = k] over all classes.
+    softmax, p - [y = k] over all classes. Of two classes also for what is linear in p: both have the gradient
+    p_0 p_1 (h_0 - h_1), where h is the slope by a probability, and p_0 p_1 on target of a class is its sum g1.
     """
     s, by = (dict(zip(SUMS, x.unbind(dim=-1), strict=True)) for x in (sums, by_sums))
     missed = s["t"] - s["a"]
     if f.softmax:
-        return (2 * by["e1"].abs() * missed).sum()
+        entropy = 2 * by["e1"].abs() * missed
+        if sums.shape[1] != 2:
+            return entropy.sum()
+        return (entropy + 2 * (by["a"] + by["p"] - by["p"].flip(1)).abs() * s["g1"]).sum()
     overlap = (by["a"] + by["p"]).abs() * s["g1"] + by["p"].abs() * s["g0"]
     return (overlap + by["e1"].abs() * missed + by["e0"].abs() * (s["p"] - s["a"])).sum()
 

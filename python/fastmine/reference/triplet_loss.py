@@ -78,12 +78,33 @@ def triplet_loss_backward(
     has_negative: Tensor,
     metric: str,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients by the embeddings and the references (an empty tensor without them), from that of the loss."""
-    grad_positive, grad_negative = grad.double() * slopes
-    return batch_hard_backward(
-        grad_positive, grad_negative, embeddings, ref_embeddings, positive_index, negative_index, has_positive,
-        has_negative, metric,
+    """Gradients by the embeddings and the references (an empty tensor without them), from that of the loss.
+
+    ``slopes`` are those of :func:`triplet_loss`, or of ``triplet_terms``: by the distances to the positives, to the
+    negatives and, if there are more, between the positive and the negative of each anchor.
+    """
+    of_anchor = grad.double().expand(len(embeddings))
+    positives, negatives = positive_index.numel(), negative_index.numel()
+    by_positive, by_negative, between = slopes.flatten().tensor_split((positives, positives + negatives))
+    x, refs = embeddings.double(), None if ref_embeddings is None else ref_embeddings.double()
+    by_x, by_refs = batch_hard_backward(
+        _of_pairs(of_anchor, by_positive, positive_index), _of_pairs(of_anchor, by_negative, negative_index),
+        x, refs, positive_index, negative_index, has_positive, has_negative, metric,
     )  # fmt: skip
+    if between.numel() > 0:
+        rows, exists = x if refs is None else refs, has_positive & has_negative
+        by_first, by_rows = batch_hard_backward(
+            of_anchor * between, of_anchor, rows[positive_index], rows, negative_index, negative_index, exists,
+            torch.zeros_like(exists), metric,
+        )  # fmt: skip
+        by_rows = by_rows.index_add(0, positive_index, by_first)
+        by_x, by_refs = (by_x + by_rows, by_refs) if refs is None else (by_x, by_refs + by_rows)
+    return by_x.to(embeddings.dtype), by_refs.to(embeddings.dtype)
+
+
+def _of_pairs(of_anchor: Tensor, slopes: Tensor, index: Tensor) -> Tensor:
+    """The gradients by the distances of all pairs of one sign, [N] or [N, k]."""
+    return (of_anchor if index.dim() == 1 else of_anchor[:, None]) * slopes.view(index.shape)
 
 
 def triplet_formula(
@@ -99,13 +120,15 @@ def triplet_formula(
     reduction: str,
     weight: Tensor | None,
     empty: Tensor | None = None,
+    apart: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, slopes [2, N] and the active anchors, from two distances, two bits and a weight per anchor.
 
-    ``empty`` is whether no anchor is valid, where these are not all anchors.
+    ``empty`` is whether no anchor is valid, where these are not all anchors; ``apart``, what stands for the gap between
+    the distances, and what the slopes of valid anchors are by.
     """
     valid = has_positive & has_negative
-    violation = gap(d_p, d_n, metric) + margin
+    violation = (gap(d_p, d_n, metric) if apart is None else apart) + margin
     active = valid & ((violation > 0) | (shape == "soft"))
     value, slope = _curve(violation, shape, leak)
     term = torch.where(valid, value, 0.0)

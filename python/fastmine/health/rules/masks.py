@@ -44,7 +44,15 @@ def targets_all_empty(table: Table, t: Thresholds) -> Finding | None:
     if len(rows) < 16 or seen < t.groups or rows["target_sum"].any():
         return None
     evidence = {"non-empty masks": 0, "masks": seen, "prediction_share": mean(rows["prediction_share"][-20:])}
-    return finding("TARGETS_ALL_EMPTY", table.name, int(rows.steps[0]), evidence, confidence=0.98)
+    words: dict[str, str] = {}
+    if table["ignored"].any():
+        words["title"] = "every target that counts is empty: there is no object in any annotated mask"
+        words["cause"] = (
+            "The mask that says what is annotated may be inverted, so that the zeros of samples without annotation "
+            "are learned from; or all masks are zero, whichever of them count."
+        )
+        words["remedy"] = "valid must be True where the annotation is to be used; look at one such mask."
+    return finding("TARGETS_ALL_EMPTY", table.name, int(rows.steps[0]), evidence, confidence=0.98, **words)
 
 
 def targets_all_full(table: Table, t: Thresholds) -> Finding | None:
