@@ -1381,6 +1381,11 @@ def test_a_sampler_that_draws_the_same_few_samples(of: int, codes: list[str]) ->
     assert alarms(train(Embed(), TripletLoss(), lambda step: drawn(step, of))) == codes
 
 
+def test_inputs_that_are_all_the_same_are_a_collapse_and_no_copies() -> None:
+    monitor = train(Embed(), TripletLoss(), lambda step: (torch.zeros(32, 16), pk(step)[1]))
+    assert alarms(monitor) == ["EMBEDDING_COLLAPSE"]
+
+
 def test_embeddings_of_few_values_are_alike_and_no_copies() -> None:
     class Signs(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:

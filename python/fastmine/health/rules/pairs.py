@@ -81,6 +81,7 @@ def copies(table: Table, t: Thresholds) -> Finding | None:
     """Most rows are another one's copy. Rows of few values, such as codes of signs, may be alike and not copies."""
     rows = table.measured("distinct_rows")
     few = (2 * rows["distinct_rows"] < rows["examined_rows"]) & (rows["distinct_values"] > rows["distinct_rows"])
+    few &= rows["spread"] > t.collapse_spread
     if len(rows) < t.probes or not few.all():
         return None
     evidence = {"rows": mean(rows["examined_rows"]), "of these, different ones": mean(rows["distinct_rows"])}
