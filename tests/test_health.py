@@ -19,13 +19,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from fastmine.health import CODES, Finding, HealthWarning, History, Monitor, Table, Thresholds, check_loss
 from fastmine.health._finding import finding
 from fastmine.health._ring import RECENT, THINNED, Ring
 from fastmine.health.rules import examine
 from fastmine.losses import (
+    AngleLoss,
     ArcFaceLoss,
+    ArrayPrediction,
+    ArrayTarget,
     BCELoss,
     CombinedSegmentationLoss,
     CompositeLoss,
@@ -1229,3 +1233,227 @@ def test_a_warning_names_the_line_of_the_training_loop_and_not_one_of_the_monito
             monitor.step(criterion(model(torch.randn(4, 8)), torch.arange(4)))
     monitor.close()
     assert [Path(one.filename) for one in found] == [Path(__file__)]
+
+
+# --- what the fresh set of the fault benchmark taught -----------------------------------------------------------------
+
+
+class Listed(nn.Module):
+    """Its first layers are where ``nn.Module`` does not look."""
+
+    def __init__(self, layers: Any) -> None:
+        super().__init__()
+        self.layers, self.head = layers, nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers.values() if isinstance(self.layers, dict) else self.layers:
+            x = layer(x)
+        return F.normalize(self.head(x))
+
+
+@pytest.mark.parametrize("container", [list, tuple, nn.Sequential, lambda layers: dict(enumerate(layers))])
+def test_layers_in_a_plain_container_get_gradients_and_no_updates(container: Callable[..., Any]) -> None:
+    layers = [nn.Linear(16, 8), nn.Tanh()]
+    model = Listed(container(*layers) if container is nn.Sequential else container(layers))
+    monitor = train(model, TripletLoss(), pk)
+    assert alarms(monitor) == ([] if container is nn.Sequential else ["NO_UPDATE"])
+
+
+def test_layers_in_a_plain_list_that_are_trained_or_frozen_all_the_same() -> None:
+    model = Listed([nn.Linear(16, 8)])
+    parameters = [*model.parameters(), *model.layers[0].parameters()]
+    assert alarms(train(model, TripletLoss(), pk, optimizer=torch.optim.Adam(parameters))) == []
+    model = Listed([nn.Linear(16, 8).requires_grad_(requires_grad=False)])
+    assert alarms(train(model, TripletLoss(), pk)) == []
+
+
+@pytest.mark.parametrize("handed_over", [False, True])
+def test_layers_that_are_thawed_after_the_optimizer_was_built(handed_over: bool) -> None:
+    model = Embed()
+    model[0].requires_grad_(requires_grad=False)
+    optimizer = torch.optim.Adam(p for p in model.parameters() if p.requires_grad)
+
+    def thaw(step: int) -> None:
+        if step == 20:
+            model[0].requires_grad_(requires_grad=True)
+            if handed_over:
+                optimizer.add_param_group({"params": model[0].parameters()})
+
+    monitor = train(model, TripletLoss(), pk, optimizer=optimizer, after=thaw, steps=160)
+    assert alarms(monitor) == ([] if handed_over else ["NO_UPDATE"])
+
+
+class BodyAndHead(nn.Module):
+    """The body is run by ``how``."""
+
+    def __init__(self, how: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.body, self.head, self.how = nn.Sequential(nn.Linear(16, 32), nn.ReLU()), nn.Linear(32, 8), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(self.head(self.how(self.body, x)))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize(("reentrant", "plain"), [(True, True), (True, False), (False, True)])
+def test_a_reentrant_checkpoint_of_plain_inputs_cuts_off_what_is_inside(reentrant: bool, plain: bool) -> None:
+    def again(body: nn.Module, x: Tensor) -> Tensor:
+        return checkpoint(body, x if plain else x.clone().requires_grad_(), use_reentrant=reentrant)
+
+    monitor = train(BodyAndHead(again), TripletLoss(), pk)
+    assert alarms(monitor) == (["DETACHED_GRAPH"] if reentrant and plain else [])
+
+
+def test_a_backbone_without_a_graph_on_purpose_whose_weights_the_optimizer_holds() -> None:
+    assert alarms(train(BodyAndHead(torch.no_grad()(lambda body, x: body(x))), TripletLoss(), pk)) == []
+
+
+@pytest.mark.parametrize("degrees", [True, False])
+def test_directions_in_degrees(degrees: bool) -> None:
+    mixing = torch.randn(2, 16)
+
+    def data(step: int) -> tuple[Tensor, Tensor]:
+        angles = 2 * torch.pi * torch.rand(32, 1, generator=torch.Generator().manual_seed(step))
+        return torch.cat([angles.cos(), angles.sin()], dim=1) @ mixing, angles.rad2deg() if degrees else angles
+
+    def call(azimuth: Tensor, target: Tensor) -> Tensor:
+        covariance = torch.eye(4).expand(len(target), 4, 4)
+        truth = ArrayTarget(covariance, target, torch.ones(len(target), 1, dtype=torch.bool))
+        return criterion(ArrayPrediction(covariance, azimuth=azimuth), truth)
+
+    criterion = AngleLoss()
+    monitor = train(nn.Linear(16, 1), criterion, data, call=call)
+    assert alarms(monitor) == (["TARGET_RANGE"] if degrees else [])
+    assert criterion.evidence.angle_max == pytest.approx(float(data(119)[1].max()))
+
+
+def test_the_largest_angle_of_no_source_is_none() -> None:
+    criterion = AngleLoss()
+    covariance, azimuth = torch.eye(4).expand(2, 4, 4), torch.tensor([[180.0], [90.0]])
+    absent = ArrayTarget(covariance, azimuth, torch.zeros(2, 1, dtype=torch.bool))
+    criterion(ArrayPrediction(covariance, azimuth=azimuth), absent)
+    assert criterion.evidence.angle_max == 0
+
+
+@pytest.mark.parametrize(
+    ("scale", "norm", "lr", "unscaled", "codes"),
+    [
+        (65536.0, 1.0, 0.1, False, ["NO_UPDATE"]),
+        (65536.0, 1.0, 0.1, True, []),
+        (1.0, 1e-6, 0.1, True, ["NO_UPDATE"]),
+        (1.0, 1e-6, 1e5, True, []),  # the learning rate makes up for it
+        (1.0, 1e-3, 10.0, True, []),
+        (65536.0, 1.0, None, False, []),  # Adam divides by the size of gradients
+    ],
+)
+def test_gradients_that_are_clipped_to_next_to_nothing(
+    scale: float, norm: float, lr: float | None, unscaled: bool, codes: list[str]
+) -> None:
+    torch.manual_seed(0)
+    model, criterion = Embed(), nn.MSELoss()
+    optimizer: torch.optim.Optimizer = (
+        torch.optim.Adam(model.parameters(), lr=1e-6) if lr is None else torch.optim.SGD(model.parameters(), lr=lr)
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    with Monitor(model, criterion, optimizer, speak=False) as monitor:
+        for step in range(120):
+            x, _ = pk(step)
+            loss = criterion(model(x), F.normalize(x[:, :8]))
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            if unscaled:
+                scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), norm)
+            scaler.step(optimizer)
+            scaler.update()
+            monitor.step(loss)
+    assert alarms(monitor) == codes
+
+
+def drawn(step: int, of: int) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(step)
+    rows = torch.randint(0, of, (32,), generator=random)
+    return CENTRES[rows], rows // 2
+
+
+@pytest.mark.parametrize(("of", "codes"), [(10, ["INVALID_PAIRS"]), (40, [])])
+def test_a_sampler_that_draws_the_same_few_samples(of: int, codes: list[str]) -> None:
+    assert alarms(train(Embed(), TripletLoss(), lambda step: drawn(step, of))) == codes
+
+
+def test_inputs_that_are_all_the_same_are_a_collapse_and_no_copies() -> None:
+    monitor = train(Embed(), TripletLoss(), lambda step: (torch.zeros(32, 16), pk(step)[1]))
+    assert alarms(monitor) == ["EMBEDDING_COLLAPSE"]
+
+
+def test_embeddings_of_few_values_are_alike_and_no_copies() -> None:
+    class Signs(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            z = super().forward(x)
+            return z + (z.sign() - z).detach()
+
+    model = Signs(nn.Linear(16, 4))
+    assert "INVALID_PAIRS" not in alarms(train(model, TripletLoss(), lambda step: pk(step, P=4, K=8, noise=0.1)))
+
+
+@pytest.mark.parametrize(("share", "codes"), [(1.1, ["PREDICTION_COLLAPSE"]), (0.95, [])])
+def test_masks_that_are_all_object(share: float, codes: list[str]) -> None:
+    monitor = train(segmenter(), CombinedSegmentationLoss(), lambda step: masks(step, share=min(share, 1)))
+    full = train(segmenter(), CombinedSegmentationLoss(), lambda step: (masks(step)[0], torch.ones(4, 1, 16, 16)))
+    assert alarms(full if share > 1 else monitor) == codes
+
+
+def progress(agreement: Any, value: Any) -> list[str]:
+    agreement, value = np.asarray(agreement), np.asarray(value)
+    steps = 4 * np.arange(len(value))
+    columns = {"agreement": agreement, "value": value, "gradient_l1": np.ones(len(value))}
+    table = Table("criterion", "foreign", steps, columns, {"foreign": True})
+    return [found.code for found in examine(History(int(steps[-1]), {"criterion": table}), Thresholds())]
+
+
+def test_what_was_learned_is_undone_and_the_loss_falls_by_it() -> None:
+    learned = np.concatenate([np.linspace(0, 0.9, 20), np.linspace(0.9, 0, 20), 0.2 + 0.05 * np.cos(np.arange(40))])
+    falling, rising = np.geomspace(1, 1e-3, 80), np.geomspace(1e-3, 1, 80)
+    assert progress(learned, falling) == ["PREDICTION_COLLAPSE"]
+    assert progress(learned, rising) == []  # the task became harder
+    assert progress(np.linspace(0, 0.9, 80), falling) == []
+    assert progress(0.6 + 0.3 * np.cos(np.arange(80)), falling) == []
+
+
+def pairs_of_numbers(step: int, order: str) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(step)
+    numbers = torch.rand(64, 2, generator=random)
+    x = torch.cat([numbers.amin(1, keepdim=True), numbers.amax(1, keepdim=True)], dim=1)
+    if order == "sorted":
+        return x, x
+    if order == "readings of one number":
+        return x, x[:, :1] + 0.05 * torch.randn(64, 2, generator=random)
+    return x, numbers
+
+
+@pytest.mark.parametrize(
+    ("order", "codes"), [("any", ["PREDICTION_COLLAPSE"]), ("sorted", []), ("readings of one number", [])]
+)
+def test_targets_in_any_order(order: str, codes: list[str]) -> None:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    data = lambda step: pairs_of_numbers(step, order)  # noqa: E731
+    assert alarms(train(model, nn.MSELoss(), data, optimizer=optimizer, steps=300)) == codes
+
+
+def test_batches_of_one_point_beside_others_with_a_stray_row() -> None:
+    rows = 60
+    point = np.arange(rows) % 3 == 0
+    apart = np.where(point, 0.0, 0.03)
+    columns = {
+        "anchors": np.full(rows, 32.0), "admitted": np.full(rows, 32.0), "valid": np.full(rows, 32.0),
+        "has_positive": np.full(rows, 32.0), "has_negative": np.full(rows, 32.0), "hard_share": np.zeros(rows),
+        "spread": np.where(np.arange(rows) < 20, 0.5, np.where(point, 0.0, 0.01)), "active": np.full(rows, 32.0),
+        "positive_distance_mean": apart, "negative_distance_mean": 1.2 * apart, "gap": 0.2 * apart,
+    }  # fmt: skip
+    for distance, codes in ((0.0, ["EMBEDDING_COLLAPSE"]), (1e-3, [])):
+        for name in ("positive_distance_mean", "negative_distance_mean"):
+            columns[name] = columns[name] + distance
+        table = Table("criterion", "mining", np.arange(rows), dict(columns), {"options": {"metric": "cosine"}})
+        found = examine(History(rows, {"criterion": table}), Thresholds())
+        assert [one.code for one in found if one.is_alarm] == codes

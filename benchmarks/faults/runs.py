@@ -17,11 +17,13 @@ from torch import Tensor
 
 import fastmine.health
 
-from . import blind, held_out, listed, nets, tasks, threads, unseen
+from . import blind, fresh, held_out, listed, nets, tasks, threads, unseen
 from .case import Case
 from .tools import Watcher, load
 
-SUITES = {suite.name: suite for suite in (listed.cases, threads.cases, unseen.cases, held_out.cases, blind.cases)}
+SUITES = {
+    suite.name: suite for suite in (listed.cases, threads.cases, unseen.cases, held_out.cases, blind.cases, fresh.cases)
+}
 CASES: dict[str, Case] = {name: case for suite in SUITES.values() for name, case in suite.items()}
 
 POLL = 10  # steps between two questions to a tool, which decides how finely "first right finding" is known

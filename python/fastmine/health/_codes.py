@@ -48,7 +48,8 @@ CODES: dict[str, Code] = {
         "The targets are within the range before they reach the loss: print target.min() and target.max() there.",
         "Targets outside [0, 1] (or outside 0 .. C-1) where the loss takes probabilities (or class indices); or masks "
         "none of which ever reaches 1/2; or targets outside the range of the model's last operation; or class "
-        "probabilities that do not add up to 1; or others than 1 and -1 where their sign is read.",
+        "probabilities that do not add up to 1; or others than 1 and -1 where their sign is read; or angles beyond a "
+        "full circle.",
         ("NONFINITE", *_DYNAMICS),
     ),
     "INPUT_DOMAIN": Code(
@@ -101,7 +102,8 @@ CODES: dict[str, Code] = {
         "Leave ref_embeddings out to mine within the batch, or remove the copies.",
         "Positives at distance 0 are different samples that truly have one embedding.",
         "The distances to all mined positives are exactly 0 while the embeddings are spread out; or two sides of a "
-        "loss from elsewhere are equal in every number while rows differ.",
+        "loss from elsewhere are equal in every number while rows differ; or more than half of the rows of every batch "
+        "are copies of others.",
         _DYNAMICS,
     ),
     "LABEL_SENTINEL": Code(
@@ -166,7 +168,8 @@ CODES: dict[str, Code] = {
         "tensor made from values, or a constant returned as fallback.",
         "Follow the tensor from the model to the loss, and look where requires_grad becomes False.",
         "loss.grad_fn is not None and leads to the parameters; some parameter has a gradient after backward().",
-        "The loss has no grad_fn, its inputs do not require a gradient, or its graph ends in none of the parameters.",
+        "The loss has no grad_fn, its inputs do not require a gradient, or its graph ends in none of the parameters; "
+        "or modules ran in a reentrant checkpoint and are not in its graph.",
         ("NO_UPDATE", "DEAD_COMPONENT", *_DYNAMICS),
     ),
     "ZERO_WEIGHT": Code(
@@ -208,10 +211,12 @@ CODES: dict[str, Code] = {
         "See the variant.",
         "A parameter differs before and after optimizer.step().",
         "lr0: every learning rate is 0 · gated: the optimizer does not step · skipped: it does not because gradients "
-        "are not finite (GradScaler) · not_in_optimizer: what the loss depends on is not what the optimizer updates · "
-        "cleared: gradients are gone when it steps · no_backward: none was computed · rounded: steps are smaller than "
-        "the resolution of the weights · spent: the learning rate fell to next to nothing in the first quarter of the "
-        "steps · crawling: a step moves the weights by less than 1e-8 of their size.",
+        "are not finite (GradScaler) · not_in_optimizer: what the loss depends on is not what the optimizer updates, "
+        "nor are layers that were thawed or lie in a plain list · cleared: gradients are gone when it steps · "
+        "no_backward: none was computed · rounded: steps are smaller than the resolution of the weights · spent: the "
+        "learning rate fell to next to nothing in the first quarter of the steps · crawling: a step moves the weights "
+        "by less than 1e-8 of their size · clipped: less than a thousandth of the gradient is left when the optimizer "
+        "steps, and the weights move by less than 1e-5 of their size.",
         _DYNAMICS,
     ),
     # --- numerics ---------------------------------------------------------------------------------------------------
@@ -255,8 +260,9 @@ CODES: dict[str, Code] = {
         "until the spread recovers.",
         "The spread of a held-out batch is above the threshold, or negatives are clearly farther than positives.",
         "spread = 1 - ||mean z||^2 / mean ||z||^2 below .05 in the last steps, not recovering, negatives no farther "
-        "than positives, and distances below the margin of the loss; or, of a loss from elsewhere that compares rows, "
-        "directions whose spread fell below .05 while the loss is no less than that of one single point.",
+        "than positives or all distances of a batch exactly 0, and distances below the margin of the loss; or, of a "
+        "loss from elsewhere that compares rows, directions whose spread fell below .05 while the loss is no less than "
+        "that of one single point.",
         ("NO_SEPARATION", "LOSS_FLOOR", "SATURATED_GRADIENT", "UNEXPLAINED_STALL", "MARGIN_UNREACHABLE"),
     ),
     "ALL_EASY_FROM_START": Code(
@@ -299,7 +305,9 @@ CODES: dict[str, Code] = {
         "The mean probability on target pixels is clearly above that elsewhere.",
         "Mean probability on the target below .05 and no larger than elsewhere, not rising; or constant logits, up to "
         "rounding, while inputs differ; or the mirror image; or one class alone among the targets that count, the "
-        "others being ignored; or predictions that do not correlate with their targets, and not more so over time.",
+        "others being ignored; or targets that are all object; or predictions that do not correlate with their "
+        "targets, and not more so over time; or no longer, while the loss fell further; or follow the "
+        "mean of a row's targets, and not what sets them apart.",
         ("UNEXPLAINED_STALL", "LOSS_FLOOR", "SATURATED_GRADIENT"),
     ),
     "STARVED_COMPONENT": Code(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
 
 LIMIT = 20_000  # nodes; a larger graph is not walked to its end
 
@@ -111,6 +113,40 @@ def _is_opaque(node: Any) -> bool:
     kind = type(node)
     generated = kind.__name__.startswith(("fastmine_", "GeneratedBackwardFor_", "CompiledFunction"))
     return kind.__module__ == "torch.autograd.function" and not generated
+
+
+def unregistered(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters in plain lists and mappings of a module, where ``parameters()`` does not look."""
+    known = {id(p) for p in model.parameters()}
+    found = [
+        p
+        for part in model.modules()
+        for name, value in vars(part).items()
+        if name not in ("_modules", "_parameters", "_buffers")
+        for p in _in_container(value)
+    ]
+    return list({id(p): p for p in found if id(p) not in known}.values())
+
+
+def _in_container(value: Any) -> Iterator[nn.Parameter]:
+    """Those of its items, where they are no more than a list of layers has; a table of data is not looked through."""
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        if isinstance(item, nn.Parameter):
+            yield item
+        elif isinstance(item, nn.Module):
+            yield from item.parameters()
+        else:
+            return
+
+
+def in_reentrant_checkpoint() -> bool:
+    """Whether the caller runs inside one: what it computes has no graph unless an input of the checkpoint has one."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code is CheckpointFunction.forward.__code__:
+            return True
+    return False
 
 
 def tensors(values: Iterable[Any]) -> list[Tensor]:

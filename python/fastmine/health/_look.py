@@ -36,6 +36,9 @@ INPUT_FIELDS = (
     "sides_difference",  # of a loss of pairs: the least of the largest differences of two sides; 0 where two are equal
     "sides_spread",  # 1 - ||mean of the directions of one side||^2
     "collapsed",  # the loss where all rows of all sides are the same
+    "mean_followed",  # slope of the mean of a row's predictions over that of its targets; 1 where it is predicted
+    "differences_followed",  # and of what is left of both when that is taken off: which place has which target
+    "differences_share",  # of that in the targets
 )
 
 MASK_FIELDS = (
@@ -56,6 +59,7 @@ ELEMENTWISE = (
 )  # fmt: skip
 
 DISTANCES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+PLACES = 4  # of a row of targets: among more, noise averages out, and their mean can be known where none of them is
 
 CLASSIFYING = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
 PAIRED = (nn.CosineEmbeddingLoss, nn.TripletMarginLoss, nn.TripletMarginWithDistanceLoss)
@@ -119,6 +123,7 @@ class Look:
         row += [*_of_classes(self.loss, target, x), *self._of_both(prediction, target)]
         row += [value.detach().double().mean(), self._of_probabilities(target, x)]
         row += self._of_sides([side for side in inputs if side.requires_grad and side.shape == x.shape], again)
+        row += self._of_places(x, target)
         found = torch.stack([number.double() for number in row])
         if target is None or self.kind == FOREIGN:
             return found
@@ -159,6 +164,21 @@ class Look:
             point = torch.stack([side.detach() for side in sides]).mean(dim=(0, 1)).expand_as(sides[0]).contiguous()
             collapsed = torch.as_tensor(again(dict.fromkeys(sides, point))).detach().double().mean()
         return [torch.stack(apart).amin() if apart else nothing, 1 - direction.mean(dim=0).square().sum(), collapsed]
+
+    def _of_places(self, x: Tensor, target: Tensor | None) -> list[Tensor]:
+        """Of a few targets a row: is their mean predicted, and is what sets them apart?"""
+        few = isinstance(self.loss, DISTANCES) and x.dim() == 2 and 1 < x.shape[1] <= PLACES and len(x) > 1
+        if target is None or not few or target.shape != x.shape or not target.is_floating_point():
+            return [torch.full((), torch.nan, dtype=torch.float64, device=x.device)] * 3
+        a, b = ((y - y.mean(dim=0)).double() for y in (x, target.detach().to(x.device)))
+        mean, truth = (y.mean(dim=1, keepdim=True) for y in (a, b))
+        rest = b - truth
+        energy = rest.square().sum()
+        return [
+            (mean * truth).sum() / truth.square().sum(),
+            ((a - mean) * rest).sum() / energy,
+            energy / b.square().sum(),
+        ]
 
     def _of_probabilities(self, target: Tensor | None, x: Tensor) -> Tensor:
         if isinstance(self.loss, nn.CrossEntropyLoss) and target is not None and target.shape == x.shape:

@@ -25,7 +25,7 @@ from ..losses import EvidentLoss
 from . import _report
 from ._clock import Clock
 from ._finding import Finding, HealthWarning
-from ._graph import constant_factors, reached
+from ._graph import constant_factors, in_reentrant_checkpoint, reached, unregistered
 from ._history import History, Table
 from ._ring import AT_ONCE, Ring
 from ._thresholds import Thresholds
@@ -115,6 +115,9 @@ class Monitor:
         self._steps_itself = False
         self._updates: list[Updates] = []
         self._foreign_optimizers: WeakSet[torch.optim.Optimizer] = WeakSet()
+        self._frozen = {id(p) for module in self._models for p in module.parameters() if not p.requires_grad}
+        self._unregistered: list[nn.Parameter] = []  # that the loss depends on
+        self._cut: dict[nn.Module, bool] = {}  # modules that it does not reach: did they run in a checkpoint?
         self._follow_optimizers(optimizer)
         for number, one in enumerate(_criteria(criterion)):
             self._observe(one, "criterion" if number == 0 else f"criterion.{number}")
@@ -226,12 +229,14 @@ class Monitor:
     def _hold_rest(self) -> None:
         """Sample those parameters of the model and of our losses, too, that no optimizer holds."""
         held = frozenset[int]().union(*(updates.ids for updates in self._updates))
-        ours = [p for module in self._models for p in module.parameters()]
+        ours = [p for module in self._models for p in module.parameters()] + self._unregistered
         ours += [p for loss in self._learning for p in loss.parameters(recurse=False)]
         rest = [p for p in ours if p.requires_grad and id(p) not in held]
         if {id(p) for p in rest} != self._rest.ids:
             self._rest.hold(rest)
             self._rest.facts["last_layer"] = self._last_layer() if held else None
+            self._rest.facts["thawed"] = len(self._rest.ids & self._frozen) if held else 0
+            self._rest.facts["unregistered"] = len(self._rest.ids.intersection(map(id, self._unregistered)))
 
     def _last_layer(self) -> str | None:
         """The last module that has parameters of its own, if all of them are in no optimizer; losses come last."""
@@ -366,12 +371,36 @@ class Monitor:
         found, nodes, sure = reached(loss)
         trainable = [id(p) for module in self._models for p in module.parameters() if p.requires_grad]
         model = sum(number in found for number in trainable)
+        hidden = (p for module in self._models for p in unregistered(module))
+        self._unregistered = [p for p in hidden if id(p) in found]
+        self._find_cut(found if sure else set(trainable))
         held = sum(len(updates.ids & found) for updates in self._updates)
         called = [node for watch in self._watches for node in watch.nodes]
         part = any(node in nodes for node in called)
         return (
             model if trainable else np.nan, held if self._updates else np.nan, part if called else np.nan, sure,
         )  # fmt: skip
+
+    def _find_cut(self, found: set[int]) -> None:
+        """Ask the modules whose weights an optimizer holds and the loss does not reach where they run, once each."""
+        held = frozenset[int]().union(*(updates.ids for updates in self._updates))
+        parts = [part for module in self._models if not _is_compiled(module) for part in module.modules()]
+        own = [(part, {id(p) for p in part.parameters(recurse=False) if p.requires_grad} & held) for part in parts]
+        cut = [part for part, ids in own if ids and not ids & found]
+        self._cut = {part: self._cut[part] for part in cut if part in self._cut}
+        for part in cut:
+            if part not in self._cut:
+                self._cut[part] = False
+                self._ask_where(part)
+
+    def _ask_where(self, part: nn.Module) -> None:
+        def asked(_part: nn.Module, _args: Any) -> None:
+            handle.remove()
+            if part in self._cut:
+                self._cut[part] = in_reentrant_checkpoint()
+
+        handle = part.register_forward_pre_hook(asked)
+        self._endings.append(handle.remove)
 
     def _sample(self) -> None:
         self._hold_rest()
@@ -390,7 +419,7 @@ class Monitor:
             steps, columns = self._loss.read(staged=staged)
             if self._logged is not None:
                 merged(steps, columns, *self._logged.read(staged=staged))
-            tables["loss"] = Table("loss", "loss", steps, columns)
+            tables["loss"] = Table("loss", "loss", steps, columns, {"checkpointed": sum(self._cut.values())})
         for part in self._parts():
             table = part.table(staged=staged)
             if table is not None:
@@ -548,6 +577,11 @@ def _frames_to_the_loop() -> int:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in {"fastmine", "torch"}:
         frame, level = frame.f_back, level + 1
     return level
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether a hook on what is inside would have it compiled again."""
+    return original(module) is not module or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _module_of(watch: Watch, outer: Watch) -> nn.Module:

@@ -44,6 +44,9 @@ class Thresholds:
     """PREDICTION_COLLAPSE: correlation of predictions and targets; the square of it is the share that is explained."""
     explained_steps: int = 96
     """PREDICTION_COLLAPSE: steps before a correlation of 0 counts."""
+    differences: float = 0.25
+    """PREDICTION_COLLAPSE: share that is within the rows of targets. Of up to 4 noisy readings of one value, whose mean
+    is known to 90 %, it is less."""
     unreachable: float = 0.1
     """TARGET_RANGE: share of the targets outside the range of the model's last operation; a few may be outliers."""
     gradient_share: float = 1e-3
@@ -66,6 +69,12 @@ class Thresholds:
     """NO_UPDATE: updates with a learning rate of 0 before that is no warm-up."""
     crawl: float = 1e-8
     """NO_UPDATE: share of its size that a weight moves by in a step: at this rate 1 % takes a million steps."""
+    creep: float = 1e-5
+    """NO_UPDATE: the same, where a gradient was clipped to next to nothing before: 1 % takes a thousand steps."""
+    inertia: float = 100.0
+    """NO_UPDATE: the way that a gradient goes with momentum, over that without: 1 / (1 - momentum), for .99."""
+    left: float = 1e-3
+    """NO_UPDATE: share of a gradient that clipping leaves. A norm of 1 where gradients have one of 1,000 is rare."""
     spent: float = 0.99
     """NO_UPDATE: share of all learning rates so far, added up, that came in the first quarter of the steps. A rate
     that is divided by 10 after half of them and again after three quarters has spent .9 in its first half."""

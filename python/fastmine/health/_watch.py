@@ -18,6 +18,10 @@ from ._look import FOREIGN, MINING, SEGMENTATION, Look
 from ._ring import Ring
 
 GRADIENT = ("gradient_l1",)
+FACTOR = ("factor",)  # that the total multiplies the loss by: the scale of a scaler, a weight, a share of a sum
+COPIES = ("examined_rows", "distinct_rows", "distinct_values")
+EXAMINED = (256, 32)  # rows, and values of a row
+AT_FIRST = 64  # steps: a sampler that draws copies does so from the start
 NODES = 64  # calls of a loss in one step that are remembered
 
 _grad_enabled = torch.is_grad_enabled
@@ -31,7 +35,7 @@ class Watch:
         self.name, self.loss, self.component = name, loss, component
         self._clock = clock
         self._ring: Ring | None = None
-        self._gradients: Ring | None = None
+        self._measures: dict[tuple[str, ...], Ring] = {}
         self._gradient_at = -1
         self.facts: dict[str, Any] = {"type": _type(loss), "foreign": True, "component": component}
         self.kind = FOREIGN
@@ -41,7 +45,7 @@ class Watch:
     @property
     def rings(self) -> list[Ring]:
         """The memory of it."""
-        return [ring for ring in (self._ring, self._gradients) if ring is not None]
+        return [*([] if self._ring is None else [self._ring]), *self._measures.values()]
 
     def called(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
         """Record a call; nothing waits for the device."""
@@ -51,7 +55,7 @@ class Watch:
             return
         self._record(args, kwargs, output)
         if self._clock.gradient and not self.component:
-            self._await_gradient(tensors([*args, *kwargs.values()]))
+            self._await_gradient(tensors([*args, *kwargs.values()]), output)
             if output.grad_fn is not None and len(self.nodes) < NODES:
                 self.nodes.append(output.grad_fn)
             if self.facts["foreign"]:
@@ -74,8 +78,8 @@ class Watch:
     def _host_columns(self) -> tuple[str, ...]:
         return ()
 
-    def _await_gradient(self, inputs: Sequence[Tensor]) -> None:
-        """Measure the gradient at the first input that takes one, once, when it comes."""
+    def _await_gradient(self, inputs: Sequence[Tensor], output: Tensor) -> None:
+        """Measure the gradient at the first input that takes one, once, when it comes; and that at the loss."""
         wanted = next((x for x in inputs if x.requires_grad), None)
         step = self._clock.step
         if wanted is None or self._gradient_at == step:
@@ -88,13 +92,19 @@ class Watch:
                 self.gradient(step, gradient)
 
         handle = wanted.register_hook(measure)  # type: ignore[no-untyped-call]
+        if output.dim() == 0 and output.requires_grad:
+            output.register_hook(lambda factor: self._note(step, FACTOR, factor.detach()))  # type: ignore[no-untyped-call]
 
     def gradient(self, step: int, gradient: Tensor) -> None:
         """Record the L1 norm of a gradient: 0 only if all of it is, not finite if any of it is not."""
-        if self._gradients is None:
-            self._gradients = Ring(GRADIENT, gradient.device)
         gradient = _as_real(gradient.detach())
-        self._gradients.write(step, torch.linalg.vector_norm(gradient, 1, dtype=_wide(gradient)))
+        self._note(step, GRADIENT, torch.linalg.vector_norm(gradient, 1, dtype=_wide(gradient)))
+
+    def _note(self, step: int, columns: tuple[str, ...], row: Tensor) -> None:
+        """What is measured in some of the steps, and may come after the row of its step."""
+        if columns not in self._measures:
+            self._measures[columns] = Ring(columns, row.device)
+        self._measures[columns].write(step, row)
 
     def table(self, *, staged: bool = False) -> Table | None:
         """Everything recorded so far."""
@@ -103,8 +113,8 @@ class Watch:
         steps, columns = self._ring.read(staged=staged)
         if self._factors and not staged:
             self.facts["factors"] = {step: [float(factor) for factor in found] for step, found in self._factors}
-        if self._gradients is not None:
-            merged(steps, columns, *_measured(*self._gradients.read(staged=staged)))
+        for ring in self._measures.values():
+            merged(steps, columns, *_measured(*ring.read(staged=staged)))
         return Table(self.name, self.kind, steps, derived(self.kind, columns, self.facts.get("classes", 0)), self.facts)
 
 
@@ -151,6 +161,8 @@ class EvidentWatch(HeardWatch):
         super()._record(args, kwargs, output)
         if self.loss.options.get("mode") == "multiclass" and args:
             self.facts["classes"] = args[0].shape[1]
+        if self.kind == MINING and args and self._clock.gradient and self._clock.step < AT_FIRST:
+            self._note(self._clock.step, COPIES, _distinct(args[0].detach()))
         if self.kind == SEGMENTATION and args:
             self.facts["bounds"] = list(bounds(args[0]))
         refs = kwargs.get("ref_embeddings")
@@ -383,6 +395,15 @@ def _to_come(schedule: Callable[[int], float], step: int) -> float:
 
 def _type(loss: Any) -> str:
     return type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__qualname__", repr(loss))
+
+
+def _distinct(z: Tensor) -> Tensor:
+    """How many rows differ in anything, and how many numbers are in their first two columns."""
+    rows, values = EXAMINED
+    z = z[:rows, :: max(1, z.shape[1] // values)].double()
+    weights = torch.linspace(1, 2, z.shape[1], dtype=torch.float64, device=z.device).cos()
+    ordered = [x.sort().values for x in ((z * weights).sum(dim=1), z[:, :2].flatten())]
+    return torch.stack([torch.full_like(weights.sum(), len(z)), *((x.diff() != 0).sum() + 1 for x in ordered)])
 
 
 def _other(x: Any, others: Mapping[Tensor, Tensor]) -> Any:

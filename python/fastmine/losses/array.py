@@ -127,7 +127,8 @@ class SourceCountLoss(ArrayLoss):
 class AngleLoss(ArrayLoss):
     """Wrapped angle error under the best assignment: :func:`fastmine.array.matched_error`, to the ``power``.
 
-    Its evidence has the errors themselves in radians: ``sources``, ``error_mean``, ``error_median``, ``error_max``.
+    Its evidence has the errors themselves in radians: ``sources``, ``error_mean``, ``error_median``, ``error_max``; and
+    ``angle_max``, the largest true angle, which no unit but radians keeps within a circle.
     """
 
     power: float
@@ -144,7 +145,10 @@ class AngleLoss(ArrayLoss):
         present = _present(target, valid)
         values = A.matched_error(points, truth, present, power=self.power)
         loss, _ = A.mean_of_valid(values, present)
-        return self._keep((loss, A.error_quantiles(values, present, power=self.power)))
+        errors = A.error_quantiles(values, present, power=self.power)
+        angles = torch.where(present.unsqueeze(-1), truth.detach(), 0).double().flatten()
+        largest = torch.cat([angles.abs(), angles.new_zeros(1)]).amax(dim=0, keepdim=True)
+        return self._keep((loss, Evidence(torch.cat([errors.tensor, largest]), (*errors.fields, "angle_max"))))
 
 
 class ChamferLoss(ArrayLoss):

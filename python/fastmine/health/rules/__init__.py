@@ -17,7 +17,7 @@ Rule: TypeAlias = Callable[[Table, Thresholds], Finding | None]
 HistoryRule: TypeAlias = Callable[[History, Thresholds], Iterable[Finding]]
 
 _PAIRS: tuple[Rule, ...] = (
-    pairs.nothing_admitted, pairs.no_positives, pairs.no_negatives, pairs.few_valid, pairs.invalid_pairs,
+    pairs.nothing_admitted, pairs.no_positives, pairs.no_negatives, pairs.few_valid, pairs.invalid_pairs, pairs.copies,
     pairs.label_sentinel, pairs.zero_norm_input, pairs.margin_unreachable, pairs.embedding_collapse,
     pairs.all_easy_from_start, pairs.all_easy_now, pairs.no_separation,
 )  # fmt: skip
@@ -27,19 +27,25 @@ _INPUTS: tuple[Rule, ...] = (
     masks.not_log_probabilities, masks.one_class, masks.constant_prediction,
 )  # fmt: skip
 _MASKS: tuple[Rule, ...] = (
-    masks.nothing_valid, masks.targets_all_empty, masks.targets_suspect_unannotated, masks.prediction_collapse,
-    masks.smooth_dominates,
+    masks.nothing_valid, masks.targets_all_empty, masks.targets_all_full, masks.targets_suspect_unannotated,
+    masks.prediction_collapse, masks.smooth_dominates,
 )  # fmt: skip
 _OF_KIND: dict[str, tuple[Rule, ...]] = {
     "mining": (*_PAIRS, masks.broadcast),
     "segmentation": (*_INPUTS, *_MASKS),
-    "foreign": (*_INPUTS, masks.targets_all_empty, pairs.same_sides, pairs.sides_collapse),
+    "foreign": (
+        *_INPUTS,
+        masks.angles_beyond_a_circle,
+        masks.targets_all_empty,
+        pairs.same_sides,
+        pairs.sides_collapse,
+    ),
 }
 _OF_ALL: tuple[HistoryRule, ...] = (
-    updates.detached_graph, components.zero_weight, components.zero_factor, components.dead_component,
-    components.left_out, updates.no_update, numerics.nonfinite, numerics.reported_loss_mismatch,
-    components.starved_component, components.conflicting_components, numerics.saturated_gradient,
-    numerics.staircase, numerics.constant_loss,
+    updates.detached_graph, updates.checkpoint_cut, components.zero_weight, components.zero_factor,
+    components.dead_component, components.left_out, updates.no_update, numerics.nonfinite,
+    numerics.reported_loss_mismatch, components.starved_component, components.conflicting_components,
+    numerics.saturated_gradient, numerics.staircase, numerics.constant_loss,
 )  # fmt: skip
 
 

@@ -55,6 +55,40 @@ def targets_all_empty(table: Table, t: Thresholds) -> Finding | None:
     return finding("TARGETS_ALL_EMPTY", table.name, int(rows.steps[0]), evidence, confidence=0.98, **words)
 
 
+def targets_all_full(table: Table, t: Thresholds) -> Finding | None:
+    """Nothing but object anywhere, of losses of masks."""
+    rows = table.where(table["annotated"] > 0)
+    items = rows["items"] - rows["ignored"]
+    seen = float(rows["annotated"].sum())
+    ours = not table.facts.get("foreign") and option(table, "mode") != "multiclass"
+    if not ours or len(rows) < 16 or seen < t.groups or not ((rows["target_sum"] == items) & (items > 0)).all():
+        return None
+    return finding(
+        "PREDICTION_COLLAPSE", table.name, int(rows.steps[0]), {"target share": 1, "masks": seen}, confidence=0.95,
+        title="every target is all object: one answer fits all",
+        cause="Whatever a mask holds was taken for the object: classes that are numbered from 1 (a trimap), a value "
+        "for ignored pixels, or a threshold below all values.",
+        remedy="Print the values of a mask as it is stored, and compare with the one that is meant: mask == 1.",
+        refute="Some target is 0 in some batch.",
+    )  # fmt: skip
+
+
+def angles_beyond_a_circle(table: Table, t: Thresholds) -> Finding | None:
+    """Angles that are none in radians."""
+    rows = table.measured("angle_max")
+    beyond = rows["angle_max"] > 2 * math.pi
+    if len(rows) < t.rows or share(beyond) < 0.5:
+        return None
+    evidence = {"largest true angle": float(rows["angle_max"].max()), "a full circle": 2 * math.pi}
+    return finding(
+        "TARGET_RANGE", table.name, began(rows, beyond), evidence, confidence=0.95,
+        title="true angles are larger than a full circle: degrees, where the loss takes radians",
+        cause="Angles are compared modulo a full circle, 2 pi, so that degrees are wrapped to what looks like chance.",
+        remedy="azimuth.deg2rad() once, where the data are loaded.",
+        refute="The angles are radians that were unwrapped.",
+    )  # fmt: skip
+
+
 def _never_one(table: Table, t: Thresholds) -> Finding | None:
     """Classes that do not exclude each other, none of which was ever marked."""
     seen = len(table) * math.prod(table.facts.get("target_shape") or [0])
@@ -325,12 +359,16 @@ def nothing_explained(history: History, t: Thresholds) -> Iterator[Finding]:
     for table in history.of_kind("foreign"):
         rows, sent = table.measured("agreement"), table.measured("gradient_l1")["gradient_l1"]
         half = rows["agreement"][len(rows) // 2 :]
-        if len(half) < t.rows or rows.steps[-1] < t.explained_steps or significant_gain(rows["agreement"]):
+        if len(half) < t.rows or rows.steps[-1] < t.explained_steps:
+            continue
+        yield from _same_places(rows, t)
+        if significant_gain(rows["agreement"]):
             continue
         if len(sent) and not sent.any():  # the loss teaches nothing at all, which has another cause
             continue
         error = float(half.std(ddof=1)) / np.sqrt(len(half))
         if abs(mean(half)) + 2 * error > t.explained:
+            yield from _unlearned(rows, t)
             continue
         evidence = {"correlation with the targets": mean(half), "standard error": error, "measurements": len(rows)}
         yield finding(
@@ -344,6 +382,56 @@ def nothing_explained(history: History, t: Thresholds) -> Iterator[Finding]:
             refute="The targets are nearly noise, and this little is all there is to be learned.",
         )  # fmt: skip
         return
+
+
+def _same_places(rows: Table, t: Thresholds) -> Iterator[Finding]:
+    """The mean of a row's targets is learned, and nothing of what sets them apart."""
+    half = rows.where(slice(len(rows) // 2, None))
+    mean_of, apart = half["mean_followed"], half["differences_followed"]
+    share_of = half["differences_share"]
+    if not mean(mean_of) > 1 - 2 * t.explained or not mean(share_of) > t.differences:
+        return
+    if abs(mean(apart)) > t.explained or significant_gain(rows["differences_followed"]):
+        return
+    evidence = {
+        "mean of a row's targets that is followed": mean(mean_of),
+        "differences of a row's targets that are followed": mean(apart),
+        "share of the differences in the targets": mean(share_of),
+    }
+    yield finding(
+        "PREDICTION_COLLAPSE", rows.name, int(rows.steps[0]), evidence, severity="warning", confidence=0.8,
+        title="the outputs of a row are all the same, the mean of its targets",
+        cause="Sources, objects or points are labelled in any order and compared place by place: nothing says which "
+        "output is meant for which, so that each learns the mean of all.",
+        remedy="Match before comparing (fastmine.losses.AngleLoss and ChamferLoss do, or "
+        "scipy.optimize.linear_sum_assignment); or sort the targets of a row.",
+        refute="What sets the targets of a row apart is noise.",
+    )  # fmt: skip
+
+
+def _unlearned(rows: Table, t: Thresholds) -> Iterator[Finding]:
+    """Predictions went with the targets, and what made the loss smaller since has undone that."""
+    agreement, value, n = rows["agreement"], rows["value"], t.rows // 2
+    level = np.convolve(agreement, np.ones(n) / n, mode="valid")
+    best = int(level.argmax())
+    end = 3 * len(rows) // 4
+    now, then = np.abs(agreement[end:]).max(), value[best : best + n].min()
+    if 2 * best > len(rows) or not level[best] > 0.5 or now > level[best] / 2 or not value[end:].max() < then:
+        return
+    evidence = {
+        "correlation with the targets": mean(agreement[end:]),
+        "at its best": float(level[best]),
+        "loss": mean(value[end:]),
+        "loss then": float(then),
+    }
+    yield finding(
+        "PREDICTION_COLLAPSE", rows.name, int(rows.steps[best + n]), evidence, severity="warning", confidence=0.8,
+        title="what was learned is undone, and the loss falls by it",
+        cause="Another term of the loss has taken over, and the smallest loss is one that does not look at the "
+        "targets: weights of terms that are learned by descending the loss itself, or a penalty that grows.",
+        remedy="Give the weights, or learn them with a term that keeps them from 0, such as its logarithm.",
+        refute="A metric of the task on held-out data rises.",
+    )  # fmt: skip
 
 
 def _equal(difference: Floats, low: Floats, high: Floats, t: Thresholds) -> Bools:

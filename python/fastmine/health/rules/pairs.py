@@ -77,6 +77,24 @@ def invalid_pairs(table: Table, t: Thresholds) -> Finding | None:
     return finding("INVALID_PAIRS", table.name, began(rows, zero), evidence, **words)
 
 
+def copies(table: Table, t: Thresholds) -> Finding | None:
+    """Most rows are another one's copy. Rows of few values, such as codes of signs, may be alike and not copies."""
+    rows = table.measured("distinct_rows")
+    few = (2 * rows["distinct_rows"] < rows["examined_rows"]) & (rows["distinct_values"] > rows["distinct_rows"])
+    few &= rows["spread"] > t.collapse_spread
+    if len(rows) < t.probes or not few.all():
+        return None
+    evidence = {"rows": mean(rows["examined_rows"]), "of these, different ones": mean(rows["distinct_rows"])}
+    return finding(
+        "INVALID_PAIRS", table.name, int(rows.steps[0]), evidence, confidence=0.8,
+        title="most rows of a batch are copies of others, to the last bit",
+        cause="The sampler draws the same few samples again and again: weights of classes where it takes one for each "
+        "sample, an index that is cut off, or a data set that was repeated. A copy is a positive at distance 0.",
+        remedy="Count the different indices that the sampler yields in an epoch; augment what has to be repeated.",
+        refute="The data are so few, and the copies meant.",
+    )  # fmt: skip
+
+
 def same_sides(table: Table, t: Thresholds) -> Finding | None:
     """Two sides of a loss of pairs are equal to the last bit, always, and rows differ."""
     rows = table.measured("sides_difference")
@@ -205,11 +223,13 @@ def embedding_collapse(table: Table, t: Thresholds) -> Finding | None:
     if not about_pairs(table):
         return None
     rows = table.where(np.isfinite(table["spread"]) & (table["admitted"] > 1))
-    small = (rows["spread"] < t.collapse_spread) & ~(
-        rows["negative_distance_mean"] > 1.1 * rows["positive_distance_mean"]
-    )
-    if option(table, "metric") == "dot":
-        small = rows["spread"] < t.collapse_spread
+    small = rows["spread"] < t.collapse_spread
+    # A batch whose distances are exactly 0: no anchor is hard in it, and what is apart in others are a few stray rows.
+    one_point = (rows["positive_distance_mean"] + rows["negative_distance_mean"])[-t.collapse_rows :].min(
+        initial=1
+    ) == 0
+    if option(table, "metric") != "dot" and not one_point:
+        small &= ~(rows["negative_distance_mean"] > 1.1 * rows["positive_distance_mean"])
     # Directions may be alike because of a common mean, and the points far apart for the loss all the same.
     small &= ~(rows["positive_distance_mean"] > _length(table))
     start = lasting(small)
@@ -224,7 +244,7 @@ def embedding_collapse(table: Table, t: Thresholds) -> Finding | None:
         both = rows["negative_distance_mean"] + rows["positive_distance_mean"]
         apart = (rows["gap"] / both)[-5 * t.collapse_rows :]
     told = rows["hard_share"][-t.collapse_rows :]
-    ahead = mean(rows["gap"][-t.collapse_rows :]) > 0
+    ahead = mean(rows["gap"][-t.collapse_rows :]) > 0 and not one_point
     if ahead and (mean(told) < 0.5 or (np.isfinite(apart).all() and significant_gain(apart))):
         return None
     evidence = {

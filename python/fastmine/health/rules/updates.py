@@ -10,7 +10,7 @@ import numpy as np
 from .._finding import Finding, finding
 from .._history import History, Table
 from .._thresholds import Thresholds
-from .reading import began, lasting, mean, share
+from .reading import began, lasting, losses, mean, share
 
 
 def _arrives(history: History) -> bool:
@@ -44,6 +44,22 @@ def detached_graph(history: History, t: Thresholds) -> Iterator[Finding]:
         yield finding("DETACHED_GRAPH", "criterion", int(walked.steps[0]), evidence, confidence=1.0)
 
 
+def checkpoint_cut(history: History, t: Thresholds) -> Iterator[Finding]:
+    """Modules that ran where no graph is made, although gradients of them are wanted."""
+    loss = history.tables.get("loss")
+    parts = loss.facts.get("checkpointed", 0) if loss is not None else 0
+    if loss is None or not parts or history.steps < t.rows:
+        return
+    yield finding(
+        "DETACHED_GRAPH", "model", int(loss.steps[0]), {"modules inside, without a gradient": parts}, confidence=0.95,
+        title="a checkpoint whose inputs need no gradient cuts a part of the model off",
+        cause="torch.utils.checkpoint with use_reentrant=True returns outputs that need a gradient only if some input "
+        "does: data do not, nor do features of frozen layers. What is inside is in the optimizer and never learns.",
+        remedy="use_reentrant=False; or inputs.requires_grad_().",
+        refute="The parameters inside have a gradient after backward().",
+    )  # fmt: skip
+
+
 def no_update(history: History, t: Thresholds) -> Iterator[Finding]:
     """Gradients, and nothing comes of them: at most one variant, the first that explains it."""
     tables = history.of_kind("updates")
@@ -52,12 +68,13 @@ def no_update(history: History, t: Thresholds) -> Iterator[Finding]:
     if idle is not None:
         yield idle
         return
-    for rule in (_lr_zero, _not_in_optimizer, _without_gradient, _rounded, _spent, _crawling):
+    for rule in (_lr_zero, _not_in_optimizer, _without_gradient, _rounded, _spent, _crawling, _clipped_away):
         found = [made for table in held if (made := rule(history, table, t))]
         if found:
             yield from found
             return
     yield from _head_not_in_optimizer(tables, t)
+    yield from _never_handed_over(tables, t)
 
 
 def _idle(history: History, tables: Sequence[Table], t: Thresholds) -> Finding | None:
@@ -229,6 +246,78 @@ def _crawling(_: History, table: Table, t: Thresholds) -> Finding | None:
         remedy="Raise the learning rate until a step moves the weights by about a thousandth of their size.",
         refute="The model was trained before, and so small a learning rate is meant.",
     )  # fmt: skip
+
+
+def _clipped_away(history: History, table: Table, t: Thresholds) -> Finding | None:
+    """Next to nothing of a gradient is left when the optimizer steps, the factor of the loss aside."""
+    factors = _factors(history)
+    rows = table.where(np.isin(table.steps, list(factors)) & (table["arrived_l1"] > 0) & (table["gradient_l1"] > 0))
+    moved = table.where((table["drift_l1"] > 0) & (np.diff(table["updates"], prepend=0) > 0))
+    if len(rows) < t.probes or 2 * len(rows) < len(factors) or len(moved) < t.probes:
+        return None
+    # All sampled gradients as the optimizer gets them, over those of one tensor as backward() brought them: what is
+    # left of a gradient is at most that.
+    left = rows["gradient_l1"] / rows["arrived_l1"] * np.array([factors[int(step)] for step in rows.steps])
+    way = moved["drift_l1"] / np.diff(table["updates"], prepend=0)[np.isin(table.steps, moved.steps)]
+    rate = way / moved["weight_l1"]
+    # An optimizer that divides by the size of gradients does not mind.
+    minds = (way < t.inertia * moved["lr_max"] * moved["gradient_l1"]).all()
+    if not left.max() < t.left or not rate.max() < t.creep or not minds:
+        return None
+    evidence: dict[str, Any] = {
+        "variant": "clipped",
+        "share of the gradient that is left": float(left.max()),
+        "factor of the loss": factors[int(rows.steps[-1])],
+        "share of its size that a weight moves by in a step": float(rate.max()),
+    }
+    return finding(
+        "NO_UPDATE", table.name, int(rows.steps[0]), evidence, severity="warning", confidence=0.9,
+        title="between backward() and the step of the optimizer the gradient all but vanishes",
+        cause="Gradients are clipped to a norm far below their own; or clipped while a loss scale is still in them, so "
+        "that they are clipped to 1 and then divided by 65,536.",
+        remedy="scaler.unscale_(optimizer) before clip_grad_norm_; print the norm that it returns.",
+        refute="The learning rate makes up for it: weights move by a thousandth of their size in a step.",
+    )  # fmt: skip
+
+
+def _factors(history: History) -> dict[int, float]:
+    """By how much the total multiplies a loss, the scale of a scaler for one, in the steps where that was measured."""
+    found: dict[int, float] = {}
+    for table in losses(history):
+        for step, factor in zip(table.steps.tolist(), table["factor"].tolist(), strict=True):
+            if factor > 0:
+                found[step] = max(factor, found.get(step, 0.0))
+    return found
+
+
+def _never_handed_over(tables: Sequence[Table], t: Thresholds) -> Iterator[Finding]:
+    """Weights that somebody means to train, that get gradients, and that no optimizer knows."""
+    for table in tables:
+        thawed, hidden = table.facts.get("thawed"), table.facts.get("unregistered")
+        arrives = (table["arrived_l1"] > 0).sum() >= t.probes
+        if table.facts.get("held") or not (thawed or hidden) or not arrives or np.nansum(table["changed"]):
+            continue
+        evidence = {"variant": "not_in_optimizer", "tensors with gradients and without updates": hidden or thawed}
+        words = (
+            {
+                "title": "layers of the model are in a plain list, where parameters() does not find them",
+                "cause": "nn.Module registers modules and parameters that are attributes of it, and does not look into "
+                "lists, tuples and dictionaries. They are not saved, moved or updated either.",
+                "remedy": "nn.ModuleList, nn.ModuleDict or nn.ParameterList in place of the container.",
+            }
+            if hidden
+            else {
+                "title": "layers that were thawed have gradients and are in no optimizer",
+                "cause": "The optimizer was built from what required a gradient then; a layer that is thawed later has "
+                "to be handed over.",
+                "remedy": "optimizer.add_param_group({'params': layer.parameters()}) when it is thawed, or build the "
+                "optimizer from all parameters: those without a gradient are skipped.",
+            }
+        )
+        yield finding(
+            "NO_UPDATE", "model", int(table.steps[0]), evidence, severity="warning", confidence=0.9,
+            refute="They are not meant to learn: then requires_grad_(False).", **words,
+        )  # fmt: skip
 
 
 def _head_not_in_optimizer(tables: Sequence[Table], t: Thresholds) -> Iterator[Finding]:
