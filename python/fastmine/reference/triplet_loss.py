@@ -91,8 +91,9 @@ def triplet_loss_backward(
         _of_pairs(of_anchor, by_positive, positive_index), _of_pairs(of_anchor, by_negative, negative_index),
         x, refs, positive_index, negative_index, has_positive, has_negative, metric,
     )  # fmt: skip
-    if between.numel() > 0:
-        rows, exists = x if refs is None else refs, has_positive & has_negative
+    rows = x if refs is None else refs
+    if between.numel() > 0 and len(rows) > 0:  # of no references there is no row that an absent index could name
+        exists = has_positive & has_negative
         by_first, by_rows = batch_hard_backward(
             of_anchor * between, of_anchor, rows[positive_index], rows, negative_index, negative_index, exists,
             torch.zeros_like(exists), metric,
