@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import fastmine
-from fastmine import recipes
+from fastmine import cli, recipes
 from fastmine.cli import main
 
 
@@ -360,6 +360,15 @@ def test_output_that_nobody_reads_any_more_is_no_traceback(monkeypatch: pytest.M
     with os.fdopen(write, "w") as output:
         monkeypatch.setattr(sys, "stdout", output)
         assert main(["doctor", "env"]) == 141
+
+
+def test_what_fails_elsewhere_is_not_called_a_failure_of_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> int:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")  # as of a loader that cannot fork: of no file
+
+    monkeypatch.setattr(cli, "_doctor_env", no_memory)
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        main(["doctor", "env"])
 
 
 def test_output_to_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

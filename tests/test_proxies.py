@@ -402,7 +402,7 @@ def test_one_class_has_nothing_to_tell_apart(name: str) -> None:
     [
         ({"scale": 0.0}, ValueError, "scale must be above 0"),
         ({"scale": -1.0}, ValueError, "scale must be finite and at least 0"),
-        ({"margin": 4.0}, ValueError, r"an angle between 0 and pi; got 4.0; of degrees use math.radians\(margin\)"),
+        ({"margin": 4.0}, ValueError, r"0.0 and 3.14\d*; got 4.0; of degrees use math.radians\(margin\)"),
         ({"margin": math.nan}, ValueError, "margin must be finite"),
         ({"on_empty": "pull"}, ValueError, "on_empty must be one of 'zero', 'warn', 'raise'; got 'pull'"),
         ({"reduction": "max"}, ValueError, "reduction must be one of"),

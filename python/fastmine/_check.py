@@ -46,7 +46,9 @@ def option(name: str, value: object, known: Collection[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}")
 
 
-def number(name: str, value: object, *, minimum: float = -math.inf, maximum: float = math.inf) -> None:
+def number(
+    name: str, value: object, *, minimum: float = -math.inf, maximum: float = math.inf, advice: str = ""
+) -> None:
     """A finite number in [minimum, maximum]."""
     if type(value) is float and minimum <= value <= maximum and -math.inf < value < math.inf:
         return  # nearly every value, at a tenth of the cost of the questions below, and traceable
@@ -55,7 +57,7 @@ def number(name: str, value: object, *, minimum: float = -math.inf, maximum: flo
     if not (math.isfinite(value) and minimum <= float(value) <= maximum):
         bounds = f"at least {minimum}" if maximum == math.inf else f"between {minimum} and {maximum}"
         expected = "finite" if minimum == -math.inf else f"finite and {bounds}"
-        raise ValueError(f"{name} must be {expected}; got {value}")
+        raise ValueError(f"{name} must be {expected}; got {value}{advice and '; ' + advice}")
 
 
 def integer(name: str, value: object) -> None:

@@ -152,20 +152,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fastmine: interrupted", file=sys.stderr)
         return 130
-    except OSError as error:
-        if error.filename is not None:
+    except OSError:
+        code = _without_output()
+        if code == 0:
             raise
-        return _without_output(error)
     return code
 
 
-def _without_output(error: OSError) -> int:
-    """Standard output takes no more, as when ``head`` has seen enough: what is left in its buffer goes nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if isinstance(error, BrokenPipeError):
-        return 141  # as of a program that the signal ends
-    print(f"fastmine: error: cannot write the output: {error.strerror}", file=sys.stderr)
-    return 1
+def _without_output() -> int:
+    """The exit code where standard output takes no more, as when ``head`` has seen enough; 0 where it does.
+
+    What is left in its buffer goes nowhere.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 141  # as of a program that the signal ends
+        print(f"fastmine: error: cannot write the output: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def parser() -> Parser:

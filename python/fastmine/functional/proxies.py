@@ -186,10 +186,8 @@ def margin_softmax_options(
     _check.number("scale", scale, minimum=0.0)
     if scale == 0:
         raise ValueError("scale must be above 0: at 0 every class is equally likely, whatever the embeddings; got 0")
-    _check.number("margin", margin, minimum=0.0)
-    if largest_margin == math.pi and float(margin) > math.pi:  # type: ignore[arg-type]
-        raise ValueError(f"margin must be an angle between 0 and pi; got {margin}; of degrees use math.radians(margin)")
-    _check.number("margin", margin, maximum=largest_margin)
+    advice = "of degrees use math.radians(margin)" if largest_margin == math.pi else ""
+    _check.number("margin", margin, minimum=0.0, maximum=largest_margin, advice=advice)
     _check.option("on_empty", on_empty, ("zero", "warn", "raise"))
     _check.option("reduction", reduction, REDUCTIONS)
 
