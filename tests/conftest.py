@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -24,8 +25,14 @@ hypothesis.settings.load_profile("suite")
 
 @pytest.fixture(autouse=True)
 def _repeatable() -> Iterator[None]:
-    """Every test starts from one seed and one thread, whatever ran before it."""
+    """Every test starts from one seed, one thread and nothing compiled, whatever ran before it.
+
+    ``torch.compile`` keeps eight graphs of one function and then refuses ``fullgraph=True``: the ninth test to compile
+    a loss would fail, and which one that is depends on how the tests were dealt out.
+    """
     torch.manual_seed(0)
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -42,8 +42,7 @@ needs_compiler = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _fresh_cache() -> Iterator[None]:
-    """Nothing traced before: torch keeps graphs with their backward pass on disk, and would not see ours change."""
-    torch.compiler.reset()
+    """Nothing from the disk: torch keeps graphs with their backward pass there, and would not see ours change."""
     with torch._functorch.config.patch(enable_autograd_cache=False):
         yield
 

@@ -120,7 +120,6 @@ def test_forward_mode_inside_a_compiled_region_is_not_zero(name: str) -> None:
     assert torch.allclose(compiled(x, direction), slope, rtol=1e-9)
     compiled = torch.compile(grad(function), backend="eager")
     assert torch.allclose(compiled(x), backward_gradient(function, x), rtol=1e-9, atol=1e-12)
-    torch.compiler.reset()
 
 
 def test_dual_numbers_need_no_gradient_to_be_asked_for() -> None:
