@@ -21,11 +21,6 @@ FASTMINE_INLINE std::int64_t few_positives(std::int64_t d) {
   return smaller(kMostPositives, larger<std::int64_t>(48, d));
 }
 
-/// What is no negative: above every threshold, and times 0 it is 0.
-template <class W>
-inline constexpr W kFar =
-    sizeof(W) == 8 ? static_cast<W>(1.7976931348623157e308) : static_cast<W>(3.4028234663852886e38);
-
 /// One threshold above each positive of each anchor in use: [k, position], NaN where an anchor has fewer positives.
 template <class W>
 struct Limits {

@@ -14,6 +14,11 @@ inline constexpr std::int64_t kBlocksOfPart = 4;  // at least, where that leaves
 inline constexpr std::int64_t kPartBytes = std::int64_t{64} << 20;  // of all parts at most
 inline constexpr std::int64_t kFewThresholds = 40;  // up to here a distance is compared with all, else by bisection
 
+/// What is no negative: above every threshold, and times 0 it is 0.
+template <class W>
+inline constexpr W kFar =
+    sizeof(W) == 8 ? static_cast<W>(1.7976931348623157e308) : static_cast<W>(3.4028234663852886e38);
+
 /// What one part, a run of blocks of kAnchors anchors, works in.
 template <class W>
 struct Scratch {
