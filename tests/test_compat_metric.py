@@ -475,7 +475,7 @@ def test_pml_need_not_be_installed() -> None:
         from fastmine.compat.pml import ArcFaceLoss, BatchHardMiner, TripletMarginLoss
         x, labels = torch.randn(6, 3), torch.arange(6) % 2
         loss = TripletMarginLoss()
-        assert type(loss).__mro__[2] is torch.nn.Module
+        assert not any("pytorch_metric_learning" in kind.__module__ for kind in type(loss).__mro__)
         assert loss(x, labels, BatchHardMiner()(x, labels)).isfinite() and loss(x, labels).isfinite()
         assert ArcFaceLoss(2, 3)(x, labels).isfinite()
     """)
