@@ -88,8 +88,12 @@ if(fastmine_build_cuda)
   # Mining.
   target_sources(
     fastmine_kernels_cuda PRIVATE csrc/kernels/cuda/batch_hard.cu csrc/kernels/cuda/batch_hard_backward.cu
-                                  csrc/kernels/cuda/triplet_loss.cu)
-  target_sources(fastmine_torch_cuda PRIVATE csrc/torch/cuda/batch_hard.cpp)
+                                  csrc/kernels/cuda/triplet_loss.cu csrc/kernels/cuda/triplet_terms.cu)
+  target_sources(fastmine_torch_cuda PRIVATE csrc/torch/cuda/batch_hard.cpp csrc/torch/cuda/triplet_terms.cpp)
+
+  # Losses against class vectors.
+  target_sources(fastmine_kernels_cuda PRIVATE csrc/kernels/cuda/proxy_evidence.cu)
+  target_sources(fastmine_torch_cuda PRIVATE csrc/torch/cuda/proxy_evidence.cpp)
 
   # Losses over many pairs.
   target_sources(

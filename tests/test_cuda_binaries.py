@@ -38,6 +38,9 @@ UNTYPED += ("sum_pairsIf", "sum_pairsId", "sum_nceIf", "collect_sums", "collect_
 UNTYPED += tuple(f"gather_waveI{dtype}Lb{anchors}E" for dtype in DTYPES.values() for anchors in (0, 1))
 UNTYPED += ("9pack_sets", "count_labels", "tell_mined", "count_triplets", "find_spoiled")
 UNTYPED += ("8mark_use", "add_anchors", "apply_formula", "weigh_all")
+# Formulas on what was compared before.
+ROWS += ("measure_rows", "compare_pairs", "look_at_batch")
+UNTYPED += ("list_gaps", "add_triplets", "settle_triplets", "clear_classes", "count_batch", "write_batch")
 INSTRUCTIONS = {  # by a part of the mangled name: what must be there, and how often
     "12sigmoid_sumsIf": {"LDG.E.128": 2, "MUFU.EX2": 8},
     "16sigmoid_gradientIf": {"LDG.E.128": 2, "STG.E.128": 2},
