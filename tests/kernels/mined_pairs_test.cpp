@@ -291,8 +291,10 @@ void test_pairs(const cpu::KernelTable& table) {
         continue;
       }
       for (int kind = 0; kind < 8; ++kind) {
-        const bool many = kind >= 6;  // references, so that most come when no place is left
-        if (kEmulated && !many && ++turn % 5 != 0) {  // it takes its time: options meet here and there
+        // So many references that most come when no place is left. Else the emulator, which takes its time, has every
+        // option meet every other here and there.
+        const bool many = kind >= 6;
+        if (kEmulated && !many && ++turn % 5 != 0) {
           continue;
         }
         const std::int64_t n = kind == 5 ? 150 : many ? 24 : 61, m = many ? 331 : 97;
