@@ -16,7 +16,7 @@ from torch.func import grad, jvp, vmap
 import fastmine.functional as F
 import oracle
 from compare import assert_gradients_agree, assert_values_agree
-from fastmine import losses
+from fastmine import _ops, losses
 from fastmine.reference.margin_softmax import margin_softmax
 from fastmine.reference.proxies import PROXY_FIELDS, proxy_evidence
 from fastmine.reference.proxy_anchor import proxy_anchor
@@ -136,6 +136,31 @@ def test_weight_2_is_the_row_twice(name: str) -> None:
         assert torch.allclose(by_weight, repeated, rtol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["angular", "cosine"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("several", [1, 3])
+@pytest.mark.parametrize("masked", [False, True])
+def test_slopes_in_closed_form_are_those_of_autograd(kind: str, reduction: str, several: int, masked: bool) -> None:
+    """Of rows of every kind: beyond the turn of the margin, zero, and against a zero class vector."""
+    x, labels, w = batch(12, several=several)
+    x[0], x[1] = -w.view(C, -1, D)[labels[0], 0], 0
+    w[labels[2]] = 0
+    g = torch.Generator().manual_seed(1)
+    factors = (torch.rand(12, generator=g) < 0.7, torch.rand(12, generator=g), torch.rand(C, generator=g))
+    arguments = (labels, w.requires_grad_(), *(factors if masked else (None,) * 3), kind, 8.0, 0.6, reduction)
+    loss, evidence = _ops.margin_softmax(x.requires_grad_(), *arguments)
+    want, wanted_evidence = margin_softmax(x, *arguments)
+    assert torch.allclose(loss, want, rtol=1e-13, atol=1e-14)
+    assert torch.allclose(evidence, wanted_evidence, rtol=1e-12, atol=1e-14)
+    incoming = torch.rand(want.shape, generator=g, dtype=torch.float64)
+    found, expected = (torch.autograd.grad(y, (x, w), incoming, retain_graph=True) for y in (loss, want))
+    for got, expect in zip(found, expected, strict=True):
+        assert got.any()
+        assert torch.allclose(got, expect, rtol=1e-10, atol=1e-13)
+    again = torch.autograd.grad(loss, (x, w), incoming)  # the first pass has left what was saved as it was
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+
+
 # --- the angular margin --------------------------------------------------------------------------------------------
 
 
@@ -253,6 +278,14 @@ def test_zero_rows_and_zero_vectors_are_at_a_right_angle_to_everything(name: str
     assert not by_w[labels[1]].any()
     assert evidence.zero_rows == 1
     assert evidence.zero_refs == len({int(labels[0]), int(labels[1])})
+
+
+@EACH
+@pytest.mark.parametrize("where", ["row", "class vector"])
+def test_a_float64_whose_square_overflows_is_nan_and_not_zero(name: str, where: str) -> None:
+    x, labels, w = batch(6)
+    (x if where == "row" else w)[2] *= 1e200
+    assert FUNCTIONS[name][0](x.requires_grad_(), labels, w).isnan()
 
 
 @EACH

@@ -25,6 +25,8 @@ from . import reference
 from .reference.batch_all import batch_all_backward, batch_all_forward
 from .reference.batch_hard import batch_hard_backward, mined_distance
 from .reference.lovasz import lovasz_shares as reference_shares
+from .reference.margin_softmax import Slopes, margin_softmax_backward, margin_softmax_forward
+from .reference.margin_softmax import margin_softmax as reference_softmax
 from .reference.pair_sums import pair_sums_backward, pair_sums_forward, scale_gradient
 from .reference.pairwise_distance import pairwise_distance_backward, pairwise_distance_forward, result_dtype
 from .reference.proxies import proxy_evidence as reference_evidence
@@ -529,6 +531,64 @@ def proxy_evidence(*args: Any) -> Tensor:
         return reference_evidence(*args)
     found: Tensor = torch.ops.fastmine.proxy_evidence.default(*args)
     return found
+
+
+class _MarginSoftmax(torch.autograd.Function):
+    """The loss with its slopes on the way there, two products on the way back; no op, since torch computes both."""
+
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor, weight: Tensor, *args: Any) -> Any:
+        loss, evidence, slopes = _softmax_and_slopes(embeddings, weight, *args)
+        labels, valid, sample_weight, class_weight, ctx.formula = args
+        ctx.save_for_backward(embeddings, weight, labels, valid, sample_weight, class_weight, *slopes)
+        ctx.mark_non_differentiable(evidence)
+        ctx.set_materialize_grads(False)
+        return loss, evidence
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
+        if grad is None:
+            return (None,) * 7
+        embeddings, weight, labels, valid, sample_weight, class_weight, *slopes = ctx.saved_tensors
+        if torch.is_grad_enabled():
+
+            def run(x: Tensor, w: Tensor) -> Tensor:
+                return reference_softmax(x, labels, w, valid, sample_weight, class_weight, *ctx.formula)[0]
+
+            by_x, by_weight = _again(run, [embeddings, weight], grad)
+        else:
+            by_x, by_weight = margin_softmax_backward(grad, embeddings, weight, Slopes(*slopes))
+        return by_x, by_weight, *[None] * 5
+
+
+def _softmax_and_slopes(
+    embeddings: Tensor, weight: Tensor, labels: Tensor, valid: Tensor | None, sample_weight: Tensor | None,
+    class_weight: Tensor | None, formula: tuple[str, float, float, str],
+) -> tuple[Tensor, Tensor, Slopes]:  # fmt: skip
+    return margin_softmax_forward(
+        embeddings, labels, weight, valid, sample_weight, class_weight, *formula, proxy_evidence
+    )
+
+
+_apply_softmax: Any = super(torch.autograd.Function, _MarginSoftmax).apply
+
+
+def margin_softmax(
+    embeddings: Tensor, labels: Tensor, weight: Tensor, valid: Tensor | None, sample_weight: Tensor | None,
+    class_weight: Tensor | None, kind: str, scale: float, margin: float, reduction: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(loss, evidence), differentiable by the embeddings and the class vectors."""
+    formula = kind, scale, margin, reduction
+    if traced(embeddings, weight):
+        return reference_softmax(
+            embeddings, labels, weight, valid, sample_weight, class_weight, *formula, evidence_of=proxy_evidence
+        )
+    args = embeddings, weight, labels, valid, sample_weight, class_weight, formula
+    if _has_gradient((embeddings, weight)):
+        loss, evidence = _apply_softmax(*args)
+        return loss, evidence
+    loss, evidence, _ = _softmax_and_slopes(*args)
+    return loss, evidence
 
 
 def lovasz_shares(errors: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
