@@ -27,6 +27,7 @@ set(FASTMINE_COMMON_KERNELS # once, for every CPU
     csrc/kernels/cpu/order.cpp
     csrc/kernels/cpu/segmentation_formula.cpp
     csrc/kernels/cpu/segmentation_terms.cpp
+    csrc/kernels/cpu/selective_terms.cpp
     csrc/kernels/cpu/triplet_loss.cpp
     csrc/kernels/cpu/triplet_terms.cpp)
 

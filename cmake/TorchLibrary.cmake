@@ -32,6 +32,7 @@ add_library(
   csrc/torch/cpu/segmentation_loss.cpp
   csrc/torch/cpu/segmentation_sums.cpp
   csrc/torch/cpu/segmentation_terms.cpp
+  csrc/torch/cpu/selective_terms.cpp
   csrc/torch/cpu/triplet_terms.cpp)
 fastmine_configure_torch_library(fastmine_torch_cpu)
 target_link_libraries(fastmine_torch_cpu PRIVATE fastmine_kernels)

@@ -48,6 +48,8 @@ INNER_ROWS = (
     ("triplet_terms", "triplet_loss-swap-masked"),
     ("triplet_terms", "triplet_loss-all-apart-cosine"),
     ("triplet_terms", "mined_triplet_loss-grouped"),
+    ("selective_terms", "selectively_contrastive_loss-masked"),
+    ("selective_terms", "selectively_contrastive_loss-weighted-none"),
     ("segmentation_terms", "segmentation_loss-binary-formula_all"),
     ("segmentation_terms", "segmentation_loss-multilabel-formula_weights_count"),
     ("segmentation_terms", "segmentation_loss-multiclass-formula_sum"),

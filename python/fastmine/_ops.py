@@ -38,6 +38,7 @@ from .reference.segmentation_formula import (
 )
 from .reference.segmentation_loss import segmentation_loss_backward
 from .reference.segmentation_sums import SUMS_FIELDS, segmentation_sums_backward
+from .reference.selective import selective_terms as reference_selective
 from .reference.triplet_loss import triplet_formula, triplet_loss_backward
 from .reference.triplet_terms import triplet_terms as reference_terms
 
@@ -53,6 +54,8 @@ _PAIRS = """Tensor embeddings, Tensor labels, Tensor? valid, Tensor? ref_embeddi
     Tensor? ref_valid, Tensor? positive_bound, Tensor? negative_bound, str metric, str form, float[] curve,
     Tensor? scale"""
 _FOCAL = "float? focal_alpha, float focal_gamma"
+_PAIRED = """Tensor rows, Tensor positive_index, Tensor negative_index, Tensor positive_distance,
+    Tensor negative_distance, Tensor has_positive, Tensor has_negative, Tensor evidence, Tensor? weight, str metric"""
 _SUMMED = """Tensor logits, Tensor target, Tensor? valid, Tensor? merged, int? ignore_index, str mode, str[] wanted,
     float focal_gamma"""
 
@@ -96,11 +99,14 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         triplet_loss_backward,
     ),
     "triplet_terms": (
-        """(Tensor rows, Tensor positive_index, Tensor negative_index, Tensor positive_distance,
-        Tensor negative_distance, Tensor has_positive, Tensor has_negative, Tensor evidence, Tensor? weight, str metric,
-        str shape, float margin, float leak, str on_empty, str reduction, bool swap, float hardness,
+        f"""({_PAIRED}, str shape, float margin, float leak, str on_empty, str reduction, bool swap, float hardness,
         float? active_fraction) -> (Tensor, Tensor, Tensor)""",
         reference_terms,
+    ),
+    "selective_terms": (
+        f"""({_PAIRED}, float temperature, float hard_weight, str on_empty, str reduction)
+        -> (Tensor, Tensor, Tensor)""",
+        reference_selective,
     ),
     "proxy_evidence": (
         """(Tensor embeddings, Tensor labels, Tensor? valid, Tensor vector_norm, Tensor cosine, Tensor nearest_other,
@@ -443,13 +449,17 @@ segmentation_loss = _differentiable(
 segmentation_sums = _differentiable("segmentation_sums", reference.segmentation_sums, _sums_setup, _sums_backward)
 
 
-class _TripletTerms(torch.autograd.Function):
+_Terms = tuple[Tensor, Tensor, Tensor]
+_FORMULAS: dict[str, Callable[..., _Terms]] = {"triplet_terms": reference_terms, "selective_terms": reference_selective}
+
+
+class _MinedTerms(torch.autograd.Function):
     """Mining and the formula on its pairs, two ops on the way there and one on the way back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, refs: Tensor | None, *args: Any) -> Any:
         (loss, slopes, evidence), pairs = _mined_terms(x, refs, *args)
-        _, _, _, weight, ctx.formula = args
+        _, ctx.terms, _, _, weight, ctx.formula = args
         ctx.save_for_backward(weight, slopes, evidence, x, refs, *pairs)
         ctx.mark_non_differentiable(evidence)
         ctx.set_materialize_grads(False)
@@ -458,7 +468,7 @@ class _TripletTerms(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
         if grad is None:
-            return (None,) * 7
+            return (None,) * 8
         weight, slopes, evidence, *saved = ctx.saved_tensors
         x, refs, *pairs = saved
         metric, *_ = ctx.formula
@@ -468,42 +478,41 @@ class _TripletTerms(torch.autograd.Function):
                 p, n, has_p, has_n = pairs
                 d_p, d_n = _mined_distances(x, refs, saved, metric)
                 rows = x if refs is None else refs
-                return reference_terms(rows, p, n, d_p, d_n, has_p, has_n, evidence, weight, *ctx.formula)[0]
+                return _FORMULAS[ctx.terms](rows, p, n, d_p, d_n, has_p, has_n, evidence, weight, *ctx.formula)[0]
 
             by_x, by_refs = _again(run, [x, refs], grad)
         else:
             by_x, by_refs = torch.ops.fastmine.triplet_loss_backward.default(grad, slopes, *saved, metric)
-        return by_x, None if refs is None else by_refs, *[None] * 5
+        return by_x, None if refs is None else by_refs, *[None] * 6
 
 
 _Mining = Callable[..., Any]
-_Terms = tuple[Tensor, Tensor, Tensor]
 
 
 def _mined_terms(
-    x: Tensor, refs: Tensor | None, mine: _Mining, labels: tuple[Any, ...], mining: tuple[Any, ...],
+    x: Tensor, refs: Tensor | None, mine: _Mining, terms: str, labels: tuple[Any, ...], mining: tuple[Any, ...],
     weight: Tensor | None, formula: tuple[Any, ...],
 ) -> tuple[_Terms, tuple[Tensor, ...]]:  # fmt: skip
-    """What the op ``triplet_terms`` returns, and the indices and bits of the mined pairs."""
+    """What the op ``terms`` returns, and the indices and bits of the mined pairs."""
     with torch._C._AutoDispatchBelowAutograd():
         p, n, d_p, d_n, has_p, has_n, found = mine(x, *labels[:2], refs, *labels[2:], *mining)
-        terms = torch.ops.fastmine.triplet_terms.default(
+        result = getattr(torch.ops.fastmine, terms).default(
             x if refs is None else refs, p, n, d_p, d_n, has_p, has_n, found, weight, *formula
         )
-    return terms, (p, n, has_p, has_n)
+    return result, (p, n, has_p, has_n)
 
 
-_apply_terms: Any = super(torch.autograd.Function, _TripletTerms).apply
+_apply_terms: Any = super(torch.autograd.Function, _MinedTerms).apply
 
 
-def triplet_terms(
-    name: str, batch: tuple[Tensor | None, ...], mining: tuple[Any, ...], weight: Tensor | None,
+def mined_terms(
+    name: str, terms: str, batch: tuple[Tensor | None, ...], mining: tuple[Any, ...], weight: Tensor | None,
     formula: tuple[Any, ...],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(loss, evidence) of the pairs that the op ``name`` finds; differentiable by the embeddings and the references.
 
     ``batch`` are these, their labels and masks, as that op takes them, ``mining`` its other arguments, and ``formula``
-    the arguments of the op ``triplet_terms`` from ``metric`` on.
+    the arguments of the op ``terms``, "triplet_terms" or "selective_terms", from ``metric`` on.
     """
     x, labels, valid, refs, ref_labels, ref_valid = batch
     assert x is not None
@@ -514,10 +523,10 @@ def triplet_terms(
         mine: _Mining = batch_hard if name == "batch_hard" else mined_pairs
         p, n, d_p, d_n, has_p, has_n, found = mine(x, labels, valid, refs, ref_labels, ref_valid, *mining)
         rows = x if refs is None else refs
-        loss, _, evidence = reference_terms(rows, p, n, d_p, d_n, has_p, has_n, found, weight, *formula)
+        loss, _, evidence = _FORMULAS[terms](rows, p, n, d_p, d_n, has_p, has_n, found, weight, *formula)
         return loss, evidence
     op = getattr(torch.ops.fastmine, name).default
-    args = x, refs, op, (labels, valid, ref_labels, ref_valid), mining, weight, formula
+    args = x, refs, op, terms, (labels, valid, ref_labels, ref_valid), mining, weight, formula
     if _has_gradient((x, refs)):
         loss, evidence = _apply_terms(*args)
         return loss, evidence
