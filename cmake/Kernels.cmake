@@ -7,6 +7,7 @@ set(FASTMINE_CPU_KERNELS
     csrc/kernels/cpu/pairwise_distance_backward.cpp
     csrc/kernels/cpu/batch_hard.cpp
     csrc/kernels/cpu/batch_hard_backward.cpp
+    csrc/kernels/cpu/margin_softmax.cpp
     csrc/kernels/cpu/mined_pairs.cpp
     csrc/kernels/cpu/paired_distance.cpp
     csrc/kernels/cpu/proxy_evidence.cpp

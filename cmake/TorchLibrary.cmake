@@ -26,6 +26,7 @@ add_library(
   csrc/torch/cpu/batch_all.cpp
   csrc/torch/cpu/batch_hard.cpp
   csrc/torch/cpu/lovasz_shares.cpp
+  csrc/torch/cpu/margin_softmax.cpp
   csrc/torch/cpu/mined_pairs.cpp
   csrc/torch/cpu/pair_sums.cpp
   csrc/torch/cpu/proxy_evidence.cpp

@@ -17,7 +17,7 @@ import fastmine.functional as F
 import oracle
 from compare import assert_gradients_agree, assert_values_agree
 from fastmine import _ops, losses
-from fastmine.reference.margin_softmax import margin_softmax
+from fastmine.reference.margin_softmax import margin_softmax, margin_softmax_forward, margin_softmax_slopes
 from fastmine.reference.proxies import PROXY_FIELDS, proxy_evidence
 from fastmine.reference.proxy_anchor import proxy_anchor
 
@@ -159,6 +159,28 @@ def test_slopes_in_closed_form_are_those_of_autograd(kind: str, reduction: str, 
         assert torch.allclose(got, expect, rtol=1e-10, atol=1e-13)
     again = torch.autograd.grad(loss, (x, w), incoming)  # the first pass has left what was saved as it was
     assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["angular", "cosine"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("n", [0, 1, 9, 300])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_op_of_the_slopes_is_its_reference(kind: str, reduction: str, n: int, dtype: torch.dtype) -> None:
+    """On rows of every kind: invalid, zero, opposite to their class vector, and where these are several or zero."""
+    for several, weighted in ((1, False), (3, True)):
+        x, labels, w = batch(n, several=several, dtype=dtype)
+        x[3:4], x[4:5], w[2] = 0, -w.view(C, several, D)[labels, 0][4:5], 0
+        factors = (torch.arange(n) % 5 != 3, torch.arange(n) % 4 / 2, torch.rand(C)) if weighted else (None,) * 3
+        slopes_of = Mock(wraps=margin_softmax_slopes)
+        margin_softmax_forward(x, labels, w, *factors, kind, 8.0, 0.6, reduction, slopes_of=slopes_of)
+        arguments = slopes_of.call_args.args
+        found, want = torch.ops.fastmine.margin_softmax(*arguments), margin_softmax_slopes(*arguments)
+        for got, expect in zip(found[:-1], want[:-1], strict=True):
+            assert torch.allclose(got, expect, rtol=1e-10 if dtype == torch.float64 else 1e-4, atol=1e-5)
+        assert torch.equal(found[-1], want[-1])
+        if n == 9 and not weighted:
+            op = torch.ops.fastmine.margin_softmax.default
+            assert set(torch.library.opcheck(op, arguments).values()) == {"SUCCESS"}
 
 
 # --- the angular margin --------------------------------------------------------------------------------------------

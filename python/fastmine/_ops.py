@@ -25,7 +25,12 @@ from . import reference
 from .reference.batch_all import batch_all_backward, batch_all_forward
 from .reference.batch_hard import batch_hard_backward, mined_distance
 from .reference.lovasz import lovasz_shares as reference_shares
-from .reference.margin_softmax import Slopes, margin_softmax_backward, margin_softmax_forward
+from .reference.margin_softmax import (
+    Slopes,
+    margin_softmax_backward,
+    margin_softmax_forward,
+    margin_softmax_slopes,
+)
 from .reference.margin_softmax import margin_softmax as reference_softmax
 from .reference.pair_sums import pair_sums_backward, pair_sums_forward, scale_gradient
 from .reference.pairwise_distance import pairwise_distance_backward, pairwise_distance_forward, result_dtype
@@ -112,6 +117,11 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         """(Tensor embeddings, Tensor labels, Tensor? valid, Tensor vector_norm, Tensor cosine, Tensor nearest_other,
         Tensor active, Tensor? weight, int classes) -> Tensor""",
         reference_evidence,
+    ),
+    "margin_softmax": (
+        """(Tensor logits, Tensor unit, Tensor labels, Tensor? nearest_vector, Tensor? valid, Tensor? weight, str kind,
+        float scale, float margin, str reduction) -> (Tensor, Tensor, Tensor, Tensor, Tensor)""",
+        margin_softmax_slopes,
     ),
     "pair_sums": (
         f"({_PAIRS}, Tensor? level=None) -> (Tensor, Tensor)",
@@ -543,7 +553,7 @@ def proxy_evidence(*args: Any) -> Tensor:
 
 
 class _MarginSoftmax(torch.autograd.Function):
-    """The loss with its slopes on the way there, two products on the way back; no op, since torch computes both."""
+    """The logits and the op on them, which hands out the slopes, on the way there; two products on the way back."""
 
     @staticmethod
     def forward(ctx: Any, embeddings: Tensor, weight: Tensor, *args: Any) -> Any:
@@ -575,8 +585,9 @@ def _softmax_and_slopes(
     class_weight: Tensor | None, formula: tuple[str, float, float, str],
 ) -> tuple[Tensor, Tensor, Slopes]:  # fmt: skip
     return margin_softmax_forward(
-        embeddings, labels, weight, valid, sample_weight, class_weight, *formula, proxy_evidence
-    )
+        embeddings, labels, weight, valid, sample_weight, class_weight, *formula,
+        torch.ops.fastmine.margin_softmax.default, proxy_evidence,
+    )  # fmt: skip
 
 
 _apply_softmax: Any = super(torch.autograd.Function, _MarginSoftmax).apply

@@ -1,11 +1,12 @@
 """The specification of ArcFace and CosFace: a softmax over class vectors, with a margin on the own class.
 
-And the same with its derivatives in closed form, in a third of the operations: of a small batch the time is theirs.
+And the same with its derivatives in closed form: of a small batch the time is that of calls, not of arithmetic.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -80,6 +81,57 @@ class Slopes(NamedTuple):
     """Of their lengths [N + C K, 1]."""
 
 
+SlopesOf = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
+
+
+def margin_softmax_slopes(
+    logits: Tensor,
+    unit: Tensor,
+    labels: Tensor,
+    nearest_vector: Tensor | None,
+    valid: Tensor | None,
+    row_weight: Tensor | None,
+    kind: str,
+    scale: float,
+    margin: float,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, slopes by cosines [N, C], cosine to the own class [N], to the nearest other one [N], active rows [N]).
+
+    ``logits`` [N, C] are ``scale`` times the cosines, ``unit`` holds the rows and below them the class vectors at
+    length 1, ``nearest_vector`` [N] says which of them is that of a row's own class where there are several.
+    """
+    target = labels.clamp(0, logits.shape[1] - 1)
+    taking_part = _taking_part(target, labels, valid)
+    own = target[:, None]
+    cosine = logits.gather(1, own) / scale
+    phi, slope = cosine - margin, torch.ones_like(cosine)
+    if kind == "angular":
+        x, vectors = unit.tensor_split([labels.shape[0]])
+        phi, slope = _angular_and_slope(
+            x, vectors[target if nearest_vector is None else nearest_vector], cosine, margin
+        )
+
+    others = logits.scatter(1, own, -torch.inf)
+    nearest = others.amax(dim=1, keepdim=True)
+    total = nearest + (others - nearest).exp().sum(dim=1, keepdim=True).log()
+    excess = torch.where(taking_part[:, None], total - scale * phi, 0.0)
+    value = F.softplus(excess, threshold=40.0)
+
+    weight = taking_part.to(logits.dtype) if row_weight is None else torch.where(taking_part, row_weight, 0.0)
+    whole = weight.sum()
+    part = weight[:, None] / (torch.where(whole == 0, 1.0, whole) if reduction == "mean" else 1.0)
+    factor = part * excess.sigmoid() * scale
+    slopes = ((others - total).exp() * factor).scatter(1, own, -factor * slope)
+    # A row that takes no part has none, and one whose label is of no class spoils the loss.
+    spoilt = ~taking_part if valid is None else valid & ~taking_part
+    kept, nothing = taking_part[:, None], torch.where(spoilt, torch.nan, 0.0).to(logits.dtype)[:, None]
+    found, slopes = torch.where(kept, part * value, nothing).squeeze(1), torch.where(kept, slopes, nothing)
+    cosine, nearest = (torch.where(kept, z, 0.0).squeeze(1) for z in (cosine, nearest / scale))
+    active = taking_part & (value.squeeze(1) != 0)
+    return found if reduction == "none" else found.sum(), slopes, cosine, nearest, active
+
+
 def margin_softmax_forward(
     embeddings: Tensor,
     labels: Tensor,
@@ -91,60 +143,37 @@ def margin_softmax_forward(
     scale: float,
     margin: float,
     reduction: str,
+    slopes_of: SlopesOf = margin_softmax_slopes,
     evidence_of: EvidenceOf = proxy_evidence,
 ) -> tuple[Tensor, Tensor, Slopes]:
     """(loss, evidence, slopes) of :func:`margin_softmax`, where no gradient is recorded."""
     rows, classes = embeddings.shape[0], weight.shape[0]
     unit, norm, inverse = _at_length_one(embeddings, weight, valid)
-    target = labels.clamp(0, classes - 1)
-    in_range = target == labels
-    taking_part = in_range if valid is None else in_range & valid
     x, vectors = unit.tensor_split([rows])
     # Into memory of its own: autocast, which would round a logit of 30 by a tenth, leaves that alone.
     logits = x.new_empty(rows, vectors.shape[0])
     torch.addmm(logits, x, vectors.T, beta=0, alpha=scale, out=logits)
-    own, nearest_vector = target[:, None], target
+    which = nearest_vector = row_weight = None
+    if weight.dim() == 3 or sample_weight is not None or class_weight is not None:
+        target = labels.clamp(0, classes - 1)
+        row_weight = weight_of_rows(sample_weight, class_weight, target, _taking_part(target, labels, valid), x.dtype)
     if weight.dim() == 3:
         logits, which = logits.view(rows, *weight.shape[:2]).max(dim=2)
-        nearest_vector = target * weight.shape[1] + which.gather(1, own).squeeze(1)
-    cosine = logits.gather(1, own) / scale
-    phi, slope = cosine - margin, None
-    if kind == "angular":
-        phi, slope = _angular_and_slope(x, vectors.index_select(0, nearest_vector), cosine, margin)
-
-    others = logits.scatter_(1, own, -torch.inf)
-    nearest = others.amax(dim=1, keepdim=True)
-    share = others.log_softmax(dim=1)
-    total = nearest - share.amax(dim=1, keepdim=True)
-    excess = torch.add(total, phi, alpha=-scale).squeeze(1)
-    excess.masked_fill_(~in_range if valid is None else valid & ~in_range, torch.nan)
-    value = F.softplus(excess, threshold=40.0)
-
-    row_weight = weight_of_rows(sample_weight, class_weight, target, taking_part, unit.dtype)
+        nearest_vector = target * weight.shape[1] + which.gather(1, target[:, None]).squeeze(1)
+    loss, by_cosine, cosine, nearest_other, active = slopes_of(
+        logits, unit, labels, nearest_vector, valid, row_weight, kind, scale, margin, reduction
+    )
     evidence = evidence_of(
-        embeddings, labels, valid, norm[rows:].squeeze(1), cosine.squeeze(1), nearest.squeeze(1) / scale, value != 0,
-        row_weight, classes,
-    )  # fmt: skip
-    part = _parts(taking_part if row_weight is None and valid is not None else row_weight, excess, reduction)
-    factor = (excess.sigmoid_() * part)[:, None] * scale
-    by_own = -factor if slope is None else slope.mul_(-factor)
-    by_cosine = share.exp_().mul_(factor).scatter_(1, own, by_own)
-    if weight.dim() == 3:
+        embeddings, labels, valid, norm[rows:].squeeze(1), cosine, nearest_other, active, row_weight, classes
+    )
+    if which is not None:
         by_every = by_cosine.new_zeros(rows, *weight.shape[:2])
         by_cosine = by_every.scatter_(2, which[..., None], by_cosine[..., None]).flatten(1)
-    value *= part
-    return value if reduction == "none" else value.sum(), evidence, Slopes(by_cosine, unit, inverse)
+    return loss, evidence, Slopes(by_cosine, unit, inverse)
 
 
-def _parts(weight: Tensor | None, of_row: Tensor, reduction: str) -> Tensor | float:
-    """What every row counts for in the loss; without weights all count, or are NaN anyway."""
-    if weight is None:
-        return 1.0 / max(of_row.shape[0], 1) if reduction == "mean" else 1.0
-    part = weight.to(of_row.dtype)
-    if reduction == "mean":
-        whole = part.sum()
-        return part / whole.masked_fill(whole == 0, 1.0)
-    return part
+def _taking_part(target: Tensor, labels: Tensor, valid: Tensor | None) -> Tensor:
+    return target == labels if valid is None else (target == labels) & valid
 
 
 def margin_softmax_backward(grad: Tensor, embeddings: Tensor, weight: Tensor, slopes: Slopes) -> tuple[Tensor, Tensor]:

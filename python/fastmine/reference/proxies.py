@@ -1,7 +1,7 @@
 """What losses against learned class vectors share: cosines to the vectors of all classes, and the evidence of them.
 
-These losses are one matrix product and a small formula, which torch does well on every device, so that they have no
-kernel but that of the op that gathers the evidence. They compute in float64 for float64 inputs and in float32 for all
+These losses are one matrix product, which torch does well on every device, and a small formula; ops are only what they
+make of the logits and what gathers the evidence. They compute in float64 for float64 inputs and in float32 for all
 others, under autocast too.
 """
 
