@@ -165,8 +165,8 @@ def test_without_a_driver_it_registers_nothing_and_says_why(library: Path, tmp_p
     code = """
         import sys
         from fastmine import _ops
-        _ops._folders = [sys.argv[1]]
-        _ops._start_cuda()
+        _ops.libraries._folders = [sys.argv[1]]
+        _ops.libraries._start_cuda()
         print(_ops.reasons["CUDA"])
         print([op for op in _ops.OPS if _ops.answers(op, "CUDA")])
     """
