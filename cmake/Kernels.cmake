@@ -7,6 +7,7 @@ set(FASTMINE_CPU_KERNELS
     csrc/kernels/cpu/pairwise_distance_backward.cpp
     csrc/kernels/cpu/batch_hard.cpp
     csrc/kernels/cpu/batch_hard_backward.cpp
+    csrc/kernels/cpu/margin_softmax.cpp
     csrc/kernels/cpu/mined_pairs.cpp
     csrc/kernels/cpu/paired_distance.cpp
     csrc/kernels/cpu/proxy_evidence.cpp
@@ -27,6 +28,7 @@ set(FASTMINE_COMMON_KERNELS # once, for every CPU
     csrc/kernels/cpu/order.cpp
     csrc/kernels/cpu/segmentation_formula.cpp
     csrc/kernels/cpu/segmentation_terms.cpp
+    csrc/kernels/cpu/selective_terms.cpp
     csrc/kernels/cpu/triplet_loss.cpp
     csrc/kernels/cpu/triplet_terms.cpp)
 

@@ -26,12 +26,14 @@ add_library(
   csrc/torch/cpu/batch_all.cpp
   csrc/torch/cpu/batch_hard.cpp
   csrc/torch/cpu/lovasz_shares.cpp
+  csrc/torch/cpu/margin_softmax.cpp
   csrc/torch/cpu/mined_pairs.cpp
   csrc/torch/cpu/pair_sums.cpp
   csrc/torch/cpu/proxy_evidence.cpp
   csrc/torch/cpu/segmentation_loss.cpp
   csrc/torch/cpu/segmentation_sums.cpp
   csrc/torch/cpu/segmentation_terms.cpp
+  csrc/torch/cpu/selective_terms.cpp
   csrc/torch/cpu/triplet_terms.cpp)
 fastmine_configure_torch_library(fastmine_torch_cpu)
 target_link_libraries(fastmine_torch_cpu PRIVATE fastmine_kernels)

@@ -48,6 +48,8 @@ INNER_ROWS = (
     ("triplet_terms", "triplet_loss-swap-masked"),
     ("triplet_terms", "triplet_loss-all-apart-cosine"),
     ("triplet_terms", "mined_triplet_loss-grouped"),
+    ("selective_terms", "selectively_contrastive_loss-masked"),
+    ("selective_terms", "selectively_contrastive_loss-weighted-none"),
     ("segmentation_terms", "segmentation_loss-binary-formula_all"),
     ("segmentation_terms", "segmentation_loss-multilabel-formula_weights_count"),
     ("segmentation_terms", "segmentation_loss-multiclass-formula_sum"),
@@ -119,7 +121,7 @@ def test_inner_op(op: str, name: str) -> None:
     assert set(found.values()) == {"SUCCESS"}
 
 
-IN_OTHER_MODULES = {"proxy_evidence"}  # test_proxies.py
+IN_OTHER_MODULES = {"proxy_evidence", "margin_softmax"}  # test_proxies.py
 
 
 def test_no_op_is_left_out() -> None:

@@ -16,8 +16,8 @@ from torch.func import grad, jvp, vmap
 import fastmine.functional as F
 import oracle
 from compare import assert_gradients_agree, assert_values_agree
-from fastmine import losses
-from fastmine.reference.margin_softmax import margin_softmax
+from fastmine import _ops, losses
+from fastmine.reference.margin_softmax import margin_softmax, margin_softmax_forward, margin_softmax_slopes
 from fastmine.reference.proxies import PROXY_FIELDS, proxy_evidence
 from fastmine.reference.proxy_anchor import proxy_anchor
 
@@ -134,6 +134,53 @@ def test_weight_2_is_the_row_twice(name: str) -> None:
     repeated = function(x.repeat_interleave(counts, 0), labels.repeat_interleave(counts), w)
     if name != "proxy_anchor" or set(labels[counts > 0].tolist()) == set(labels.tolist()):
         assert torch.allclose(by_weight, repeated, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["angular", "cosine"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("several", [1, 3])
+@pytest.mark.parametrize("masked", [False, True])
+def test_slopes_in_closed_form_are_those_of_autograd(kind: str, reduction: str, several: int, masked: bool) -> None:
+    """Of rows of every kind: beyond the turn of the margin, zero, and against a zero class vector."""
+    x, labels, w = batch(12, several=several)
+    x[0], x[1] = -w.view(C, -1, D)[labels[0], 0], 0
+    w[labels[2]] = 0
+    g = torch.Generator().manual_seed(1)
+    factors = (torch.rand(12, generator=g) < 0.7, torch.rand(12, generator=g), torch.rand(C, generator=g))
+    arguments = (labels, w.requires_grad_(), *(factors if masked else (None,) * 3), kind, 8.0, 0.6, reduction)
+    loss, evidence = _ops.margin_softmax(x.requires_grad_(), *arguments)
+    want, wanted_evidence = margin_softmax(x, *arguments)
+    assert torch.allclose(loss, want, rtol=1e-13, atol=1e-14)
+    assert torch.allclose(evidence, wanted_evidence, rtol=1e-12, atol=1e-14)
+    incoming = torch.rand(want.shape, generator=g, dtype=torch.float64)
+    found, expected = (torch.autograd.grad(y, (x, w), incoming, retain_graph=True) for y in (loss, want))
+    for got, expect in zip(found, expected, strict=True):
+        assert got.any()
+        assert torch.allclose(got, expect, rtol=1e-10, atol=1e-13)
+    again = torch.autograd.grad(loss, (x, w), incoming)  # the first pass has left what was saved as it was
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["angular", "cosine"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("n", [0, 1, 9, 300])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_op_of_the_slopes_is_its_reference(kind: str, reduction: str, n: int, dtype: torch.dtype) -> None:
+    """On rows of every kind: invalid, zero, opposite to their class vector, and where these are several or zero."""
+    for several, weighted in ((1, False), (3, True)):
+        x, labels, w = batch(n, several=several, dtype=dtype)
+        x[3:4], x[4:5], w[2] = 0, -w.view(C, several, D)[labels, 0][4:5], 0
+        factors = (torch.arange(n) % 5 != 3, torch.arange(n) % 4 / 2, torch.rand(C)) if weighted else (None,) * 3
+        slopes_of = Mock(wraps=margin_softmax_slopes)
+        margin_softmax_forward(x, labels, w, *factors, kind, 8.0, 0.6, reduction, slopes_of=slopes_of)
+        arguments = slopes_of.call_args.args
+        found, want = torch.ops.fastmine.margin_softmax(*arguments), margin_softmax_slopes(*arguments)
+        for got, expect in zip(found[:-1], want[:-1], strict=True):
+            assert torch.allclose(got, expect, rtol=1e-10 if dtype == torch.float64 else 1e-4, atol=1e-5)
+        assert torch.equal(found[-1], want[-1])
+        if n == 9 and not weighted:
+            op = torch.ops.fastmine.margin_softmax.default
+            assert set(torch.library.opcheck(op, arguments).values()) == {"SUCCESS"}
 
 
 # --- the angular margin --------------------------------------------------------------------------------------------
@@ -253,6 +300,14 @@ def test_zero_rows_and_zero_vectors_are_at_a_right_angle_to_everything(name: str
     assert not by_w[labels[1]].any()
     assert evidence.zero_rows == 1
     assert evidence.zero_refs == len({int(labels[0]), int(labels[1])})
+
+
+@EACH
+@pytest.mark.parametrize("where", ["row", "class vector"])
+def test_a_float64_whose_square_overflows_is_nan_and_not_zero(name: str, where: str) -> None:
+    x, labels, w = batch(6)
+    (x if where == "row" else w)[2] *= 1e200
+    assert FUNCTIONS[name][0](x.requires_grad_(), labels, w).isnan()
 
 
 @EACH

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "check.h"
+#include "kernels/selective_terms.h"
 #include "kernels/triplet_loss.h"
 
 namespace fastmine::test {
@@ -648,6 +649,47 @@ void formula_of_many() {
   check(right, "the mean over many anchors");
 }
 
+/// An anchor whose negative is nearer than its positive, one where it is not, and two without a pair of some sign.
+void selective() {
+  const double d_p[] = {0.75, 0.25, 0.5, 0}, d_n[] = {0.25, 0.75, 0, 0.5}, weight[] = {3, 1, 5, 7};
+  const bool has_p[] = {true, true, true, false}, has_n[] = {true, true, false, true};
+  double loss[4], slopes[8], active;
+  SelectiveTerms p{};
+  p.n = 4;
+  p.positive_distance = d_p;
+  p.negative_distance = d_n;
+  p.has_positive = has_p;
+  p.has_negative = has_n;
+  p.weight = weight;
+  p.metric = Metric::cosine;
+  p.temperature = 0.5;
+  p.hard_weight = 2;
+  p.loss = loss;
+  p.loss_dtype = DType::float64;
+  p.slopes = slopes;
+  p.active = &active;
+  p.reduction = Reduction::mean;
+  cpu::selective_terms(p);
+  const double easy = std::log1p(std::exp(-1.0)), slope = 2 / (1 + std::exp(1.0));
+  check(active == 2 && equal(loss[0], (3 * 2 * 0.75 + easy) / 4, 1e-15), "selective: the mean by weights");
+  check(slopes[0] == 0 && slopes[4] == -1.5 && equal(slopes[1], slope / 4, 1e-15) && slopes[5] == -slopes[1] &&
+            slopes[2] == 0 && slopes[7] == 0,
+        "selective: a hard negative is only pushed");
+  p.weight = nullptr;
+  p.reduction = Reduction::none;
+  p.n = 2;
+  p.has_positive = has_p + 2;
+  p.has_negative = has_n + 2;
+  p.positive_distance = d_p + 2;
+  p.negative_distance = d_n + 2;
+  p.on_empty = OnEmpty::pull;
+  cpu::selective_terms(p);
+  check(active == 0 && loss[0] == 0.5 && slopes[0] == 1 && loss[1] == 0, "selective: pull");
+  p.on_empty = OnEmpty::push;
+  cpu::selective_terms(p);
+  check(loss[0] == 0 && equal(loss[1], std::log1p(std::exp(1.0)), 1e-15) && slopes[3] < 0, "selective: push");
+}
+
 }  // namespace
 }  // namespace fastmine::test
 
@@ -664,6 +706,7 @@ int main() {
     }
   }
   formula();
+  selective();
   formula_of_many();
   return report();
 }

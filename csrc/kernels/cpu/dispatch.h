@@ -7,6 +7,7 @@
 
 #include "kernels/batch_all.h"
 #include "kernels/batch_hard.h"
+#include "kernels/margin_softmax.h"
 #include "kernels/mined_pairs.h"
 #include "kernels/pair_sums.h"
 #include "kernels/pairwise_distance.h"
@@ -28,6 +29,7 @@ struct KernelTable {
   const MinedPairsKernel* mined_pairs[2];
   const PairedDistanceKernel* paired_distance[2];
   const ProxyEvidenceKernel* proxy_evidence[2];
+  const MarginSoftmaxKernel* margin_softmax[2];
   const PairSumsKernel* pair_sums[2];
   const PairSumsBackwardKernel* pair_sums_backward[2];
   const BatchAllKernel* batch_all[2];

@@ -18,6 +18,7 @@ extern const BatchHardBackwardKernel batch_hard_backward_float32, batch_hard_bac
 extern const MinedPairsKernel mined_pairs_float32, mined_pairs_float64;
 extern const PairedDistanceKernel paired_distance_float32, paired_distance_float64;
 extern const ProxyEvidenceKernel proxy_evidence_float32, proxy_evidence_float64;
+extern const MarginSoftmaxKernel margin_softmax_float32, margin_softmax_float64;
 extern const SegmentationLossKernel segmentation_loss_float32, segmentation_loss_float64;
 extern const SegmentationLossBackwardKernel segmentation_loss_backward_float32, segmentation_loss_backward_float64;
 extern const SegmentationSumsKernel segmentation_sums_float32, segmentation_sums_float64;
@@ -45,6 +46,7 @@ const KernelTable table = {
     .mined_pairs = {&mined_pairs_float32, &mined_pairs_float64},
     .paired_distance = {&paired_distance_float32, &paired_distance_float64},
     .proxy_evidence = {&proxy_evidence_float32, &proxy_evidence_float64},
+    .margin_softmax = {&margin_softmax_float32, &margin_softmax_float64},
     .pair_sums = {&pair_sums_float32, &pair_sums_float64},
     .pair_sums_backward = {&pair_sums_backward_float32, &pair_sums_backward_float64},
     .batch_all = {&batch_all_float32, &batch_all_float64},

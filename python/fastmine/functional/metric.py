@@ -246,8 +246,8 @@ def triplet_loss(
         evidence = MiningEvidence(found, BATCH_ALL_FIELDS)
     elif swap or hardness or active_fraction is not None:
         formula = metric, shape, offset, slope, policy, reduction, swap, float(hardness), active_fraction
-        loss, found = _ops.triplet_terms(
-            "batch_hard", batch, (metric, positive, negative, itself, True), sample_weight, formula
+        loss, found = _ops.mined_terms(
+            "batch_hard", "triplet_terms", batch, (metric, positive, negative, itself, True), sample_weight, formula
         )
         evidence = MiningEvidence(found, _ADJUSTED_FIELDS)
     else:

@@ -326,7 +326,7 @@ def mined_triplet_loss(
     )  # fmt: skip
     policy = on_empty if on_empty in EMPTY_POLICIES else "zero"
     formula = metric, *_margin(margin, leak), policy, reduction, False, 0.0, None
-    loss, found = _ops.triplet_terms("mined_pairs", batch, (*mining, True), weight, formula)
+    loss, found = _ops.mined_terms("mined_pairs", "triplet_terms", batch, (*mining, True), weight, formula)
     evidence = MiningEvidence(found, _MINED_TRIPLET_FIELDS)
     if on_empty in ("warn", "raise") and evidence.triplets == 0:
         if window is None:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .. import _check, _ops
 from .._evidence import MiningEvidence
-from ..reference.margin_softmax import margin_softmax
 from ..reference.proxies import PROXY_FIELDS
 from ..reference.proxy_anchor import proxy_anchor
 from ..reference.triplet_loss import REDUCTIONS
@@ -86,7 +85,7 @@ def arcface_loss(
     ``torch.func``, forward-mode AD and ``torch.compile(fullgraph=True)``, and differentiates any number of times.
     """
     result = _class_loss(
-        partial(margin_softmax, kind="angular"), math.pi, embeddings, labels, weight, valid, sample_weight,
+        partial(_ops.margin_softmax, kind="angular"), math.pi, embeddings, labels, weight, valid, sample_weight,
         class_weight, scale, margin, on_empty, reduction,
     )  # fmt: skip
     return result if return_evidence else result[0]
@@ -124,8 +123,8 @@ def cosface_loss(
 ) -> Tensor | tuple[Tensor, MiningEvidence]:
     r"""CosFace (arXiv:1801.09414): :func:`arcface_loss` with :math:`\phi(\theta) = \cos\theta - m`, m in 0 .. 2."""
     result = _class_loss(
-        partial(margin_softmax, kind="cosine"), 2.0, embeddings, labels, weight, valid, sample_weight, class_weight,
-        scale, margin, on_empty, reduction,
+        partial(_ops.margin_softmax, kind="cosine"), 2.0, embeddings, labels, weight, valid, sample_weight,
+        class_weight, scale, margin, on_empty, reduction,
     )  # fmt: skip
     return result if return_evidence else result[0]
 
@@ -173,8 +172,8 @@ def proxy_anchor_loss(
     :func:`arcface_loss`; two tensors [N, C] and two masks are kept for the backward pass.
     """
     result = _class_loss(
-        proxy_anchor, 2.0, embeddings, labels, weight, valid, sample_weight, class_weight, scale, margin, on_empty,
-        reduction,
+        partial(proxy_anchor, evidence_of=_ops.proxy_evidence), 2.0, embeddings, labels, weight, valid, sample_weight,
+        class_weight, scale, margin, on_empty, reduction,
     )  # fmt: skip
     return result if return_evidence else result[0]
 
@@ -197,12 +196,12 @@ def _class_loss(
     weight: Tensor, valid: Tensor | None, sample_weight: Tensor | None, class_weight: Tensor | None, scale: float,
     margin: float, on_empty: str, reduction: str,
 ) -> tuple[Tensor, MiningEvidence]:  # fmt: skip
-    """Checks, the formula on the reference, and what its evidence says."""
+    """Checks, the formula, and what its evidence says."""
     _class_batch(embeddings, labels, weight, valid, sample_weight, class_weight)
     margin_softmax_options(scale, margin, largest_margin, on_empty, reduction)
     loss, evidence = formula(
         embeddings, labels.long(), weight, valid, sample_weight, class_weight,
-        scale=scale, margin=margin, reduction=reduction, evidence_of=_ops.proxy_evidence,
+        scale=scale, margin=margin, reduction=reduction,
     )  # fmt: skip
     return loss, _class_evidence(evidence, labels, weight, valid, on_empty)
 
@@ -225,7 +224,7 @@ def _class_evidence(
     evidence: Tensor, labels: Tensor, weight: Tensor, valid: Tensor | None, on_empty: str
 ) -> MiningEvidence:
     found = MiningEvidence(evidence, PROXY_FIELDS)
-    if _ops.readable(evidence) and evidence[_LABELS_OUT_OF_RANGE] > 0:
+    if _ops.readable(evidence) and evidence[_LABELS_OUT_OF_RANGE].item() > 0:
         seen = labels if valid is None else labels[valid]
         raise ValueError(
             f"labels must be 0 .. {weight.shape[0] - 1} where valid, one for each row of weight; got {seen.min()} .. "

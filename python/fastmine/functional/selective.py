@@ -9,9 +9,8 @@ from torch import Tensor
 from .. import _check, _ops
 from .._evidence import MiningEvidence
 from ..reference.batch_hard import NEGATIVES, POSITIVES
-from ..reference.pairwise_distance import result_dtype
-from ..reference.selective import SELECTIVE_FIELDS, selectively_contrastive
-from ..reference.triplet_loss import REDUCTIONS
+from ..reference.selective import SELECTIVE_FIELDS
+from ..reference.triplet_loss import EMPTY_POLICIES, REDUCTIONS
 from .metric import _VALID, _report_empty, anchor_weight
 from .options import Negative, OnEmpty, Positive, Reduction, Similarity
 
@@ -72,17 +71,18 @@ def selectively_contrastive_loss(
     """
     _check.mined_batch(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index)
     selective_options(temperature, hard_weight, positive, negative, metric, on_empty, reduction)
-    mined = _ops.batch_hard(
+    batch = (
         embeddings, labels.long(), valid, ref_embeddings, None if ref_labels is None else ref_labels.long(), ref_valid,
-        metric, positive, negative, None if self_index is None else self_index.long(),
     )  # fmt: skip
-    loss, found = selectively_contrastive(
-        mined, metric, temperature, hard_weight, on_empty, reduction, anchor_weight(sample_weight, embeddings)
+    mining = metric, positive, negative, None if self_index is None else self_index.long(), True
+    policy = on_empty if on_empty in EMPTY_POLICIES else "zero"
+    formula = metric, float(temperature), float(hard_weight), policy, reduction
+    loss, found = _ops.mined_terms(
+        "batch_hard", "selective_terms", batch, mining, anchor_weight(sample_weight, embeddings), formula
     )
     evidence = MiningEvidence(found, SELECTIVE_FIELDS)
     if on_empty in ("warn", "raise") and found[_VALID] == 0:
         _report_empty(evidence, on_empty)
-    loss = loss.to(result_dtype(embeddings))
     return (loss, evidence) if return_evidence else loss
 
 

@@ -1,8 +1,8 @@
 """What losses against learned class vectors share: cosines to the vectors of all classes, and the evidence of them.
 
-These losses are one matrix product and a small formula, which torch does well on every device, so that they have no
-kernel: :mod:`fastmine.functional` calls the reference itself, with the op that gathers the evidence. It computes in
-float64 for float64 inputs and in float32 for all others, under autocast too.
+These losses are one matrix product, which torch does well on every device, and a small formula; ops are only what they
+make of the logits and what gathers the evidence. They compute in float64 for float64 inputs and in float32 for all
+others, under autocast too.
 """
 
 from __future__ import annotations
@@ -106,17 +106,23 @@ def score(
     # An embedding, whose backward pass adds in a fixed order on every device.
     own = F.embedding(nearest, vectors)
     cosine = (rows * own).sum(dim=1)
-    row_weight = None
-    for given in (sample_weight, None if class_weight is None else class_weight[target]):
-        if given is not None:
-            factor = torch.where(given >= 0, given, torch.nan).to(wide)
-            row_weight = factor if row_weight is None else row_weight * factor
-    if row_weight is not None:
-        row_weight = torch.where(taking_part, row_weight, 0.0).detach()
+    row_weight = weight_of_rows(sample_weight, class_weight, target, taking_part, wide)
     row_norm, vector_norm = row_norm.detach().squeeze(1), vector_norm.detach().squeeze(1)
     tiny = torch.finfo(wide).tiny
     right_angle = (row_norm < tiny) | (vector_norm < tiny)[nearest]
     return Scores(logits, target, rows, own, cosine, right_angle, admitted, taking_part, vector_norm, row_weight)
+
+
+def weight_of_rows(
+    sample_weight: Tensor | None, class_weight: Tensor | None, target: Tensor, taking_part: Tensor, dtype: torch.dtype
+) -> Tensor | None:
+    """The product of what is given, a constant: 0 for rows that take no part, NaN for what is negative."""
+    found = None
+    for given in (sample_weight, None if class_weight is None else class_weight[target]):
+        if given is not None:
+            factor = torch.where(given >= 0, given, torch.nan).to(dtype)
+            found = factor if found is None else found * factor
+    return None if found is None else torch.where(taking_part, found, 0.0).detach()
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
