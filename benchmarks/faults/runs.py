@@ -17,13 +17,16 @@ from torch import Tensor
 
 import fastmine.health
 
-from . import blind, fresh, held_out, listed, nets, tasks, threads, unseen
+from . import blind, fresh, held_out, listed, mutants, nets, tasks, threads, unseen
 from .case import Case
 from .tools import Watcher, load
 
 SUITES = {
-    suite.name: suite for suite in (listed.cases, threads.cases, unseen.cases, held_out.cases, blind.cases, fresh.cases)
-}
+    suite.name: suite
+    for suite in (
+        listed.cases, threads.cases, unseen.cases, held_out.cases, blind.cases, fresh.cases, mutants.cases,
+    )
+}  # fmt: skip
 CASES: dict[str, Case] = {name: case for suite in SUITES.values() for name, case in suite.items()}
 
 POLL = 10  # steps between two questions to a tool, which decides how finely "first right finding" is known
@@ -92,7 +95,7 @@ def run(name: str, seed: int, tool: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     case = CASES[name]
-    clocked = _Clocked(Watcher if tool == "none" else load(tool), case.codes)
+    clocked = _Clocked(Watcher if tool == "none" else load(tool), case.right)
     error, metric = None, float("nan")
     start = time.thread_time()
     with warnings.catch_warnings():
@@ -115,7 +118,7 @@ def run(name: str, seed: int, tool: str) -> dict[str, Any]:
     return {
         "case": name, "suite": case.suite, "seed": seed, "tool": tool, "expected": sorted(case.codes),
         "alarms": [{"words": alarm.words, "codes": sorted(alarm.codes)} for alarm in alarms],
-        "right": [bool(alarm.codes & case.codes) for alarm in alarms],
+        "right": [bool(alarm.codes & case.right) for alarm in alarms],
         "first_right": clocked.first_right, "first_alarm": clocked.first_alarm,
         "metric": metric, "at_least": case.at_least, "steps": watcher.steps if watcher else 0,
         "seconds": seconds, "asking": clocked.asking, "error": error, "digest": digest(name, tool),

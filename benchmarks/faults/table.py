@@ -29,7 +29,7 @@ def scores(rows: Sequence[Row]) -> dict[str, Any]:
         "recall": _share(any(row["right"]) for row in sick),
         "first": _share(bool(row["right"]) and row["right"][0] for row in sick),
         "precision": _share(alarms),
-        "false": _share(bool(row["alarms"]) for row in well),
+        "false": _share(not all(row["right"]) for row in well),
         "steps": median(first) if first else None,
         "within": _share(row["first_right"] is not None and row["first_right"] <= 100 for row in sick),
         "sick": len(sick),
@@ -73,7 +73,7 @@ def detail(rows: Sequence[Row], tool: str = "fastmine") -> str:
             for alarm in row["alarms"]:
                 said[alarm["words"].split(":")[0]] += 1
         sick = bool(ours[0]["expected"])
-        right = sum(any(row["right"]) if sick else not row["alarms"] for row in ours)
+        right = sum(any(row["right"]) if sick else all(row["right"]) for row in ours)
         first = [row["first_right"] for row in ours if row["first_right"] is not None]
         errors = {row["error"] for row in ours if row["error"]}
         cells = [
