@@ -192,6 +192,7 @@ class Mutation:
     tasks: tuple[str, ...]
 
 
+RIGHT = Mutation("right", "Nothing is changed.", str, frozenset(), tuple(TASKS))
 MUTATIONS: list[Mutation] = []
 
 
@@ -416,10 +417,9 @@ class Mutant(NamedTuple):
 
 def mutants() -> list[Mutant]:
     """All of them; first the loop that is right, on every task."""
-    right = Mutation("right", "Nothing is changed.", str, frozenset(), tuple(TASKS))
     return [
         Mutant(mutant(f"{each.name}_{name}", each.about, name, each.edit), name, each.codes)
-        for each in (right, *MUTATIONS)
+        for each in (RIGHT, *MUTATIONS)
         for name in each.tasks
     ]
 

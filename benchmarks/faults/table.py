@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from . import mutants
 from .runs import CASES
 from .tools import TOOLS
 
@@ -86,10 +87,43 @@ def detail(rows: Sequence[Row], tool: str = "fastmine") -> str:
 
 
 def what_they_are() -> str:
-    """One line per case: what happens in it, and where it was met."""
+    """One line per case: what happens in it, and where it was met. Mutants say so in their own table."""
     lines = ["| run | what happens | met in |", "|---|---|---|"]
-    lines += [f"| {name} | {case.about} | {case.source or ''} |" for name, case in CASES.items()]
+    lines += [
+        f"| {name} | {case.about} | {case.source or ''} |"
+        for name, case in CASES.items()
+        if case.suite != mutants.cases.name
+    ]
     return "\n".join(lines)
+
+
+def of_mutants(rows: Sequence[Row], tool: str = "fastmine") -> str:
+    """One line per mutation: what was said of its mutants, those that are healthy in brackets."""
+    families = {"embeddings": mutants.EMBEDDINGS, "masks": mutants.SEGMENTATION, "classes, values": mutants.PREDICTION}
+    said = {row["case"]: row for row in rows if row["tool"] == tool and row["seed"] == 0}
+    lines = [
+        "| mutation | what happens | expected | " + " | ".join(families) + " |",
+        "|---" * (3 + len(families)) + "|",
+    ]
+    for each in (mutants.RIGHT, *mutants.MUTATIONS):
+        cells = [
+            "; ".join(_of_mutant(said.get(f"{each.name}_{name}")) for name in each.tasks if name in family)
+            for family in families.values()
+        ]
+        if any(cells):
+            expected = " or ".join(sorted(each.codes)) or "nothing"
+            lines.append("| " + " | ".join([each.name, each.about, expected, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _of_mutant(row: Row | None) -> str:
+    """What was said of it, and whether that is right."""
+    if row is None:
+        return "left out"
+    codes = ", ".join(dict.fromkeys(alarm["words"].split(":")[0] for alarm in row["alarms"]))
+    if not row["expected"]:
+        return f"({codes or 'nothing'})" if all(row["right"]) else f"**({codes})**"
+    return codes if any(row["right"]) else f"**{codes or 'nothing'}**"
 
 
 def traincheck() -> str:
@@ -125,7 +159,8 @@ def write_readme() -> None:
     before, _, rest = README.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
     parts = {
-        "Score": summary(rows), "fastmine, run by run": detail(rows), "Overhead of a monitor": overhead(),
+        "Score": summary(rows), "fastmine, run by run": detail([row for row in rows if row["suite"] != "mutants"]),
+        "fastmine, mutation by mutation": of_mutants(rows), "Overhead of a monitor": overhead(),
         "TrainCheck": traincheck(), "The runs": what_they_are(),
     }  # fmt: skip
     tables = "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items())
