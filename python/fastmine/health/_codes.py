@@ -180,7 +180,7 @@ CODES: dict[str, Code] = {
         "Set the weight; or remove the component.",
         "The schedule gives the component a weight later on.",
         "An effective weight of exactly 0 in all of the last steps, and none to come from the schedule.",
-        ("DEAD_COMPONENT", "STARVED_COMPONENT", "CONVERGED", "UNEXPLAINED_STALL", "LOSS_FLOOR"),
+        ("DEAD_COMPONENT", "STARVED_COMPONENT", "CONVERGED", "UNEXPLAINED_STALL", "LOSS_FLOOR", "NO_SEPARATION"),
     ),
     "UNUSED_WEIGHT": Code(
         "warning", 2,
@@ -337,7 +337,7 @@ CODES: dict[str, Code] = {
         "Remove the clamp. A loss of zero is information, not a fault.",
         "The gradient at the inputs of the loss is not zero.",
         "The same non-zero value to the last bit over many steps, with a gradient of exactly 0 wherever measured.",
-        ("UNEXPLAINED_STALL",),
+        ("UNEXPLAINED_STALL", "NO_SEPARATION"),
     ),
     "SATURATED_GRADIENT": Code(
         "warning", 5,
@@ -349,7 +349,7 @@ CODES: dict[str, Code] = {
         "Some weights of every layer have a non-zero gradient.",
         "A gradient at the inputs of the loss, and exactly 0 at all sampled weights; or logits beyond +-30 while the "
         "loss is high.",
-        ("UNEXPLAINED_STALL",),
+        ("UNEXPLAINED_STALL", "NO_SEPARATION"),
     ),
     "UNEXPLAINED_STALL": Code(
         "warning", 5,

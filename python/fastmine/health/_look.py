@@ -31,6 +31,7 @@ INPUT_FIELDS = (
     "class_ignored",
     "unreachable",  # share of the targets where the last operation of the model cannot go
     "agreement",  # correlation of predictions and targets, the mean of the batch taken off both
+    "followed",  # slope of the first, as probabilities where they are, over the second; 1 of a perfect prediction
     "value",  # of the loss itself, whatever it is multiplied by or added to
     "target_row_error",  # of class probabilities: largest distance of a sum over dimension 1 from 1
     "sides_difference",  # of a loss of pairs: the least of the largest differences of two sides; 0 where two are equal
@@ -62,6 +63,9 @@ DISTANCES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 PLACES = 4  # of a row of targets: among more, noise averages out, and their mean can be known where none of them is
 
 CLASSIFYING = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
+AGREEING = (*ELEMENTWISE, *CLASSIFYING)
+"""Losses of torch that are the smaller the more predictions go with their targets."""
+
 PAIRED = (nn.CosineEmbeddingLoss, nn.TripletMarginLoss, nn.TripletMarginWithDistanceLoss)
 """Losses of torch that compare rows of their inputs."""
 
@@ -136,17 +140,20 @@ class Look:
         """Which share of the targets cannot be reached, and how predictions and targets go together."""
         x = prediction.detach()
         nothing = torch.full((), torch.nan, dtype=torch.float64, device=x.device)
-        if target is None or self.kind != FOREIGN or not x.is_floating_point() or x.dim() == 0 or len(x) < 2:
-            return [nothing, nothing]
+        if target is None or self.kind == MINING or not x.is_floating_point() or x.dim() == 0 or len(x) < 2:
+            return [nothing] * 3
         t = target.detach().to(x.device)
         if isinstance(self.loss, CLASSIFYING) and x.dim() == 2 and t.shape == x.shape[:1]:
-            return [nothing, _of_indices(x, t)]
+            return [nothing, *_of_indices(x, t, logits=self.domain == "logits")]
+        if self.kind == SEGMENTATION:
+            return [nothing, *together(_flat(x), _flat(t), logits=self.domain == "logits")]
         if t.shape != x.shape or not t.is_floating_point():
-            return [nothing, nothing]
+            return [nothing] * 3
         low, high = bounds(prediction)
         unreachable = ((t < low) | (t > high)).double().mean() if isinstance(self.loss, DISTANCES) else nothing
-        a, b = ((y - y.mean(dim=0)).double() for y in (x, t))
-        return [unreachable, nothing if target.requires_grad else (a * b).sum() / (a.norm() * b.norm())]
+        if target.requires_grad:
+            return [unreachable, nothing, nothing]
+        return [unreachable, *together(x, t, logits=self.domain == "logits")]
 
     def _of_sides(self, sides: Sequence[Tensor], again: Again) -> list[Tensor]:
         """Of a loss that compares rows: are two sides the same, are all directions, and what would it be if so?"""
@@ -187,17 +194,42 @@ class Look:
         return torch.full((), torch.nan, dtype=torch.float64, device=x.device)
 
 
-def _of_indices(x: Tensor, target: Tensor) -> Tensor:
-    """The correlation of scores with what is 1 for the class and 0 for the others, without making the latter."""
+def together(x: Tensor, target: Tensor, *, logits: bool) -> list[Tensor]:
+    """How predictions go with the targets of their own row, and not with those of all rows: correlation and slope.
+
+    What every row has in common, such as where objects mostly are, is taken off: the mean of the batch in each place.
+    """
+    x, t = _places(x).double(), _places(target).double()
+    a, b, p = (y - y.mean(dim=0) for y in (x, t, x.sigmoid() if logits else x))
+    return _relation((a * b).sum(), a.square().sum(), b.square().sum(), (p * b).sum())
+
+
+def _relation(product: Tensor, size: Tensor, of_targets: Tensor, followed: Tensor) -> list[Tensor]:
+    """Correlation and slope; 0 of predictions that are all the same, and NaN of targets that are."""
+    apart = torch.where(of_targets > 0, of_targets, torch.nan)
+    return [torch.where(size > 0, product / (size * apart).sqrt(), 0 * apart), followed / apart]
+
+
+def _places(x: Tensor) -> Tensor:
+    """At most 4,096 places of a row, of masks and the like."""
+    flat = x.flatten(1) if x.dim() > 1 else x[:, None]
+    return flat[:, :: max(1, -(-flat.shape[1] // 4096))]
+
+
+def _of_indices(x: Tensor, target: Tensor, *, logits: bool) -> list[Tensor]:
+    """The same of scores and of what is 1 for the class and 0 for the others, without making the latter."""
     t = target.long()
     used = (t >= 0) & (t < x.shape[1])
-    place, weight = t.where(used, 0), used.double()
+    place, weight = t.where(used, 0)[:, None], used.double()
     n = weight.sum()
-    centred = (x.double() - (x.double() * weight[:, None]).sum(dim=0) / n) * weight[:, None]
-    counts = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device).index_add_(0, place, weight)
+    centred, probable = (
+        (y - (y * weight[:, None]).sum(dim=0) / n) * weight[:, None]
+        for y in (x.double(), x.double().softmax(dim=1) if logits else x.double())
+    )
+    counts = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device).index_add_(0, place[:, 0], weight)
     spread = n - counts.square().sum() / n
-    agreement: Tensor = centred.gather(1, place[:, None]).sum() / (centred.norm() * spread.sqrt())
-    return agreement
+    product, followed = (y.gather(1, place).sum() for y in (centred, probable))
+    return _relation(product, centred.square().sum(), spread, followed)
 
 
 def _of_torch(loss: Any) -> bool:

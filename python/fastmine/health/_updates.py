@@ -15,7 +15,17 @@ from ._ring import Ring
 
 TENSORS, SCALARS = 32, 32  # at most 1,024 numbers of an optimizer
 
-FIELDS = ("changed", "drift_l1", "weight_l1", "weight_nonfinite", "gradient_l1", "gradient_nonfinite", "arrived_l1")
+FIELDS = (
+    "changed",
+    "drift_l1",
+    "weight_l1",
+    "weight_nonfinite",
+    "gradient_l1",
+    "gradient_nonfinite",
+    "arrived_l1",
+    "alike",  # matrices of weights that move, and whose rows are all the same
+)
+UNITS = 32  # rows, and columns, of a matrix of weights that are compared
 COUNTS = ("lr_min", "lr_max", "updates", "tensors", "without_gradient", "sampled")
 
 
@@ -112,6 +122,7 @@ class Updates:
             nothing if gradient is None else gradient.abs().sum(),
             nothing if gradient is None else (~gradient.isfinite()).sum(),
             nothing if self._arrived is None else self._arrived.to(weights.device),
+            self._sample.alike() if self._clock.gradient else nothing,
         ]
         self._before, self._arrived = weights, None
         low, high = self._lr if self._lr[1] >= self._lr[0] else (torch.nan, torch.nan)
@@ -132,6 +143,9 @@ class Updates:
         facts = {"held": self.optimizer is not None, "has_vectors": self._sample.has_vectors, **self.facts}
         if self.optimizer is not None:
             facts["type"] = type(self.optimizer).__name__
+            # Those that divide by the size of gradients have it: what is smaller than that is no longer magnified.
+            scaled = [group.get("eps") for group in self.optimizer.param_groups if "betas" in group or "alpha" in group]
+            facts["epsilon"] = max((float(eps) for eps in scaled if isinstance(eps, float | int)), default=0.0)
         return Table(self.name, "updates", steps, columns, facts)
 
 
@@ -144,6 +158,7 @@ class Sample:
         stride = max(1, -(-len(usable) // TENSORS))
         self._tensors = usable[::-1][::stride][::-1]  # the last layers always among them
         self._views: list[tuple[int, Tensor]] = [(0, p) for p in self._tensors]
+        self._units: list[Tensor] = []
 
     @property
     def last(self) -> Tensor | None:
@@ -165,6 +180,17 @@ class Sample:
         return _joined([view for _, view in self._views])
 
     @torch.no_grad()
+    def alike(self) -> Tensor:
+        """How many matrices of weights have moved since this was asked last, and still have rows that are the same."""
+        rows = [_some_rows(p.detach()) for p in self._tensors if p.dim() > 1 and len(p) > 1 and p[0].numel() > 1]
+        before, self._units = self._units, [row[0].clone() for row in rows]
+        nothing = torch.full((), torch.nan)
+        if len(before) != len(rows) or not rows:
+            return nothing if not rows else nothing.to(rows[0].device)
+        found = [(x == x[:1]).all() & (x[0] != b).any() for x, b in zip(rows, before, strict=True)]
+        return torch.stack(found).sum()
+
+    @torch.no_grad()
     def gradients(self) -> Tensor | None:
         """The gradients of the same tensors; None where none of them has one."""
         found = [_some(p.grad) for p in self._tensors if p.grad is not None and _is_plain(p.grad)]
@@ -183,6 +209,12 @@ def _some(x: Tensor) -> Tensor:
         x = torch.view_as_real(x)
     flat = x.as_strided((x.numel(),), (1,), x.storage_offset()) if _is_dense(x) else x[(0,) * (x.dim() - 1)]
     return flat[:: max(1, -(-flat.numel() // SCALARS))]
+
+
+def _some_rows(x: Tensor) -> Tensor:
+    """Up to 32 rows of a matrix or kernel, and up to 32 of their values."""
+    x = x[:: max(1, -(-len(x) // UNITS))].flatten(1)
+    return x[:, :: max(1, -(-x.shape[1] // UNITS))]
 
 
 def _is_dense(x: Tensor) -> bool:

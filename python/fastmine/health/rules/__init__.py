@@ -19,12 +19,12 @@ HistoryRule: TypeAlias = Callable[[History, Thresholds], Iterable[Finding]]
 _PAIRS: tuple[Rule, ...] = (
     pairs.nothing_admitted, pairs.no_positives, pairs.no_negatives, pairs.few_valid, pairs.invalid_pairs, pairs.copies,
     pairs.label_sentinel, pairs.zero_norm_input, pairs.margin_unreachable, pairs.embedding_collapse,
-    pairs.all_easy_from_start, pairs.all_easy_now, pairs.no_separation,
+    pairs.all_easy_from_start, pairs.all_easy_now, pairs.no_separation, pairs.no_difference,
 )  # fmt: skip
 _INPUTS: tuple[Rule, ...] = (
     masks.broadcast, masks.target_out_of_range, masks.target_not_signed, masks.target_no_distribution,
     masks.target_out_of_reach, masks.target_never_half, masks.logits_are_probabilities, masks.logits_are_bounded,
-    masks.not_log_probabilities, masks.one_class, masks.constant_prediction,
+    masks.not_log_probabilities, masks.one_class, masks.constant_prediction, masks.worse_than_constant,
 )  # fmt: skip
 _MASKS: tuple[Rule, ...] = (
     masks.nothing_valid, masks.targets_all_empty, masks.targets_all_full, masks.targets_suspect_unannotated,
@@ -45,7 +45,8 @@ _OF_ALL: tuple[HistoryRule, ...] = (
     updates.detached_graph, updates.checkpoint_cut, components.zero_weight, components.zero_factor,
     components.dead_component, components.left_out, updates.no_update, numerics.nonfinite,
     numerics.reported_loss_mismatch, components.starved_component, components.conflicting_components,
-    numerics.saturated_gradient, numerics.staircase, numerics.constant_loss,
+    numerics.saturated_gradient, numerics.staircase, numerics.constant_loss, masks.one_answer_fits_all,
+    updates.units_alike,
 )  # fmt: skip
 
 

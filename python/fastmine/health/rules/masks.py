@@ -356,18 +356,22 @@ def constant_prediction(table: Table, t: Thresholds) -> Finding | None:
 
 def nothing_explained(history: History, t: Thresholds) -> Iterator[Finding]:
     """Predictions that go with the targets no more than a constant would. The first loss that shows it is enough."""
-    for table in history.of_kind("foreign"):
+    for table in history.of_kind("foreign", "segmentation"):
         rows, sent = table.measured("agreement"), table.measured("gradient_l1")["gradient_l1"]
         half = rows["agreement"][len(rows) // 2 :]
         if len(half) < t.rows or rows.steps[-1] < t.explained_steps:
             continue
+        found = _against(rows, t) or _shrunk(rows, history, t)
+        if found is not None:
+            yield found
+            return
         yield from _same_places(rows, t)
         if significant_gain(rows["agreement"]):
             continue
         if len(sent) and not sent.any():  # the loss teaches nothing at all, which has another cause
             continue
         error = float(half.std(ddof=1)) / np.sqrt(len(half))
-        if abs(mean(half)) + 2 * error > t.explained:
+        if (mean(half) if _must_agree(rows) else abs(mean(half))) + 2 * error > t.explained:
             yield from _unlearned(rows, t)
             continue
         evidence = {"correlation with the targets": mean(half), "standard error": error, "measurements": len(rows)}
@@ -382,6 +386,113 @@ def nothing_explained(history: History, t: Thresholds) -> Iterator[Finding]:
             refute="The targets are nearly noise, and this little is all there is to be learned.",
         )  # fmt: skip
         return
+
+
+def _must_agree(rows: Table) -> bool:
+    """Whether the loss is known to be the smaller the more predictions agree with targets; a distance need not."""
+    return bool(rows.facts.get("agreeing") or not rows.facts.get("foreign"))
+
+
+def _against(rows: Table, t: Thresholds) -> Finding | None:
+    """Predictions that go against their targets, of a loss that is the smaller the more they agree."""
+    half = rows["agreement"][len(rows) // 2 :]
+    error = float(half.std(ddof=1)) / np.sqrt(len(half))
+    if not _must_agree(rows) or not mean(half) + 2 * error < -t.explained or not significant_gain(-rows["agreement"]):
+        return None
+    evidence = {"correlation with the targets": mean(half), "standard error": error, "measurements": len(rows)}
+    return finding(
+        "PREDICTION_COLLAPSE", rows.name, int(rows.steps[0]), evidence, confidence=0.9,
+        title="the predictions go against their targets: the loss is climbed and not descended",
+        cause="A sign is inverted: the loss is negated or inverted, the optimizer has maximize=True or a negative "
+        "learning rate, or targets belong to other rows of the batch.",
+        remedy="Print the loss over the first 20 steps: it must fall. Look at a few samples beside their targets.",
+        refute="Rows of a batch exclude each other's targets by design.",
+    )  # fmt: skip
+
+
+def _shrunk(rows: Table, history: History, t: Thresholds) -> Finding | None:
+    """Weights that were driven to 0, and predictions that say next to nothing."""
+    followed = rows["followed"]
+    if abs(mean(followed[len(rows) // 2 :])) > t.explained or significant_gain(followed):
+        return None
+    for table in history.of_kind("updates"):
+        size = table.measured("weight_l1")["weight_l1"]
+        left = float(size[-1] / size[0]) if table.facts.get("held") and len(size) and size[0] > 0 else 1.0
+        if left < t.shrunk:
+            evidence = {
+                "share of the weights that is left": left,
+                "slope over the targets": mean(followed[-5:]),
+            }
+            return finding(
+                "PREDICTION_COLLAPSE", rows.name, int(rows.steps[0]), evidence, confidence=0.8,
+                title="the weights are driven to 0, and with them what the predictions say",
+                cause="Weight decay or another penalty outweighs the loss: next to nothing of the weights is left.",
+                remedy="Divide weight_decay by 100; with Adam use AdamW, whose decay is not divided by gradients.",
+                refute="Weights that started far too large have come down to where they should be.",
+            )  # fmt: skip
+    return None
+
+
+def one_answer_fits_all(history: History, t: Thresholds) -> Iterator[Finding]:
+    """Every target is the same, and a bias at the end of the model is all that it takes."""
+    tables = [table for table in history.of_kind("foreign") if not table.facts.get("component")]
+    loss = history.tables.get("loss")
+    if loss is None or len(tables) != 1:
+        return
+    (table,) = tables
+    low, high = table["target_min"], table["target_max"]
+    same = len(table) >= 2 * t.rows and low.min() == high.max()
+    if not same or not table.facts.get("biased") or not table.facts.get("agreeing") or not _is_all(loss, table):
+        return
+    evidence = {"every target": float(low[0]), "measurements": len(table)}
+    yield finding(
+        "PREDICTION_COLLAPSE", table.name, int(table.steps[0]), evidence, confidence=0.9,
+        title="every target is the same: one answer fits all",
+        cause="Targets were overwritten, cast to nothing, or read from a column that is constant; or data are sorted "
+        "and not shuffled. The last bias alone can learn that.",
+        remedy="Print the targets of some batches as the loss gets them.",
+        refute="Targets of later batches differ.",
+    )  # fmt: skip
+
+
+def _is_all(loss: Table, table: Table) -> bool:
+    """Whether the loss is this criterion, times a constant."""
+    value = table["value"]
+    places = np.searchsorted(loss.steps, table.steps)
+    known = (places < len(loss)) & (value != 0)
+    known[known] = loss.steps[places[known]] == table.steps[known]
+    ratio = loss["value"][places[known]] / value[known]
+    return len(ratio) > 0 and bool(np.ptp(ratio) <= 1e-3 * abs(ratio[0]))
+
+
+def worse_than_constant(table: Table, t: Thresholds) -> Finding | None:
+    """A cross entropy far above that of a model that gives every class the same probability, and not falling."""
+    known = _of_even_odds(table)
+    rows = table.where(table["target_max"] > table["target_min"]).measured("value")
+    half = rows["value"][len(rows) // 2 :]
+    if not known or len(half) < t.rows or rows.steps[-1] < t.explained_steps or not np.isfinite(half).all():
+        return None
+    error = float(half.std(ddof=1)) / np.sqrt(len(half))
+    if not mean(half) - 2 * error > t.worse * known or significant_gain(-rows["value"]):
+        return None
+    evidence = {"loss": mean(half), "of a model that gives all classes the same probability": known}
+    return finding(
+        "PREDICTION_COLLAPSE", table.name, int(rows.steps[0]), evidence, confidence=0.8,
+        title="the predictions are worse than saying the same of everything, and do not get better",
+        cause="They are firm and wrong: a learning rate so large that every step overshoots, inputs or weights "
+        "thousands of times too large, or a sign that is inverted.",
+        remedy="Divide the learning rate by 100; print the standard deviation of inputs and logits, which should be "
+        "about 1 at the start.",
+        refute="The loss falls below that number.",
+    )  # fmt: skip
+
+
+def _of_even_odds(table: Table) -> float:
+    """The mean of a cross entropy where all logits are 0, whatever the targets and the weights of classes; or 0."""
+    shape = table.facts.get("prediction_shape") or [0]
+    if table.facts.get("type") != "CrossEntropyLoss" or not table.facts.get("averaged") or len(shape) < 2:
+        return 0.0
+    return math.log(shape[1])
 
 
 def _same_places(rows: Table, t: Thresholds) -> Iterator[Finding]:

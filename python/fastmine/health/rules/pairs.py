@@ -229,7 +229,8 @@ def embedding_collapse(table: Table, t: Thresholds) -> Finding | None:
         initial=1
     ) == 0
     if option(table, "metric") != "dot" and not one_point:
-        small &= ~(rows["negative_distance_mean"] > 1.1 * rows["positive_distance_mean"])
+        nearer = rows["negative_distance_mean"] > 1.1 * rows["positive_distance_mean"]
+        small &= ~(nearer & (rows["spread"] > t.cosine))
     # Directions may be alike because of a common mean, and the points far apart for the loss all the same.
     small &= ~(rows["positive_distance_mean"] > _length(table))
     start = lasting(small)
@@ -245,7 +246,8 @@ def embedding_collapse(table: Table, t: Thresholds) -> Finding | None:
         apart = (rows["gap"] / both)[-5 * t.collapse_rows :]
     told = rows["hard_share"][-t.collapse_rows :]
     ahead = mean(rows["gap"][-t.collapse_rows :]) > 0 and not one_point
-    if ahead and (mean(told) < 0.5 or (np.isfinite(apart).all() and significant_gain(apart))):
+    exists = mean(rows["spread"][-t.collapse_rows :]) > t.cosine  # as float32 has it
+    if ahead and exists and (mean(told) < 0.5 or (np.isfinite(apart).all() and significant_gain(apart))):
         return None
     evidence = {
         "spread": now,
@@ -261,6 +263,25 @@ def _backwards(rows: Table, scaled: Floats, t: Thresholds) -> bool:
     if len(rows) < t.collapse_rows or rows.steps[-1] - rows.steps[0] < t.prediction_rows:
         return False
     return mean(rows["hard_share"][-t.rows :]) >= t.share and significant_gain(-scaled)
+
+
+def no_difference(table: Table, t: Thresholds) -> Finding | None:
+    """Of a loss over all pairs: what labels that were drawn by lot would give, known to 2 standard errors."""
+    if "positive_pairs" not in table.columns:
+        return None
+    rows = table.where((table["valid"] > 0) & (table["negative_distance_mean"] > 0))
+    gap = rows["gap"] / rows["negative_distance_mean"]
+    half = gap[len(rows) // 2 :]
+    if len(half) < t.rows or rows.steps[-1] < t.explained_steps or significant_gain(gap):
+        return None
+    error = float(half.std(ddof=1)) / np.sqrt(len(half))
+    if not abs(mean(half)) + 2 * error < t.explained:
+        return None
+    evidence = {"d_n - d_p, over d_n": mean(half), "standard error": error, "spread": mean(rows["spread"][-t.rows :])}
+    return finding(
+        "NO_SEPARATION", table.name, int(rows.steps[0]), evidence, confidence=0.8,
+        title="positives are as far away as negatives, on average over all pairs",
+    )  # fmt: skip
 
 
 def _unit(table: Table) -> bool:
