@@ -1,4 +1,4 @@
-"""``python -m benchmarks.faults.cured``: the runs of ``sealed.py`` with their fault and without it."""
+"""``python -m benchmarks.faults.cured``: the sick runs of ``sealed.py`` with their fault and without it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from .runs import Clocked
 from .sealed import cases
-from .tools import load
+from .tools import Watcher, load
 
 
 class Outcome(NamedTuple):
@@ -22,11 +22,11 @@ class Outcome(NamedTuple):
     alarms: list[str]
 
 
-def train(name: str, seed: int, tool: str = "fastmine", *, sick: bool) -> Outcome:
+def train(name: str, seed: int, tool: type[Watcher], *, sick: bool) -> Outcome:
     """Train a fault of the suite, or what is left of it without the fault."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    clocked = Clocked(load(tool), frozenset())
+    clocked = Clocked(tool, frozenset())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         metric = cases[name].script(seed, clocked, sick=sick)  # type: ignore[call-arg]
@@ -35,10 +35,11 @@ def train(name: str, seed: int, tool: str = "fastmine", *, sick: bool) -> Outcom
 
 
 def rows(seed: int) -> Iterator[str]:
-    """One line for each fault: both task metrics, and any alarm without the fault, which would be a false one."""
+    """One line for each fault: both task metrics, and fastmine's alarms without the fault, which are false."""
     for name, case in cases.items():
         if not case.healthy:
-            sick, cured = train(name, seed, sick=True), train(name, seed, sick=False)
+            sick = train(name, seed, Watcher, sick=True)
+            cured = train(name, seed, load("fastmine"), sick=False)
             yield f"{name:<40} {sick.metric:>6.3f} {cured.metric:>6.3f}  {'; '.join(cured.alarms)}"
 
 
