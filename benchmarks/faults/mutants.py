@@ -209,7 +209,8 @@ UNLEARNED = ("NO_SEPARATION", *COLLAPSED)
 # lines: left out, repeated, in another order
 mutation("backward_left_out", "backward() is not called.", delete(BACK), "NO_UPDATE")
 mutation("step_left_out", "The optimizer does not step.", delete(STEP), "NO_UPDATE")
-mutation("zero_grad_left_out", "Gradients of all batches add up.", delete("optimizer.zero_grad()"), *UNLEARNED)
+mutation("zero_grad_left_out", "Gradients of all batches add up.", delete("optimizer.zero_grad()"),
+         "GRADIENTS_ACCUMULATE", *UNLEARNED)  # the first code did not exist when this was scored first
 mutation("schedule_left_out", "The warm-up stays at 0.", delete("schedule.step()"), "NO_UPDATE")
 mutation("train_left_out", "train() is not called.", delete(DATA))
 mutation("clip_left_out", "Gradients are not clipped.", delete("clip_grad_norm_(model.parameters(), 10.0)"))

@@ -154,8 +154,8 @@ CODES: dict[str, Code] = {
         "most masks are empty, and none is marked as not annotated",
         "Samples that nobody annotated were probably given empty masks. The model is taught that there is no object "
         "where nobody looked.",
-        "Pass valid=has_annotation ([B], boolean); an annotated empty mask keeps valid=True, and giving `valid` at "
-        "all says that you know and silences this.",
+        "Crops that miss the object: draw them around it. Else pass valid=has_annotation ([B], boolean); an annotated "
+        "empty mask keeps valid=True, and giving `valid` at all says that you know and silences this.",
         "The empty masks were annotated as empty.",
         "Fewer than 30 % of the masks of a binary loss have any target, and `valid` is not given.",
         ("PREDICTION_COLLAPSE",),
@@ -219,6 +219,17 @@ CODES: dict[str, Code] = {
         "steps, and the weights move by less than 1e-5 of their size.",
         _DYNAMICS,
     ),
+    "GRADIENTS_ACCUMULATE": Code(
+        "error", 3,
+        "gradients are never cleared: every step goes along the sum of all of them so far",
+        "zero_grad() is not called between two steps, so that backward() adds to what is there. Old gradients outweigh "
+        "the new one, and the weights swing or run away.",
+        "Call optimizer.zero_grad() once before backward() of every step; with accumulation, once after every step.",
+        "p.grad is None or 0 before the first backward() after a step.",
+        "In the first steps the gradient that the optimizer gets is that of the step before plus what backward() "
+        "brought since, in direction to 1 part in 100,000, and not the latter alone.",
+        _DYNAMICS,
+    ),
     # --- numerics ---------------------------------------------------------------------------------------------------
     "NONFINITE": Code(
         "error", 4,
@@ -262,7 +273,7 @@ CODES: dict[str, Code] = {
         "spread = 1 - ||mean z||^2 / mean ||z||^2 below .05 in the last steps, not recovering, negatives no farther "
         "than positives or all distances of a batch exactly 0, and distances below the margin of the loss; or, of a "
         "loss from elsewhere that compares rows, directions whose spread fell below .05 while the loss is no less than "
-        "that of one single point.",
+        "that of one single point; or a matrix of weights that moves and whose rows stay the same.",
         ("NO_SEPARATION", "LOSS_FLOOR", "SATURATED_GRADIENT", "UNEXPLAINED_STALL", "MARGIN_UNREACHABLE"),
     ),
     "ALL_EASY_FROM_START": Code(
@@ -306,8 +317,13 @@ CODES: dict[str, Code] = {
         "Mean probability on the target below .05 and no larger than elsewhere, not rising; or constant logits, up to "
         "rounding, while inputs differ; or the mirror image; or one class alone among the targets that count, the "
         "others being ignored; or targets that are all object; or predictions that do not correlate with their "
-        "targets, and not more so over time; or no longer, while the loss fell further; or follow the "
-        "mean of a row's targets, and not what sets them apart.",
+        "targets, the mean of the batch taken off both, and not more so over time; or go against them; or no longer, "
+        "while the loss fell further; or follow the mean of a row's targets, and not what sets them apart; or labels "
+        "that are all the same before a learned bias; or a cross entropy twice that of even odds, and not falling; or "
+        "weights of which less than a tenth is left, and predictions that say nothing; or a matrix of weights that "
+        "moves and whose rows stay the same; or a "
+        "pos_weight that is the odds of the class; or a loss of masks that is larger for the mask than for its "
+        "opposite.",
         ("UNEXPLAINED_STALL", "LOSS_FLOOR", "SATURATED_GRADIENT"),
     ),
     "STARVED_COMPONENT": Code(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, TypeAlias
@@ -26,6 +27,10 @@ INPUT_FIELDS = (
     "target_between",  # values that are neither the least nor the largest
     "invariance",  # relative change of the loss where targets are exchanged; 0 for pairs, or all against all
     "dependence",  # and where all of them are the largest; 0 of a loss that does not use them
+    "shuffled",  # of a loss of labels: and where they are given to other rows, so that other rows agree
+    "at_truth",  # of a loss of masks: its value where the prediction is the mask,
+    "at_opposite",  # and where it is the opposite
+    "turned",  # of a loss of images: relative change where prediction and target are both turned over
     "class_min",  # of class indices, the ignored ones left out
     "class_max",
     "class_ignored",
@@ -41,6 +46,8 @@ INPUT_FIELDS = (
     "differences_followed",  # and of what is left of both when that is taken off: which place has which target
     "differences_share",  # of that in the targets
 )
+
+ASKED = ("invariance", "dependence", "shuffled", "at_truth", "at_opposite", "turned")
 
 MASK_FIELDS = (
     "groups", "annotated", "nonempty", "items", "ignored", "target_sum", "prediction_sum", "overlap_sum",
@@ -101,11 +108,32 @@ class Look:
             self.columns += MASK_FIELDS
         # A loss with a memory of its own must not be called a second time.
         self._once = loss is None or (isinstance(loss, nn.Module) and any(True for _ in loss.buffers()))
-        self.asked = self._once or not self._exchangeable(target)
+        self.images = not _of_torch(loss) and target is not None and _of_images(prediction, target)
+        self.asked = self._once or self.certain
 
-    def _exchangeable(self, target: Tensor | None) -> bool:
-        asks = self.broadcast or self.matched or self.kind == MINING
-        return target is not None and not self.certain and asks
+    def _ask(self, x: Tensor, target: Tensor, value: Tensor, again: Again) -> dict[str, Tensor]:
+        """What the loss is where something else is predicted, or wanted: once, at the first call."""
+        found: dict[str, Tensor] = {}
+        labels = self.kind == MINING
+        if self.broadcast or self.matched or labels:
+            exchanged = _exchanged(target, relabel=labels)
+            change = _change(value, again({target: exchanged}))
+            found["invariance"] = torch.where((exchanged != target).any(), change, torch.nan)
+        if self.matched:
+            same = target.amax().expand_as(target).contiguous()
+            found["dependence"] = _change(value, again({target: same}))
+        if labels:
+            other = target.roll(1, 0)
+            differs = ((other[1:] == other[:-1]) != (target[1:] == target[:-1])).any()  # and not by names alone
+            found["shuffled"] = torch.where(differs, _change(value, again({target: other})), torch.nan)
+        if self.kind == SEGMENTATION and not _of_torch(self.loss):
+            truth = target.to(x.dtype).view_as(x)
+            inside = ((x >= 0) & (x <= 1)).all()  # probabilities, as far as can be seen
+            for name, p in (("at_truth", truth), ("at_opposite", 1 - truth)):
+                found[name] = torch.as_tensor(again({x: torch.where(inside, p, 20 * (2 * p - 1))})).detach().mean()
+        if self.images:
+            found["turned"] = _change(value, again({y: y.detach().flip(-1).contiguous() for y in (x, target)}))
+        return found
 
     @torch.no_grad()
     def read(
@@ -113,17 +141,13 @@ class Look:
     ) -> Tensor:
         """One row, of ``columns``."""
         x = prediction.detach()
-        invariance = dependence = torch.full((), torch.nan, dtype=torch.float64, device=x.device)
+        asked: dict[str, Tensor] = {}
         if not self.asked and target is not None:
             self.asked = True
-            exchanged = _exchanged(target, relabel=self.kind == MINING)
-            invariance = torch.where(
-                (exchanged != target).any(), _change(value, again({target: exchanged})), invariance
-            )
-            if self.matched:
-                same = target.amax().expand_as(target).contiguous()
-                dependence = _change(value, again({target: same}))
-        row = [*_of_prediction(x), *_of_target(target, x), invariance, dependence]
+            with contextlib.suppress(Exception):  # a loss that cannot be asked is not
+                asked = self._ask(prediction, target, value, again)
+        nothing = torch.full((), torch.nan, dtype=torch.float64, device=x.device)
+        row = [*_of_prediction(x), *_of_target(target, x), *(asked.get(name, nothing) for name in ASKED)]
         row += [*_of_classes(self.loss, target, x), *self._of_both(prediction, target)]
         row += [value.detach().double().mean(), self._of_probabilities(target, x)]
         row += self._of_sides([side for side in inputs if side.requires_grad and side.shape == x.shape], again)
@@ -253,6 +277,12 @@ def _kind(loss: Any, prediction: Tensor, target: Tensor | None) -> str:
     if masks and (not known or isinstance(loss, nn.BCELoss | nn.BCEWithLogitsLoss)):
         return SEGMENTATION
     return FOREIGN
+
+
+def _of_images(prediction: Tensor, target: Tensor) -> bool:
+    """Whether both have the same height and width behind their channels, or behind none."""
+    places = prediction.shape[2:]
+    return len(places) == 2 and min(places) > 1 and places in (target.shape[1:], target.shape[2:])
 
 
 def _flat(x: Tensor) -> Tensor:

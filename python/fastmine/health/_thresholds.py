@@ -34,6 +34,8 @@ class Thresholds:
     """EMBEDDING_COLLAPSE, PREDICTION_COLLAPSE: rows in a row."""
     cosine: float = 2.0**-24
     """EMBEDDING_COLLAPSE: spread at which the cosine of any two directions is 1 to the last bit of float32."""
+    turned: float = 1e-4
+    """SHAPE_BROADCAST: relative change of a loss of images where prediction and target are both turned over."""
     separation_rows: int = 200
     """NO_SEPARATION: rows before the lack of progress counts; a learning rate of 2e-5 is slow, not broken."""
     on_target: float = 0.05
@@ -46,6 +48,8 @@ class Thresholds:
     """PREDICTION_COLLAPSE: correlation of predictions and targets; the square of it is the share that is explained."""
     explained_steps: int = 96
     """PREDICTION_COLLAPSE: steps before a correlation of 0 counts."""
+    inverse: float = 1.5
+    """PREDICTION_COLLAPSE: factor within which a weight of the rarer class is the odds of that class."""
     shrunk: float = 0.1
     """PREDICTION_COLLAPSE: share of their first size that is left of weights that were driven to 0."""
     worse: float = 2.0

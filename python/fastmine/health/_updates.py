@@ -24,6 +24,7 @@ FIELDS = (
     "gradient_nonfinite",
     "arrived_l1",
     "alike",  # matrices of weights that move, and whose rows are all the same
+    "kept",  # whether the gradient is the sum of those of two steps
 )
 UNITS = 32  # rows, and columns, of a matrix of weights that are compared
 COUNTS = ("lr_min", "lr_max", "updates", "tensors", "without_gradient", "sampled")
@@ -45,6 +46,9 @@ class Updates:
         self._gradient: Tensor | None = None
         self._missing = torch.nan
         self._arrived: Tensor | None = None
+        self._brought: Tensor | None = None  # all that backward brought to one of the tensors since the last step
+        self._stepped: tuple[int, Tensor | None] = (-1, None)  # the number of that step, and the gradient in it
+        self._kept: Tensor | None = None
         self._arrivals: Any = None
         self._ring: Ring | None = None
         self.facts: dict[str, Any] = {}
@@ -71,7 +75,9 @@ class Updates:
     def _arrive(self, gradient: Tensor) -> None:
         """What backward brings to one of the tensors: gone again when the optimizer steps, it was cleared."""
         if self._clock.sample and gradient.layout == torch.strided:
-            self._arrived = _some(gradient.detach()).abs().sum(dtype=torch.float32)
+            some = _some(gradient.detach()).to(torch.float32, copy=True)
+            self._arrived = some.abs().sum()
+            self._brought = some if self._brought is None else self._brought + some
 
     def _follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Take up groups that were added, thawed or replaced."""
@@ -91,10 +97,20 @@ class Updates:
         if self._clock.sample and self.optimizer is not None:
             self._follow(self.optimizer)
             self._take_gradient()
+            self._compare()
 
     def after_step(self) -> None:
         """It stepped."""
         self.updates += 1
+
+    @torch.no_grad()
+    def _compare(self) -> None:
+        """Is the gradient in this step that of the last one, and what came since, and not the latter alone?"""
+        gradient, brought = self._sample.last_gradient(), self._brought
+        (number, before), self._stepped = self._stepped, (self.updates, gradient)
+        self._brought = None
+        if gradient is not None and before is not None and brought is not None and number == self.updates - 1:
+            self._kept = (_cosine(gradient, before + brought) > 1 - 1e-5) & (_cosine(gradient, brought) < 1 - 1e-3)
 
     def _take_gradient(self) -> None:
         self._missing = sum(p.grad is None for p in self.parameters)
@@ -123,8 +139,9 @@ class Updates:
             nothing if gradient is None else (~gradient.isfinite()).sum(),
             nothing if self._arrived is None else self._arrived.to(weights.device),
             self._sample.alike() if self._clock.gradient else nothing,
+            nothing if self._kept is None else self._kept.to(weights.device),
         ]
-        self._before, self._arrived = weights, None
+        self._before, self._arrived, self._kept = weights, None, None
         low, high = self._lr if self._lr[1] >= self._lr[0] else (torch.nan, torch.nan)
         host = (low, high, self.updates, len(self.parameters), self._missing, weights.numel())
         self._ring.write(step, torch.stack([number.double() for number in row]), host)
@@ -164,6 +181,11 @@ class Sample:
     def last(self) -> Tensor | None:
         """The last of them."""
         return self._tensors[-1] if self._tensors else None
+
+    def last_gradient(self) -> Tensor | None:
+        """Some of the gradient of the last of them."""
+        gradient = None if self.last is None else self.last.grad
+        return None if gradient is None or not _is_plain(gradient) else _some(gradient).to(torch.float32, copy=True)
 
     @property
     def has_vectors(self) -> bool:
@@ -227,6 +249,11 @@ def _is_dense(x: Tensor) -> bool:
             return False
         expected *= size
     return True
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    cosine: Tensor = torch.dot(a, b) / (a.norm() * b.norm())
+    return cosine
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -112,6 +112,9 @@ class Watch:
         if self._ring is None:
             return None
         steps, columns = self._ring.read(staged=staged)
+        weight = getattr(self.loss, "pos_weight", None)
+        if isinstance(weight, Tensor) and weight.numel() == 1 and not staged:
+            self.facts["pos_weight"] = float(weight)
         if self._factors and not staged:
             self.facts["factors"] = {step: [float(factor) for factor in found] for step, found in self._factors}
         for ring in self._measures.values():
@@ -180,6 +183,7 @@ class EvidentWatch(HeardWatch):
         if self.facts.get("valid_given") or self.loss.options.get("ignore_index") is not None:
             return
         prediction, target = (x.detach() for x in pair)
+        self.facts["prediction_shape"] = list(prediction.shape)
         found = together(prediction, target, logits=self.loss.options.get("mode") != "multiclass")
         self._note(self._clock.step, TOGETHER, torch.stack(found))
 
@@ -231,6 +235,7 @@ class ForeignWatch(Watch):
                 agreeing=isinstance(self.loss, AGREEING),
                 biased=ends_in_bias(prediction),
                 averaged=getattr(self.loss, "reduction", None) == "mean",
+                weighted=any(getattr(self.loss, name, None) is not None for name in ("weight", "pos_weight")),
                 prediction_shape=list(prediction.shape),
                 target_shape=None if target is None else list(target.shape),
             )

@@ -35,6 +35,21 @@ def nothing_valid(table: Table, t: Thresholds) -> Finding | None:
     )  # fmt: skip
 
 
+def no_source(table: Table, t: Thresholds) -> Finding | None:
+    """No source is present in any sample, of a loss of arrays."""
+    rows = table.measured("sources")
+    if len(rows) < t.rows or rows["sources"].any():
+        return None
+    return finding(
+        "NOTHING_VALID", table.name, int(rows.steps[0]), {"sources": 0, "steps": len(rows)}, confidence=0.95,
+        title="no source is marked as present in any sample: there is nothing to compare directions with",
+        cause="The mask of the sources that are present is all false, usually because its meaning is inverted (True = "
+        "padding), or because it was computed from counts that are 0.",
+        remedy="present must be True where there is a source; check target.present.float().mean().",
+        refute="Later batches have sources.",
+    )  # fmt: skip
+
+
 def targets_all_empty(table: Table, t: Thresholds) -> Finding | None:
     """No object anywhere."""
     if table.kind == "foreign":
@@ -313,6 +328,80 @@ def broadcast(table: Table, _: Thresholds) -> Finding | None:
     return finding("SHAPE_BROADCAST", table.name, int(table.steps[0]), evidence, confidence=0.98)
 
 
+def labels_unused(table: Table, _: Thresholds) -> Finding | None:
+    """A loss of labels that is the same to the last bit where other rows have a label in common."""
+    asked, value = table["shuffled"], table["value"]
+    known = ~np.isnan(asked)
+    if table.facts.get("component") or not known.any() or asked[known].any() or not value[known].all():
+        return None
+    evidence = {"change of the loss where labels are given to other rows": 0, "loss": float(value[known][0])}
+    return finding(
+        "SHAPE_BROADCAST", table.name, int(table.steps[0]), evidence, severity="warning", confidence=0.8,
+        title="it makes no difference to the loss which row has which label",
+        cause="Labels are compared with themselves and not with those of other rows: `labels == labels.t()` of a "
+        "vector, which has no transpose, or a mask that was broadcast; every pair passes for one of the same class.",
+        remedy="labels[:, None] == labels[None, :].",
+        refute="The loss is not meant to look at labels.",
+    )  # fmt: skip
+
+
+def positions_apart(table: Table, t: Thresholds) -> Finding | None:
+    """A loss of images that changes where prediction and target are both turned over."""
+    change = mean(table["turned"])
+    if not change > t.turned:
+        return None
+    evidence = {
+        "relative change of the loss where both are turned over": change,
+        "prediction": str(table.facts.get("prediction_shape")),
+        "target": str(table.facts.get("target_shape")),
+    }
+    return finding(
+        "SHAPE_BROADCAST", table.name, int(table.steps[0]), evidence, confidence=0.8,
+        title="the loss does not hold the prediction of a pixel against the target of that pixel",
+        cause="A view or reshape in the place of a permutation: `logits.view(-1, C)` of [B, C, H, W] makes neighbours "
+        "of one channel into the scores of C classes.",
+        remedy="logits.permute(0, 2, 3, 1).reshape(-1, C); or give cross_entropy [B, C, H, W] as it is.",
+        refute="The loss weighs left and right differently, on purpose.",
+    )  # fmt: skip
+
+
+def weight_of_the_rare_class(table: Table, t: Thresholds) -> Finding | None:
+    """A weight that is the odds of the class, where one over them is meant."""
+    weight, items = table.facts.get("pos_weight"), table["items"].sum()
+    if not weight or not len(table) or not items > 0 or len(table) < t.rows:
+        return None
+    share_of = table["target_sum"].sum() / items
+    odds = share_of / (1 - share_of) if share_of < 1 else math.inf
+    if not 0 < odds < 0.5 or not 1 / t.inverse < weight / odds < t.inverse:
+        return None
+    evidence = {"pos_weight": weight, "positives over negatives": float(odds)}
+    return finding(
+        "PREDICTION_COLLAPSE", table.name, int(table.steps[0]), evidence, severity="warning", confidence=0.8,
+        title="pos_weight is positives over negatives: the rarer class has the smaller weight",
+        cause="pos_weight multiplies the loss of positives. Negatives over positives makes up for their rarity; the "
+        "inverse makes them rarer still, and no probability comes above 1/2.",
+        remedy="pos_weight = negatives / positives.",
+        refute="False positives are meant to cost that much more than misses.",
+    )  # fmt: skip
+
+
+def truth_is_worst(table: Table, t: Thresholds) -> Finding | None:
+    """A loss of masks that is larger for the mask itself than for its opposite, and a prediction that follows it."""
+    truth, opposite = mean(table["at_truth"]), mean(table["at_opposite"])
+    masks = (table["target_between"] == 0).all() and table["target_min"].min() >= 0 and table["target_max"].max() <= 1
+    against = table["probability_on_target"] < table["probability_elsewhere"]
+    if not truth > opposite or not masks or len(table) < t.rows or share(against[-t.rows :]) < t.share:
+        return None
+    evidence = {"loss of the mask itself": truth, "loss of its opposite": opposite}
+    return finding(
+        "PREDICTION_COLLAPSE", table.name, int(table.steps[0]), evidence, confidence=0.95,
+        title="the loss is larger for a perfect prediction than for its opposite: its sign is inverted",
+        cause="A score, such as the Dice coefficient, is minimised as if it were a loss, or a sign is wrong.",
+        remedy="Minimise 1 - score.",
+        refute="The target marks what is to be avoided.",
+    )  # fmt: skip
+
+
 def _all_labels(table: Table) -> Finding | None:
     """A loss of pairs that uses its labels, and does not mind which pair has which."""
     exchanged, changed = (mean(table[name]) for name in ("invariance", "dependence"))
@@ -359,9 +448,9 @@ def nothing_explained(history: History, t: Thresholds) -> Iterator[Finding]:
     for table in history.of_kind("foreign", "segmentation"):
         rows, sent = table.measured("agreement"), table.measured("gradient_l1")["gradient_l1"]
         half = rows["agreement"][len(rows) // 2 :]
-        if len(half) < t.rows or rows.steps[-1] < t.explained_steps:
+        if 2 * len(rows) < 3 * t.rows or rows.steps[-1] < t.explained_steps:
             continue
-        found = _against(rows, t) or _shrunk(rows, history, t)
+        found = _against(rows) or _shrunk(rows, history, t)
         if found is not None:
             yield found
             return
@@ -371,7 +460,9 @@ def nothing_explained(history: History, t: Thresholds) -> Iterator[Finding]:
         if len(sent) and not sent.any():  # the loss teaches nothing at all, which has another cause
             continue
         error = float(half.std(ddof=1)) / np.sqrt(len(half))
-        if (mean(half) if _must_agree(rows) else abs(mean(half))) + 2 * error > t.explained:
+        # Rows that belong to others of their batch go against their own: by one over the number of the others.
+        least = -t.explained - (_of_others(rows) if _must_agree(rows) else 0.0)
+        if mean(half) + 2 * error > t.explained or mean(half) - 2 * error < least:
             yield from _unlearned(rows, t)
             continue
         evidence = {"correlation with the targets": mean(half), "standard error": error, "measurements": len(rows)}
@@ -393,11 +484,19 @@ def _must_agree(rows: Table) -> bool:
     return bool(rows.facts.get("agreeing") or not rows.facts.get("foreign"))
 
 
-def _against(rows: Table, t: Thresholds) -> Finding | None:
+def _of_others(rows: Table) -> float:
+    """How much less than 0 the correlation is where each row of a batch has the target of another."""
+    n = (rows.facts.get("prediction_shape") or [2])[0]
+    return float(1 / (n - 1)) if n > 1 else 1.0
+
+
+def _against(rows: Table) -> Finding | None:
     """Predictions that go against their targets, of a loss that is the smaller the more they agree."""
     half = rows["agreement"][len(rows) // 2 :]
     error = float(half.std(ddof=1)) / np.sqrt(len(half))
-    if not _must_agree(rows) or not mean(half) + 2 * error < -t.explained or not significant_gain(-rows["agreement"]):
+    if not _must_agree(rows) or not mean(half) + 2 * error < -_of_others(rows):
+        return None
+    if not significant_gain(-rows["agreement"]) and not significant_gain(rows["value"][np.isfinite(rows["value"])]):
         return None
     evidence = {"correlation with the targets": mean(half), "standard error": error, "measurements": len(rows)}
     return finding(
@@ -413,7 +512,7 @@ def _against(rows: Table, t: Thresholds) -> Finding | None:
 def _shrunk(rows: Table, history: History, t: Thresholds) -> Finding | None:
     """Weights that were driven to 0, and predictions that say next to nothing."""
     followed = rows["followed"]
-    if abs(mean(followed[len(rows) // 2 :])) > t.explained or significant_gain(followed):
+    if not abs(mean(followed[len(rows) // 2 :])) < t.explained**2:  # of what is calibrated: correlation, squared
         return None
     for table in history.of_kind("updates"):
         size = table.measured("weight_l1")["weight_l1"]
@@ -434,21 +533,21 @@ def _shrunk(rows: Table, history: History, t: Thresholds) -> Finding | None:
 
 
 def one_answer_fits_all(history: History, t: Thresholds) -> Iterator[Finding]:
-    """Every target is the same, and a bias at the end of the model is all that it takes."""
+    """Every row is of one class, and a bias at the end of the model is all that it takes."""
     tables = [table for table in history.of_kind("foreign") if not table.facts.get("component")]
     loss = history.tables.get("loss")
     if loss is None or len(tables) != 1:
         return
     (table,) = tables
     low, high = table["target_min"], table["target_max"]
-    same = len(table) >= 2 * t.rows and low.min() == high.max()
-    if not same or not table.facts.get("biased") or not table.facts.get("agreeing") or not _is_all(loss, table):
+    same = len(table) >= 2 * t.rows and low.min() == high.max() and np.isfinite(table["class_min"]).all()
+    if not same or not table.facts.get("biased") or not _is_all(loss, table):
         return
-    evidence = {"every target": float(low[0]), "measurements": len(table)}
+    evidence = {"class of every row": float(low[0]), "measurements": len(table)}
     yield finding(
         "PREDICTION_COLLAPSE", table.name, int(table.steps[0]), evidence, confidence=0.9,
-        title="every target is the same: one answer fits all",
-        cause="Targets were overwritten, cast to nothing, or read from a column that is constant; or data are sorted "
+        title="every row is of one class: one answer fits all",
+        cause="Labels were overwritten, cast to nothing, or read from a column that is constant; or data are sorted "
         "and not shuffled. The last bias alone can learn that.",
         remedy="Print the targets of some batches as the loss gets them.",
         refute="Targets of later batches differ.",
@@ -489,10 +588,12 @@ def worse_than_constant(table: Table, t: Thresholds) -> Finding | None:
 
 def _of_even_odds(table: Table) -> float:
     """The mean of a cross entropy where all logits are 0, whatever the targets and the weights of classes; or 0."""
-    shape = table.facts.get("prediction_shape") or [0]
-    if table.facts.get("type") != "CrossEntropyLoss" or not table.facts.get("averaged") or len(shape) < 2:
+    shape, kind = table.facts.get("prediction_shape") or [0], table.facts.get("type")
+    if not table.facts.get("averaged"):
         return 0.0
-    return math.log(shape[1])
+    if kind == "BCEWithLogitsLoss" and not table.facts.get("weighted"):
+        return math.log(2)
+    return math.log(shape[1]) if kind == "CrossEntropyLoss" and len(shape) > 1 else 0.0
 
 
 def _same_places(rows: Table, t: Thresholds) -> Iterator[Finding]:

@@ -165,9 +165,11 @@ def constant_loss(history: History, t: Thresholds) -> Iterator[Finding]:
 
 
 def _teaches(history: History) -> bool:
-    """Whether the weights follow a gradient all the same: the loss less itself has a value of 0, and teaches."""
-    moving = [table.where(table["changed"] > 0) for table in history.of_kind("updates") if table.facts.get("held")]
-    return any((table["gradient_l1"] > 0).any() for table in moving)
+    """Whether a criterion gets a gradient, and the weights follow it: a loss less itself is 0, and teaches."""
+    received = any((table["factor"] > 0).any() for table in losses(history))
+    return received and any(
+        ((table["changed"] > 0) & (table["gradient_l1"] > 0)).any() for table in history.of_kind("updates")
+    )
 
 
 def _always_zero(history: History, evidence: dict[str, Any]) -> Iterator[Finding]:
@@ -200,7 +202,9 @@ def _own_value(table: Table) -> Floats | None:
         return table["active"]
     if table.kind == "segmentation":
         parts = [table[name] for name in ("bce", "ce", "dice", "iou", "tversky", "focal")]
-    else:
+    elif table.kind == "composite":
         parts = [table[f"{name}.weight"] * table[f"{name}.value"] for name in table.facts["components"]]
+    else:
+        return None
     total: Floats = np.abs(np.nansum(parts, axis=0))
     return total

@@ -54,6 +54,13 @@ def few_valid(table: Table, t: Thresholds) -> Finding | None:
     if not found < t.valid_share:
         return None
     evidence = {"valid share": float(found), "classes": mean(rows["classes"]), "anchors": mean(rows["anchors"])}
+    alone, together = ((rows["admitted"] - rows[name]).sum() for name in ("has_positive", "has_negative"))
+    if alone < (1 - t.share) * together:
+        return finding(
+            "NO_NEGATIVES", table.name, int(rows.steps[0]), evidence, severity="warning",
+            title="most batches are of one class: every anchor has a positive, and few have a negative",
+            refute="Most batches hold several classes.",
+        )  # fmt: skip
     return finding("FEW_VALID", table.name, int(rows.steps[0]), evidence)
 
 
@@ -148,10 +155,17 @@ def label_sentinel(table: Table, t: Thresholds) -> Finding | None:
     part = rows["negative_labels"].sum() / max(rows["admitted"].sum(), 1)
     lowest = rows["target_min"][~np.isnan(rows["target_min"])]
     several = len(lowest) > 0 and lowest.min() < lowest.max() < 0
-    if share(marked) < 0.5 or part > 0.6 or several:  # hashed labels are negative as often as not
+    hashed = part > 0.6 and not _are_one_class(rows)  # hashed labels are negative as often as not
+    if share(marked) < 0.5 or hashed or several:
         return None
     evidence = {"rows with a negative label": float(part), "share of steps": share(marked)}
     return finding("LABEL_SENTINEL", table.name, began(rows, marked), evidence, confidence=0.8)
+
+
+def _are_one_class(rows: Table) -> bool:
+    """Whether the rows with a negative label are of one class: then any two of them are a pair, in most batches."""
+    n = rows["negative_labels"]
+    return share(rows["positive_pairs"] >= n * (n - 1)) >= 0.5  # NaN, where no pairs are counted, is no more than that
 
 
 def zero_norm_input(table: Table, t: Thresholds) -> Finding | None:
@@ -249,6 +263,8 @@ def embedding_collapse(table: Table, t: Thresholds) -> Finding | None:
     exists = mean(rows["spread"][-t.collapse_rows :]) > t.cosine  # as float32 has it
     if ahead and exists and (mean(told) < 0.5 or (np.isfinite(apart).all() and significant_gain(apart))):
         return None
+    if no_difference(table, t) is not None and not _told_apart(rows.where(slice(start))):
+        return None  # it collapsed because labels say nothing
     evidence = {
         "spread": now,
         "spread at first": float(rows["spread"][0]),
@@ -256,6 +272,12 @@ def embedding_collapse(table: Table, t: Thresholds) -> Finding | None:
         "d_n": mean(rows["negative_distance_mean"][start:]),
     }
     return finding("EMBEDDING_COLLAPSE", table.name, int(rows.steps[start]), evidence)
+
+
+def _told_apart(rows: Table) -> bool:
+    """Whether positives were nearer than negatives, by more than 2 standard errors, or too few steps to tell."""
+    gap = rows["gap"]
+    return len(gap) < 4 or bool(mean(gap) > 2 * gap.std(ddof=1) / np.sqrt(len(gap)))
 
 
 def _backwards(rows: Table, scaled: Floats, t: Thresholds) -> bool:

@@ -80,6 +80,15 @@ def no_update(history: History, t: Thresholds) -> Iterator[Finding]:
     yield from _never_handed_over(tables, t)
 
 
+def gradients_accumulate(history: History, t: Thresholds) -> Iterator[Finding]:
+    """Each gradient has the last one in it."""
+    for table in history.of_kind("updates"):
+        rows = table.measured("kept")
+        if table.facts.get("held") and 2 * len(rows) >= t.probes and rows["kept"].all():
+            evidence = {"steps whose gradient holds that of the step before": len(rows), "of": len(rows)}
+            yield finding("GRADIENTS_ACCUMULATE", table.name, int(rows.steps[0]), evidence)
+
+
 def units_alike(history: History, t: Thresholds) -> Iterator[Finding]:
     """Units of a layer that started the same, and are taught the same ever since."""
     for table in history.of_kind("updates"):
@@ -147,7 +156,8 @@ def _lr_zero(_: History, table: Table, t: Thresholds) -> Finding | None:
     return finding(
         "NO_UPDATE", table.name, int(rows.steps[start]), evidence, confidence=1.0,
         title="the learning rate is 0 in every group",
-        cause="A warm-up that never advances, a scheduler that has come to its end, or a rate that was set to 0.",
+        cause="A warm-up that never advances, a scheduler that has come to its end, a rate that was set to 0, or a "
+        "state of optimizer or scheduler that was loaded after they were made.",
         remedy="Print optimizer.param_groups[0]['lr'] every step; call scheduler.step() once per step it counts.",
     )  # fmt: skip
 
@@ -191,7 +201,8 @@ def _without_gradient(_: History, table: Table, t: Thresholds) -> Finding | None
         if ran
         else {
             "title": "no parameter of the optimizer ever has a gradient",
-            "cause": "backward() is not called, or not on this loss.",
+            "cause": "backward() is not called, not on this loss, or cannot reach these parameters: what they make is "
+            "detached on the way.",
             "remedy": "Call loss.backward() before optimizer.step().",
         }
     )
@@ -244,8 +255,8 @@ def _spent(_: History, table: Table, t: Thresholds) -> Finding | None:
         "NO_UPDATE", table.name, int(rows.steps[end]), evidence, severity="warning", confidence=0.8,
         title="the learning rate fell to next to nothing before training had begun",
         cause="A scheduler that is advanced more often than it counts, or one that waits for a loss to fall "
-        "(ReduceLROnPlateau) and is given a score that rises.",
-        remedy="Print optimizer.param_groups[0]['lr'] every step; mode=\"max\" for a score.",
+        "(ReduceLROnPlateau) and is given a score that rises, or for a score and is given a loss.",
+        remedy="Print optimizer.param_groups[0]['lr'] every step; mode=\"min\" for a loss, mode=\"max\" for a score.",
         refute="The model was trained before, and so small a learning rate is meant.",
     )  # fmt: skip
 
