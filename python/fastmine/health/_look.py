@@ -29,8 +29,8 @@ INPUT_FIELDS = (
     "dependence",  # and where all of them are the largest; 0 of a loss that does not use them
     "shuffled",  # of a loss of labels: and where they are given to other rows, so that other rows agree
     "at_truth",  # of a loss of masks: its value where the prediction is the mask,
-    "at_opposite",  # and where it is the opposite
-    "turned",  # of a loss of images: relative change where prediction and target are both turned over
+    "at_opposite",  # where it is the opposite,
+    "at_even",  # of a loss of classes of pixels: where all logits are 0
     "class_min",  # of class indices, the ignored ones left out
     "class_max",
     "class_ignored",
@@ -47,7 +47,7 @@ INPUT_FIELDS = (
     "differences_share",  # of that in the targets
 )
 
-ASKED = ("invariance", "dependence", "shuffled", "at_truth", "at_opposite", "turned")
+ASKED = ("invariance", "dependence", "shuffled", "at_truth", "at_opposite", "at_even")
 
 MASK_FIELDS = (
     "groups", "annotated", "nonempty", "items", "ignored", "target_sum", "prediction_sum", "overlap_sum",
@@ -108,7 +108,7 @@ class Look:
             self.columns += MASK_FIELDS
         # A loss with a memory of its own must not be called a second time.
         self._once = loss is None or (isinstance(loss, nn.Module) and any(True for _ in loss.buffers()))
-        self.images = not _of_torch(loss) and target is not None and _of_images(prediction, target)
+        self.pixels = not _of_torch(loss) and target is not None and _classes_of_pixels(prediction, target)
         self.asked = self._once or self.certain
 
     def _ask(self, x: Tensor, target: Tensor, value: Tensor, again: Again) -> dict[str, Tensor]:
@@ -131,8 +131,12 @@ class Look:
             inside = ((x >= 0) & (x <= 1)).all()  # probabilities, as far as can be seen
             for name, p in (("at_truth", truth), ("at_opposite", 1 - truth)):
                 found[name] = torch.as_tensor(again({x: torch.where(inside, p, 20 * (2 * p - 1))})).detach().mean()
-        if self.images:
-            found["turned"] = _change(value, again({y: y.detach().flip(-1).contiguous() for y in (x, target)}))
+        if self.pixels:
+            index = (target if target.dim() == x.dim() else target[:, None]).long()
+            index = index.where((index >= 0) & (index < x.shape[1]), 0)
+            truth = torch.zeros_like(x).scatter_(1, index, 20.0)
+            for name, logits in (("at_truth", truth), ("at_even", torch.zeros_like(x))):
+                found[name] = torch.as_tensor(again({x: logits})).detach().mean()
         return found
 
     @torch.no_grad()
@@ -279,10 +283,12 @@ def _kind(loss: Any, prediction: Tensor, target: Tensor | None) -> str:
     return FOREIGN
 
 
-def _of_images(prediction: Tensor, target: Tensor) -> bool:
-    """Whether both have the same height and width behind their channels, or behind none."""
-    places = prediction.shape[2:]
-    return len(places) == 2 and min(places) > 1 and places in (target.shape[1:], target.shape[2:])
+def _classes_of_pixels(prediction: Tensor, target: Tensor) -> bool:
+    """Whether there are several logits, and one target, for every pixel."""
+    if prediction.dim() != 4 or prediction.shape[1] < 2 or target.is_complex():
+        return False
+    n, _, *places = prediction.shape
+    return list(target.shape) in ([n, *places], [n, 1, *places])
 
 
 def _flat(x: Tensor) -> Tensor:

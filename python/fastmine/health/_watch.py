@@ -234,6 +234,7 @@ class ForeignWatch(Watch):
                 elementwise=self._look.certain,
                 agreeing=isinstance(self.loss, AGREEING),
                 biased=ends_in_bias(prediction),
+                indices=target is not None and not target.is_floating_point(),
                 averaged=getattr(self.loss, "reduction", None) == "mean",
                 weighted=any(getattr(self.loss, name, None) is not None for name in ("weight", "pos_weight")),
                 prediction_shape=list(prediction.shape),

@@ -346,22 +346,24 @@ def labels_unused(table: Table, _: Thresholds) -> Finding | None:
 
 
 def positions_apart(table: Table, t: Thresholds) -> Finding | None:
-    """A loss of images that changes where prediction and target are both turned over."""
-    change = mean(table["turned"])
-    if not change > t.turned:
+    """A loss of classes of pixels that is larger for the truth than for logits that say nothing."""
+    truth, even = mean(table["at_truth"]), mean(table["at_even"])
+    classes = (table["target_between"] == 0).all() and table["target_min"].min() == 0 and table["target_max"].max() == 1
+    if len(table) < t.rows or not truth > even or not (classes or table.facts.get("indices")):
         return None
     evidence = {
-        "relative change of the loss where both are turned over": change,
+        "loss of a perfect prediction": truth,
+        "loss of one that says nothing": even,
         "prediction": str(table.facts.get("prediction_shape")),
         "target": str(table.facts.get("target_shape")),
     }
     return finding(
-        "SHAPE_BROADCAST", table.name, int(table.steps[0]), evidence, confidence=0.8,
-        title="the loss does not hold the prediction of a pixel against the target of that pixel",
+        "SHAPE_BROADCAST", table.name, int(table.steps[0]), evidence, confidence=0.9,
+        title="a perfect prediction has a larger loss than one that says nothing: pixels are held against others",
         cause="A view or reshape in the place of a permutation: `logits.view(-1, C)` of [B, C, H, W] makes neighbours "
         "of one channel into the scores of C classes.",
         remedy="logits.permute(0, 2, 3, 1).reshape(-1, C); or give cross_entropy [B, C, H, W] as it is.",
-        refute="The loss weighs left and right differently, on purpose.",
+        refute="The channels of the prediction are not the scores of classes.",
     )  # fmt: skip
 
 
