@@ -37,7 +37,8 @@ CODES: dict[str, Code] = {
         "Give both the same shape, such as prediction.squeeze(1) or target[:, None].",
         "The loss matches samples itself, for instance by an assignment over all pairs.",
         "Two floating-point tensors of different shapes whose broadcast is larger than either, where the loss is "
-        "elementwise; or a loss of pairs that changes with its labels and not with who has which.",
+        "elementwise; or a loss of pairs that changes with its labels and not with who has which, or not with labels at "
+        "all; or a loss of classes of pixels that is larger for the truth than for logits of 0.",
         _DYNAMICS,
     ),
     "TARGET_RANGE": Code(
@@ -83,7 +84,7 @@ CODES: dict[str, Code] = {
         "are constant by mistake.",
         "Shuffle, or draw batches with fastmine.data.PKBatchSampler(labels, P >= 2, K).",
         "len(set(labels)) > 1 in most batches.",
-        "has_negative = 0 in at least 95 % of the steps.",
+        "has_negative = 0 in at least 95 % of the steps; or few anchors are valid, and it is negatives that they lack.",
         ("FEW_VALID", "DEAD_COMPONENT", *_DYNAMICS),
     ),
     "FEW_VALID": Code(
@@ -113,7 +114,8 @@ CODES: dict[str, Code] = {
         "together.",
         "Mark them: loss(embeddings, labels, valid=labels >= 0).",
         "The negative label is a class like any other.",
-        "Admitted rows with a label below 0; where labels are seen, all negative ones are the same.",
+        "Admitted rows with a label below 0; where labels are seen, all negative ones are the same, and where they are "
+        "most of the rows, any two of them are a pair.",
         ("EMBEDDING_COLLAPSE", "NO_SEPARATION"),
     ),
     "ZERO_NORM_INPUT": Code(
@@ -133,8 +135,8 @@ CODES: dict[str, Code] = {
         "or because the ignore index is the value of a class.",
         "valid must be True where the annotation is to be used; check valid.float().mean().",
         "valid has true items in most batches.",
-        "annotated = 0 (or admitted = 0) in at least 95 % of the steps; as information, annotated = 0 in more than "
-        "half.",
+        "annotated = 0 (or admitted = 0) in at least 95 % of the steps, or no source in any; as information, "
+        "annotated = 0 in more than half.",
         ("TARGETS_ALL_EMPTY", "TARGETS_SUSPECT_UNANNOTATED", "NO_POSITIVES", "NO_NEGATIVES", "FEW_VALID",
          "DEAD_COMPONENT", *_DYNAMICS),
     ),
@@ -179,7 +181,8 @@ CODES: dict[str, Code] = {
         "nothing of it.",
         "Set the weight; or remove the component.",
         "The schedule gives the component a weight later on.",
-        "An effective weight of exactly 0 in all of the last steps, and none to come from the schedule.",
+        "An effective weight of exactly 0 in all of the last steps, and none to come from the schedule; or a loss of 0 "
+        "whose gradient by the criterion is exactly 0.",
         ("DEAD_COMPONENT", "STARVED_COMPONENT", "CONVERGED", "UNEXPLAINED_STALL", "LOSS_FLOOR", "NO_SEPARATION"),
     ),
     "UNUSED_WEIGHT": Code(
@@ -216,7 +219,8 @@ CODES: dict[str, Code] = {
         "no_backward: none was computed · rounded: steps are smaller than the resolution of the weights · spent: the "
         "learning rate fell to next to nothing in the first quarter of the steps · crawling: a step moves the weights "
         "by less than 1e-8 of their size · clipped: less than a thousandth of the gradient is left when the optimizer "
-        "steps, and the weights move by less than 1e-5 of their size.",
+        "steps, and the weights move by less than 1e-5 of their size · epsilon: every gradient is below a hundredth of "
+        "the epsilon that an optimizer adds to its size, and a step below a hundredth of the learning rate.",
         _DYNAMICS,
     ),
     "GRADIENTS_ACCUMULATE": Code(
@@ -304,7 +308,8 @@ CODES: dict[str, Code] = {
         "Train on 64 samples until they are learned; if that fails, look at samples beside their labels.",
         "d_n - d_p grows over the next steps, or recall on held-out data rises.",
         "Mean d_n - d_p below 0, most anchors hard, and no significant gain over 200 steps; or 95 % of them hard, "
-        "always, and a significant loss.",
+        "always, and a significant loss; or, of a loss over all pairs, mean distances that are the same within .05, "
+        "known to 2 standard errors.",
     ),
     "PREDICTION_COLLAPSE": Code(
         "error", 5,

@@ -78,8 +78,8 @@ class Monitor:
 
     No value, gradient or random number of the training is changed. A loss of others that takes (embeddings [N, D],
     labels [N]), pairs and labels, images and masks, or broadcasts is called up to three times more, without gradient,
-    at its first step: with classes renamed, targets exchanged or made equal, the target as prediction, or both turned
-    over, which tells who is compared with whom. One with buffers is not.
+    at its first step: with classes renamed, targets exchanged or made equal, or the target as prediction, which tells
+    who is compared with whom. One with buffers is not.
     """
 
     def __init__(

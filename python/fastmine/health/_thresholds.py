@@ -34,8 +34,6 @@ class Thresholds:
     """EMBEDDING_COLLAPSE, PREDICTION_COLLAPSE: rows in a row."""
     cosine: float = 2.0**-24
     """EMBEDDING_COLLAPSE: spread at which the cosine of any two directions is 1 to the last bit of float32."""
-    turned: float = 1e-4
-    """SHAPE_BROADCAST: relative change of a loss of images where prediction and target are both turned over."""
     separation_rows: int = 200
     """NO_SEPARATION: rows before the lack of progress counts; a learning rate of 2e-5 is slow, not broken."""
     on_target: float = 0.05

@@ -297,7 +297,7 @@ def no_difference(table: Table, t: Thresholds) -> Finding | None:
     if len(half) < t.rows or rows.steps[-1] < t.explained_steps or significant_gain(gap):
         return None
     error = float(half.std(ddof=1)) / np.sqrt(len(half))
-    if not abs(mean(half)) + 2 * error < t.explained:
+    if not abs(mean(half)) + 2 * error < t.explained or mean(half) > 2 * error:
         return None
     evidence = {"d_n - d_p, over d_n": mean(half), "standard error": error, "spread": mean(rows["spread"][-t.rows :])}
     return finding(
