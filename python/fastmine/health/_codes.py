@@ -37,8 +37,8 @@ CODES: dict[str, Code] = {
         "Give both the same shape, such as prediction.squeeze(1) or target[:, None].",
         "The loss matches samples itself, for instance by an assignment over all pairs.",
         "Two floating-point tensors of different shapes whose broadcast is larger than either, where the loss is "
-        "elementwise; or a loss of pairs that changes with its labels and not with who has which, or not with labels at "
-        "all; or a loss of classes of pixels that is larger for the truth than for logits of 0.",
+        "elementwise; or a loss of pairs that changes with its labels and not with who has which, or not with labels "
+        "at all; or a loss of classes of pixels that is larger for the truth than for logits of 0.",
         _DYNAMICS,
     ),
     "TARGET_RANGE": Code(
