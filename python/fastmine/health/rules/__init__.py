@@ -12,7 +12,7 @@ from .._codes import CODES
 from .._finding import Finding
 from .._history import History, Table
 from .._thresholds import Thresholds
-from . import components, masks, numerics, pairs, updates
+from . import components, masks, numerics, pairs, predictions, updates
 
 __all__ = ["examine"]
 
@@ -28,7 +28,7 @@ _PAIRS: tuple[Rule, ...] = (
 _INPUTS: tuple[Rule, ...] = (
     masks.broadcast, masks.target_out_of_range, masks.target_not_signed, masks.target_no_distribution,
     masks.target_out_of_reach, masks.target_never_half, masks.logits_are_probabilities, masks.logits_are_bounded,
-    masks.not_log_probabilities, masks.one_class, masks.constant_prediction, masks.worse_than_constant,
+    masks.not_log_probabilities, masks.one_class, masks.constant_prediction, predictions.worse_than_constant,
 )  # fmt: skip
 _MASKS: tuple[Rule, ...] = (
     masks.nothing_valid, masks.targets_all_empty, masks.targets_all_full, masks.targets_suspect_unannotated,
@@ -51,7 +51,7 @@ _OF_ALL: tuple[HistoryRule, ...] = (
     updates.detached_graph, updates.checkpoint_cut, components.zero_weight, components.zero_factor,
     components.dead_component, components.left_out, updates.no_update, numerics.nonfinite,
     numerics.reported_loss_mismatch, components.starved_component, components.conflicting_components,
-    numerics.saturated_gradient, numerics.staircase, numerics.constant_loss, masks.one_answer_fits_all,
+    numerics.saturated_gradient, numerics.staircase, numerics.constant_loss, predictions.one_answer_fits_all,
     updates.units_alike, updates.gradients_accumulate,
 )  # fmt: skip
 
@@ -74,7 +74,7 @@ def _found(history: History, t: Thresholds) -> list[Finding]:
     for of_all in _OF_ALL:
         found += _asked(of_all, history, t)
     if not any(f.is_alarm for f in found):  # what has no mechanism to show is asked last
-        found += _asked(masks.nothing_explained, history, t)
+        found += _asked(predictions.nothing_explained, history, t)
     return found
 
 
