@@ -15,6 +15,7 @@ import pytest
 import fastmine
 import fastmine.numpy
 from fastmine import _ops
+from fastmine._ops import libraries
 from support import PACKAGE, TESTS, environment, succeeds
 
 LIBRARY = "fastmine_torch_cpu.so"
@@ -96,12 +97,12 @@ def test_with_the_libraries_nothing_is_warned_of() -> None:
 
 def test_reasons_of_the_loader(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("FASTMINE_NATIVE", raising=False)
-    assert _ops._load("nowhere.so") == "nowhere.so is not installed"
+    assert libraries._load("nowhere.so") == "nowhere.so is not installed"
     (tmp_path / "broken.so").write_bytes(b"")
-    monkeypatch.setattr(_ops, "_folders", [str(tmp_path)])
-    assert _ops._load("broken.so").startswith("broken.so does not load: ")
+    monkeypatch.setattr(libraries, "_folders", [str(tmp_path)])
+    assert libraries._load("broken.so").startswith("broken.so does not load: ")
     monkeypatch.setenv("FASTMINE_NATIVE", "0")
-    assert _ops._load("nowhere.so") == "switched off by FASTMINE_NATIVE=0"
+    assert libraries._load("nowhere.so") == "switched off by FASTMINE_NATIVE=0"
 
 
 def test_without_the_native_module(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +163,7 @@ def stub(tmp_path: Path) -> Path:
     source.write_text('extern "C" const char* fastmine_cuda_unserved() { return UNSERVED; }\n')
     for name, unserved in (("serves", ""), ("old", "the driver is of CUDA 12.4"), ("other", "device 0 has 7.5")):
         (tmp_path / name).mkdir()
-        out = tmp_path / name / _ops.CUDA_LIBRARY
+        out = tmp_path / name / libraries.CUDA_LIBRARY
         subprocess.run(
             [compiler, "-shared", "-fPIC", f'-DUNSERVED="{unserved}"', source, "-o", out], check=True
         )  # fmt: skip
@@ -175,18 +176,18 @@ def stub(tmp_path: Path) -> Path:
         ("serves", None),
         ("old", "the driver is of CUDA 12.4"),
         ("other", "device 0 has 7.5"),
-        ("nowhere", f"{_ops.CUDA_LIBRARY} is not installed"),
+        ("nowhere", f"{libraries.CUDA_LIBRARY} is not installed"),
     ],
 )
 def test_why_the_reference_answers_on_cuda_is_said_once(
     monkeypatch: pytest.MonkeyPatch, stub: Path, folder: str, reason: str | None
 ) -> None:
     monkeypatch.delenv("FASTMINE_NATIVE", raising=False)
-    monkeypatch.setattr(_ops, "_folders", [str(stub / folder)])
+    monkeypatch.setattr(libraries, "_folders", [str(stub / folder)])
     monkeypatch.setitem(_ops.reasons, "CUDA", "CUDA has not been used yet")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        _ops._start_cuda()
+        libraries._start_cuda()
     assert _ops.reasons["CUDA"] == reason
     assert len(caught) == (reason is not None)
     shown = io.StringIO()
@@ -215,5 +216,5 @@ def test_cuda_is_asked_when_it_is_first_used_and_not_at_import(bare: Path) -> No
         """,
         str(bare),
     )
-    assert done.stdout.split("\n")[:2] == ["CUDA has not been used yet", f"{_ops.CUDA_LIBRARY} is not installed"]
+    assert done.stdout.split("\n")[:2] == ["CUDA has not been used yet", f"{libraries.CUDA_LIBRARY} is not installed"]
     assert sum("on CUDA, exact but slow" in line for line in warnings_in(done.stderr)) == 1

@@ -14,7 +14,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import fastmine.functional as F
 import oracle
-from fastmine import _ops, losses, reference
+from fastmine import losses, reference
+from fastmine._ops import segmentation_terms
 from fastmine.functional import _formula_on_sums
 from fastmine.reference.segmentation_formula import ALL_TERMS, segmentation_terms_forward
 
@@ -360,7 +361,7 @@ def test_of_two_classes_the_sums_tell_the_norm_of_what_is_linear(native: bool, o
     options = {"mode": "multiclass", "valid": torch.tensor([[True, True], [True, False], [False, True]]), **options}
     terms = {name: 1.0 for name in TERMS["multiclass"] if name not in ("focal", "lovasz")}
     with mock.patch.object(_formula_on_sums, "_gradient_norm", side_effect=AssertionError("another pass")):
-        op = mock.patch.object(_ops, "_summed_up", side_effect=_summed_up_by_the_reference)
+        op = mock.patch.object(segmentation_terms, "_summed_up", side_effect=_summed_up_by_the_reference)
         with contextlib.nullcontext() if native else op:
             _, evidence = F.segmentation_loss(
                 logits, target, terms=terms, full_evidence=True, return_evidence=True, **options
@@ -374,7 +375,7 @@ def test_of_two_classes_the_sums_tell_the_norm_of_what_is_linear(native: bool, o
 def _summed_up_by_the_reference(
     logits: Tensor, lovasz: Tensor | None, *rest: Any
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]:
-    """``_ops._summed_up`` without a kernel."""
+    """``segmentation_terms._summed_up`` without a kernel."""
     *inputs, wanted, gamma, formula = rest
     sums, found = reference.segmentation_sums(logits.detach(), *inputs, formula[0], wanted, gamma)
     loss, slopes, lovasz_slopes, means, norms = segmentation_terms_forward(sums, found, lovasz, *formula)
