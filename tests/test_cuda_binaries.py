@@ -31,6 +31,7 @@ UNTYPED += ("formula_on_sums", "mark_classes")
 ROWS += ("pack_rows", "find_positives", "choose", "mine_few_pairs", "find_norms", "find_edges", "6gather")
 UNTYPED += ("sort_tiles", "merge_runs", "match_labels", "clear_nearest", "screen_negatives", "screen_positives")
 UNTYPED += ("find_limits", "look_again", "look_at_anchors", "gather_evidence", "add_terms", "write_slopes")
+UNTYPED += ("screen_by_warpgroups",)
 # Losses over many pairs.
 ROWS += ("12write_slopes", "mine_ranks", "sum_triplets", "weigh_triplets", "write_triplets")
 UNTYPED += tuple(f"gather_slopesI{dtype}Lb{anchors}E" for dtype in DTYPES.values() for anchors in (0, 1))
@@ -54,6 +55,10 @@ INSTRUCTIONS = {  # by a part of the mangled name: what must be there, and how o
     "13gather_slopesIfLb1E": {"FFMA": 64 * 16 + 64 * 8, "LDS.128": 4 * 16 + 4 * 8, "MUFU.EX2": 2},
 }
 """Loads and stores of 16 bytes, products out of shared memory in registers, one exponential for each element."""
+HOPPER = "20screen_by_warpgroupsE"
+HOPPER_INSTRUCTIONS = {"HGMMA.64x128x16.F32.BF16": 2, "UBLKCP": 3, "SYNCS.PHASECHK": 2, "WARPGROUP.ARRIVE": 1}
+"""Where sm_90a multiplies by warpgroups: products, bulk copies, waits for these, and one fence for each slice: a second
+would have been put in by the compiler, between products that should follow each other."""
 
 
 def toolkit() -> Iterator[Path]:
@@ -145,6 +150,26 @@ def test_kernels_use_the_instructions_that_they_are_written_for(
             for instruction, count in least.items():
                 found = len(re.findall(rf"\b{re.escape(instruction)}\b", listings[name]))
                 assert found >= count, f"{name} for {architecture} has {found} {instruction}, not {count}"
+
+
+def test_warpgroups_multiply_on_hopper_and_its_kernel_is_empty_elsewhere(
+    library: Path, usage: dict[tuple[str, str], dict[str, int]]
+) -> None:
+    tool("nvdisasm")
+    kernels = {architecture: name for architecture, name in usage if HOPPER in name}
+    assert "sm_90a" in kernels
+    for architecture, name in kernels.items():
+        numbers = usage[architecture, name]
+        if architecture != "sm_90a":
+            assert numbers["REG"] < 16, f"{architecture} has code that needs sm_90a"
+            continue
+        assert numbers["REG"] <= 128, "two blocks of 256 threads no longer fit on a multiprocessor"
+        command = [tool("cuobjdump"), "--dump-sass", "-arch", architecture, "--function", name, library]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        for instruction, least in HOPPER_INSTRUCTIONS.items():
+            found = len(re.findall(rf"\b{re.escape(instruction)}", listing))
+            assert found >= least, f"{found} {instruction}, not {least}"
+        assert len(re.findall("WARPGROUP.ARRIVE", listing)) == 1
 
 
 def test_the_library_brings_the_cuda_runtime_and_needs_torch(library: Path) -> None:
