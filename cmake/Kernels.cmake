@@ -75,7 +75,9 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
     csrc/kernels/cpu/table.cpp
     csrc/kernels/cpu/batch_hard.cpp
     csrc/kernels/cpu/pair_sums.cpp
-    csrc/kernels/cpu/pair_sums_backward.cpp)
+    csrc/kernels/cpu/pair_sums_backward.cpp
+    csrc/kernels/cpu/batch_all.cpp
+    csrc/kernels/cpu/batch_all_backward.cpp)
   target_compile_definitions(fastmine_kernels_amx PRIVATE FASTMINE_ISA_NAMESPACE=amx FASTMINE_ISA_EXTENDS=avx512)
   target_compile_options(fastmine_kernels_amx PRIVATE ${amx})
 endif()

@@ -59,6 +59,17 @@ def test_a_negative_exactly_at_the_margin_was_counted_by_the_rounding_of_its_til
     assert_all_triplets_are_counted(x, torch.randint(classes, (101,)), margin, kind)
 
 
+def test_a_large_batch_is_multiplied_as_digits_and_its_ties_are_still_seen() -> None:
+    """Where there is a matrix unit. Integer points: one negative of fifty lies exactly at a given threshold."""
+    x = torch.randint(3, (210, 192)).float()
+    assert_all_triplets_are_counted(x, torch.arange(210) // 3, 0.0, "all")
+
+
+@pytest.mark.parametrize("rows", [49, 50])
+def test_classes_at_the_limit_between_blocks_and_tiles(rows: int) -> None:
+    assert_all_triplets_are_counted(torch.randn(3 * rows, 5), torch.arange(3 * rows) % 3, 0.4, "semi_hard")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_large_classes_and_several_tiles(kind: str) -> None:
     assert_all_triplets_are_counted(torch.randn(260, 11), torch.randint(3, (260,)), 0.4, kind)

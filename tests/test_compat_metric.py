@@ -475,7 +475,7 @@ def test_pml_need_not_be_installed() -> None:
         from fastmine.compat.pml import ArcFaceLoss, BatchHardMiner, TripletMarginLoss
         x, labels = torch.randn(6, 3), torch.arange(6) % 2
         loss = TripletMarginLoss()
-        assert type(loss).__mro__[2] is torch.nn.Module
+        assert not any("pytorch_metric_learning" in kind.__module__ for kind in type(loss).__mro__)
         assert loss(x, labels, BatchHardMiner()(x, labels)).isfinite() and loss(x, labels).isfinite()
         assert ArcFaceLoss(2, 3)(x, labels).isfinite()
     """)
@@ -720,3 +720,20 @@ def test_swapped_arguments_and_half_a_tuple_are_refused_in_words() -> None:
         our_pml.TripletMarginLoss()(labels, embeddings)
     with pytest.raises(ValueError, match=r"indices_tuple must be \(anchor, positive, negative\).*got 2 entries"):
         our_pml.TripletMarginLoss()(embeddings, labels, (labels, labels))
+
+
+@pytest.mark.parametrize(
+    ("made", "shown"),
+    [
+        (our_pml.TripletMarginLoss(0.1, swap=True), "margin=0.1, swap=True, smooth_loss=False"),
+        (our_pml.ArcFaceLoss(10, 4), "margin=28.6, scale=64"),
+        (our_pml.BatchEasyHardMiner(), "pos_strategy='easy', neg_strategy='semihard'"),
+        (our_oml.TripletLossWithMiner(None), "margin=None, miner=AllTripletsMiner(), reduction='mean'"),
+        (our_oml.NHardTripletsMiner((1, 3), 2), "NHardTripletsMiner(n_positive=(1, 3), n_negative=2)"),
+        (our_oml.ArcFaceLoss(3, 4), "in_features=3, num_classes=4, s=64, m=0.5"),
+        (our_st.BatchHardTripletLoss(None), "distance_metric='euclidean_distance', margin=5"),
+    ],
+    ids=lambda x: None if isinstance(x, str) else type(x).__name__,
+)
+def test_options_print(made: object, shown: str) -> None:
+    assert shown in repr(made)

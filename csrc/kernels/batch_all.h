@@ -2,9 +2,13 @@
 //
 // With thresholds t_p = d_p + margin, an anchor's sum of max(0, t_p - d_n) over its pairs of a positive and a negative
 // needs for each negative only how many thresholds are above it, and for each positive how many negatives are below its
-// threshold. A tile of distances is ranked among the anchor's thresholds where it lies in the cache: against all of
-// them where they are few, else by bisection. Of a similarity the negative acts as a distance. With a leak s the sum is
-// of max(s v, v), linear in the counts too.
+// threshold. Of a similarity the negative acts as a distance. With a leak s the sum is of max(s v, v), linear in the
+// counts too.
+//
+// How. Distances are computed in row blocks (cpu/row_block.h) and compared with all thresholds while they are in the
+// cache. Backward computes the blocks again; a row gathers what its negatives push it by from both ends of a pair at
+// once, as anchor and as reference, and its positives pull it each by its difference. Anchors of large classes are
+// taken 48 at a time instead, and closeness is ranked among their thresholds by bisection.
 //
 // Instead of all triplets, only the hard ones may count, whose negative is nearer than their positive, or the semi-hard
 // ones, whose negative is not, but within the margin: then the thresholds are the positives, or the counts a
@@ -12,14 +16,17 @@
 //
 // Only the anchors in `use` are looked at: mining tells which have a triplet above the kink at all.
 //
-// Precision: positives are direct differences in float64. Distances of negatives are those of a tile in the working
-// type, as in pairwise_distance.h; but one so near a threshold that, by a rigorous rounding bound, it might be on the
-// other side is compared directly. So the counts are those of direct differences, and the values right to the working
-// type. The gradient: products in the working type, and where those would cancel, differences in float64.
+// Precision: positives are direct differences in float64. Distances of negatives are those of products in the working
+// type (large float32 problems with a matrix unit: of digits, as in pair_sums.h); but one so near a threshold that, by
+// a rigorous rounding bound, it might be on the other side is compared directly. So the counts are those of direct
+// differences, and the values right to the working type. The gradient: products in the working type or of digits, and
+// where those would cancel, differences in float64.
 //
-// Cost: u m d multiply-adds forward, 3 u m d back, for u anchors in use; memory of a packed copy of each side, for the
-// backward pass of another, and there of at most 16 partial gradients of the references: 64 MiB of them, or four.
-// Deterministic at any number of threads: what a task adds up is cut by the problem.
+// Cost: u m d multiply-adds forward, for u anchors in use; back 2 u (2 n - u) d with one set, at most 2 n^2 d, and 4 u
+// m d with separate references (large classes: 3 u m d). Memory of two packed copies of each side (digits: two and a
+// half), of the thresholds, at most max(d, 48) for each anchor, and back of the gradient in float64; for large classes
+// of at most 16 partial gradients of the references: 64 MiB of them, or four. Deterministic at any number of threads:
+// what a task adds up is cut by the problem.
 #pragma once
 
 #include "kernels/embeddings.h"
@@ -44,6 +51,7 @@ struct BatchAll {
   double margin;
   double leak;      // 0 unless all triplets count
   const bool* use;  // [x.n]: anchors whose sum is wanted; they and all that they see are finite
+  Products products;
 
   // Out, each [x.n].
   double* triplets;  // positives times negatives, of every anchor that takes part

@@ -10,6 +10,13 @@ namespace fastmine {
 /// euclidean |x - y|; sqeuclidean |x - y|^2; cosine 1 - cos(x, y), 1 where either is zero; dot x . y, a similarity.
 enum class Metric : std::uint8_t { euclidean, sqeuclidean, cosine, dot };
 
+/// What multiplies rows, forward and backward alike. Results differ by roundings.
+enum class Products : int {
+  automatic,  // whichever should be faster
+  floats,     // in the working type
+  digits,     // float32 in whole numbers (cpu/digits.h), however small the problem and whatever the CPU
+};
+
 /// n rows of d elements. The elements of a row lie next to each other; `stride` elements lie between two rows.
 struct Rows {
   const void* data;

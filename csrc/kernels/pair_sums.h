@@ -41,13 +41,6 @@ enum class PairForm : std::uint8_t {
   circle,  // (arXiv:2002.10857)
 };
 
-/// What multiplies rows, forward and backward alike. Results differ by roundings.
-enum class Products : int {
-  automatic,  // whichever should be faster
-  floats,     // in the working type
-  digits,     // float32 in whole numbers (cpu/digits.h), however small the problem and whatever the CPU
-};
-
 struct PairCurve {
   double scale, offset, turn;
 };

@@ -171,7 +171,8 @@ bool add_up(const Truth& want, const Guarded<double>& got) {
   return right;
 }
 
-void one(const cpu::KernelTable& table, Batch& b, Metric metric, Triplets kind, double leak, const std::string& name) {
+void one(const cpu::KernelTable& table, Batch& b, Metric metric, Triplets kind, double leak, Products products,
+         const std::string& name) {
   const auto n = static_cast<std::size_t>(b.n), size_x = static_cast<std::size_t>(b.n * b.d);
   const std::size_t size_y = b.self ? 0 : static_cast<std::size_t>(b.m * b.d);
   const Rows x{b.x.data(), DType::float32, b.n, b.d, b.d};
@@ -190,6 +191,7 @@ void one(const cpu::KernelTable& table, Batch& b, Metric metric, Triplets kind, 
   p.margin = 1;
   p.leak = leak;
   p.use = b.use.get();
+  p.products = products;
   p.triplets = triplets.data();
   p.sum = sum.data();
   p.active = active.data();
@@ -232,8 +234,9 @@ void all(const cpu::KernelTable& table) {
   int turn = 0;
   for (const bool self : {true, false}) {
     for (const Metric metric : kMetrics) {
-      // Ragged blocks; few classes, whose positives are bisected; more than one tile; deep; nothing at all.
-      const std::int64_t sizes[][4] = {{53, 61, 3, 9}, {100, 90, 2, 2}, {20, 205, 5, 3}, {9, 8, 130, 2}, {0, 0, 4, 1}};
+      // Ragged blocks; few classes, whose positives are bisected, or many; several panels; deep; nothing at all.
+      const std::int64_t sizes[][4] = {{53, 61, 3, 9},   {100, 90, 2, 2}, {20, 205, 5, 3},
+                                       {70, 430, 3, 40}, {9, 8, 130, 2},  {0, 0, 4, 1}};
       for (const auto& [n, m, d, classes] : sizes) {
         if (kEmulated && ++turn % 3 != 0) {  // it takes its time
           continue;
@@ -243,9 +246,13 @@ void all(const cpu::KernelTable& table) {
         const std::string name = std::string(table.isa) + (self ? " self" : " references") + " " + std::to_string(n) +
                                  " metric " + std::to_string(static_cast<int>(metric));
         for (const Triplets kind : kKinds) {
-          one(table, batch, metric, kind, 0, name + " kind " + std::to_string(static_cast<int>(kind)));
+          one(table, batch, metric, kind, 0, Products::floats,
+              name + " kind " + std::to_string(static_cast<int>(kind)));
         }
-        one(table, batch, metric, Triplets::all, 0.25, name + " leak");
+        one(table, batch, metric, Triplets::all, 0.25, Products::floats, name + " leak");
+        if (!kEmulated) {
+          one(table, batch, metric, Triplets::semi_hard, 0, Products::digits, name + " by digits");
+        }
       }
     }
   }

@@ -1,6 +1,7 @@
 #include "kernels/batch_all.h"
 
-#include "kernels/cpu/batch_all_plan.h"
+#include "kernels/cpu/batch_all_blocks.h"
+#include "kernels/cpu/batch_all_tiles.h"
 #include "kernels/cpu/dispatch.h"
 
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE {
@@ -8,14 +9,78 @@ namespace batch_all {
 namespace {
 
 template <class W>
-Plan<W> lay_out(const BatchAll& problem, Arena& arena) {
-  return lay_out_plan<W>(problem, arena, parts_of(problem, 0), false);
+struct Sum : Plan<W> {
+  Tiles<W> tiles;
+};
+
+template <class W>
+Sum<W> lay_out(const BatchAll& problem, Arena& arena) {
+  Sum<W> p{};
+  static_cast<Plan<W>&>(p) = lay_out_plan<W>(problem, arena);
+  p.blocks = lay_out_blocks<W>(p, arena, false);
+  p.tiles = lay_out_tiles<W>(problem, arena, parts_of(problem, 0), false);
+  return p;
 }
 
 template <class W>
-const Plan<W>& as_plan(const void* plan) {
-  return *static_cast<const Plan<W>*>(plan);
+const Sum<W>& as_sum(const void* plan) {
+  return *static_cast<const Sum<W>*>(plan);
 }
+
+// --- by blocks -------------------------------------------------------------------------------------------------------
+
+/// total[r] += the sum over c of closeness x rank, of a sliver.
+template <class W>
+FASTMINE_NOINLINE void add_ranked(const Chunk<W>& chunk, double* total) {
+  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<double>);
+  for (std::int64_t r = 0; r < kWidth<W>; r += step) {
+    Vec<double> sum = load(total + r);
+    for (std::int64_t c = 0; c < chunk.count; ++c) {
+      const Vec<double> rank = load_double(chunk.slope + c * kWidth<W> + r);
+      const Vec<double> closeness = load_double(chunk.closeness + c * kWidth<W> + r);
+      sum += select(rank == 0, Vec<double>{}, rank * closeness);
+    }
+    store(total + r, sum);
+  }
+}
+
+/// total[r] += the sum over c of the closeness of negatives.
+template <class W>
+FASTMINE_NOINLINE void add_plain(const Chunk<W>& chunk, double* total) {
+  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<double>);
+  for (std::int64_t r = 0; r < kWidth<W>; r += step) {
+    Vec<double> sum = load(total + r);
+    for (std::int64_t c = 0; c < chunk.count; ++c) {
+      const Vec<double> closeness = load_double(chunk.closeness + c * kWidth<W> + r);
+      sum += select(closeness == closeness, closeness, Vec<double>{});
+    }
+    store(total + r, sum);
+  }
+}
+
+template <class W>
+void sum_sliver(const Plan<W>& p, std::int64_t sliver) {
+  const Blocks<W>& s = p.blocks;
+  const End<W> own{s.x, s.x_class, p.a.count}, across{s.y, s.y_class, 0};
+  double ranked[kSliver<W>] = {}, pushed[kSliver<W>] = {};
+  const auto add = [&](const Chunk<W>& chunk) {
+    add_ranked(chunk, ranked);
+    if (p.problem.leak > 0) {
+      add_plain(chunk, pushed);
+    }
+  };
+  for_chunks(p, own, sliver, across, add, [](std::int64_t, std::int64_t, W*) {});
+  const std::int64_t first = sliver * kWidth<W>;
+  for (std::int64_t k = first; k < smaller(first + kWidth<W>, p.a.count); ++k) {
+    AnchorSum sum{.ranked = ranked[k - first], .pushed = pushed[k - first]};
+    for (std::int64_t t = 0; t < s.found[k]; ++t) {
+      sum.add_positive(s.positive[k * p.most_positives + t] + p.problem.margin, s.below[t * s.stride + k]);
+    }
+    sum.write(p.problem, p.a.row(k), s.found[k], p.negatives(k));
+  }
+}
+
+// --- by tiles --------------------------------------------------------------------------------------------------------
 
 /// What the negatives of an anchor add to its sum.
 struct Pushed {
@@ -41,25 +106,13 @@ FASTMINE_INLINE void add_negatives(const W* row, const W* rank, std::int64_t wid
   }
 }
 
-/// The sum over the triplets of anchor r that count, and how many do. A positive plus the margin counts once for each
-/// such triplet, a negative minus once; with a leak, in all other triplets that much.
 template <class W>
 void write_sum(const Plan<W>& p, const Block& block, const Scratch<W>& scratch, std::int64_t r, const Pushed& pushed) {
-  const double* positive = scratch.ascending + block.offset[r];
-  const double* below = scratch.below + block.offset[r];
-  double ranked = 0, plain = 0, active = 0;
+  AnchorSum sum{.ranked = pushed.ranked, .pushed = pushed.plain};
   for (std::int64_t k = 0; k < block.positives[r]; ++k) {
-    const double threshold = positive[k] + p.problem.margin;
-    ranked += threshold * below[k];
-    plain += threshold;
-    active += below[k];
+    sum.add_positive(scratch.ascending[block.offset[r] + k] + p.problem.margin, scratch.below[block.offset[r] + k]);
   }
-  const double all =
-      plain * static_cast<double>(block.negatives[r]) - pushed.plain * static_cast<double>(block.positives[r]);
-  const double leak = p.problem.leak, above = ranked - pushed.ranked;
-  const std::int64_t i = p.a.row(block.first + r);
-  p.problem.sum[i] = leak == 0 ? above : leak * all + (1 - leak) * above;
-  p.problem.active[i] = active;
+  sum.write(p.problem, p.a.row(block.first + r), block.positives[r], block.negatives[r]);
 }
 
 template <class W>
@@ -80,27 +133,47 @@ void sum_block(const Plan<W>& p, std::int64_t number, const Scratch<W>& scratch)
 }
 
 template <class W>
+void sum_part(const Sum<W>& p, std::int64_t part) {
+  const std::int64_t anchors = p.a.count;
+  for (std::int64_t number = p.tiles.first_block(anchors, part); number < p.tiles.first_block(anchors, part + 1);
+       ++number) {
+    sum_block(p, number, p.tiles.scratch[part]);
+  }
+}
+
+// --- stages ----------------------------------------------------------------------------------------------------------
+
+/// What is gathered of a chunk are its counts.
+template <class W>
+void measure_counts(void* plan, std::int64_t begin, std::int64_t end) {
+  const Sum<W>& p = as_sum<W>(plan);
+  measure<W>(p, begin, end);
+  for (std::int64_t k = begin * kWidth<W>; k < end * kWidth<W>; ++k) {
+    p.blocks.each[k] = 1;
+    p.blocks.always[k] = 0;
+  }
+}
+
+template <class W>
 std::int64_t sum_tasks(const void* plan) {
-  return as_plan<W>(plan).parts();
+  const Sum<W>& p = as_sum<W>(plan);
+  return p.in_blocks() ? p.a.slivers() : p.tiles.parts(p.a.count);
 }
 
 template <class W>
 void sum(void* plan, std::int64_t begin, std::int64_t end) {
-  const Plan<W>& p = as_plan<W>(plan);
-  for (std::int64_t part = begin; part < end; ++part) {
-    for (std::int64_t number = p.first_block(part); number < p.first_block(part + 1); ++number) {
-      sum_block(p, number, p.scratch[part]);
-    }
+  const Sum<W>& p = as_sum<W>(plan);
+  [[maybe_unused]] const MatrixUnit unit;
+  for (std::int64_t t = begin; t < end; ++t) {
+    p.in_blocks() ? sum_sliver(p, t) : sum_part(p, t);
   }
 }
 
 template <class W>
 constexpr Stage kStages[] = {
-    {&look_tasks<Plan<W>>, &few, &look<Plan<W>>},
-    {&once, &once, &group<Plan<W>>},
-    {&pack_tasks<Plan<W>>, &few, &pack<Plan<W>>},
-    {&once, &once, &measure<Plan<W>>},
-    {&sum_tasks<W>, &once, &sum<W>},
+    {&look_tasks<Sum<W>>, &few, &look<Sum<W>>},         {&once, &once, &group<Sum<W>>},
+    {&pack_tasks<Sum<W>>, &few, &pack<Sum<W>>},         {&once, &once, &find_largest<Sum<W>>},
+    {&measure_tasks<Sum<W>>, &few, &measure_counts<W>}, {&sum_tasks<W>, &once, &sum<W>},
 };
 
 }  // namespace

@@ -1,36 +1,54 @@
-// What the batch-all triplet loss and its gradient share: rows by label, tiles of distances, ranks among thresholds.
+// What the batch-all triplet loss and its gradient share: rows by label, who is whose positive, and which way to go.
 //
-// An anchor's distances are spoken of as closeness: the distance, or minus a similarity. Positions are those of rows by
-// label, in `a` (the anchors in use) and in `b` (the references that take part).
+// An anchor's distances are spoken of as closeness: the distance, or minus a similarity. Positions are those of rows in
+// `a` (the anchors in use, by label) and in `b` (the references that take part). There are two ways:
+//
+//   blocks (batch_all_blocks.h), where no anchor has more than a few positives: the thresholds of all anchors are at
+//   hand, so that a row gathers what it is due as anchor and as reference from one block of distances;
+//   tiles (batch_all_tiles.h), for larger classes: those of 48 anchors at a time, and partial sums of the references.
 #pragma once
 
 #include "kernels/batch_all.h"
-#include "kernels/cpu/distance_row.h"
 #include "kernels/cpu/order.h"
+#include "kernels/cpu/row_block.h"
 
 namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE::batch_all {
 
-inline constexpr std::int64_t kAnchors = 48;      // compared at a time: whole slivers of every type and vector width
-inline constexpr std::int64_t kReferences = 192;  // with so many: a tile, in the second cache
-inline constexpr std::int64_t kMostParts = 16;
-inline constexpr std::int64_t kFewestParts = 4;
-inline constexpr std::int64_t kBlocksOfPart = 4;  // at least, where that leaves kFewestParts; so is the next
-inline constexpr std::int64_t kPartBytes = std::int64_t{64} << 20;  // of all parts at most
-inline constexpr std::int64_t kFewThresholds = 40;  // up to here a distance is compared with all, else by bisection
+inline constexpr std::int64_t kMostPositives = 128;  // by blocks
 
-/// What is no negative: above every threshold, and times 0 it is 0.
-template <class W>
-inline constexpr W kFar =
-    sizeof(W) == 8 ? static_cast<W>(1.7976931348623157e308) : static_cast<W>(3.4028234663852886e38);
+/// By blocks up to so many: then thresholds take no more memory than a few copies of the rows.
+FASTMINE_INLINE std::int64_t few_positives(std::int64_t d) {
+  return smaller(kMostPositives, larger<std::int64_t>(48, d));
+}
 
-/// What one part, a run of blocks of kAnchors anchors, works in.
+/// One threshold above each positive of each anchor in use: [k, position], NaN where an anchor has fewer positives.
 template <class W>
-struct Scratch {
-  double* positive;   // closeness of each anchor to its positives, in their order, from its Block::offset on
-  double* ascending;  // the same, sorted
-  double* below;      // per positive of those, the triplets it is part of
-  W* tile;            // [kAnchors, kReferences]: closeness
-  W* weight;          // [kAnchors, kReferences]: of the gradient; null without
+struct Limits {
+  double margin;  // of the thresholds above the positives
+  W by;           // what a negative below a threshold counts
+  W* low;         // a closeness below it is below the threshold,
+  W* high;        // and one above it is not
+};
+
+/// The way by blocks. With one set, x is y, and the anchors in use come first.
+template <class W>
+struct Blocks {
+  LabelledRows<W> x, y;
+  std::int64_t* order;   // with one set, of its rows
+  std::int64_t* place;   // per row of y, in y_order
+  std::int64_t* anchor;  // per first place of a label, the first anchor in use that has it; the number of anchors: none
+  Position<W>* x_class;  // per position the first place of its label in y_order
+  Position<W>* y_class;
+  std::int64_t stride;      // of positions of anchors, in whole slivers
+  std::int64_t* own_place;  // per anchor in use: its own place in y_order, -1 without one
+  std::int64_t* found;      // its positives
+  double* positive;         // [anchors, most_positives]: closeness, in the order of y_order
+  double* below;            // [most_positives, stride]: the triplets of each that count
+  Limits<W> limits[2];      // the outer and, of semi-hard triplets, the inner ones
+  W* each;                  // [stride]: what each triplet of an anchor that counts pulls by, less ...
+  W* always;                // ... what all of those of a negative do, counted or not
+  double coarsest;          // with digits, the largest unit of y
+  bool digits;              // products are of digits
 };
 
 template <class W>
@@ -41,33 +59,21 @@ struct Plan {
   RowSet x, y;  // with one set, y is x
   double* centre;
   std::int64_t* x_order;
-  std::int64_t* y_order;
+  std::int64_t* y_order;  // by label
   std::int64_t* spare;
-  std::int64_t* same_begin;  // per position of a: the references of its label are [begin, end) in b
+  std::int64_t* same_begin;  // per position of a: the references of its label are [begin, end) of y_order
   std::int64_t* same_end;
+  std::int64_t most_positives;  // of any anchor in use
   Packed<W> a, b;
   double widest;  // the largest norm in b
-  std::int64_t most_parts;
-  Scratch<W> scratch[kMostParts];
+  Blocks<W> blocks;
 
-  std::int64_t blocks() const { return divide_up(a.count, kAnchors); }
-  std::int64_t parts() const { return smaller(most_parts, blocks()); }
-  std::int64_t first_block(std::int64_t part) const { return blocks() * part / parts(); }
+  std::int64_t negatives(std::int64_t anchor) const { return b.count - (same_end[anchor] - same_begin[anchor]); }
+  bool in_blocks() const { return most_positives <= few_positives(problem.x.d); }
 };
 
-/// Room for the thresholds of a block, and for one number more for each anchor: only what is used is ever touched.
-inline std::int64_t threshold_room(const BatchAll& problem) { return kAnchors * (problem.y.n + 1); }
-
-/// The parts of a problem, each of which takes `bytes` besides its thresholds.
-inline std::int64_t parts_of(const BatchAll& problem, std::int64_t bytes) {
-  const std::int64_t blocks = divide_up(problem.x.n, kAnchors);
-  const std::int64_t room = 3 * threshold_room(problem) * static_cast<std::int64_t>(sizeof(double)) + bytes;
-  const std::int64_t wanted = smaller(divide_up(blocks, kBlocksOfPart), kPartBytes / room);
-  return smaller(blocks, larger(kFewestParts, smaller(kMostParts, wanted)));
-}
-
 template <class W>
-Plan<W> lay_out_plan(const BatchAll& problem, Arena& arena, std::int64_t most_parts, bool weights) {
+Plan<W> lay_out_plan(const BatchAll& problem, Arena& arena) {
   const std::int64_t n = problem.x.n, m = problem.y.n;
   Plan<W> p{};
   p.problem = problem;
@@ -81,13 +87,6 @@ Plan<W> lay_out_plan(const BatchAll& problem, Arena& arena, std::int64_t most_pa
   p.same_end = arena.take<std::int64_t>(n);
   p.a = lay_out_packed<W>(arena, n, problem.x.d);
   p.b = lay_out_packed<W>(arena, m, problem.x.d);
-  p.most_parts = most_parts;
-  const std::int64_t room = threshold_room(problem);
-  for (std::int64_t part = 0; part < most_parts; ++part) {
-    p.scratch[part] = {arena.take<double>(room), arena.take<double>(room), arena.take<double>(room),
-                       arena.take<W>(kAnchors * kReferences),
-                       weights ? arena.take<W>(kAnchors * kReferences) : nullptr};
-  }
   return p;
 }
 
@@ -133,6 +132,7 @@ void group_rows(Plan<W>& p) {
   for (std::int64_t i = 0; q.triplets != nullptr && i < q.x.n; ++i) {
     q.triplets[i] = q.sum[i] = q.active[i] = 0;
   }
+  p.most_positives = 0;
   std::int64_t used = 0, begin = 0, end = 0;
   for (std::int64_t k = 0; k < anchors; ++k) {
     const std::int64_t i = p.x_order[k], label = q.labels[i];
@@ -142,12 +142,13 @@ void group_rows(Plan<W>& p) {
     }
     for (; k < anchors && q.labels[p.x_order[k]] == label; ++k) {
       const std::int64_t row = p.x_order[k], own = itself(q, row);
+      const bool present = own >= 0 && own < q.y.n && q.ref_labels[own] == label && (p.y.kind[own] & kSkipped) == 0;
+      const std::int64_t positives = end - begin - (present ? 1 : 0), negatives = references - (end - begin);
       if (q.triplets != nullptr) {
-        const bool present = own >= 0 && own < q.y.n && q.ref_labels[own] == label && (p.y.kind[own] & kSkipped) == 0;
-        const std::int64_t positives = end - begin - (present ? 1 : 0), negatives = references - (end - begin);
         q.triplets[row] = static_cast<double>(positives) * static_cast<double>(negatives);
       }
       if (q.use[row]) {
+        p.most_positives = larger(p.most_positives, positives);
         p.x_order[used] = row;
         p.same_begin[used] = begin;
         p.same_end[used++] = end;
@@ -161,311 +162,64 @@ void group_rows(Plan<W>& p) {
   p.b.order = p.y_order;
 }
 
-template <class P>
-void group(void* plan, std::int64_t, std::int64_t) {
-  group_rows(*static_cast<P*>(plan));
-}
-
-template <class P>
-std::int64_t pack_tasks(const void* plan) {
-  const P& p = *static_cast<const P*>(plan);
-  return p.a.slivers() + p.b.slivers();
-}
-
-template <class P>
-void pack(void* plan, std::int64_t begin, std::int64_t end) {
-  const P& p = *static_cast<const P*>(plan);
-  const std::int64_t own = p.a.slivers();
-  for (std::int64_t t = begin; t < end; ++t) {
-    t < own ? pack_sliver(p.x, p.centre, p.a, t) : pack_sliver(p.y, p.centre, p.b, t - own);
-  }
-}
-
-// --- closeness -------------------------------------------------------------------------------------------------------
-
-/// out[k] = the closeness of position i to position columns[k] by direct difference, for k < count, at most a sliver.
+/// out[k] = the closeness of row i of x to row rows[k] of y by direct difference, for k < count.
 template <class W>
-FASTMINE_NOINLINE void compare_directly(const Plan<W>& p, std::int64_t i, const std::int64_t* columns,
-                                        std::int64_t count, double* out) {
-  std::int64_t rows[kSliver<W>];
+FASTMINE_NOINLINE void compare_directly(const Plan<W>& p, std::int64_t i, const std::int64_t* rows, std::int64_t count,
+                                        double* out) {
   const Metric metric = p.problem.metric;
-  for (std::int64_t k = 0; k < count; ++k) {
-    rows[k] = p.b.row(columns[k]);
-  }
-  exact_keys<W>(p.problem.x, p.a.row(i), p.x.norm, p.problem.y, rows, count, p.y.norm, metric, out);
+  exact_keys<W>(p.problem.x, i, p.x.norm, p.problem.y, rows, count, p.y.norm, metric, out);
   for (std::int64_t k = 0; k < count; ++k) {
     out[k] = metric == Metric::dot ? 0.5 * out[k] : distance_of(out[k], metric);
   }
 }
 
-/// The closeness of a block of anchors, which begins at position `first`, to slivers s .. s_end of references.
+/// How far in W a closeness whose key has an error of at most `error`, and a threshold, may be from where they are.
 template <class W>
-void fill_tile(const Plan<W>& p, std::int64_t first, std::int64_t s, std::int64_t s_end, W* tile) {
-  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>), step = static_cast<std::int64_t>(lanes<W>);
-  alignas(64) W block[kSliver<W> * kSliver<W>];
-  const Sides<W> sides{p.x, p.y, p.a, p.b};
-  const W sign = p.problem.metric == Metric::dot ? -1 : 1;
-  const std::int64_t d = p.problem.x.d, end = smaller(first + kAnchors, p.a.count);
-  for (std::int64_t from = first; from < end; from += sliver) {
-    const std::int64_t height = smaller(sliver, end - from);
-    for (std::int64_t at = s; at < s_end; ++at) {
-      const std::int64_t width = smaller(sliver, p.b.count - at * sliver);
-      dot_block(p.a.sliver(from / sliver, d), p.b.sliver(at, d), static_cast<std::size_t>(d),
-                static_cast<std::size_t>(height), static_cast<std::size_t>(width), block);
-      for (std::int64_t r = 0; r < height; ++r) {
-        W* out = tile + (from - first + r) * kReferences + (at - s) * sliver;
-        distances_of_row(sides, from + r, at, width, block + r * sliver);
-        for (std::int64_t c = 0; c < sliver; c += step) {
-          store(out + c, load(block + r * sliver + c) * sign);
-        }
-      }
-    }
-  }
+FASTMINE_INLINE double room_at(double threshold, double error, Metric metric) {
+  constexpr double roundings = sizeof(W) == 8 ? 0x1p-51 : 0x1p-22;  // of a root, and of the threshold in W
+  const double size = ::fabs(threshold);
+  // Where roots a and b have a threshold between them, |a - b| <= |a^2 - b^2| / threshold; and always its root.
+  const double root = ::sqrt(error);
+  const double of_key = metric != Metric::euclidean ? error : size * root > error ? error / size : root;
+  return of_key + roundings * size;
 }
 
-/// f(begin, end) for each tile of references, at positions begin .. end, once it is filled.
-template <class W, class F>
-void for_tiles(const Plan<W>& p, std::int64_t first, W* tile, F f) {
-  constexpr std::int64_t sliver = static_cast<std::int64_t>(kSliver<W>);
-  constexpr std::int64_t across = kReferences / sliver;
-  const std::int64_t last = p.b.slivers();
-  for (std::int64_t s = 0; s < last; s += across) {
-    const std::int64_t s_end = smaller(s + across, last);
-    fill_tile(p, first, s, s_end, tile);
-    f(s * sliver, s_end * sliver);
-  }
-}
-
-// --- positives -------------------------------------------------------------------------------------------------------
-
-/// A block of anchors, at positions first .. end, and how many candidates each has.
-struct Block {
-  std::int64_t first, end;
-  std::int64_t offset[kAnchors];  // of its positives
-  std::int64_t positives[kAnchors];
-  std::int64_t negatives[kAnchors];
-
-  std::int64_t height() const { return end - first; }
-};
-
-/// The positives of an anchor among positions begin .. end: all of its label but itself.
-template <class W, class F>
-FASTMINE_INLINE void for_positives(const Plan<W>& p, std::int64_t i, std::int64_t begin, std::int64_t end, F f) {
-  const std::int64_t own = itself(p.problem, p.a.row(i));
-  for (std::int64_t j = larger(begin, p.same_begin[i]); j < smaller(end, p.same_end[i]); ++j) {
-    if (p.b.row(j) != own) {
-      f(j);
-    }
-  }
-}
-
-/// The closeness of anchor i to its positives, by direct difference; returns how many there are.
+/// Bounds the error of the closeness to any reference of a row of this norm, before a root is taken, where products are
+/// sums of d terms in W, and keys by `beyond` further off.
 template <class W>
-std::int64_t measure_positives(const Plan<W>& p, std::int64_t i, double* out) {
-  constexpr std::int64_t most = static_cast<std::int64_t>(kSliver<W>);
-  std::int64_t found = 0, columns[kSliver<W>];
-  for (std::int64_t begin = p.same_begin[i]; begin < p.same_end[i]; begin += most) {
-    std::int64_t count = 0;
-    for_positives(p, i, begin, begin + most, [&](std::int64_t j) { columns[count++] = j; });
-    compare_directly(p, i, columns, count, out + found);
-    found += count;
-  }
-  return found;
-}
-
-/// The positives of each anchor of a block, and no triplet counted yet.
-template <class W>
-Block find_positives(const Plan<W>& p, std::int64_t number, const Scratch<W>& scratch) {
-  Block block{};
-  block.first = number * kAnchors;
-  block.end = smaller(block.first + kAnchors, p.a.count);
-  std::int64_t offset = 0;
-  for (std::int64_t r = 0; r < block.height(); ++r) {
-    const std::int64_t i = block.first + r;
-    double* positive = scratch.positive + offset;
-    const std::int64_t count = measure_positives(p, i, positive);
-    for (std::int64_t k = 0; k < count; ++k) {
-      scratch.ascending[offset + k] = positive[k];
-    }
-    sort_values(scratch.ascending + offset, count);
-    for (std::int64_t k = 0; k <= count; ++k) {
-      scratch.below[offset + k] = 0;
-    }
-    block.offset[r] = offset;
-    block.positives[r] = count;
-    block.negatives[r] = p.b.count - (p.same_end[i] - p.same_begin[i]);
-    offset += count + 1;
-  }
-  return block;
-}
-
-// --- ranks -----------------------------------------------------------------------------------------------------------
-
-/// What the negatives of an anchor are compared with: its positives, ascending, plus a margin. Where their closeness
-/// is W's, one that is nearer a threshold than its `room` might be on the other side: `error` bounds that of its key.
-template <class W>
-struct Thresholds {
-  const double* positive;
-  std::int64_t count;
-  double margin;
-  double error;
-  Metric metric;
-
-  FASTMINE_INLINE double at(std::int64_t k) const { return positive[k] + margin; }
-  FASTMINE_INLINE double room(double threshold) const {
-    constexpr double roundings = sizeof(W) == 8 ? 0x1p-51 : 0x1p-22;  // of a root, and of the threshold in W
-    const double size = ::fabs(threshold);
-    // Where roots a and b have a threshold between them, |a - b| <= |a^2 - b^2| / threshold; and always its root.
-    const double root = ::sqrt(error);
-    const double of_key = metric != Metric::euclidean ? error : size * root > error ? error / size : root;
-    return of_key + roundings * size;
-  }
-  FASTMINE_INLINE bool is_near(W value, std::int64_t k) const {
-    const double threshold = at(k);
-    return ::fabs(static_cast<double>(value) - threshold) <= room(threshold);
-  }
-  /// How many thresholds a closeness has met, so that they are not above it; T is that of the closeness.
-  template <class T>
-  FASTMINE_INLINE std::int64_t met(T value) const {
-    std::int64_t found = 0;
-    for (std::int64_t left = count; left > 1; left -= left / 2) {
-      found = static_cast<T>(at(found + left / 2 - 1)) <= value ? found + left / 2 : found;
-    }
-    return found + (static_cast<T>(at(found)) <= value ? 1 : 0);
-  }
-};
-
-/// rank[c] += `by` for each of the thresholds above row[c], below[k] += `by` for each of the row below threshold k.
-/// Returns whether any is so near a threshold that it might be on the other side.
-template <class W>
-FASTMINE_NOINLINE bool rank_among_few(const W* row, std::int64_t width, const Thresholds<W>& thresholds, W by, W* rank,
-                                      double* below) {
-  using V = Vec<W>;
-  constexpr std::int64_t step = static_cast<std::int64_t>(lanes<W>);
-  const V one = broadcast(by);
-  auto near = V{} != V{};
-  for (std::int64_t k = 0; k < thresholds.count; ++k) {
-    const double threshold = thresholds.at(k), room = thresholds.room(threshold);
-    const V t = broadcast(static_cast<W>(threshold)), low = broadcast(static_cast<W>(threshold - room)),
-            high = broadcast(static_cast<W>(threshold + room));
-    V found{};
-    for (std::int64_t c = 0; c < width; c += step) {
-      const V value = load(row + c);
-      const V is_below = select(value < t, one, V{});
-      near |= (value >= low) & (value <= high);
-      store(rank + c, load(rank + c) + is_below);
-      found += is_below;
-    }
-    below[k] += static_cast<double>(fold(found, [](auto a, auto b) { return a + b; }));
-  }
-  return any(near);
-}
-
-/// The same by bisection, but that below[k] counts those of the row that have met exactly k thresholds.
-template <class W>
-FASTMINE_NOINLINE bool rank_among_many(const W* row, std::int64_t width, const Thresholds<W>& thresholds, W by, W* rank,
-                                       double* below) {
-  const std::int64_t count = thresholds.count;
-  bool near = false;
-  for (std::int64_t c = 0; c < width; ++c) {
-    const std::int64_t met = thresholds.met(row[c]);
-    near |= thresholds.is_near(row[c], larger<std::int64_t>(met - 1, 0)) ||
-            thresholds.is_near(row[c], smaller(met, count - 1));
-    rank[c] += by * static_cast<W>(count - met);
-    below[met] += static_cast<double>(by);
-  }
-  return near;
-}
-
-/// One negative more, or less: what it adds to the counts, wherever its closeness is from. Returns its rank.
-template <class W, class T>
-FASTMINE_INLINE W count_one(const Thresholds<W>& thresholds, T value, W by, double* below) {
-  const std::int64_t met = thresholds.met(value);
-  if (thresholds.count > kFewThresholds) {
-    below[met] += static_cast<double>(by);
-  }
-  for (std::int64_t k = met; thresholds.count <= kFewThresholds && k < thresholds.count; ++k) {
-    below[k] += static_cast<double>(by);
-  }
-  return by * static_cast<W>(thresholds.count - met);
-}
-
-/// Rank again, by direct difference, every negative of a row that is near a threshold; the positives are such already.
-template <class W>
-FASTMINE_NOINLINE void settle_ties(const Plan<W>& p, std::int64_t i, std::int64_t begin, std::int64_t width,
-                                   const Thresholds<W>& thresholds, const W* row, W by, W* rank, double* below) {
-  for (std::int64_t c = 0; c < width; ++c) {
-    if (row[c] == kFar<W>) {
-      continue;
-    }
-    const std::int64_t met = thresholds.met(row[c]), column = begin + c;
-    if (thresholds.is_near(row[c], larger<std::int64_t>(met - 1, 0)) ||
-        thresholds.is_near(row[c], smaller(met, thresholds.count - 1))) {
-      double exact;
-      compare_directly(p, i, &column, 1, &exact);
-      rank[c] += count_one<W, W>(thresholds, row[c], -by, below) + count_one<W, double>(thresholds, exact, by, below);
-    }
-  }
-}
-
-/// Put kFar where row r of a tile that begins at position `begin` holds no negative.
-template <class W>
-FASTMINE_INLINE void keep_negatives(const Plan<W>& p, std::int64_t i, std::int64_t begin, std::int64_t end, W* row) {
-  for (std::int64_t j = larger(begin, p.same_begin[i]); j < smaller(end, p.same_end[i]); ++j) {
-    row[j - begin] = kFar<W>;
-  }
-  for (std::int64_t j = p.b.count; j < end; ++j) {
-    row[j - begin] = kFar<W>;
-  }
-}
-
-/// rank[c] = how many triplets of anchor r of the block have the negative at column c of the tile, 0 for what is none:
-/// the thresholds above it for all triplets, the positives themselves for hard ones, the difference for semi-hard ones.
-template <class W>
-FASTMINE_INLINE void rank_row(const Plan<W>& p, const Block& block, const Scratch<W>& scratch, std::int64_t r,
-                              std::int64_t begin, std::int64_t end, W* rank) {
-  const std::int64_t i = block.first + r, width = end - begin;
-  W* row = scratch.tile + r * kReferences;
-  double* below = scratch.below + block.offset[r];
-  keep_negatives(p, i, begin, end, row);
-  for (std::int64_t c = 0; c < width; ++c) {
-    rank[c] = 0;
-  }
-  const double of_key = key_error<W>(p.problem.x.d, static_cast<double>(p.a.norm[i]), p.widest);
+FASTMINE_INLINE double closeness_error(const Plan<W>& p, double norm, std::int64_t d, double beyond) {
   const double halved = p.problem.metric == Metric::cosine || p.problem.metric == Metric::dot ? 0.5 : 1;
-  const auto count = [&](double margin, W by) {
-    const Thresholds<W> thresholds{scratch.ascending + block.offset[r], block.positives[r], margin, halved * of_key,
-                                   p.problem.metric};
-    const auto ranked = thresholds.count <= kFewThresholds ? &rank_among_few<W> : &rank_among_many<W>;
-    if (ranked(row, width, thresholds, by, rank, below)) {
-      settle_ties(p, i, begin, width, thresholds, row, by, rank, below);
-    }
-  };
-  count(p.problem.kind == Triplets::hard ? 0 : p.problem.margin, 1);
-  if (p.problem.kind == Triplets::semi_hard) {
-    count(0, -1);
-  }
+  return halved * (key_error<W>(d, norm, p.widest) + beyond);
 }
 
-/// After all tiles: below[k] = the triplets of positive k, however they were counted.
-template <class W>
-void finish_counts(const Block& block, const Scratch<W>& scratch) {
-  for (std::int64_t r = 0; r < block.height(); ++r) {
-    double* below = scratch.below + block.offset[r];
-    for (std::int64_t k = 1; block.positives[r] > kFewThresholds && k < block.positives[r]; ++k) {
-      below[k] += below[k - 1];
-    }
-  }
+/// The margin above the positives that a negative must lie within to count; of semi-hard triplets it is not to lie
+/// below the positive itself.
+FASTMINE_INLINE double outer_margin(const BatchAll& problem) {
+  return problem.kind == Triplets::hard ? 0 : problem.margin;
 }
 
-template <class P>
-void measure(void* plan, std::int64_t, std::int64_t) {
-  P& p = *static_cast<P*>(plan);
-  p.widest = 0;
-  for (std::int64_t s = 0; s < p.b.slivers(); ++s) {
-    p.widest = larger(p.widest, static_cast<double>(p.b.radius[s]));
+/// The sum over the triplets of an anchor that count, and how many do. A positive plus the margin counts once for each
+/// such triplet, a negative minus once; with a leak, in all other triplets that much.
+struct AnchorSum {
+  double thresholds = 0;  // the sum over positives of threshold x negatives below
+  double plain = 0;       // of thresholds
+  double active = 0;      // of negatives below
+  double ranked = 0;      // the sum over negatives of closeness x thresholds above
+  double pushed = 0;      // of closeness
+
+  FASTMINE_INLINE void add_positive(double threshold, double below) {
+    thresholds += threshold * below;
+    plain += threshold;
+    active += below;
   }
-}
+  FASTMINE_INLINE void write(const BatchAll& problem, std::int64_t i, std::int64_t positives,
+                             std::int64_t negatives) const {
+    const double all = plain * static_cast<double>(negatives) - pushed * static_cast<double>(positives);
+    const double leak = problem.leak, above = thresholds - ranked;
+    problem.sum[i] = leak == 0 ? above : leak * all + (1 - leak) * above;
+    problem.active[i] = active;
+  }
+};
 
 inline std::int64_t once(const void*) { return 1; }
 inline std::int64_t few(const void*) { return 4; }

@@ -77,6 +77,20 @@ void add_products(const Columns<W>& across, Metric metric, std::int64_t d, const
   }
 }
 
+/// total[r] += the weights[c][r] of all c < count.
+template <class W>
+void add_weights(const W* weights, std::int64_t count, double* total) {
+  Vec<W> sum[kSliverVectors] = {};
+  for (std::int64_t c = 0; c < count; ++c) {
+    for (std::size_t v = 0; v < kSliverVectors; ++v) {
+      sum[v] += load(weights + c * kWidth<W> + v * lanes<W>);
+    }
+  }
+  for (std::size_t r = 0; r < kSliver<W>; ++r) {
+    total[r] += static_cast<double>(sum[r / lanes<W>][r % lanes<W>]);
+  }
+}
+
 /// Rows across whose weights become digits together: as many as stay in the first cache with a sliver's.
 inline constexpr std::int64_t kDigitRows = 4 * kWidth<float>;
 
@@ -118,11 +132,12 @@ inline void add_products(const DigitRows& across, Metric metric, std::int64_t d,
   }
 }
 
-/// sums += w (x[i] - y[j]), from the rows as they were given.
+/// sums += w (x[i] - y[j]), for dot w y[j], from the rows as they were given.
 template <class W>
 FASTMINE_NOINLINE void pull(const RowSet& own, std::int64_t i, const RowSet& other, std::int64_t j, double w,
                             double* sums) {
-  const double own_scale = scale_of(own, i), other_scale = scale_of(other, j);
+  const bool dot = own.metric == Metric::dot;
+  const double own_scale = dot ? 0 : scale_of(own, i), other_scale = dot ? -1 : scale_of(other, j);
   W own_buffer[kWidth<W>], other_buffer[kWidth<W>];
   for (std::int64_t from = 0; from < own.rows.d; from += kWidth<W>, sums += kWidth<W> * kWidth<W>) {
     const std::int64_t count = smaller(kWidth<W>, own.rows.d - from);

@@ -12,15 +12,6 @@ constexpr std::size_t kVectors = kSliverVectors;
 template <class W>
 constexpr W kInf = static_cast<W>(__builtin_inf());
 
-/// Whether rows are multiplied as digits, forward and backward alike.
-template <class W, class P>
-bool by_digits(const P& problem) {
-  const std::int64_t d = problem.x.d;
-  const bool large = d >= 48 && problem.x.n * problem.y.n * d >= 8'000'000;
-  return sizeof(W) == 4 && d <= kDeepest &&
-         (problem.products == Products::digits || (problem.products == Products::automatic && kMatrixUnit && large));
-}
-
 /// The problem with its scale in both curves.
 template <class P>
 P scaled(P problem) {

@@ -211,20 +211,6 @@ FASTMINE_NOINLINE void weigh(const Plan<W>& p, const Side<W>& side, const Lanes<
 
 // --- gather ----------------------------------------------------------------------------------------------------------
 
-/// total[r] += the weights of row r.
-template <class W>
-void add_weights(const W* weights, std::int64_t count, double* total) {
-  Vec<W> sum[kVectors] = {};
-  for (std::int64_t c = 0; c < count; ++c) {
-    for (std::size_t v = 0; v < kVectors; ++v) {
-      sum[v] += load(weights + c * kWidth<W> + v * lanes<W>);
-    }
-  }
-  for (std::size_t r = 0; r < kSliver<W>; ++r) {
-    total[r] += static_cast<double>(sum[r / lanes<W>][r % lanes<W>]);
-  }
-}
-
 /// Weights times the rows across, to the sums of a sliver.
 template <class W>
 void multiply(const Side<W>& side, Metric metric, std::int64_t sliver, std::int64_t first, std::int64_t count,

@@ -55,6 +55,15 @@ struct RowBlocks {
 /// What is multiplied: rows with rows as they are, as digits, or as digits and with weights too.
 enum class Multiply { floats, digits, digits_and_weights };
 
+/// Whether the rows of a problem are multiplied as digits, forward and backward alike.
+template <class W, class P>
+bool by_digits(const P& problem) {
+  const std::int64_t d = problem.x.d;
+  const bool large = d >= 48 && problem.x.n * problem.y.n * d >= 8'000'000;
+  return sizeof(W) == 4 && d <= kDeepest &&
+         (problem.products == Products::digits || (problem.products == Products::automatic && kMatrixUnit && large));
+}
+
 template <class W>
 LabelledRows<W> lay_out_labelled(Arena& arena, const Rows& rows, const std::int64_t* labels, const bool* valid,
                                  Metric metric, Multiply multiply) {

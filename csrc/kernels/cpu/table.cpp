@@ -18,8 +18,6 @@ extern const BatchHardBackwardKernel batch_hard_backward_float32, batch_hard_bac
 extern const MinedPairsKernel mined_pairs_float32, mined_pairs_float64;
 extern const PairedDistanceKernel paired_distance_float32, paired_distance_float64;
 extern const ProxyEvidenceKernel proxy_evidence_float32, proxy_evidence_float64;
-extern const BatchAllKernel batch_all_float32, batch_all_float64;
-extern const BatchAllBackwardKernel batch_all_backward_float32, batch_all_backward_float64;
 extern const SegmentationLossKernel segmentation_loss_float32, segmentation_loss_float64;
 extern const SegmentationLossBackwardKernel segmentation_loss_backward_float32, segmentation_loss_backward_float64;
 extern const SegmentationSumsKernel segmentation_sums_float32, segmentation_sums_float64;
@@ -34,6 +32,8 @@ using namespace FASTMINE_ISA_EXTENDS;
 extern const BatchHardKernel batch_hard_float32, batch_hard_float64;
 extern const PairSumsKernel pair_sums_float32, pair_sums_float64;
 extern const PairSumsBackwardKernel pair_sums_backward_float32, pair_sums_backward_float64;
+extern const BatchAllKernel batch_all_float32, batch_all_float64;
+extern const BatchAllBackwardKernel batch_all_backward_float32, batch_all_backward_float64;
 
 extern const KernelTable table;
 const KernelTable table = {

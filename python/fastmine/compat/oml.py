@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .. import Evidence, MiningEvidence
 from .. import functional as F
+from ._evident import Evident, Plain
 
 __all__ = [
     "AllTripletsMiner",
@@ -33,7 +34,7 @@ def _tensor(labels: Labels, like: Tensor) -> Tensor:
     return torch.as_tensor(labels, device=like.device).reshape(-1)
 
 
-class HardTripletsMiner:
+class HardTripletsMiner(Plain):
     """The farthest positive and the nearest negative of each anchor that has both, as rows."""
 
     def sample(self, features: Tensor, labels: Labels) -> Triplets:
@@ -44,7 +45,7 @@ class HardTripletsMiner:
         return features[anchors], features[mined.positive_index[anchors]], features[mined.negative_index[anchors]]
 
 
-class NHardTripletsMiner:
+class NHardTripletsMiner(Plain):
     """Each of the ``n_positive`` farthest positives of an anchor with each of its ``n_negative`` nearest negatives.
 
     A range (first, last), counted from 1, leaves out the hardest ones, which may be wrong labels.
@@ -53,6 +54,7 @@ class NHardTripletsMiner:
     def __init__(
         self, n_positive: tuple[int, int] | list[int] | int = 1, n_negative: tuple[int, int] | list[int] | int = 1
     ) -> None:
+        self.n_positive, self.n_negative = n_positive, n_negative
         self.positives, self.negatives = self._ranks(n_positive), self._ranks(n_negative)
         F.mined_pairs_options(
             "hardest", self.positives, "hardest", self.negatives, None, True, "euclidean", 0.5, 1.4, None
@@ -71,7 +73,7 @@ class NHardTripletsMiner:
         return features[rows[0]], features[rows[1]], features[rows[2]]
 
 
-class AllTripletsMiner:
+class AllTripletsMiner(Plain):
     """All triplets: :class:`TripletLossWithMiner` counts them and lists none; ``sample`` lists them, N^3 of them."""
 
     def sample(self, features: Tensor, labels: Labels) -> Triplets:
@@ -83,7 +85,7 @@ class AllTripletsMiner:
         return features[rows[0]], features[rows[1]], features[rows[2]]
 
 
-class _Logged(nn.Module):
+class _Logged(Evident, nn.Module):
     """A loss with evidence, from which the library's logs are read."""
 
     def __init__(self, margin: float | None, reduction: F.Reduction, need_logs: bool) -> None:
@@ -93,14 +95,6 @@ class _Logged(nn.Module):
         if margin is not None and not margin > 0:
             raise ValueError(f"margin must be above 0, or None for the soft margin; got {margin}")
         self.margin, self.reduction, self.need_logs = margin, reduction, need_logs
-        self._last: Evidence | None = None
-
-    @property
-    def evidence(self) -> Evidence:
-        """The evidence of the last call."""
-        if self._last is None:
-            raise RuntimeError(f"{type(self).__name__} has no evidence yet: call it first")
-        return self._last
 
     @property
     def last_logs(self) -> dict[str, float]:
@@ -126,10 +120,10 @@ class _Logged(nn.Module):
         count = values.detach().new_full((), float(len(values))).clamp(min=1)
         numbers = [(values > 0).sum() / count, to_positive.sum() / count, to_negative.sum() / count]
         row = torch.stack([number.detach().double() for number in (*numbers, count)])
-        object.__setattr__(self, "_last", Evidence(row, ("active_tri", "pos_dist", "neg_dist", "triplets")))
-        if self.reduction == "none":
-            return values
-        return values.sum() / count if self.reduction == "mean" else values.sum()
+        loss = values
+        if self.reduction != "none":
+            loss = values.sum() / count if self.reduction == "mean" else values.sum()
+        return self._keep((loss, Evidence(row, ("active_tri", "pos_dist", "neg_dist", "triplets"))))
 
 
 def _paired(x: Tensor, y: Tensor) -> Tensor:
@@ -187,15 +181,14 @@ class TripletLossWithMiner(_Logged):
         else:
             return self._of_rows(*self.miner.sample(features, labels))
         margin: F.Margin = "soft" if self.margin is None else float(self.margin)
-        loss, evidence = F.triplet_loss(
+        result: tuple[Tensor, Evidence] = F.triplet_loss(
             features, _tensor(labels, features), margin=margin, mining=mining, reduction=self.reduction,
             average="valid" if mining == "batch_all" else "active", return_evidence=True,
         )  # fmt: skip
-        object.__setattr__(self, "_last", evidence)
-        return loss
+        return self._keep(result)
 
 
-class ArcFaceLoss(nn.Module):
+class ArcFaceLoss(Evident, nn.Module):
     """:func:`fastmine.functional.arcface_loss`, with the learned ``weight`` [num_classes, in_features]."""
 
     criterion_name = "arcface"
@@ -210,25 +203,21 @@ class ArcFaceLoss(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_classes, in_features))
         nn.init.xavier_uniform_(self.weight)
         self.m, self.rescale, self.reduction = m, s, reduction
-        self._last: MiningEvidence | None = None
 
-    @property
-    def evidence(self) -> MiningEvidence:
-        """The evidence of the last call."""
-        if self._last is None:
-            raise RuntimeError("ArcFaceLoss has no evidence yet: call it first")
-        return self._last
+    def _options(self) -> dict[str, Any]:
+        num_classes, in_features = self.weight.shape
+        return {"in_features": in_features, "num_classes": num_classes, "s": self.rescale, **super()._options()}
 
     @property
     def last_logs(self) -> dict[str, float]:
         """``accuracy``: rows nearer to their own class than to any other."""
-        return {} if self._last is None else {"accuracy": 1 - self._last.hard / max(self._last.valid, 1.0)}
+        seen = self._last
+        return {"accuracy": 1 - seen.hard / max(seen.valid, 1.0)} if isinstance(seen, MiningEvidence) else {}
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss of embeddings [N, in_features] with labels [N]."""
-        loss, evidence = F.arcface_loss(
+        result: tuple[Tensor, Evidence] = F.arcface_loss(
             x, y, self.weight, scale=float(self.rescale), margin=float(self.m), reduction=self.reduction,
             return_evidence=True,
         )  # fmt: skip
-        object.__setattr__(self, "_last", evidence)
-        return loss
+        return self._keep(result)

@@ -23,6 +23,7 @@ from .. import Evidence
 from .. import functional as F
 from ..reference.pair_sums import Sums
 from ..reference.proxies import unit
+from ._evident import Evident, Printed
 
 try:
     from pytorch_metric_learning.losses import BaseMetricLossFunction as _LossBase
@@ -103,7 +104,7 @@ def _refuse(owner: str, options: dict[str, Any]) -> None:
         raise ValueError(f"{owner} does not support {', '.join(given)} here; leave it out, or add its term yourself")
 
 
-class _Loss(_LossBase):  # type: ignore[misc]
+class _Loss(Evident, _LossBase):  # type: ignore[misc]
     """What the losses share: the base class of the library where it is installed, and evidence."""
 
     def __init__(self, distance: Any, reducer: Any, options: dict[str, Any]) -> None:
@@ -113,19 +114,6 @@ class _Loss(_LossBase):  # type: ignore[misc]
             self.distance, self.reducer = distance, reducer
         else:
             super().__init__(distance=distance, reducer=reducer)
-        self._last: Evidence | None = None
-
-    @property
-    def evidence(self) -> Evidence:
-        """The evidence of the last call."""
-        if self._last is None:
-            raise RuntimeError(f"{type(self).__name__} has no evidence yet: call it first")
-        return self._last
-
-    def _keep(self, result: tuple[Tensor, Evidence]) -> Tensor:
-        loss, evidence = result
-        object.__setattr__(self, "_last", evidence)
-        return loss
 
 
 class TripletMarginLoss(_Loss):
@@ -510,6 +498,9 @@ class ArcFaceLoss(_ClassLoss):
             num_classes, embedding_size, math.radians(margin), scale, 1, distance, reducer, weight_init_func, options
         )
 
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "margin": round(math.degrees(self.margin), 6)}  # kept in radians, as there
+
     def _function(self, *args: Tensor, **options: Any) -> tuple[Tensor, Evidence]:
         found: tuple[Tensor, Evidence] = F.arcface_loss(*args, margin=self.margin, **options)
         return found
@@ -590,7 +581,7 @@ def _fan_out(weight: Tensor) -> Tensor:
 # --- miners ---------------------------------------------------------------------------------------------------------
 
 
-class _Miner(_MinerBase):  # type: ignore[misc]
+class _Miner(Printed, _MinerBase):  # type: ignore[misc]
     """What the miners share."""
 
     def __init__(self, positive: F.Positive, negative: F.Negative, distance: Any, options: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .. import Evidence
 from .. import functional as F
+from ._evident import Evident
 
 __all__ = [
     "BatchAllTripletLoss",
@@ -46,7 +47,7 @@ _METRICS: dict[str, F.Metric] = {"euclidean_distance": "euclidean", "cosine_dist
 _EUCLIDEAN = BatchHardTripletLossDistanceFunction.euclidean_distance
 
 
-class _BatchLoss(nn.Module):
+class _BatchLoss(Evident, nn.Module):
     """A model, a distance, and a loss of the embeddings that the model makes."""
 
     def __init__(self, model: nn.Module | None, distance_metric: Distance) -> None:
@@ -57,14 +58,6 @@ class _BatchLoss(nn.Module):
         self.sentence_embedder = model
         self.distance_metric = distance_metric
         self._metric = _METRICS[name]
-        self._last: Evidence | None = None
-
-    @property
-    def evidence(self) -> Evidence:
-        """The evidence of the last call."""
-        if self._last is None:
-            raise RuntimeError(f"{type(self).__name__} has no evidence yet: call it first")
-        return self._last
 
     def forward(self, sentence_features: Sequence[Mapping[str, Any]], labels: Tensor) -> Tensor:
         """The loss of a batch of sentences and their labels [N]."""
@@ -75,9 +68,7 @@ class _BatchLoss(nn.Module):
 
     def compute_loss_from_embeddings(self, embeddings: Sequence[Tensor], labels: Tensor) -> Tensor:
         """The loss of embeddings [N, D], the first of the list, and labels [N]."""
-        loss, evidence = self._loss(embeddings[0], labels.reshape(-1))
-        object.__setattr__(self, "_last", evidence)
-        return loss
+        return self._keep(self._loss(embeddings[0], labels.reshape(-1)))
 
     def _loss(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Evidence]:
         raise NotImplementedError
@@ -91,6 +82,9 @@ class _MarginLoss(_BatchLoss):
     def __init__(self, model: nn.Module | None, distance_metric: Distance = _EUCLIDEAN, margin: float = 5) -> None:
         super().__init__(model, distance_metric)
         self.triplet_margin = margin
+
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "margin": self.triplet_margin}
 
     def get_config_dict(self) -> dict[str, Any]:
         """What the trainer writes into a model card."""
