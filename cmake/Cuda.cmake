@@ -31,8 +31,8 @@ if(fastmine_build_cuda)
   if(NOT CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES "${FASTMINE_CUDA_ARCHITECTURES}")
   endif()
-  # All: nothing here is written for one architecture, so that nvcc's front end, half of its time, runs once, for PTX of
-  # compute_80; every GPU has code made of it, and the PTX is there for later ones.
+  # All: nvcc's front end, half of its time, runs once, for PTX of compute_80; every GPU has code made of it, and the PTX
+  # is there for later ones.
   set(fastmine_every_gpu OFF)
   if(CMAKE_CUDA_ARCHITECTURES STREQUAL "all")
     set(fastmine_every_gpu ON)
@@ -69,15 +69,10 @@ if(fastmine_build_cuda)
   fastmine_configure_torch_library(fastmine_torch_cuda)
   set(compiled_for "${CMAKE_CUDA_ARCHITECTURES}")
   if(fastmine_every_gpu)
-    set(gpus 80 86 89 90)
+    set(compiled_for 80-real 86-real 89-real 90-real 90a-real 80-virtual)
     if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
-      list(APPEND gpus 100 120)
+      list(APPEND compiled_for 100-real 120-real)
     endif()
-    list(TRANSFORM gpus PREPEND "sm_" OUTPUT_VARIABLE code)
-    list(JOIN code "," code)
-    target_compile_options(fastmine_kernels_cuda PRIVATE "--generate-code=arch=compute_80,code=[${code},compute_80]")
-    list(TRANSFORM gpus APPEND "-real" OUTPUT_VARIABLE compiled_for)
-    list(APPEND compiled_for 80-virtual)
   endif()
   string(REPLACE ";" "," compiled_for "${compiled_for}")
   target_compile_definitions(fastmine_torch_cuda PRIVATE USE_CUDA FASTMINE_CUDA_COMPILED_FOR="${compiled_for}")
@@ -103,6 +98,25 @@ if(fastmine_build_cuda)
   target_sources(
     fastmine_torch_cuda PRIVATE csrc/torch/cuda/batch_all.cpp csrc/torch/cuda/mined_pairs.cpp
                                 csrc/torch/cuda/pair_sums.cpp)
+
+  # Only mining has code for what one architecture has alone: its code for Hopper comes from a front end of its own.
+  if(fastmine_every_gpu)
+    get_target_property(sources fastmine_kernels_cuda SOURCES)
+    foreach(source IN LISTS sources)
+      set(gpus "${compiled_for}")
+      list(FILTER gpus INCLUDE REGEX "^[0-9]+-real$")
+      set(own "")
+      if(source MATCHES "/batch_hard\\.cu$")
+        list(REMOVE_ITEM gpus 90-real)
+        set(own --generate-code=arch=compute_90a,code=sm_90a)
+      endif()
+      list(TRANSFORM gpus REPLACE "^([0-9]+)-real$" "sm_\\1" OUTPUT_VARIABLE code)
+      list(JOIN code "," code)
+      set_property(
+        SOURCE "${source}" APPEND PROPERTY COMPILE_OPTIONS "--generate-code=arch=compute_80,code=[${code},compute_80]"
+                                           ${own})
+    endforeach()
+  endif()
 
   message(STATUS "CUDA kernels: nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${compiled_for}")
 endif()

@@ -31,6 +31,7 @@ UNTYPED += ("formula_on_sums", "mark_classes")
 ROWS += ("pack_rows", "find_positives", "choose", "mine_few_pairs", "find_norms", "find_edges", "6gather")
 UNTYPED += ("sort_tiles", "merge_runs", "match_labels", "clear_nearest", "screen_negatives", "screen_positives")
 UNTYPED += ("find_limits", "look_again", "look_at_anchors", "gather_evidence", "add_terms", "write_slopes")
+UNTYPED += ("screen_by_warpgroups",)
 # Losses over many pairs.
 ROWS += ("12write_slopes", "mine_ranks", "sum_triplets", "weigh_triplets", "write_triplets")
 UNTYPED += tuple(f"gather_slopesI{dtype}Lb{anchors}E" for dtype in "fd" for anchors in (0, 1))
@@ -57,6 +58,10 @@ INSTRUCTIONS = {  # by a part of the mangled name: what must be there, and how o
     "13gather_slopesIfLb1E": {"FFMA": 64 * 16 + 64 * 8, "LDS.128": 4 * 16 + 4 * 8, "MUFU.EX2": 2},
 }
 """Loads and stores of 16 bytes, products out of shared memory in registers, one exponential for each element."""
+HOPPER = "20screen_by_warpgroupsE"
+HOPPER_INSTRUCTIONS = {"HGMMA.64x128x16.F32.BF16": 2, "UBLKCP": 3, "SYNCS.PHASECHK": 2, "WARPGROUP.ARRIVE": 1}
+"""Where sm_90a multiplies by warpgroups: products, bulk copies, waits for these, and one fence for each slice: a second
+would have been put in by the compiler, between products that should follow each other."""
 
 
 def toolkit() -> Iterator[Path]:
@@ -103,7 +108,8 @@ def usage(library: Path) -> dict[tuple[str, str], dict[str, int]]:
 
 
 def test_every_kernel_is_there_for_every_architecture(usage: dict[tuple[str, str], dict[str, int]]) -> None:
-    architectures = {architecture for architecture, _ in usage}
+    # What has code of its own for "90a" has none for "90".
+    architectures = {architecture.rstrip("a") for architecture, _ in usage}
     assert architectures
     patterns = [
         f"{kernel}I{dtype}NS_{len(variant)}{variant}E"
@@ -114,7 +120,7 @@ def test_every_kernel_is_there_for_every_architecture(usage: dict[tuple[str, str
     patterns += [f"{kernel}I{dtype}E" for kernel in ROWS for dtype in DTYPES.values()]
     patterns += [f"{kernel}I{dtype}E" for kernel in ERRORS for dtype in "fd"]
     for architecture in architectures:
-        names = [name for found, name in usage if found == architecture]
+        names = [name for found, name in usage if found.rstrip("a") == architecture]
         for pattern in (*patterns, *UNTYPED):
             assert any(pattern in name for name in names), f"{pattern} for {architecture}"
 
@@ -127,28 +133,55 @@ def test_no_kernel_spills(usage: dict[tuple[str, str], dict[str, int]]) -> None:
         assert numbers["REG"] <= most, f"{name} for {architecture} takes {numbers['REG']} registers"
 
 
+def disassembled(library: Path, architecture: str, names: list[str]) -> dict[str, str]:
+    """The instructions of these kernels for an architecture."""
+    command = [tool("cuobjdump"), "--dump-sass", "-arch", architecture, "--function", ",".join(names), library]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return dict(text.split("\n", 1) for text in re.split(r"\n\s*Function : ", printed)[1:])
+
+
 def test_kernels_use_the_instructions_that_they_are_written_for(
     library: Path, usage: dict[tuple[str, str], dict[str, int]]
 ) -> None:
     tool("nvdisasm")
-    generations = {architecture[:-1]: architecture for architecture, _ in sorted(usage, reverse=True)}
-    for architecture in generations.values():  # sm_80, but not 86 and 89, which have its instructions
+    numbers = {int(re.sub(r"\D", "", architecture)) for architecture, _ in usage}
+    first = {number // 10: number for number in sorted(numbers, reverse=True)}
+    for number in first.values():  # 80, but not 86 and 89, which have its instructions
         written_for = {
-            name: least
-            for compiled_for, name in usage
+            (architecture, name): least
+            for architecture, name in usage
             for part, least in INSTRUCTIONS.items()
-            if compiled_for == architecture and part in name and "GroupSums" not in name and "SumsBackward" not in name
-        }
+            if architecture in (f"sm_{number}", f"sm_{number}a")
+            and part in name and "GroupSums" not in name and "SumsBackward" not in name
+        }  # fmt: skip
         assert len(written_for) >= len(INSTRUCTIONS)
-        only = ["-arch", architecture, "--function", ",".join(written_for)]
-        command = [tool("cuobjdump"), "--dump-sass", *only, library]
-        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        listings = dict(text.split("\n", 1) for text in re.split(r"\n\s*Function : ", printed)[1:])
-        assert listings.keys() == written_for.keys()
-        for name, least in written_for.items():
-            for instruction, count in least.items():
-                found = len(re.findall(rf"\b{re.escape(instruction)}\b", listings[name]))
-                assert found >= count, f"{name} for {architecture} has {found} {instruction}, not {count}"
+        for architecture in {architecture for architecture, _ in written_for}:
+            names = [name for found, name in written_for if found == architecture]
+            listings = disassembled(library, architecture, names)
+            assert listings.keys() == set(names)
+            for name in names:
+                for instruction, count in written_for[architecture, name].items():
+                    found = len(re.findall(rf"\b{re.escape(instruction)}\b", listings[name]))
+                    assert found >= count, f"{name} for {architecture} has {found} {instruction}, not {count}"
+
+
+def test_warpgroups_multiply_on_hopper_and_its_kernel_is_empty_elsewhere(
+    library: Path, usage: dict[tuple[str, str], dict[str, int]]
+) -> None:
+    tool("nvdisasm")
+    kernels = {architecture: name for architecture, name in usage if HOPPER in name}
+    assert "sm_90a" in kernels
+    for architecture, name in kernels.items():
+        numbers = usage[architecture, name]
+        if architecture != "sm_90a":
+            assert numbers["REG"] < 16, f"{architecture} has code that needs sm_90a"
+            continue
+        assert numbers["REG"] <= 128, "two blocks of 256 threads no longer fit on a multiprocessor"
+        listing = disassembled(library, architecture, [name])[name]
+        for instruction, least in HOPPER_INSTRUCTIONS.items():
+            found = len(re.findall(rf"\b{re.escape(instruction)}", listing))
+            assert found >= least, f"{found} {instruction}, not {least}"
+        assert len(re.findall("WARPGROUP.ARRIVE", listing)) == 1
 
 
 def test_the_library_brings_the_cuda_runtime_and_needs_torch(library: Path) -> None:

@@ -51,7 +51,9 @@ def test_only_the_code_of_the_device_is_built() -> None:
 def test_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "find_tool", lambda name: f"/usr/local/cuda/bin/{name}")
     stages = {stage.name: stage for stage in gpu.plan(90, "/usr/local/cuda/bin/nvcc")}
-    assert list(stages) == ["configure", "build", "install", "tests", "memcheck", "racecheck", "bench"]
+    assert list(stages) == [
+        "configure", "build", "install", "tests", "memcheck", "racecheck", "wgmma", "bench wgmma", "bench",
+    ]  # fmt: skip
     assert [name for name, stage in stages.items() if stage.needed] == ["configure", "build", "install"]
     assert "-DFASTMINE_CUDA_ARCHITECTURES=90a-real" in stages["configure"].command
     assert stages["tests"].command[1:3] == ["-m", "pytest"]
@@ -60,12 +62,14 @@ def test_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stages["racecheck"].command[:3] == ["/usr/local/cuda/bin/compute-sanitizer", "--tool", "racecheck"]
     assert str(gpu.ROWS) in stages["bench"].command
     assert str(gpu.SITE) in stages["tests"].environment["PYTHONPATH"]
+    assert (REPOSITORY / gpu.WARPGROUP_TESTS).exists()
+    assert stages["bench wgmma"].environment["FASTMINE_CUDA_WGMMA"] == "1"
     assert stages["tests"].limit + 2 * stages["memcheck"].limit < 60 * 9.5
 
 
 def test_without_compute_sanitizer_the_rest_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "find_tool", lambda name: None)
-    assert [stage.name for stage in gpu.plan(90, "nvcc")] == ["configure", "build", "install", "tests", "bench"]
+    assert [stage.name for stage in gpu.plan(80, "nvcc")] == ["configure", "build", "install", "tests", "bench"]
 
 
 def test_a_failure_is_told_and_stops_what_needs_it() -> None:

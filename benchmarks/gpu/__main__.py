@@ -26,6 +26,10 @@ CASES = "dice_*,focal/*,pairwise_distance/*,triplet/*,batch_hard/N*-D128,supcon/
 """What is measured in the time that is left; ``fastmine bench --device cuda`` measures everything."""
 TESTS = ("tests/test_cuda.py", "tests/test_equivalence.py")
 """Where tests marked ``cuda`` are: no other module is imported, which may need what such a machine does not have."""
+WARPGROUP_TESTS = "tests/test_cuda_warpgroups.py"
+WARPGROUP_ROWS = REPOSITORY / "benchmarks" / "results" / "cuda-wgmma.jsonl"
+WARPGROUP_CASES = "batch_hard/N*-D128"
+"""What FASTMINE_CUDA_WGMMA=1 changes: apart from all else and briefly, since the failure to fear is one that hangs."""
 LEAST_SECONDS = 10.0
 """A stage with less time than this is not begun."""
 
@@ -147,6 +151,7 @@ def plan(capability: int, nvcc: str) -> list[Stage]:
             if sanitizer is not None
             for tool in ("memcheck", "racecheck")
         ),
+        *(_warpgroup_stages(package) if capability == 90 else ()),
         Stage(
             "bench",
             [
@@ -154,6 +159,24 @@ def plan(capability: int, nvcc: str) -> list[Stage]:
                 "--device", "cuda", "--peers", "--cases", CASES, "--out", str(ROWS),
             ],
             300, environment=package,
+        ),
+    ]  # fmt: skip
+
+
+def _warpgroup_stages(package: Mapping[str, str]) -> list[Stage]:
+    """The screen by warpgroups on Hopper: the same answers, then its rows beside those without it."""
+    environment = {**package, "FASTMINE_CUDA_WGMMA": "1"}
+    bench = ["-c", "import sys; from fastmine.cli import main; sys.exit(main())", "bench", "--device", "cuda"]
+    return [
+        Stage(
+            "wgmma",
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "cuda", WARPGROUP_TESTS],
+            90, environment=package,
+        ),
+        Stage(
+            "bench wgmma",
+            [sys.executable, *bench, "--cases", WARPGROUP_CASES, "--out", str(WARPGROUP_ROWS)],
+            60, environment=environment,
         ),
     ]  # fmt: skip
 

@@ -33,7 +33,11 @@ def config() -> dict[str, Any]:
 
 
 def show_config(file: TextIO | None = None) -> None:
-    """Print versions, the instruction set, the devices, and who answers each op: a native kernel or the reference."""
+    """Print versions, the instruction set, the devices, and who answers each op: a native kernel or the reference.
+
+    ``FASTMINE_CUDA_WGMMA=1`` in the environment has large mining calls on a device of compute capability 9.0 multiply
+    by warpgroups, which has not yet run on a GPU. It changes no answer, and nothing of what is printed here.
+    """
     found = config()
     out = sys.stdout if file is None else file
     print("  ".join(f"{name} {number}" for name, number in found["versions"].items()), file=out)

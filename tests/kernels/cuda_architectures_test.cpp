@@ -4,6 +4,7 @@
 #include "check.h"
 
 int main() {
+  using fastmine::cuda::architectures_name;
   using fastmine::cuda::architectures_serve;
   using fastmine::test::check;
   constexpr const char* kOurs = "80-real,86-real,89-real,90-real,100-real,120-real,80-virtual";
@@ -20,5 +21,8 @@ int main() {
   check(architectures_serve("80", 86) && architectures_serve("80", 120) && !architectures_serve("80", 75), "both");
   check(architectures_serve("86-real,75", 75), "any of several");
   check(architectures_serve("native", 75) && !architectures_serve("", 90), "no number, and nothing");
+  check(architectures_name(kOurs, "90a") && architectures_name("90a", "90a"), "Hopper's own code");
+  check(!architectures_name("80-real,90-real,90-virtual", "90a") && !architectures_name("native", "90a"),
+        "but not 90's");
   return fastmine::test::report();
 }

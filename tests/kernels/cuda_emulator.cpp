@@ -6,6 +6,7 @@
 // end. A thread that misses a barrier or shuffle that others wait for ends the program, where a GPU would hang or go on
 // with nonsense, and so does a wide access that is not aligned. What it cannot show: how the device rounds exp and
 // reciprocals, its memory model, and speed.
+// Copies and products that go on by themselves: cuda_emulator_async.cpp.
 #include "cuda_emulator.h"
 
 #include <ucontext.h>
@@ -31,7 +32,7 @@ namespace {
 
 constexpr std::size_t kStack = 256 * 1024;
 
-enum class State : std::uint8_t { ready, at_block_barrier, at_warp_barrier, done };
+enum class State : std::uint8_t { ready, at_block_barrier, at_warp_barrier, waiting, done };
 
 struct Fiber {
   void* resume_at[5];
@@ -40,6 +41,7 @@ struct Fiber {
   State state = State::ready;
   std::size_t shared = 0;  // arrays taken so far
   std::size_t number = 0;  // said at the last barrier of the warp
+  std::function<bool()> waits_for;
   void* fake_stack = nullptr;
 };
 
@@ -56,11 +58,6 @@ struct Machine {
 };
 
 Machine machine;
-
-[[noreturn]] void stop(const char* why) {
-  std::fprintf(stderr, "CUDA emulator: %s\n", why);
-  std::abort();
-}
 
 Fiber& running() { return machine.fibers[static_cast<std::size_t>(machine.place.thread_index)]; }
 
@@ -88,6 +85,7 @@ void start() {
 #endif
   for (;;) {  // one block after the other
     (*machine.kernel)();
+    end_thread();
     running().state = State::done;
     to_scheduler();
   }
@@ -160,7 +158,11 @@ bool release_block(int threads) {
 bool run_threads(const std::vector<int>& threads, int first_warp, int warps) {
   bool moved = false;
   for (const int thread : threads) {
-    if (machine.fibers[static_cast<std::size_t>(thread)].state == State::ready) {
+    Fiber& fiber = machine.fibers[static_cast<std::size_t>(thread)];
+    if (fiber.state == State::waiting && fiber.waits_for()) {
+      fiber.state = State::ready;
+    }
+    if (fiber.state == State::ready) {
       resume(thread);
       moved = true;
     }
@@ -174,6 +176,7 @@ bool run_threads(const std::vector<int>& threads, int first_warp, int warps) {
 void run_block(std::vector<int>& order) {
   const auto threads = static_cast<int>(order.size()), warps = threads / kWarp;
   machine.shared.clear();
+  begin_block();
   for (int thread = 0; thread < threads; ++thread) {
     machine.fibers[static_cast<std::size_t>(thread)].state = State::ready;
     machine.fibers[static_cast<std::size_t>(thread)].shared = 0;
@@ -197,15 +200,61 @@ void run_block(std::vector<int>& order) {
       }
     }
     moved = release_block(threads) || moved;
-    if (!moved) {
-      stop("a barrier or shuffle that not all threads reach");
+    const bool early = chance() % 8 == 0;
+    if ((early || !moved) && !bring_a_copy() && !moved) {  // as late as can be: when all wait for it
+      stop("a barrier or shuffle that not all threads reach, or a wait that nothing ends");
     }
   }
+  end_block();
 }
 
 }  // namespace
 
 void seed(unsigned value) { machine.random.seed(value); }
+
+void stop(const char* why) {
+  std::fprintf(stderr, "CUDA emulator: %s\n", why);
+  std::abort();
+}
+
+unsigned chance() { return static_cast<unsigned>(machine.random()); }
+
+void wait_until(std::function<bool()> holds) {
+  running().waits_for = std::move(holds);
+  running().state = State::waiting;
+  to_scheduler();
+}
+
+constexpr std::uint32_t kFirstAddress = 1024, kLargestShared = 228 * 1024;
+
+std::uint32_t shared_address(const void* pointer) {
+  std::uint32_t address = kFirstAddress;
+  for (const std::vector<double>& array : machine.shared) {
+    const std::size_t bytes = array.size() * sizeof(double);
+    const auto at =
+        static_cast<std::size_t>(static_cast<const char*>(pointer) - reinterpret_cast<const char*>(array.data()));
+    if (at < bytes) {
+      return address + static_cast<std::uint32_t>(at);
+    }
+    address += static_cast<std::uint32_t>((bytes + 127) / 128 * 128);
+  }
+  stop("an address that is not shared");
+}
+
+void* shared_at(std::uint32_t address, std::size_t bytes) {
+  std::uint32_t first = kFirstAddress;
+  for (std::vector<double>& array : machine.shared) {
+    const std::size_t size = array.size() * sizeof(double);
+    if (address >= first && address + bytes <= first + size) {
+      return reinterpret_cast<char*>(array.data()) + (address - first);
+    }
+    first += static_cast<std::uint32_t>((size + 127) / 128 * 128);
+    if (first > kLargestShared) {
+      stop("more shared memory than a block can have");
+    }
+  }
+  stop("shared memory outside of every array");
+}
 
 const Place& place() { return machine.place; }
 

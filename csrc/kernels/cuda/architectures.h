@@ -1,4 +1,4 @@
-// Which devices a list of architectures, as CMake writes it, has code for.
+// Which devices a list of architectures, as CMake writes it, has code for, and whether it has a device's own.
 #pragma once
 
 #include <string_view>
@@ -30,6 +30,19 @@ constexpr bool architectures_serve(std::string_view list, int capability) {
   while (!list.empty()) {
     const std::size_t end = list.find(',') < list.size() ? list.find(',') : list.size();
     if (architecture_serves(list.substr(0, end), capability)) {
+      return true;
+    }
+    list.remove_prefix(end < list.size() ? end + 1 : end);
+  }
+  return false;
+}
+
+/// Whether such a list names an architecture with what only that device has, "90a".
+constexpr bool architectures_name(std::string_view list, std::string_view architecture) {
+  while (!list.empty()) {
+    const std::size_t end = list.find(',') < list.size() ? list.find(',') : list.size();
+    const std::string_view entry = list.substr(0, end);
+    if (entry.substr(0, entry.find('-')) == architecture) {
       return true;
     }
     list.remove_prefix(end < list.size() ? end + 1 : end);

@@ -34,9 +34,9 @@ class Launches {
   explicit Launches(cudaStream_t stream) : stream_(stream) {}
 
   template <class P>
-  void operator()(void (*kernel)(P), std::int64_t blocks, int threads, const P& parameter) {
+  void operator()(void (*kernel)(P), std::int64_t blocks, int threads, const P& parameter, std::size_t shared = 0) {
     if (status_ == cudaSuccess && blocks > 0) {
-      status_ = launch(kernel, blocks, threads, stream_, parameter);
+      status_ = launch(kernel, blocks, threads, stream_, parameter, shared);
     }
   }
 

@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/batch_hard_evidence.cuh"
 #include "kernels/cuda/batch_hard_small.cuh"
+#include "kernels/cuda/batch_hard_warpgroup.cuh"
 
 namespace fastmine::cuda {
 namespace {
@@ -14,14 +15,19 @@ std::int64_t grid(std::int64_t tasks) { return tasks < kMostBlocks ? tasks : kMo
 
 /// The least value of every anchor and panel, and what follows for every anchor.
 template <class T>
-void screen(Launches& launches, Search<typename T::Value> s) {
+void screen(Launches& launches, Search<typename T::Value> s, MatrixUnit unit) {
   using W = typename T::Value;
   const std::int64_t n = s.plan.x.rows.n, rows = divide_up(n, kSide<W>);
   s.blocks = grid(divide_up(s.plan.panels * n, kThreads));
   launches(&clear_nearest<W>, s.blocks, kThreads, s);
   s.blocks = grid(s.same ? rows : rows * divide_up(s.plan.y.rows.n, kSide<W>));
   if constexpr (T::kRounded) {
-    launches(&screen_negatives<T, false>, s.blocks, kThreads, s);
+    const std::int64_t depth = s.plan.rounded_depth;
+    if (unit == MatrixUnit::by_warpgroup && depth <= Grouped::kMostDepth) {
+      launches(&screen_by_warpgroups, s.blocks, Grouped::kBlock, s, Grouped::shared_bytes(depth));
+    } else {
+      launches(&screen_negatives<T, false>, s.blocks, kThreads, s);
+    }
   } else if (s.same) {
     launches(&screen_positives<W>, s.blocks, kThreads, s);
   } else {
@@ -37,7 +43,7 @@ void look_into_panels(Launches& launches, Search<typename T::Value> s) {
 }
 
 template <class S>
-void run(Launches& launches, Search<Working<S>> s) {
+void run(Launches& launches, Search<Working<S>> s, MatrixUnit unit) {
   using W = Working<S>;
   const auto at = [&s](When when) {
     s.when = when;
@@ -47,21 +53,21 @@ void run(Launches& launches, Search<Working<S>> s) {
   if constexpr (sizeof(W) == 4) {
     rounded = s.plan.rounded_depth > 0 && !s.same;
     if (rounded) {
-      screen<Rounded>(launches, at(When::always));
-      screen<Full<W>>(launches, at(When::if_given_up));
+      screen<Rounded>(launches, at(When::always), unit);
+      screen<Full<W>>(launches, at(When::if_given_up), unit);
       look_into_panels<Rounded>(launches, at(When::if_kept));
       look_into_panels<Full<W>>(launches, at(When::if_given_up));
     }
   }
   if (!rounded) {
-    screen<Full<W>>(launches, s);
+    screen<Full<W>>(launches, s, unit);
     look_into_panels<Full<W>>(launches, s);
   }
   launches(&choose<S>, divide_up(s.plan.x.rows.n, kWarps), kThreads, at(When::always));
 }
 
 template <class S>
-void mine_many_pairs(Launches& launches, const Plan<Working<S>>& p) {
+void mine_many_pairs(Launches& launches, const Plan<Working<S>>& p, MatrixUnit unit) {
   using W = Working<S>;
   const BatchHard& q = p.problem;
   const std::int64_t n = q.x.n, m = q.y.n;
@@ -75,21 +81,21 @@ void mine_many_pairs(Launches& launches, const Plan<Working<S>>& p) {
   launches(&pack_rows<S>, divide_up(positions, kWarps), kThreads, p);
   launches(&find_positives<S>, divide_up(n, kWarps), kThreads, p);
   Search<W> s{p, true, false, false, When::always, q.easiest_positive ? W{1} : W{-1}, 0, piece_of(n)};
-  run<S>(launches, s);
+  run<S>(launches, s, unit);
   s.same = false;
   s.bounded = q.semi_hard_negative;
   s.sign = 1;
-  run<S>(launches, s);
+  run<S>(launches, s, unit);
   if (q.semi_hard_negative) {
     s.bounded = false;
     s.listed = true;
     s.sign = -1;
-    run<S>(launches, s);
+    run<S>(launches, s, unit);
   }
 }
 
 template <class S>
-cudaError_t mine(const BatchHard& q, void* workspace, cudaStream_t stream) {
+cudaError_t mine(const BatchHard& q, void* workspace, cudaStream_t stream, MatrixUnit unit) {
   using W = Working<S>;
   Arena arena(workspace);
   const Plan<W> p = lay_out<W>(q, arena);
@@ -98,7 +104,7 @@ cudaError_t mine(const BatchHard& q, void* workspace, cudaStream_t stream) {
   if (p.few) {
     launches(&mine_few_pairs<S>, q.x.n, kThreads, p);
   } else {
-    mine_many_pairs<S>(launches, p);
+    mine_many_pairs<S>(launches, p, unit);
   }
   launches(&look_at_anchors<W>, evidence_blocks(p) > 1 ? evidence_blocks(p) : 0, kThreads, p);
   launches(&gather_evidence<W>, 1, kThreads, p);
@@ -117,19 +123,19 @@ std::size_t batch_hard_workspace(const BatchHard& q) noexcept {
   return arena.used();
 }
 
-cudaError_t batch_hard(const BatchHard& q, void* workspace, cudaStream_t stream) noexcept {
+cudaError_t batch_hard(const BatchHard& q, void* workspace, cudaStream_t stream, MatrixUnit unit) noexcept {
   if (q.x.n > kMostRows || q.y.n > kMostRows) {
     return cudaErrorInvalidValue;
   }
   switch (q.x.dtype) {
     case DType::float32:
-      return mine<float>(q, workspace, stream);
+      return mine<float>(q, workspace, stream, unit);
     case DType::float64:
-      return mine<double>(q, workspace, stream);
+      return mine<double>(q, workspace, stream, unit);
     case DType::bfloat16:
-      return mine<BFloat16>(q, workspace, stream);
+      return mine<BFloat16>(q, workspace, stream, unit);
     case DType::float16:
-      return mine<Half>(q, workspace, stream);
+      return mine<Half>(q, workspace, stream, unit);
     default:
       return cudaErrorInvalidValue;
   }

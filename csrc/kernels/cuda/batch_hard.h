@@ -11,9 +11,9 @@
 // pairs (up to 512 x 512 of up to 128 elements) are all compared directly, in one launch.
 //
 // The screen is in float32 (float64 for float64 rows) or, for the hardest negatives of 2,048 rows and more of 32
-// elements and more, in bfloat16 by the matrix unit, with a bound of its own. Where that leaves more panels open than a
-// sixteenth of them and one an anchor, the device itself gives up and screens in float32: same result, later. See
-// Screen.
+// elements and more, in bfloat16 by the matrix unit (on Hopper, if asked for, by warpgroups), with a bound of its own.
+// Where that leaves more panels open than a sixteenth of them and one an anchor, the device itself gives up and screens
+// in float32: same result, later. See Screen.
 //
 // Numbers that only the device knows (rows admitted, poisoned, without a semi-hard negative; whether rounding was given
 // up) stay there: grids follow from the shapes, and blocks without work end at once.
@@ -38,7 +38,15 @@ namespace fastmine::cuda {
 /// Bytes of device memory that mining needs, aligned to 256. Depends on shapes and options alone.
 std::size_t batch_hard_workspace(const BatchHard& problem) noexcept;
 
-cudaError_t batch_hard(const BatchHard& problem, void* workspace, cudaStream_t stream) noexcept;
+/// What multiplies bfloat16: warps on every device; warpgroups (batch_hard_warpgroup.cuh) on one of compute capability
+/// 9.0 whose own code, sm_90a, was compiled, for rows of up to 736 elements. The same pairs either way.
+enum class MatrixUnit { by_warp, by_warpgroup };
+
+cudaError_t batch_hard(const BatchHard& problem, void* workspace, cudaStream_t stream, MatrixUnit unit) noexcept;
+
+inline cudaError_t batch_hard(const BatchHard& problem, void* workspace, cudaStream_t stream) noexcept {
+  return batch_hard(problem, workspace, stream, MatrixUnit::by_warp);
+}
 
 std::size_t batch_hard_backward_workspace(const BatchHardBackward& problem) noexcept;
 

@@ -241,7 +241,7 @@ pack_rows(FASTMINE_PARAMETER Plan<Working<S>> m) {
       out[k] = 0;
     }
     for (std::int64_t k = lane_index(); k < m.rounded_depth; k += kWarp) {
-      packed.rounded[p * m.rounded_depth + k] = 0;
+      packed.rounded[Rounded::place_of(m.rounded_depth, p, k)] = 0;
     }
     if (lane_index() == 0) {
       packed.c[p] = static_cast<W>(__builtin_inf());
@@ -264,7 +264,7 @@ pack_rows(FASTMINE_PARAMETER Plan<Working<S>> m) {
     if (k < m.rounded_depth) {
       BFloat16 rounded;
       assign(rounded, static_cast<float>(centred));
-      packed.rounded[p * m.rounded_depth + k] = rounded.bits;
+      packed.rounded[Rounded::place_of(m.rounded_depth, p, k)] = rounded.bits;
       const double rest = centred - value_of<double>(rounded);
       lost += rest * rest;
     }

@@ -33,7 +33,7 @@ template <class T>
 FASTMINE_DEVICE const typename T::Element* packed_row(const Plan<typename T::Value>& m,
                                                       const Packed<typename T::Value>& packed, std::int64_t position) {
   if constexpr (T::kRounded) {
-    return packed.rounded + position * m.rounded_depth;
+    return packed.rounded + Rounded::place_of(m.rounded_depth, position, 0);
   } else {
     return packed.data + position * m.depth;
   }
@@ -48,7 +48,7 @@ FASTMINE_DEVICE int depth_of(const Plan<typename T::Value>& m) {
 template <class T>
 struct ScreenMemory {
   using W = typename T::Value;
-  typename T::Vector* tile;  // [T::kSharedVectors]
+  typename T::Vector* tile;  // [T::kSharedVectors]; of Grouped, elsewhere
   W* of_rows;                // [T::kRowParts, side]
   W* of_columns;             // [T::kColumnParts, side]
   std::int32_t* pair;        // [2]: the tiles at hand; here, since products take all registers
@@ -69,9 +69,9 @@ FASTMINE_DEVICE void multiply_tiles(const Search<typename T::Value>& s, const Sc
 /// Bring these products into the minima of the tiles' rows and, with mirrors, columns.
 template <class T, bool kFloored>
 FASTMINE_DEVICE void reduce_tiles(const Search<typename T::Value>& s, const ScreenMemory<T>& memory,
-                                  typename T::Value (&dot)[T::kEach][T::kEach]) {
+                                  typename T::Value (&dot)[T::kRows][T::kColumns]) {
   using W = typename T::Value;
-  constexpr int kEach = T::kEach, side = kSide<W>;
+  constexpr int side = kSide<W>;
   const W none = static_cast<W>(__builtin_inf());
   const Plan<W>& m = s.plan;
   const std::int32_t anchors = s.anchors(), references = m.counts->finite_y;
@@ -83,12 +83,12 @@ FASTMINE_DEVICE void reduce_tiles(const Search<typename T::Value>& s, const Scre
   const std::int32_t last = (row + side < anchors ? row + side : anchors) - 1;
   const bool mixed = s.same || s.listed || (m.same_begin[row] < column + side && m.same_end[last] > column);
   if (mixed) {
-    FASTMINE_UNROLL for (int r = 0; r < kEach; ++r) {
+    FASTMINE_UNROLL for (int r = 0; r < T::kRows; ++r) {
       const std::int32_t p = position(T::row(r));
       const bool searches = p >= 0 && s.searches(p);
       const std::int32_t begin = searches ? m.same_begin[p] : 0, end = searches ? m.same_end[p] : 0;
       const std::int32_t own = s.same && searches ? m.own[p] : -1;
-      FASTMINE_UNROLL for (int c = 0; c < kEach; ++c) {
+      FASTMINE_UNROLL for (int c = 0; c < T::kColumns; ++c) {
         const std::int32_t reference = column + T::column(c);
         const bool within = reference >= begin && reference < end && reference != own;
         if (!searches || reference >= references || within != s.same) {
@@ -99,11 +99,11 @@ FASTMINE_DEVICE void reduce_tiles(const Search<typename T::Value>& s, const Scre
   }
 
   const W factor = -2 * s.sign;
-  FASTMINE_UNROLL for (int r = 0; r < kEach; ++r) {
+  FASTMINE_UNROLL for (int r = 0; r < T::kRows; ++r) {
     const std::int32_t p = position(T::row(r));
     const W floor = kFloored && p >= 0 ? m.floor[p] : -none;
     W least = none;
-    FASTMINE_UNROLL for (int c = 0; c < kEach; ++c) {
+    FASTMINE_UNROLL for (int c = 0; c < T::kColumns; ++c) {
       const W value = factor * dot[r][c] + s.sign * m.b.c[column + T::column(c)];
       least = minimum(least, kFloored && value < floor ? none : value);
     }
@@ -115,11 +115,11 @@ FASTMINE_DEVICE void reduce_tiles(const Search<typename T::Value>& s, const Scre
     }
   }
   if (mirror) {
-    FASTMINE_UNROLL for (int c = 0; c < kEach; ++c) {
+    FASTMINE_UNROLL for (int c = 0; c < T::kColumns; ++c) {
       const std::int32_t p = column + T::column(c);
       const W floor = kFloored && p < references ? m.floor[p] : -none;
       W least = none;
-      FASTMINE_UNROLL for (int r = 0; r < kEach; ++r) {
+      FASTMINE_UNROLL for (int r = 0; r < T::kRows; ++r) {
         const W value = factor * dot[r][c] + s.sign * m.a.c[row + T::row(r)];
         least = minimum(least, kFloored && value < floor ? none : value);
       }

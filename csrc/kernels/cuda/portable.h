@@ -23,6 +23,10 @@ inline constexpr int kWarp = 32;
 #define FASTMINE_PARAMETER const __grid_constant__
 /// An array of the block.
 #define FASTMINE_SHARED(type, name, size) __shared__ type name[size]
+/// The array whose bytes the launch says, aligned to 128.
+#define FASTMINE_DYNAMIC_SHARED(type, name, size)                \
+  extern __shared__ __align__(128) unsigned char name##_bytes[]; \
+  type* const name = reinterpret_cast<type*>(name##_bytes)
 
 namespace fastmine::cuda {
 
@@ -31,6 +35,9 @@ FASTMINE_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 
 /// Wait for all threads of the block; what they wrote before, all see afterwards.
 FASTMINE_DEVICE void barrier() { __syncthreads(); }
+
+/// End the kernel with an error.
+FASTMINE_DEVICE void stop_kernel() { __trap(); }
 
 /// The values of the thread `distance` further on in the warp; its own beyond the end. All 32 threads take part.
 template <class T, int N>
@@ -135,16 +142,25 @@ FASTMINE_DEVICE std::uint16_t bfloat16_of_float(float x) {
   return bits;
 }
 
-/// Start a kernel; its own error, not that of an earlier one. More blocks than a grid has are an error, too: as an
-/// unsigned number they might be few.
+/// Start a kernel, with so many bytes of shared memory beyond its own; its own error, not that of an earlier one. More
+/// blocks than a grid has are an error, too: as an unsigned number they might be few.
 template <class P>
-cudaError_t launch(void (*kernel)(P), std::int64_t blocks, int threads, cudaStream_t stream, const P& parameter) {
+cudaError_t launch(void (*kernel)(P), std::int64_t blocks, int threads, cudaStream_t stream, const P& parameter,
+                   std::size_t shared = 0) {
   if (blocks > INT32_MAX) {
     return cudaErrorInvalidValue;
   }
+  const void* const function = reinterpret_cast<const void*>(kernel);
+  if (shared > 0) {  // more than every device has must be asked for
+    const cudaError_t status =
+        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    if (status != cudaSuccess) {
+      return status;
+    }
+  }
   void* parameters[] = {const_cast<void*>(static_cast<const void*>(&parameter))};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
-                          dim3(static_cast<unsigned>(threads)), parameters, 0, stream);
+  return cudaLaunchKernel(function, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)),
+                          parameters, shared, stream);
 }
 
 }  // namespace fastmine::cuda
@@ -160,6 +176,7 @@ cudaError_t launch(void (*kernel)(P), std::int64_t blocks, int threads, cudaStre
 #define FASTMINE_PARAMETER const
 #define FASTMINE_SHARED(type, name, size) \
   type* const name = static_cast<type*>(::fastmine::cuda::emulator::shared(sizeof(type) * (size)))
+#define FASTMINE_DYNAMIC_SHARED(type, name, size) FASTMINE_SHARED(type, name, static_cast<std::size_t>(size))
 
 namespace fastmine::cuda {
 
@@ -271,7 +288,8 @@ inline float reciprocal(float x) { return 1.0F / x; }
 inline double reciprocal(double x) { return 1.0 / x; }
 
 template <class P>
-cudaError_t launch(void (*kernel)(P), std::int64_t blocks, int threads, cudaStream_t, const P& parameter) {
+cudaError_t launch(void (*kernel)(P), std::int64_t blocks, int threads, cudaStream_t, const P& parameter,
+                   std::size_t = 0) {
   if (blocks > INT32_MAX) {
     return cudaErrorInvalidValue;
   }

@@ -19,7 +19,8 @@ struct Full {
   using Value = W;
   using Element = W;
   static constexpr bool kRounded = false;
-  static constexpr int kEach = sizeof(W) == 8 ? 4 : 8;        // rows and columns of a thread
+  static constexpr int kEach = sizeof(W) == 8 ? 4 : 8;  // rows and columns of a thread
+  static constexpr int kRows = kEach, kColumns = kEach;
   static constexpr int kAcross = kSide<W> / kEach;            // threads side by side, and one above the other
   static constexpr int kDepth = kThreads * kEach / kSide<W>;  // elements of a slice
   static constexpr int kPack = 16 / sizeof(W);
@@ -98,6 +99,7 @@ struct Rounded {
   using Element = std::uint16_t;
   static constexpr bool kRounded = true;
   static constexpr int kEach = 8, kWarpRows = 64, kWarpColumns = 32, kDepth = 32;
+  static constexpr int kRows = kEach, kColumns = kEach;
   using Vector = Pack<std::uint16_t, 8>;
   static constexpr int kRowVectors = kDepth / 8;  // of a slice
   static constexpr int kSlice = kSide<float> * kRowVectors, kSharedVectors = 2 * 2 * kSlice;
@@ -115,6 +117,13 @@ struct Rounded {
   }
   FASTMINE_DEVICE static int loaded_line() { return thread_index() * kLoads / kRowVectors; }
 
+  /// Where element k of a row lies in memory, among rows of so many: tile after tile; of a tile, the first 8 elements
+  /// of all its rows, then the next 8. So any slice of a tile is one piece, as the matrix unit takes it (warpgroup.h).
+  FASTMINE_DEVICE static std::int64_t place_of(std::int64_t depth, std::int64_t row, std::int64_t k) {
+    constexpr std::int64_t side = kSide<float>;
+    return row / side * side * depth + k / 8 * 8 * side + row % side * 8 + k % 8;
+  }
+
   /// Where a vector of a row lies in a slice: permuted, so that eight rows that are read at once meet no bank twice.
   FASTMINE_DEVICE static int place(int line, int vector) {
     return line * kRowVectors + (vector ^ (line / 2 % kRowVectors));
@@ -123,7 +132,7 @@ struct Rounded {
   FASTMINE_DEVICE static void fetch(const std::uint16_t* row, Vector* slice) {
     FASTMINE_UNROLL for (int v = 0; v < kLoads; ++v) {
       const int vector = thread_index() * kLoads % kRowVectors + v;
-      start_copy<16>(slice + place(loaded_line(), vector), row + vector * 8);
+      start_copy<16>(slice + place(loaded_line(), vector), row + vector * 8 * kSide<float>);
     }
   }
 
@@ -147,8 +156,9 @@ struct Rounded {
       wait_for_copies();
       barrier();  // as in Full
       if (k + kDepth < depth) {
-        fetch(a + k + kDepth, shared + (now ^ 1) * 2 * kSlice);
-        fetch(b + k + kDepth, shared + ((now ^ 1) * 2 + 1) * kSlice);
+        const std::int64_t next = std::int64_t{k + kDepth} * kSide<float>;
+        fetch(a + next, shared + (now ^ 1) * 2 * kSlice);
+        fetch(b + next, shared + ((now ^ 1) * 2 + 1) * kSlice);
       }
       FASTMINE_UNROLL for (int step = 0; step < kDepth / 16; ++step) {
         const int lane = lane_index();

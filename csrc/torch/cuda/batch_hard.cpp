@@ -2,10 +2,12 @@
 // run on a GPU.
 #include "kernels/cuda/batch_hard.h"
 
+#include <cstdlib>
 #include <optional>
 #include <string>
 #include <tuple>
 
+#include "kernels/cuda/architectures.h"
 #include "kernels/cuda/triplet_loss.h"
 #include "torch/cuda/mining.h"
 
@@ -15,6 +17,30 @@ namespace {
 /// Allocates on the device of a tensor.
 auto beside(const Tensor& like) {
   return [&like](std::initializer_list<int64_t> shape, ScalarType type) { return make_like(like, shape, type); };
+}
+
+/// Whether FASTMINE_CUDA_WGMMA asks for warpgroups. Read at every call, so that one process can compare.
+bool asks_for_warpgroups() {
+  const char* const set = std::getenv("FASTMINE_CUDA_WGMMA");
+  const std::string value = set == nullptr || *set == 0 ? "0" : set;
+  FASTMINE_CHECK(value == "0" || value == "1", "FASTMINE_CUDA_WGMMA is 0 or 1, not '", value, "'");
+  return value == "1";
+}
+
+/// What multiplies bfloat16 on the device of a tensor.
+cuda::MatrixUnit matrix_unit(const Tensor& t) {
+  if (!asks_for_warpgroups() || !cuda::architectures_name(FASTMINE_CUDA_COMPILED_FOR, "90a")) {
+    return cuda::MatrixUnit::by_warp;
+  }
+  const auto attribute = [&t](cudaDeviceAttr which) {
+    int value = 0;
+    FASTMINE_CHECK(cudaDeviceGetAttribute(&value, which, t.get_device_index()) == cudaSuccess,
+                   "the device does not tell its compute capability");
+    return value;
+  };
+  return attribute(cudaDevAttrComputeCapabilityMajor) == 9 && attribute(cudaDevAttrComputeCapabilityMinor) == 0
+             ? cuda::MatrixUnit::by_warpgroup
+             : cuda::MatrixUnit::by_warp;
 }
 
 void check_devices(const Tensor& like, std::initializer_list<MaybeTensor> others) {
@@ -33,7 +59,8 @@ Mined mine(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& va
   const BatchHard problem = mining_problem(m, beside(embeddings), embeddings, labels, valid, ref_embeddings, ref_labels,
                                            ref_valid, self_index, metric, positive, negative, extra);
   const Tensor workspace = make_workspace(embeddings, cuda::batch_hard_workspace(problem));
-  check_launch(cuda::batch_hard(problem, workspace.mutable_data_ptr(), current_stream(embeddings)));
+  check_launch(
+      cuda::batch_hard(problem, workspace.mutable_data_ptr(), current_stream(embeddings), matrix_unit(embeddings)));
   return m;
 }
 
