@@ -31,8 +31,12 @@ if(fastmine_build_cuda)
   if(NOT CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES "${FASTMINE_CUDA_ARCHITECTURES}")
   endif()
+  # All: nothing here is written for one architecture, so that nvcc's front end, half of its time, runs once, for PTX of
+  # compute_80; every GPU has code made of it, and the PTX is there for later ones.
+  set(fastmine_every_gpu OFF)
   if(CMAKE_CUDA_ARCHITECTURES STREQUAL "all")
-    set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90a-real 90-virtual 100-real 120-real 120-virtual)
+    set(fastmine_every_gpu ON)
+    set(CMAKE_CUDA_ARCHITECTURES OFF)
   endif()
   enable_language(CUDA)
   find_package(CUDAToolkit REQUIRED)
@@ -51,7 +55,7 @@ if(fastmine_build_cuda)
     csrc/kernels/cuda/segmentation_terms.cu)
   target_include_directories(fastmine_kernels_cuda PRIVATE csrc)
   target_compile_options(
-    fastmine_kernels_cuda PRIVATE --expt-relaxed-constexpr -Xptxas=-warn-spills,-warn-lmem-usage
+    fastmine_kernels_cuda PRIVATE --expt-relaxed-constexpr -Xptxas=-warn-spills,-warn-lmem-usage -Xfatbin=-compress-all
                                   "-Xcompiler=-Wall,-Wextra,-ffile-prefix-map=${PROJECT_SOURCE_DIR}/=")
 
   add_library(
@@ -63,7 +67,19 @@ if(fastmine_build_cuda)
     csrc/torch/cuda/segmentation_sums.cpp
     csrc/torch/cuda/segmentation_terms.cpp)
   fastmine_configure_torch_library(fastmine_torch_cuda)
-  string(REPLACE ";" "," compiled_for "${CMAKE_CUDA_ARCHITECTURES}")
+  set(compiled_for "${CMAKE_CUDA_ARCHITECTURES}")
+  if(fastmine_every_gpu)
+    set(gpus 80 86 89 90)
+    if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
+      list(APPEND gpus 100 120)
+    endif()
+    list(TRANSFORM gpus PREPEND "sm_" OUTPUT_VARIABLE code)
+    list(JOIN code "," code)
+    target_compile_options(fastmine_kernels_cuda PRIVATE "--generate-code=arch=compute_80,code=[${code},compute_80]")
+    list(TRANSFORM gpus APPEND "-real" OUTPUT_VARIABLE compiled_for)
+    list(APPEND compiled_for 80-virtual)
+  endif()
+  string(REPLACE ";" "," compiled_for "${compiled_for}")
   target_compile_definitions(fastmine_torch_cuda PRIVATE USE_CUDA FASTMINE_CUDA_COMPILED_FOR="${compiled_for}")
   target_include_directories(fastmine_torch_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_link_options(fastmine_torch_cuda PRIVATE -Wl,--exclude-libs,ALL)
@@ -72,8 +88,12 @@ if(fastmine_build_cuda)
   # Mining.
   target_sources(
     fastmine_kernels_cuda PRIVATE csrc/kernels/cuda/batch_hard.cu csrc/kernels/cuda/batch_hard_backward.cu
-                                  csrc/kernels/cuda/triplet_loss.cu)
-  target_sources(fastmine_torch_cuda PRIVATE csrc/torch/cuda/batch_hard.cpp)
+                                  csrc/kernels/cuda/triplet_loss.cu csrc/kernels/cuda/triplet_terms.cu)
+  target_sources(fastmine_torch_cuda PRIVATE csrc/torch/cuda/batch_hard.cpp csrc/torch/cuda/triplet_terms.cpp)
+
+  # Losses against class vectors.
+  target_sources(fastmine_kernels_cuda PRIVATE csrc/kernels/cuda/proxy_evidence.cu)
+  target_sources(fastmine_torch_cuda PRIVATE csrc/torch/cuda/proxy_evidence.cpp)
 
   # Losses over many pairs.
   target_sources(
@@ -84,5 +104,5 @@ if(fastmine_build_cuda)
     fastmine_torch_cuda PRIVATE csrc/torch/cuda/batch_all.cpp csrc/torch/cuda/mined_pairs.cpp
                                 csrc/torch/cuda/pair_sums.cpp)
 
-  message(STATUS "CUDA kernels: nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
+  message(STATUS "CUDA kernels: nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${compiled_for}")
 endif()

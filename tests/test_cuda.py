@@ -31,10 +31,10 @@ NATIVE = (
     "batch_all",
 )
 """The ops with CUDA kernels, and backward passes of the same names."""
-FORWARD = ("mined_pairs",)
+FORWARD = ("mined_pairs", "triplet_terms")
 """Those whose backward pass is that of another."""
 
-INNER = ("segmentation_terms", "lovasz_shares")
+INNER = ("segmentation_terms", "lovasz_shares", "proxy_evidence")
 """Ops between others, which have no gradient of their own."""
 
 MINING = [case for case in CASES if case.op in ("batch_hard", "triplet_loss") and case.curved][::7]
@@ -59,6 +59,9 @@ BY_KERNELS = [
     named("triplet_loss-batch_all-pull-no_references"),
     named("mined_pairs-masked-hardest-hardest-euclidean"),
     named("mined_pairs-ragged_masked-easiest-easiest-cosine"),
+    named("triplet_loss-swap-masked"),
+    named("triplet_loss-all-apart-cosine"),
+    named("mined_triplet_loss-grouped"),
 ]
 EACH_OP = [
     *BY_KERNELS,

@@ -8,7 +8,6 @@
 #include "check.h"
 #include "kernels/selective_terms.h"
 #include "kernels/triplet_loss.h"
-#include "kernels/triplet_terms.h"
 
 namespace fastmine::test {
 
@@ -650,59 +649,6 @@ void formula_of_many() {
   check(right, "the mean over many anchors");
 }
 
-/// Rows at 0, 2, 5 and 9 of classes 0, 0, 1, 1: d_p is 2, 2, 4, 4 and d_n 5, 3, 3, 7; adjusted, by hand.
-void adjusted() {
-  const double d_p[] = {2, 2, 4, 4}, d_n[] = {5, 3, 3, 7}, between[] = {3, 5, 7, 3};
-  const bool has[] = {true, true, true, true};
-  double loss[4], slopes[12], evidence[static_cast<int>(TripletTerm::count)], violations[4];
-  TripletTerms p{};
-  p.n = 4;
-  p.positives = p.negatives = 1;
-  p.positive_distance = d_p;
-  p.negative_distance = d_n;
-  p.has_positive = p.has_negative = has;
-  p.margin = 1.5;
-  p.between = between;
-  p.reduction = Reduction::none;
-  p.loss = loss;
-  p.loss_dtype = DType::float64;
-  p.slopes = slopes;
-  p.evidence = evidence;
-  p.violations = violations;
-  cpu::triplet_terms(p);
-  const auto field = [&](TripletTerm name) { return evidence[static_cast<int>(name)]; };
-  check(loss[0] == 0.5 && loss[1] == 0.5 && loss[2] == 2.5 && loss[3] == 2.5, "swap: 3 stands for 5 and for 7");
-  check(slopes[4] == 0 && slopes[5] == -1 && slopes[7] == 0 && slopes[8] == -1 && slopes[9] == 0 && slopes[11] == -1,
-        "swap: the slope is by the smaller distance");
-  check(field(TripletTerm::swapped) == 2 && field(TripletTerm::active) == 4, "swap: evidence");
-  p.between = nullptr;
-  p.hardness = 0.75;
-  p.margin = 1;
-  cpu::triplet_terms(p);
-  check(
-      loss[0] == 0.25 && loss[1] == 0.75 && loss[2] == 2 && slopes[0] == 0.25 && slopes[4] == -0.25 && slopes[6] == -1,
-      "hardness: a quarter of what is easy");
-  p.hardness = 0;
-  p.margin = 0;
-  p.active_fraction = 0.75;
-  cpu::triplet_terms(p);
-  check(equal(field(TripletTerm::margin), 3, 1e-12) && field(TripletTerm::active) == 4,
-        "active fraction: two stand at -3, and the least margin takes both");
-
-  // As one anchor with two positives and two negatives, which has four triplets.
-  p.n = 1;
-  p.positives = p.negatives = 2;
-  p.active_fraction = 0;
-  p.margin = 1.5;
-  p.reduction = Reduction::mean;
-  cpu::triplet_terms(p);
-  check(loss[0] == 0.25 && slopes[0] == 0.25 && slopes[1] == 0.25 && slopes[2] == 0 && slopes[3] == -0.5,
-        "all combinations: violations of -1.5 and 0.5, twice each");
-  check(
-      field(TripletTerm::triplets) == 4 && field(TripletTerm::active_triplets) == 2 && field(TripletTerm::active) == 1,
-      "all combinations: evidence");
-}
-
 /// An anchor whose negative is nearer than its positive, one where it is not, and two without a pair of some sign.
 void selective() {
   const double d_p[] = {0.75, 0.25, 0.5, 0}, d_n[] = {0.25, 0.75, 0, 0.5}, weight[] = {3, 1, 5, 7};
@@ -760,7 +706,6 @@ int main() {
     }
   }
   formula();
-  adjusted();
   selective();
   formula_of_many();
   return report();

@@ -4,7 +4,8 @@
 // then a warp runs ahead of all others as far as the barriers let it. So a race shows as bits that depend on the seed.
 // Shared memory starts as NaN, each array in an allocation of its own, so that AddressSanitizer sees what runs past its
 // end. A thread that misses a barrier or shuffle that others wait for ends the program, where a GPU would hang or go on
-// with nonsense. What it cannot show: how the device rounds exp and reciprocals, its memory model, and speed.
+// with nonsense, and so does a wide access that is not aligned. What it cannot show: how the device rounds exp and
+// reciprocals, its memory model, and speed.
 #include "cuda_emulator.h"
 
 #include <ucontext.h>
@@ -229,6 +230,12 @@ void warp_barrier(std::size_t number) {
   running().number = number;
   running().state = State::at_warp_barrier;
   to_scheduler();
+}
+
+void expect_aligned(const void* p, std::size_t bytes) {
+  if (reinterpret_cast<std::uintptr_t>(p) % bytes != 0) {
+    stop("an access that is not aligned");
+  }
 }
 
 void run(std::int64_t blocks, int threads, const std::function<void()>& kernel) {

@@ -48,7 +48,10 @@ void compare(void* plan, std::int64_t begin, std::int64_t end) {
     q.distance[i] = 0;
     if (q.has_first[i] && q.has_second[i]) {
       const double key = exact_key<W>(q.rows, q.first[i], p.rows.norm, q.rows, q.second[i], p.rows.norm, q.metric);
-      q.distance[i] = ::fabs(key) <= 1.7976931348623157e308 ? distance_of(key, q.metric) : __builtin_nan("");
+      // A zero row has cosine 0 with every other, but not with one that is not finite.
+      const bool bad =
+          q.metric == Metric::cosine && ((p.rows.kind[q.first[i]] | p.rows.kind[q.second[i]]) & kPoisoned) != 0;
+      q.distance[i] = !bad && ::fabs(key) <= 1.7976931348623157e308 ? distance_of(key, q.metric) : __builtin_nan("");
     }
   }
 }

@@ -44,11 +44,14 @@ FASTMINE_DEVICE void multiply_add(const std::uint32_t (&a)[4], std::uint32_t b_l
 
 template <int kBytes>
 void start_copy(void* shared, const void* global) {
+  emulator::expect_aligned(shared, kBytes);
+  emulator::expect_aligned(global, kBytes);
   std::memcpy(shared, global, kBytes);
 }
 inline void wait_for_copies() {}
 
 inline void load_matrices(const void* row, std::uint32_t (&out)[4]) {
+  emulator::expect_aligned(row, 16);
   const void* const* const rows = lanes_of(row);
   for (int matrix = 0; matrix < 4; ++matrix) {
     const auto* elements = static_cast<const char*>(rows[matrix * 8 + lane_index() / 4]);

@@ -197,8 +197,90 @@ struct Candidates {
   double* values;
   double* keys;
   std::int32_t* rows;    // -1: no candidate any more
-  std::int32_t* counts;  // [2]: candidates, and those that are taken
+  std::int32_t* spare;   // as many
+  std::int32_t* counts;  // [3]: candidates, those that are taken, and those that the screen leaves
 };
+
+// --- the screen: float32 bounds on keys, so that few pairs of a full list are compared in float64 --------------------
+
+/// keys[c] = the key of row i of x against row j[c] of y, added up in float32, in all lanes.
+template <class S, int C>
+FASTMINE_DEVICE void rough_keys(const RowSet& x, std::int64_t i, const RowSet& y, const std::int32_t (&j)[C],
+                                float (&keys)[C]) {
+  const bool dot = x.metric == Metric::dot, cosine = x.metric == Metric::cosine;
+  const S* const a = row_of<S>(x.rows, i);
+  const float own_scale = cosine ? static_cast<float>(1 / x.norm[i]) : 1;
+  const S* b[C];
+  float sum[C], scale[C];
+  FASTMINE_UNROLL for (int c = 0; c < C; ++c) {
+    b[c] = row_of<S>(y.rows, j[c]);
+    scale[c] = cosine ? static_cast<float>(1 / y.norm[j[c]]) : 1;
+    sum[c] = 0;
+  }
+  for (std::int64_t k = lane_index(); k < x.rows.d; k += kWarp) {
+    const float own = value_of<float>(a[k]) * own_scale;
+    FASTMINE_UNROLL for (int c = 0; c < C; ++c) {
+      const float other = value_of<float>(b[c][k]) * scale[c], difference = own - other;
+      sum[c] += dot ? own * other : difference * difference;
+    }
+  }
+  FASTMINE_UNROLL for (int mask = kWarp / 2; mask > 0; mask /= 2) {
+    FASTMINE_UNROLL for (int c = 0; c < C; ++c) { sum[c] += from_across(sum[c], mask); }
+  }
+  FASTMINE_UNROLL for (int c = 0; c < C; ++c) { keys[c] = dot ? -2 * sum[c] : sum[c]; }
+}
+
+/// An upper bound on how far a finite rough key is from the key: a lane adds up d / 32 terms and 5 sums of others. Of
+/// differences every rounding is relative to a term that adds to the key, but those of unit vectors, which are 2^-21
+/// long in all; of products, to the norms.
+FASTMINE_DEVICE double rough_error(const RowSet& x, std::int64_t i, const RowSet& y, std::int64_t j, double key) {
+  const auto terms = static_cast<double>(divide_up(x.rows.d, kWarp) + 16);
+  const double relative = terms * 0x1p-23, lost = static_cast<double>(x.rows.d) * 0x1p-120;  // subnormal terms
+  switch (x.metric) {
+    case Metric::dot:
+      return 2 * relative * x.norm[i] * y.norm[j] + lost;
+    case Metric::cosine:
+      return relative * key + root(key) * 0x1p-19 + 0x1p-38;
+    default:
+      return relative * key + lost;
+  }
+}
+
+/// Whether a pair comes after `last` for certain, by its rough key. A key that is not finite says nothing; nor does one
+/// of a row whose norm has no inverse in float32.
+FASTMINE_DEVICE bool surely_after(const RowSet& x, std::int64_t i, const RowSet& y, std::int64_t j, PairOrder order,
+                                  float key, const Mate& last) {
+  const auto invertible = [](double norm) { return norm > 0x1p-100 && norm < 0x1p100; };
+  if (key - key != 0 || (x.metric == Metric::cosine && !(invertible(x.norm[i]) && invertible(y.norm[j])))) {
+    return false;
+  }
+  const auto wide = static_cast<double>(key);
+  return (order == PairOrder::farthest ? -wide : wide) - rough_error(x, i, y, j, wide) > last.value;
+}
+
+/// Leave out the candidates that come after the last of a full list for certain; returns how many are left, and where.
+template <class S>
+FASTMINE_DEVICE int screen_candidates(const Plan<Working<S>>& m, std::int64_t anchor, PairOrder order, const Mate& last,
+                                      int count, Candidates& at) {
+  constexpr int kTogether = 4;
+  for (int first = warp_index() * kTogether; first < count; first += kWarps * kTogether) {
+    std::int32_t rows[kTogether];
+    float keys[kTogether];
+    FASTMINE_UNROLL for (int c = 0; c < kTogether; ++c) { rows[c] = at.rows[first + c < count ? first + c : first]; }
+    rough_keys<S>(m.x, anchor, m.y, rows, keys);
+    FASTMINE_UNROLL for (int c = 0; c < kTogether; ++c) {
+      const bool there = lane_index() == c && first + c < count;
+      if (there && !surely_after(m.x, anchor, m.y, rows[c], order, keys[c], last)) {
+        at.spare[atomic_next(&at.counts[2])] = rows[c];
+      }
+    }
+  }
+  barrier();
+  std::int32_t* const left = at.spare;
+  at.spare = at.rows;
+  at.rows = left;
+  return at.counts[2];
+}
 
 /// The keys of the candidates, four at a time by a warp, and what they are ranked by.
 template <class S>
@@ -249,14 +331,16 @@ FASTMINE_DEVICE std::int64_t listed_before(const Mate* list, std::int64_t length
 
 /// The best pairs of an anchor, at most `last`, in order; returns where they are. `lists` has room for two lists.
 template <class S>
-FASTMINE_DEVICE Mate* find_pairs(const MinedPlan<Working<S>>& p, const Wanted& wanted, std::int64_t last,
-                                 const Candidates& at, Mate* lists, std::int64_t& length) {
+FASTMINE_DEVICE Mate* find_pairs(const MinedPlan<Working<S>>& p, const Wanted& wanted, std::int64_t last, Candidates at,
+                                 Mate* lists, std::int64_t& length) {
+  const PairOrder order = (wanted.positive ? p.problem.positive : p.problem.negative).order;
+  const bool by_distance = order == PairOrder::nearest || order == PairOrder::farthest;
   Mate* list = lists;
   Mate* next = lists + p.longest;
   length = 0;
   for (std::int64_t first = 0; first < p.problem.y.n; first += kThreads) {
     if (thread_index() == 0) {
-      at.counts[0] = at.counts[1] = 0;
+      at.counts[0] = at.counts[1] = at.counts[2] = 0;
     }
     barrier();
     const std::int64_t j = first + thread_index();
@@ -264,7 +348,10 @@ FASTMINE_DEVICE Mate* find_pairs(const MinedPlan<Working<S>>& p, const Wanted& w
       at.rows[atomic_next(&at.counts[0])] = static_cast<std::int32_t>(j);
     }
     barrier();
-    const int count = at.counts[0];
+    int count = at.counts[0];
+    if (sizeof(Working<S>) == 4 && by_distance && length == last && last > 0) {
+      count = screen_candidates<S>(p.rows, wanted.anchor, order, list[last - 1], count, at);
+    }
     compare_candidates<S>(p, wanted, count, at);
     barrier();
     const int own = thread_index();
@@ -330,8 +417,9 @@ mine_ranks(FASTMINE_PARAMETER MinedPlan<Working<S>> p) {
   FASTMINE_SHARED(double, values, kThreads);
   FASTMINE_SHARED(double, keys, kThreads);
   FASTMINE_SHARED(std::int32_t, rows, kThreads);
-  FASTMINE_SHARED(std::int32_t, counts, 2);
-  const Candidates at{values, keys, rows, counts};
+  FASTMINE_SHARED(std::int32_t, spare, kThreads);
+  FASTMINE_SHARED(std::int32_t, counts, 3);
+  const Candidates at{values, keys, rows, spare, counts};
   const MinedPairs& q = p.problem;
   Mate* const lists = p.lists + block_index() * 2 * p.longest;
   for (std::int64_t i = block_index(); i < q.x.n; i += p.blocks) {

@@ -14,7 +14,7 @@ namespace fastmine::cuda::mining {
 struct Gathering {
   TileCut cut;
   std::int64_t positions, d;
-  double* sums;    // [chunks, positions, d]: of w (x - y) over the close pairs, minus that of w y over the others
+  double* sums;  // [chunks, positions, d]: of w y over all pairs but the close ones, minus that of w (x - y) over these
   double* totals;  // [chunks kShare, positions]: the sum of w over the others
 };
 
@@ -59,41 +59,61 @@ struct GatherBlock {
   }
 };
 
-/// sums[r, k] += w (x[r] - y[q]) for the pairs of a block whose bits are set in close[r], from the rows as they were
-/// given; their weights in the block become 0. A warp takes the rows of which its threads have products.
+/// sums[k] -= w (x[i] - y[j])[k] by a warp, from the rows as they were given: pairs are close of Euclidean distances
+/// alone, whose weights grow without limit.
 template <class S>
-FASTMINE_DEVICE void pull_close(const Side<Working<S>>& own, std::int32_t row, const Side<Working<S>>& across,
-                                std::int32_t first, const std::uint64_t* close, Working<S>* block, double* sums) {
-  using W = Working<S>;
+FASTMINE_DEVICE void pull_pair(const RowSet& x, std::int64_t i, const RowSet& y, std::int64_t j, double w,
+                               double* sums) {
+  const S* const a = row_of<S>(x.rows, i);
+  const S* const b = row_of<S>(y.rows, j);
+  for (std::int64_t k = lane_index(); k < x.rows.d; k += kWarp) {
+    sums[k] -= w * (value_of<double>(a[k]) - value_of<double>(b[k]));
+  }
+}
+
+/// The same where the type of the rows is known only when the kernel runs, but for that of the products.
+template <class W>
+FASTMINE_DEVICE void pull_pair_of(const RowSet& x, std::int64_t i, const RowSet& y, std::int64_t j, double w,
+                                  double* sums) {
+  if constexpr (sizeof(W) == 8) {
+    pull_pair<double>(x, i, y, j, w, sums);
+  } else {
+    switch (x.rows.dtype) {
+      case DType::bfloat16:
+        return pull_pair<BFloat16>(x, i, y, j, w, sums);
+      case DType::float16:
+        return pull_pair<Half>(x, i, y, j, w, sums);
+      default:
+        return pull_pair<float>(x, i, y, j, w, sums);
+    }
+  }
+}
+
+/// sums[r, k] -= w (x[r] - y[q]) for the pairs of a block whose bits are set in close[r]; their weights in the block
+/// become 0. A warp takes the rows of which its threads have products.
+template <class W>
+FASTMINE_DEVICE void pull_close(const Side<W>& own, std::int32_t row, const Side<W>& across, std::int32_t first,
+                                const std::uint64_t* close, W* block, double* sums) {
   using Tile = Full<W>;
   using Shape = BlockShape<W>;
   constexpr int kRows = kWarp / Tile::kAcross * Tile::kEach;
-  const std::int64_t d = own.rows.rows.d;
-  const bool cosine = own.rows.metric == Metric::cosine;
-  const auto scale = [cosine](const RowSet& set, std::int64_t i) {
-    return !cosine ? 1 : set.norm[i] == 0 ? 0 : 1 / set.norm[i];
-  };
   for (int at = 0; at < kRows * Shape::kShare; ++at) {
     const int of_warp = at / Shape::kShare;
     const int r = Tile::line(warp_index() * (kWarp / Tile::kAcross) + of_warp / Tile::kEach, of_warp % Tile::kEach);
     const int share = at % Shape::kShare;
     for (std::uint64_t bits = close[share * Shape::kOwn + r]; bits != 0; bits &= bits - 1) {
       const int q = share + lowest_bit(bits) * Shape::kShare;
-      const std::int64_t i = own.rows.sorted[row + r].row, j = across.rows.sorted[first + Shape::position(q)].row;
       const auto w = static_cast<double>(block[q * Shape::kPitch + r]);
-      const double own_scale = scale(own.rows, i), other_scale = scale(across.rows, j);
-      for (std::int64_t k = lane_index(); k < d; k += kWarp) {
-        sums[r * d + k] += w * (value_of<double>(row_of<S>(own.rows.rows, i)[k]) * own_scale -
-                                value_of<double>(row_of<S>(across.rows.rows, j)[k]) * other_scale);
-      }
+      pull_pair_of<W>(own.rows, own.rows.sorted[row + r].row, across.rows,
+                      across.rows.sorted[first + Shape::position(q)].row, w, sums + r * own.rows.rows.d);
     }
   }
 }
 
-/// Add to the sums of a tile what the weights in a block make of the rows across: of w y, with this sign.
+/// Add to the sums of a tile what the weights in a block make of the rows across: of w y.
 template <class W>
 FASTMINE_DEVICE void add_products(const Plan<W>& m, const Side<W>& own, std::int32_t row, const Side<W>& across,
-                                  std::int32_t first, typename Full<W>::Vector* shared, double sign, double* sums) {
+                                  std::int32_t first, typename Full<W>::Vector* shared, double* sums) {
   using Tile = Full<W>;
   using Shape = BlockShape<W>;
   using Step = GatherBlock<W>;
@@ -123,11 +143,14 @@ FASTMINE_DEVICE void add_products(const Plan<W>& m, const Side<W>& own, std::int
         }
       }
     }
+    const std::int32_t rows_left = own.count - row - Tile::row(0);
+    const std::int32_t elements_left = static_cast<std::int32_t>(d - element) - Tile::column(0);
+    double* const corner = sums + Tile::row(0) * d + element + Tile::column(0);
     FASTMINE_UNROLL for (int r = 0; r < Tile::kEach; ++r) {
+      double* const line = corner + Tile::step(r) * d;
       FASTMINE_UNROLL for (int c = 0; c < Tile::kEach; ++c) {
-        const std::int64_t k = element + Tile::column(c);
-        if (row + Tile::row(r) < own.count && k < d) {
-          sums[Tile::row(r) * d + k] += sign * static_cast<double>(sum[r][c]);
+        if (Tile::step(r) < rows_left && Tile::step(c) < elements_left) {
+          line[Tile::step(c)] += static_cast<double>(sum[r][c]);
         }
       }
     }
@@ -136,18 +159,15 @@ FASTMINE_DEVICE void add_products(const Plan<W>& m, const Side<W>& own, std::int
 
 /// weigh(first, q, distance, close) = the weight of the own row of this thread with row q of the half tile across that
 /// begins at `first`; it says whether the pair is close. All blocks of one side: for each, weigh all pairs and gather.
-template <class S, class F>
-FASTMINE_DEVICE void gather_tiles(const Plan<Working<S>>& m, const Gathering& g, const Side<Working<S>>& own,
-                                  const Side<Working<S>>& across, typename Full<Working<S>>::Vector* shared,
-                                  std::uint64_t* close, F weigh) {
-  using W = Working<S>;
+template <class W, class F>
+FASTMINE_DEVICE void gather_tiles(const Plan<W>& m, const Gathering& g, const Side<W>& own, const Side<W>& across,
+                                  typename Full<W>::Vector* shared, std::uint64_t* close, F weigh) {
   using Shape = BlockShape<W>;
   const TileRange range = tile_range(g.cut, Shape::kOwn);
   if (range.row >= own.count) {
     return;
   }
   const std::int32_t position = range.row + Shape::own();
-  const double sign = m.problem.metric == Metric::dot ? 1 : -1;
   double* const sums = g.sums + (range.chunk * g.positions + range.row) * g.d;
   const std::int64_t rest = own.count - range.row, rows = rest < Shape::kOwn ? rest : Shape::kOwn;
   for (std::int64_t at = thread_index(); at < rows * g.d; at += kThreads) {
@@ -170,14 +190,14 @@ FASTMINE_DEVICE void gather_tiles(const Plan<Working<S>>& m, const Gathering& g,
       total += static_cast<double>(apart);
       close[Shape::first() * Shape::kOwn + Shape::own()] = bits;
       barrier();
-      pull_close<S>(own, range.row, across, first, close, block, sums);
+      pull_close(own, range.row, across, first, close, block, sums);
       barrier();
       for (int bit = 0; bits != 0; ++bit, bits >>= 1) {
         if ((bits & 1) != 0) {
           block[(Shape::first() + bit * Shape::kShare) * Shape::kPitch + Shape::own()] = 0;
         }
       }
-      add_products(m, own, range.row, across, first, shared, sign, sums);
+      add_products(m, own, range.row, across, first, shared, sums);
     });
   }
   if (position < own.count) {
@@ -212,7 +232,7 @@ FASTMINE_DEVICE void write_gradient(const Plan<Working<S>>& m, const Gathering& 
     for (std::int64_t chunk = 0; chunk < g.cut.chunks(); ++chunk) {
       sum += g.sums[(chunk * g.positions + place) * d + k];
     }
-    return set.metric == Metric::dot ? sum : sum + total * (value_of<double>(x[k]) * scale - m.centre[k]);
+    return set.metric == Metric::dot ? sum : total * (value_of<double>(x[k]) * scale - m.centre[k]) - sum;
   };
   double along = 0;
   for (std::int64_t k = lane_index(); cosine && k < d; k += kWarp) {

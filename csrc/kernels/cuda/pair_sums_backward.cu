@@ -125,21 +125,20 @@ FASTMINE_DEVICE W weigh_pair(const SlopesPlan<W>& p, bool anchors_own, std::int3
 }
 
 /// One block: a tile of rows with a chunk of those across. Euclidean weights grow without limit where rows are close.
-template <class S, bool kAnchors>
+template <class W, bool kAnchors>
 FASTMINE_KERNEL(kThreads, 1)
-gather_slopes(FASTMINE_PARAMETER SlopesPlan<Working<S>> p) {
-  using W = Working<S>;
+gather_slopes(FASTMINE_PARAMETER SlopesPlan<W> p) {
   using Vector = typename Full<W>::Vector;
   FASTMINE_SHARED(Vector, shared, GatherBlock<W>::kSharedVectors);
   FASTMINE_SHARED(std::uint64_t, close, BlockShape<W>::kShare* BlockShape<W>::kOwn);
   const Side<W> own = kAnchors ? anchors_of(p.rows) : references_of(p.rows);
   const Side<W> across = kAnchors ? references_of(p.rows) : anchors_of(p.rows);
-  gather_tiles<S>(p.rows, kAnchors ? p.of_x : p.of_y, own, across, shared, close,
-                  [&](std::int32_t i, std::int32_t j, W v, bool& pulls) {
-                    pulls = p.problem.metric == Metric::euclidean &&
-                            v * v < (own.packed.c[i] + across.packed.c[j]) * kCloseShare<W>;
-                    return weigh_pair(p, kAnchors, i, j, v);
-                  });
+  gather_tiles(p.rows, kAnchors ? p.of_x : p.of_y, own, across, shared, close,
+               [&](std::int32_t i, std::int32_t j, W v, bool& pulls) {
+                 pulls = p.problem.metric == Metric::euclidean &&
+                         v * v < (own.packed.c[i] + across.packed.c[j]) * kCloseShare<W>;
+                 return weigh_pair(p, kAnchors, i, j, v);
+               });
 }
 
 /// One warp: the gradient of a row of x or, after all of them, of y. A row has a pair at distance NaN if it is poisoned
@@ -171,9 +170,9 @@ cudaError_t run_slopes(const PairSumsBackward& q, void* workspace, cudaStream_t 
   Launches launches(stream);
   group_rows<S>(launches, p.rows);
   launches(&order_slopes<W>, divide_up(q.x.n, kThreads), kThreads, p);
-  launches(&gather_slopes<S, true>, p.of_x.cut.blocks(), kThreads, p);
+  launches(&gather_slopes<W, true>, p.of_x.cut.blocks(), kThreads, p);
   if (!q.self) {
-    launches(&gather_slopes<S, false>, p.of_y.cut.blocks(), kThreads, p);
+    launches(&gather_slopes<W, false>, p.of_y.cut.blocks(), kThreads, p);
   }
   launches(&write_slopes<S>, divide_up(q.x.n + (q.self ? 0 : q.y.n), kWarps), kThreads, p);
   return launches.status();

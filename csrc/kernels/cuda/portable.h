@@ -135,9 +135,13 @@ FASTMINE_DEVICE std::uint16_t bfloat16_of_float(float x) {
   return bits;
 }
 
-/// Start a kernel; its own error, not that of an earlier one.
+/// Start a kernel; its own error, not that of an earlier one. More blocks than a grid has are an error, too: as an
+/// unsigned number they might be few.
 template <class P>
 cudaError_t launch(void (*kernel)(P), std::int64_t blocks, int threads, cudaStream_t stream, const P& parameter) {
+  if (blocks > INT32_MAX) {
+    return cudaErrorInvalidValue;
+  }
   void* parameters[] = {const_cast<void*>(static_cast<const void*>(&parameter))};
   return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
                           dim3(static_cast<unsigned>(threads)), parameters, 0, stream);
@@ -177,6 +181,9 @@ void block_barrier();
 void warp_barrier(std::size_t number);
 
 void run(std::int64_t blocks, int threads, const std::function<void()>& kernel);
+
+/// Ends the program where a pointer is not aligned to so many bytes, as a device would the kernel.
+void expect_aligned(const void* p, std::size_t bytes);
 
 float float_of_half(std::uint16_t bits);
 std::uint16_t half_of_float(float x);
@@ -235,10 +242,12 @@ void shuffle_xor(const T (&values)[N], int mask, T (&out)[N]) {
 
 template <int kBytes>
 void load_bytes(const void* from, void* to) {
+  emulator::expect_aligned(from, kBytes < 16 ? kBytes : 16);
   std::memcpy(to, from, kBytes);
 }
 template <int kBytes>
 void store_bytes(const void* from, void* to) {
+  emulator::expect_aligned(to, kBytes < 16 ? kBytes : 16);
   std::memcpy(to, from, kBytes);
 }
 
@@ -263,6 +272,9 @@ inline double reciprocal(double x) { return 1.0 / x; }
 
 template <class P>
 cudaError_t launch(void (*kernel)(P), std::int64_t blocks, int threads, cudaStream_t, const P& parameter) {
+  if (blocks > INT32_MAX) {
+    return cudaErrorInvalidValue;
+  }
   emulator::run(blocks, threads, [&] { kernel(parameter); });
   return cudaSuccess;
 }

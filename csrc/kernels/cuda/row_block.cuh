@@ -268,14 +268,15 @@ FASTMINE_DEVICE void each_block(const Plan<W>& m, const Side<W>& own, std::int32
   FASTMINE_UNROLL for (int r = 0; r < Tile::kEach; ++r) {
     first_half |= ((std::uint64_t{1} << Tile::kPack) - 1) << (r * Tile::kEach);
   }
-  FASTMINE_UNROLL for (int half = 0; half < 2; ++half) {
+  FASTMINE_ROLL for (int half = 0; half < 2; ++half) {
     barrier();
     FASTMINE_UNROLL for (int c = 0; c < Tile::kPack; ++c) {
       const int q = Shape::line(Tile::column(c));
       FASTMINE_UNROLL for (int r = 0; r < Tile::kEach; r += Tile::kPack) {
         typename Tile::Vector rows;
         FASTMINE_UNROLL for (int v = 0; v < Tile::kPack; ++v) {
-          rows.item[v] = half == 0 ? dot[r + v][c] : dot[r + v][c + Tile::kPack];
+          rows.item[v] = dot[r + v][c];
+          dot[r + v][c] = dot[r + v][c + Tile::kPack];  // its turn is next
         }
         *reinterpret_cast<typename Tile::Vector*>(block + q * Shape::kPitch + Tile::row(r)) = rows;
       }

@@ -35,6 +35,8 @@ struct Full {
 
   /// Vectors of neighbours, far from each other, so that threads that read at once meet no bank twice.
   FASTMINE_DEVICE static int line(int place, int e) { return e / kPack * (kSide<W> / 2) + place * kPack + e % kPack; }
+  /// Rows and columns of a thread, counted from its first.
+  FASTMINE_DEVICE static constexpr int step(int e) { return e / kPack * (kSide<W> / 2) + e % kPack; }
   FASTMINE_DEVICE static int row(int r) { return line(thread_index() / kAcross, r); }
   FASTMINE_DEVICE static int column(int c) { return line(thread_index() % kAcross, c); }
 
