@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from fastmine.health import CODES, Finding, HealthWarning, History, Monitor, Table, Thresholds, check_loss
+from fastmine.health import CODES, Finding, HealthWarning, History, Monitor, Table, Thresholds, check_loss, rules
 from fastmine.health._finding import finding
 from fastmine.health._ring import RECENT, THINNED, Ring
 from fastmine.health.rules import examine
@@ -35,6 +35,8 @@ from fastmine.losses import (
     CompositeLoss,
     ContrastiveLoss,
     DiceLoss,
+    MultiSimilarityLoss,
+    SupConLoss,
     TripletLoss,
 )
 from support import REPOSITORY
@@ -1457,3 +1459,255 @@ def test_batches_of_one_point_beside_others_with_a_stray_row() -> None:
         table = Table("criterion", "mining", np.arange(rows), dict(columns), {"options": {"metric": "cosine"}})
         found = examine(History(rows, {"criterion": table}), Thresholds())
         assert [one.code for one in found if one.is_alarm] == codes
+
+
+# --- what mutants and the sealed set taught ---------------------------------------------------------------------------
+
+
+def digits(step: int) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(step)
+    labels = torch.randint(10, (32,), generator=random)
+    return CENTRES[labels] + 0.3 * torch.randn(32, 16, generator=random), labels
+
+
+def classify(
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None, *, clear: bool = True, clip: bool = False, every: int = 1,
+    model: nn.Module | None = None, criterion: nn.Module | None = None,
+    data: Callable[[int], tuple[Tensor, Tensor]] = digits, steps: int = 120, **options: Any,
+) -> list[str]:  # fmt: skip
+    model = nn.Linear(16, 10) if model is None else model
+    criterion = nn.CrossEntropyLoss() if criterion is None else criterion
+    kind = options.pop("kind", torch.optim.Adam)
+    optimizer = kind(model.parameters(), **{"lr": 3e-3, **options})
+    monitor = Monitor(model, criterion, optimizer, speak=False)
+    for step in range(steps):
+        x, target = data(step)
+        value = criterion(model(x), target)
+        total = value if loss is None else loss(value, x)
+        if clear and step % every == 0:
+            optimizer.zero_grad()
+        total.backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        if step % every == every - 1:
+            optimizer.step()
+        monitor.step(total)
+    monitor.close()
+    return alarms(monitor)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize(
+    ("clear", "every", "codes"), [(False, 1, ["GRADIENTS_ACCUMULATE"]), (True, 1, []), (True, 2, []), (True, 4, [])]
+)
+def test_gradients_that_nobody_clears(clear: bool, every: int, clip: bool, codes: list[str]) -> None:
+    assert classify(clear=clear, every=every, clip=clip, kind=torch.optim.SGD, lr=0.1) == codes
+
+
+def test_a_generator_that_leaves_gradients_in_its_judge_clears_them_in_time() -> None:
+    generator, judge, criterion = nn.Linear(8, 16), nn.Linear(16, 1), nn.BCEWithLogitsLoss()
+    optimizers = [torch.optim.SGD(part.parameters(), lr=0.05) for part in (generator, judge)]
+    monitor = Monitor([generator, judge], criterion, optimizers, speak=False)
+    for step in range(60):
+        fake = generator(torch.randn(32, 8))
+        optimizers[1].zero_grad()
+        real = criterion(judge(digits(step)[0]), torch.ones(32, 1)) + criterion(
+            judge(fake.detach()), torch.zeros(32, 1)
+        )
+        real.backward()
+        optimizers[1].step()
+        optimizers[0].zero_grad()
+        criterion(judge(fake), torch.ones(32, 1)).backward()
+        optimizers[0].step()
+        monitor.step(real)
+    monitor.close()
+    assert "GRADIENTS_ACCUMULATE" not in alarms(monitor)
+
+
+def test_a_loss_less_itself_is_0_and_teaches() -> None:
+    assert classify(lambda value, _: value - value.detach()) == []
+
+
+@pytest.mark.parametrize(
+    ("loss", "codes"),
+    [
+        (lambda value, _: 0 * value, ["ZERO_WEIGHT"]),
+        (lambda value, _: value.clamp(min=100), ["LOSS_FLOOR"]),
+        (lambda value, _: value + value.detach() / 10, []),
+    ],
+)
+def test_a_criterion_to_which_no_gradient_comes(loss: Any, codes: list[str]) -> None:
+    assert classify(loss) == codes
+
+
+@pytest.mark.parametrize(
+    ("options", "loss", "codes"),
+    [
+        ({"eps": 1e6}, None, ["NO_UPDATE"]),
+        ({}, lambda value, _: 1e-9 * value, ["NO_UPDATE"]),
+        ({"eps": 1.0, "lr": 1.0}, None, []),  # chosen, and made up for
+        ({"kind": torch.optim.SGD, "lr": 1e8}, lambda value, _: 1e-9 * value, []),
+    ],
+)
+def test_gradients_next_to_the_epsilon_of_an_optimizer(options: dict[str, Any], loss: Any, codes: list[str]) -> None:
+    assert classify(loss, **options) == codes
+
+
+@pytest.mark.parametrize(("sign", "codes"), [(-1, ["PREDICTION_COLLAPSE"]), (1, [])])
+def test_a_loss_that_is_climbed(sign: int, codes: list[str]) -> None:
+    assert classify(lambda value, _: sign * value, lr=1e-3) == codes
+
+
+def test_distances_go_against_labels_that_mark_pairs() -> None:
+    class Contrast(nn.Module):
+        def forward(self, distance: Tensor, together: Tensor) -> Tensor:
+            return (together * distance + (1 - together) * F.relu(1 - distance)).mean()
+
+    class Distance(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return (super().forward(x) - super().forward(x.roll(1, 0))).norm(dim=1)
+
+    def pairs(step: int) -> tuple[Tensor, Tensor]:
+        x, labels = pk(step)
+        return x, (labels == labels.roll(1)).float()
+
+    assert classify(model=Distance(16, 8), criterion=Contrast(), data=pairs) == []
+
+
+@pytest.mark.parametrize(("shift", "codes"), [(1, ["PREDICTION_COLLAPSE"]), (0, [])])
+@pytest.mark.parametrize("criterion", [CombinedSegmentationLoss(), nn.BCEWithLogitsLoss()])
+def test_masks_of_other_images(shift: int, codes: list[str], criterion: nn.Module) -> None:
+    def data(step: int) -> tuple[Tensor, Tensor]:
+        target = torch.zeros(8, 1, 16, 16)
+        for mask in target:
+            row, column = torch.randint(3, 9, (2,))
+            mask[:, row : row + 4, column : column + 4] = 1
+        return target + 0.5 * torch.randn(8, 1, 16, 16), target.roll(shift, 0)
+
+    assert classify(model=segmenter(), criterion=criterion, data=data, steps=200) == codes
+
+
+@pytest.mark.parametrize(("bias", "codes"), [(True, ["PREDICTION_COLLAPSE"]), (False, [])])
+def test_targets_that_are_all_the_same(bias: bool, codes: list[str]) -> None:
+    class Similarities(nn.Linear):  # the first column is that of the right answer, as in a contrast against a queue
+        def forward(self, x: Tensor) -> Tensor:
+            z = super().forward(x)
+            return z if bias else z @ (z.detach() + 0.1 * torch.randn(32, 10)).T / 10
+
+    data = lambda step: (digits(step)[0], torch.zeros(32, dtype=torch.long))  # noqa: E731
+    assert classify(model=Similarities(16, 10), data=data) == codes
+
+
+@pytest.mark.parametrize(("part", "codes"), [(0, ["PREDICTION_COLLAPSE"]), (2, [])])
+def test_weights_that_start_at_one_constant(part: int, codes: list[str]) -> None:
+    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 10))
+    for p in model.parameters() if part == 0 else model[part].parameters():  # a last layer may start so
+        nn.init.constant_(p, 0.05)
+    assert classify(model=model, steps=200) == codes
+
+
+@pytest.mark.parametrize(
+    ("scale", "options", "codes"),
+    [(1.0, {"lr": 100.0}, ["PREDICTION_COLLAPSE"]), (300.0, {"kind": torch.optim.SGD, "lr": 1.0}, [])],
+)
+def test_a_cross_entropy_above_that_of_even_odds(scale: float, options: dict[str, Any], codes: list[str]) -> None:
+    model = nn.Linear(16, 10)
+    model.weight.data.mul_(scale)
+    noisy = lambda step: (digits(step)[0] + 3 * torch.randn(32, 16), digits(step)[1])  # noqa: E731
+    assert classify(model=model, data=noisy if scale == 1 else digits, steps=200, **options) == codes
+
+
+@pytest.mark.parametrize(("decay", "codes"), [(100.0, ["PREDICTION_COLLAPSE"]), (0.1, [])])
+def test_weights_that_decay_to_nothing(decay: float, codes: list[str]) -> None:
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 10))
+    assert classify(model=model, kind=torch.optim.AdamW, weight_decay=decay) == codes
+
+
+@pytest.mark.parametrize(("shuffled", "codes"), [(True, ["NO_SEPARATION"]), (False, [])])
+def test_labels_that_say_nothing_about_pairs(shuffled: bool, codes: list[str]) -> None:
+    def data(step: int) -> tuple[Tensor, Tensor]:
+        x, labels = pk(step)
+        return x, labels[torch.randperm(len(labels))] if shuffled else labels
+
+    assert classify(model=Embed(), criterion=SupConLoss(), data=data) == codes
+
+
+@pytest.mark.parametrize(("shuffle", "codes"), [(False, ["NO_NEGATIVES"]), (True, [])])
+def test_batches_that_are_mostly_of_one_class(shuffle: bool, codes: list[str]) -> None:
+    labels = torch.arange(10).repeat_interleave(30)
+
+    def data(step: int) -> tuple[Tensor, Tensor]:
+        rows = torch.randperm(300)[:7] if shuffle else (7 * step + torch.arange(7)) % 300
+        return CENTRES[labels[rows]] + 0.3 * torch.randn(7, 16), labels[rows]
+
+    assert classify(model=Embed(), criterion=ContrastiveLoss(), data=data) == codes
+
+
+@pytest.mark.parametrize(("hashed", "codes"), [(False, ["LABEL_SENTINEL"]), (True, [])])
+def test_a_sentinel_that_most_rows_have(hashed: bool, codes: list[str]) -> None:
+    def data(step: int) -> tuple[Tensor, Tensor]:
+        x, labels = pk(step)
+        return x, -1 - labels if hashed else labels.where(torch.arange(32) < 8, -1)
+
+    assert classify(model=Embed(), criterion=MultiSimilarityLoss(), data=data) == codes
+
+
+def test_directions_of_which_none_is_present_are_told_and_the_monitor_does_not_fail() -> None:
+    model, criterion = nn.Linear(4, 2), AngleLoss()
+    optimizer = torch.optim.Adam(model.parameters())
+    monitor = Monitor(model, criterion, optimizer, speak=False)
+    for _ in range(60):
+        R = torch.eye(3, dtype=torch.complex64).expand(8, 3, 3)
+        found = ArrayPrediction(R, azimuth=model(torch.randn(8, 4)))
+        loss = criterion(found, ArrayTarget(R, torch.rand(8, 2), torch.zeros(8, 2, dtype=torch.bool)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    assert alarms(monitor) == ["NOTHING_VALID"]
+
+
+@pytest.mark.parametrize(("column", "codes"), [(False, ["SHAPE_BROADCAST"]), (True, [])])
+def test_labels_that_are_compared_with_themselves(column: bool, codes: list[str]) -> None:
+    class Contrast(nn.Module):
+        def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+            rows = labels[:, None] if column else labels
+            same = (rows == labels).float().expand(len(z), len(z)) * (1 - torch.eye(len(z)))
+            return -(same * (z @ z.T / 0.2).log_softmax(dim=1)).sum() / same.sum()
+
+    assert classify(model=Embed(), criterion=Contrast(), data=pk) == codes
+
+
+@pytest.mark.parametrize(("permuted", "codes"), [(False, ["SHAPE_BROADCAST"]), (True, [])])
+def test_scores_of_a_pixel_and_the_mask_of_another(permuted: bool, codes: list[str]) -> None:
+    class Pixels(nn.Module):
+        def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+            scores = logits.permute(0, 2, 3, 1) if permuted else logits
+            return F.cross_entropy(scores.reshape(-1, 2), target.reshape(-1).long())
+
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1))
+    assert classify(model=model, criterion=Pixels(), data=masks, steps=40) == codes
+
+
+@pytest.mark.parametrize(("score", "codes"), [(True, ["PREDICTION_COLLAPSE"]), (False, [])])
+def test_a_score_of_masks_that_is_minimised(score: bool, codes: list[str]) -> None:
+    class Overlap(nn.Module):
+        def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+            p = logits.sigmoid()
+            dice = (2 * (p * target).sum() + 1) / (p.sum() + target.sum() + 1)
+            return dice if score else 1 - dice
+
+    assert classify(model=segmenter(), criterion=Overlap(), data=masks, lr=1e-2, steps=60) == codes
+
+
+@pytest.mark.parametrize(("weight", "codes"), [(0.19, ["PREDICTION_COLLAPSE"]), (5.25, []), (0.5, [])])
+def test_a_weight_of_the_rarer_class_that_is_its_odds(weight: float, codes: list[str]) -> None:
+    criterion = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(weight))
+    assert classify(model=segmenter(), criterion=criterion, data=masks, lr=1e-2, steps=60) == codes
+
+
+def test_a_rule_that_fails_is_told_of_and_does_not_end_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rules._OF_KIND, "mining", (lambda *_: 1 / 0, *rules._OF_KIND["mining"]))
+    with pytest.warns(UserWarning, match="ZeroDivisionError"):
+        (found,) = examine(History(30, {"criterion": table("mining", **MINED)}), Thresholds())
+    assert found.code == "NO_POSITIVES"

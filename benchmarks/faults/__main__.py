@@ -75,7 +75,7 @@ def _progress(done: int, total: int, row: dict[str, Any]) -> None:
     if row["tool"] == "none":
         return
     said = ", ".join(alarm["words"].split(":")[0] for alarm in row["alarms"]) or "nothing"
-    verdict = row["error"] or ("right" if any(row["right"]) else "quiet" if not said or said == "nothing" else "wrong")
+    verdict = row["error"] or ("right" if any(row["right"]) else "quiet" if said == "nothing" else "wrong")
     line = f"[{done:>4}/{total}] {row['case']:<36} seed {row['seed']} {row['tool']:<14} {verdict:<6} {said}"
     print(line if sys.stderr.isatty() else line[:160], file=sys.stderr, flush=True)
 

@@ -14,8 +14,9 @@ Script = Callable[[int, Callable[..., Any]], float]
 class Case:
     """One run: ``codes`` are the findings that name its cause, none of them for a healthy run.
 
-    A healthy run proves its health by a task metric of ``at_least``; ``source`` is the issue thread of a fault that
-    somebody met. ``about`` is the first line of the script's docstring.
+    A healthy run proves its health by a task metric of ``at_least``; ``true`` are findings that are right of it all the
+    same. ``source`` is the issue thread of a fault that somebody met. ``about`` is the first line of the script's
+    docstring.
     """
 
     name: str
@@ -23,12 +24,18 @@ class Case:
     script: Script
     codes: frozenset[str]
     at_least: float | None
-    source: str | None
+    source: str | None = None
+    true: frozenset[str] = frozenset()
 
     @property
     def healthy(self) -> bool:
         """Whether nothing is wrong with it."""
-        return not self.codes
+        return self.at_least is not None
+
+    @property
+    def right(self) -> frozenset[str]:
+        """The findings that are right."""
+        return self.codes | self.true
 
     @property
     def about(self) -> str:
@@ -45,13 +52,17 @@ class Suite(dict[str, Case]):
 
     def fault(self, *codes: str, source: str | None = None) -> Callable[[Script], Script]:
         """A sick run, and the codes of which any one names its cause."""
-        return lambda script: self._enter(script, frozenset(codes), None, source)
+        return lambda script: self.add(script, frozenset(codes), source=source)
 
     def healthy(self, at_least: float, source: str | None = None) -> Callable[[Script], Script]:
         """A healthy run, and the task metric that proves it."""
-        return lambda script: self._enter(script, frozenset(), at_least, source)
+        return lambda script: self.add(script, at_least=at_least, source=source)
 
-    def _enter(self, script: Script, codes: frozenset[str], at_least: float | None, source: str | None) -> Script:
+    def add(
+        self, script: Script, codes: frozenset[str] = frozenset(), *, at_least: float | None = None,
+        source: str | None = None, true: frozenset[str] = frozenset(),
+    ) -> Script:  # fmt: skip
+        """Enter a script under its name."""
         name = script.__name__
-        self[name] = Case(name, self.name, script, codes, at_least, source)
+        self[name] = Case(name, self.name, script, codes, at_least, source, true)
         return script

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from . import mutants
 from .runs import CASES
 from .tools import TOOLS
 
@@ -29,7 +30,7 @@ def scores(rows: Sequence[Row]) -> dict[str, Any]:
         "recall": _share(any(row["right"]) for row in sick),
         "first": _share(bool(row["right"]) and row["right"][0] for row in sick),
         "precision": _share(alarms),
-        "false": _share(bool(row["alarms"]) for row in well),
+        "false": _share(not all(row["right"]) for row in well),
         "steps": median(first) if first else None,
         "within": _share(row["first_right"] is not None and row["first_right"] <= 100 for row in sick),
         "sick": len(sick),
@@ -73,7 +74,7 @@ def detail(rows: Sequence[Row], tool: str = "fastmine") -> str:
             for alarm in row["alarms"]:
                 said[alarm["words"].split(":")[0]] += 1
         sick = bool(ours[0]["expected"])
-        right = sum(any(row["right"]) if sick else not row["alarms"] for row in ours)
+        right = sum(any(row["right"]) if sick else all(row["right"]) for row in ours)
         first = [row["first_right"] for row in ours if row["first_right"] is not None]
         errors = {row["error"] for row in ours if row["error"]}
         cells = [
@@ -86,10 +87,43 @@ def detail(rows: Sequence[Row], tool: str = "fastmine") -> str:
 
 
 def what_they_are() -> str:
-    """One line per case: what happens in it, and where it was met."""
+    """One line per case: what happens in it, and where it was met. Mutants say so in their own table."""
     lines = ["| run | what happens | met in |", "|---|---|---|"]
-    lines += [f"| {name} | {case.about} | {case.source or ''} |" for name, case in CASES.items()]
+    lines += [
+        f"| {name} | {case.about} | {case.source or ''} |"
+        for name, case in CASES.items()
+        if case.suite != mutants.cases.name
+    ]
     return "\n".join(lines)
+
+
+def of_mutants(rows: Sequence[Row], tool: str = "fastmine") -> str:
+    """One line per mutation: what was said of its mutants, those that are healthy in brackets."""
+    families = {"embeddings": mutants.EMBEDDINGS, "masks": mutants.SEGMENTATION, "classes, values": mutants.PREDICTION}
+    said = {row["case"]: row for row in rows if row["tool"] == tool and row["seed"] == 0}
+    lines = [
+        "| mutation | what happens | expected | " + " | ".join(families) + " |",
+        "|---" * (3 + len(families)) + "|",
+    ]
+    for each in (mutants.RIGHT, *mutants.MUTATIONS):
+        cells = [
+            "; ".join(_of_mutant(said.get(f"{each.name}_{name}")) for name in each.tasks if name in family)
+            for family in families.values()
+        ]
+        if any(cells):
+            expected = " or ".join(sorted(each.codes)) or "nothing"
+            lines.append("| " + " | ".join([each.name, each.about, expected, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _of_mutant(row: Row | None) -> str:
+    """What was said of it, and whether that is right."""
+    if row is None:
+        return "left out"
+    codes = ", ".join(dict.fromkeys(alarm["words"].split(":")[0] for alarm in row["alarms"]))
+    if not row["expected"]:
+        return f"({codes or 'nothing'})" if all(row["right"]) else f"**({codes})**"
+    return codes if any(row["right"]) else f"**{codes or 'nothing'}**"
 
 
 def traincheck() -> str:
@@ -125,7 +159,8 @@ def write_readme() -> None:
     before, _, rest = README.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
     parts = {
-        "Score": summary(rows), "fastmine, run by run": detail(rows), "Overhead of a monitor": overhead(),
+        "Score": summary(rows), "fastmine, run by run": detail([row for row in rows if row["suite"] != "mutants"]),
+        "fastmine, mutation by mutation": of_mutants(rows), "Overhead of a monitor": overhead(),
         "TrainCheck": traincheck(), "The runs": what_they_are(),
     }  # fmt: skip
     tables = "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items())

@@ -15,9 +15,20 @@ from .watcher import Alarm, Watcher
 class FastmineMonitor(Watcher):
     """``fastmine.health.Monitor``, with all its defaults; what it notes as information is no alarm."""
 
-    def __init__(self, model: Any = None, criterion: Any = None, optimizer: Any = None) -> None:
+    def __init__(
+        self, model: Any = None, criterion: Any = None, optimizer: Any = None, make: Callable[..., Monitor] = Monitor
+    ) -> None:
         super().__init__(model, criterion, optimizer)
-        self.monitor = Monitor(model, criterion, optimizer, speak=False)
+        self.monitor = make(model, criterion, optimizer, speak=False)
+
+    @classmethod
+    def attach(cls, model: Any, criterion: Any, optimizer: Any) -> FastmineMonitor:
+        watcher = cls(model, criterion, optimizer, Monitor.attach)
+        optimizer.register_step_post_hook(watcher._count)
+        return watcher
+
+    def _count(self, *_: object) -> None:
+        self.steps += 1
 
     def watch(self, function: Callable[..., Tensor], name: str = "criterion") -> Callable[..., Tensor]:
         return self.monitor.watch(function, name)

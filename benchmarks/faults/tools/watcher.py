@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 
 class Alarm(NamedTuple):
@@ -26,6 +28,14 @@ class Watcher:
     def watch(self, function: Callable[..., Tensor], name: str = "criterion") -> Callable[..., Tensor]:  # noqa: ARG002
         """A plain function as the loss; most tools cannot look into one."""
         return function
+
+    @classmethod
+    def attach(cls, model: nn.Module, criterion: nn.Module, optimizer: Optimizer) -> Watcher:
+        """For a loop that calls no ``step``: one follows each of the optimizer's, on the criterion's last value."""
+        watcher, values = cls(model, criterion, optimizer), deque[Tensor](maxlen=1)
+        criterion.register_forward_hook(lambda _module, _inputs, value: values.append(value))
+        optimizer.register_step_post_hook(lambda *_: watcher.step(values[0]))
+        return watcher
 
     def step(self, loss: Tensor, *, logged: Any = None, inputs: Any = None) -> None:  # noqa: ARG002
         """Called once a step, after the optimizer's."""

@@ -37,7 +37,8 @@ CODES: dict[str, Code] = {
         "Give both the same shape, such as prediction.squeeze(1) or target[:, None].",
         "The loss matches samples itself, for instance by an assignment over all pairs.",
         "Two floating-point tensors of different shapes whose broadcast is larger than either, where the loss is "
-        "elementwise; or a loss of pairs that changes with its labels and not with who has which.",
+        "elementwise; or a loss of pairs that changes with its labels and not with who has which, or not with labels "
+        "at all; or a loss of classes of pixels that is larger for the truth than for logits of 0.",
         _DYNAMICS,
     ),
     "TARGET_RANGE": Code(
@@ -83,7 +84,7 @@ CODES: dict[str, Code] = {
         "are constant by mistake.",
         "Shuffle, or draw batches with fastmine.data.PKBatchSampler(labels, P >= 2, K).",
         "len(set(labels)) > 1 in most batches.",
-        "has_negative = 0 in at least 95 % of the steps.",
+        "has_negative = 0 in at least 95 % of the steps; or few anchors are valid, and it is negatives that they lack.",
         ("FEW_VALID", "DEAD_COMPONENT", *_DYNAMICS),
     ),
     "FEW_VALID": Code(
@@ -113,7 +114,8 @@ CODES: dict[str, Code] = {
         "together.",
         "Mark them: loss(embeddings, labels, valid=labels >= 0).",
         "The negative label is a class like any other.",
-        "Admitted rows with a label below 0; where labels are seen, all negative ones are the same.",
+        "Admitted rows with a label below 0; where labels are seen, all negative ones are the same, and where they are "
+        "most of the rows, any two of them are a pair.",
         ("EMBEDDING_COLLAPSE", "NO_SEPARATION"),
     ),
     "ZERO_NORM_INPUT": Code(
@@ -133,8 +135,8 @@ CODES: dict[str, Code] = {
         "or because the ignore index is the value of a class.",
         "valid must be True where the annotation is to be used; check valid.float().mean().",
         "valid has true items in most batches.",
-        "annotated = 0 (or admitted = 0) in at least 95 % of the steps; as information, annotated = 0 in more than "
-        "half.",
+        "annotated = 0 (or admitted = 0) in at least 95 % of the steps, or no source in any; as information, "
+        "annotated = 0 in more than half.",
         ("TARGETS_ALL_EMPTY", "TARGETS_SUSPECT_UNANNOTATED", "NO_POSITIVES", "NO_NEGATIVES", "FEW_VALID",
          "DEAD_COMPONENT", *_DYNAMICS),
     ),
@@ -154,8 +156,8 @@ CODES: dict[str, Code] = {
         "most masks are empty, and none is marked as not annotated",
         "Samples that nobody annotated were probably given empty masks. The model is taught that there is no object "
         "where nobody looked.",
-        "Pass valid=has_annotation ([B], boolean); an annotated empty mask keeps valid=True, and giving `valid` at "
-        "all says that you know and silences this.",
+        "Crops that miss the object: draw them around it. Else pass valid=has_annotation ([B], boolean); an annotated "
+        "empty mask keeps valid=True, and giving `valid` at all says that you know and silences this.",
         "The empty masks were annotated as empty.",
         "Fewer than 30 % of the masks of a binary loss have any target, and `valid` is not given.",
         ("PREDICTION_COLLAPSE",),
@@ -179,8 +181,9 @@ CODES: dict[str, Code] = {
         "nothing of it.",
         "Set the weight; or remove the component.",
         "The schedule gives the component a weight later on.",
-        "An effective weight of exactly 0 in all of the last steps, and none to come from the schedule.",
-        ("DEAD_COMPONENT", "STARVED_COMPONENT", "CONVERGED", "UNEXPLAINED_STALL", "LOSS_FLOOR"),
+        "An effective weight of exactly 0 in all of the last steps, and none to come from the schedule; or a loss of 0 "
+        "whose gradient by the criterion is exactly 0.",
+        ("DEAD_COMPONENT", "STARVED_COMPONENT", "CONVERGED", "UNEXPLAINED_STALL", "LOSS_FLOOR", "NO_SEPARATION"),
     ),
     "UNUSED_WEIGHT": Code(
         "warning", 2,
@@ -216,7 +219,19 @@ CODES: dict[str, Code] = {
         "no_backward: none was computed · rounded: steps are smaller than the resolution of the weights · spent: the "
         "learning rate fell to next to nothing in the first quarter of the steps · crawling: a step moves the weights "
         "by less than 1e-8 of their size · clipped: less than a thousandth of the gradient is left when the optimizer "
-        "steps, and the weights move by less than 1e-5 of their size.",
+        "steps, and the weights move by less than 1e-5 of their size · epsilon: every gradient is below a hundredth of "
+        "the epsilon that an optimizer adds to its size, and a step below a hundredth of the learning rate.",
+        _DYNAMICS,
+    ),
+    "GRADIENTS_ACCUMULATE": Code(
+        "error", 3,
+        "gradients are never cleared: every step goes along the sum of all of them so far",
+        "zero_grad() is not called between two steps, so that backward() adds to what is there. Old gradients outweigh "
+        "the new one, and the weights swing or run away.",
+        "Call optimizer.zero_grad() once before backward() of every step; with accumulation, once after every step.",
+        "p.grad is None or 0 before the first backward() after a step.",
+        "In the first steps the gradient that the optimizer gets is that of the step before plus what backward() "
+        "brought since, in direction to 1 part in 100,000, and not the latter alone.",
         _DYNAMICS,
     ),
     # --- numerics ---------------------------------------------------------------------------------------------------
@@ -262,7 +277,7 @@ CODES: dict[str, Code] = {
         "spread = 1 - ||mean z||^2 / mean ||z||^2 below .05 in the last steps, not recovering, negatives no farther "
         "than positives or all distances of a batch exactly 0, and distances below the margin of the loss; or, of a "
         "loss from elsewhere that compares rows, directions whose spread fell below .05 while the loss is no less than "
-        "that of one single point.",
+        "that of one single point; or a matrix of weights that moves and whose rows stay the same.",
         ("NO_SEPARATION", "LOSS_FLOOR", "SATURATED_GRADIENT", "UNEXPLAINED_STALL", "MARGIN_UNREACHABLE"),
     ),
     "ALL_EASY_FROM_START": Code(
@@ -293,7 +308,8 @@ CODES: dict[str, Code] = {
         "Train on 64 samples until they are learned; if that fails, look at samples beside their labels.",
         "d_n - d_p grows over the next steps, or recall on held-out data rises.",
         "Mean d_n - d_p below 0, most anchors hard, and no significant gain over 200 steps; or 95 % of them hard, "
-        "always, and a significant loss.",
+        "always, and a significant loss; or, of a loss over all pairs, mean distances that are the same within .05, "
+        "known to 2 standard errors.",
     ),
     "PREDICTION_COLLAPSE": Code(
         "error", 5,
@@ -306,8 +322,13 @@ CODES: dict[str, Code] = {
         "Mean probability on the target below .05 and no larger than elsewhere, not rising; or constant logits, up to "
         "rounding, while inputs differ; or the mirror image; or one class alone among the targets that count, the "
         "others being ignored; or targets that are all object; or predictions that do not correlate with their "
-        "targets, and not more so over time; or no longer, while the loss fell further; or follow the "
-        "mean of a row's targets, and not what sets them apart.",
+        "targets, the mean of the batch taken off both, and not more so over time; or go against them; or no longer, "
+        "while the loss fell further; or follow the mean of a row's targets, and not what sets them apart; or labels "
+        "that are all the same before a learned bias; or a cross entropy twice that of even odds, and not falling; or "
+        "weights of which less than a tenth is left, and predictions that say nothing; or a matrix of weights that "
+        "moves and whose rows stay the same; or a "
+        "pos_weight that is the odds of the class; or a loss of masks that is larger for the mask than for its "
+        "opposite.",
         ("UNEXPLAINED_STALL", "LOSS_FLOOR", "SATURATED_GRADIENT"),
     ),
     "STARVED_COMPONENT": Code(
@@ -337,7 +358,7 @@ CODES: dict[str, Code] = {
         "Remove the clamp. A loss of zero is information, not a fault.",
         "The gradient at the inputs of the loss is not zero.",
         "The same non-zero value to the last bit over many steps, with a gradient of exactly 0 wherever measured.",
-        ("UNEXPLAINED_STALL",),
+        ("UNEXPLAINED_STALL", "NO_SEPARATION"),
     ),
     "SATURATED_GRADIENT": Code(
         "warning", 5,
@@ -349,7 +370,7 @@ CODES: dict[str, Code] = {
         "Some weights of every layer have a non-zero gradient.",
         "A gradient at the inputs of the loss, and exactly 0 at all sampled weights; or logits beyond +-30 while the "
         "loss is high.",
-        ("UNEXPLAINED_STALL",),
+        ("UNEXPLAINED_STALL", "NO_SEPARATION"),
     ),
     "UNEXPLAINED_STALL": Code(
         "warning", 5,

@@ -108,6 +108,17 @@ def bounds(x: Tensor) -> tuple[float, float]:
     return _RANGES.get(type(node).__name__, (-math.inf, math.inf))
 
 
+def ends_in_bias(x: Tensor) -> bool:
+    """Whether the operation that made ``x`` adds a learned bias to it, so that any constant is within its reach."""
+    node: Any = x.grad_fn
+    while node is not None and type(node).__name__ in _MOVES:
+        node = node.next_functions[0][0]
+    if type(node).__name__ not in ("AddmmBackward0", "ConvolutionBackward0", "AddBackward0"):
+        return False
+    leaves = (getattr(after, "variable", None) for after, _ in node.next_functions)
+    return any(leaf is not None and leaf.dim() == 1 for leaf in leaves)
+
+
 def _is_opaque(node: Any) -> bool:
     """A node written in Python may hide a graph of its own; ours and those that torch generates do not."""
     kind = type(node)

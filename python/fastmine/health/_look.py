@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, TypeAlias
@@ -26,11 +27,16 @@ INPUT_FIELDS = (
     "target_between",  # values that are neither the least nor the largest
     "invariance",  # relative change of the loss where targets are exchanged; 0 for pairs, or all against all
     "dependence",  # and where all of them are the largest; 0 of a loss that does not use them
+    "shuffled",  # of a loss of labels: and where they are given to other rows, so that other rows agree
+    "at_truth",  # of a loss of masks: its value where the prediction is the mask,
+    "at_opposite",  # where it is the opposite,
+    "at_even",  # of a loss of classes of pixels: where all logits are 0
     "class_min",  # of class indices, the ignored ones left out
     "class_max",
     "class_ignored",
     "unreachable",  # share of the targets where the last operation of the model cannot go
     "agreement",  # correlation of predictions and targets, the mean of the batch taken off both
+    "followed",  # slope of the first, as probabilities where they are, over the second; 1 of a perfect prediction
     "value",  # of the loss itself, whatever it is multiplied by or added to
     "target_row_error",  # of class probabilities: largest distance of a sum over dimension 1 from 1
     "sides_difference",  # of a loss of pairs: the least of the largest differences of two sides; 0 where two are equal
@@ -40,6 +46,8 @@ INPUT_FIELDS = (
     "differences_followed",  # and of what is left of both when that is taken off: which place has which target
     "differences_share",  # of that in the targets
 )
+
+ASKED = ("invariance", "dependence", "shuffled", "at_truth", "at_opposite", "at_even")
 
 MASK_FIELDS = (
     "groups", "annotated", "nonempty", "items", "ignored", "target_sum", "prediction_sum", "overlap_sum",
@@ -62,6 +70,9 @@ DISTANCES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 PLACES = 4  # of a row of targets: among more, noise averages out, and their mean can be known where none of them is
 
 CLASSIFYING = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
+AGREEING = (*ELEMENTWISE, *CLASSIFYING)
+"""Losses of torch that are the smaller the more predictions go with their targets."""
+
 PAIRED = (nn.CosineEmbeddingLoss, nn.TripletMarginLoss, nn.TripletMarginWithDistanceLoss)
 """Losses of torch that compare rows of their inputs."""
 
@@ -97,11 +108,36 @@ class Look:
             self.columns += MASK_FIELDS
         # A loss with a memory of its own must not be called a second time.
         self._once = loss is None or (isinstance(loss, nn.Module) and any(True for _ in loss.buffers()))
-        self.asked = self._once or not self._exchangeable(target)
+        self.pixels = not _of_torch(loss) and target is not None and _classes_of_pixels(prediction, target)
+        self.asked = self._once or self.certain
 
-    def _exchangeable(self, target: Tensor | None) -> bool:
-        asks = self.broadcast or self.matched or self.kind == MINING
-        return target is not None and not self.certain and asks
+    def _ask(self, x: Tensor, target: Tensor, value: Tensor, again: Again) -> dict[str, Tensor]:
+        """What the loss is where something else is predicted, or wanted: once, at the first call."""
+        found: dict[str, Tensor] = {}
+        labels = self.kind == MINING
+        if self.broadcast or self.matched or labels:
+            exchanged = _exchanged(target, relabel=labels)
+            change = _change(value, again({target: exchanged}))
+            found["invariance"] = torch.where((exchanged != target).any(), change, torch.nan)
+        if self.matched:
+            same = target.amax().expand_as(target).contiguous()
+            found["dependence"] = _change(value, again({target: same}))
+        if labels:
+            other = target.roll(1, 0)
+            differs = ((other[1:] == other[:-1]) != (target[1:] == target[:-1])).any()  # and not by names alone
+            found["shuffled"] = torch.where(differs, _change(value, again({target: other})), torch.nan)
+        if self.kind == SEGMENTATION and not _of_torch(self.loss):
+            truth = target.to(x.dtype).view_as(x)
+            inside = ((x >= 0) & (x <= 1)).all()  # probabilities, as far as can be seen
+            for name, p in (("at_truth", truth), ("at_opposite", 1 - truth)):
+                found[name] = torch.as_tensor(again({x: torch.where(inside, p, 20 * (2 * p - 1))})).detach().mean()
+        if self.pixels:
+            index = (target if target.dim() == x.dim() else target[:, None]).long()
+            index = index.where((index >= 0) & (index < x.shape[1]), 0)
+            truth = torch.zeros_like(x).scatter_(1, index, 20.0)
+            for name, logits in (("at_truth", truth), ("at_even", torch.zeros_like(x))):
+                found[name] = torch.as_tensor(again({x: logits})).detach().mean()
+        return found
 
     @torch.no_grad()
     def read(
@@ -109,17 +145,13 @@ class Look:
     ) -> Tensor:
         """One row, of ``columns``."""
         x = prediction.detach()
-        invariance = dependence = torch.full((), torch.nan, dtype=torch.float64, device=x.device)
+        asked: dict[str, Tensor] = {}
         if not self.asked and target is not None:
             self.asked = True
-            exchanged = _exchanged(target, relabel=self.kind == MINING)
-            invariance = torch.where(
-                (exchanged != target).any(), _change(value, again({target: exchanged})), invariance
-            )
-            if self.matched:
-                same = target.amax().expand_as(target).contiguous()
-                dependence = _change(value, again({target: same}))
-        row = [*_of_prediction(x), *_of_target(target, x), invariance, dependence]
+            with contextlib.suppress(Exception):  # a loss that cannot be asked is not
+                asked = self._ask(prediction, target, value, again)
+        nothing = torch.full((), torch.nan, dtype=torch.float64, device=x.device)
+        row = [*_of_prediction(x), *_of_target(target, x), *(asked.get(name, nothing) for name in ASKED)]
         row += [*_of_classes(self.loss, target, x), *self._of_both(prediction, target)]
         row += [value.detach().double().mean(), self._of_probabilities(target, x)]
         row += self._of_sides([side for side in inputs if side.requires_grad and side.shape == x.shape], again)
@@ -136,17 +168,20 @@ class Look:
         """Which share of the targets cannot be reached, and how predictions and targets go together."""
         x = prediction.detach()
         nothing = torch.full((), torch.nan, dtype=torch.float64, device=x.device)
-        if target is None or self.kind != FOREIGN or not x.is_floating_point() or x.dim() == 0 or len(x) < 2:
-            return [nothing, nothing]
+        if target is None or self.kind == MINING or not x.is_floating_point() or x.dim() == 0 or len(x) < 2:
+            return [nothing] * 3
         t = target.detach().to(x.device)
         if isinstance(self.loss, CLASSIFYING) and x.dim() == 2 and t.shape == x.shape[:1]:
-            return [nothing, _of_indices(x, t)]
+            return [nothing, *_of_indices(x, t, logits=self.domain == "logits")]
+        if self.kind == SEGMENTATION:
+            return [nothing, *together(_flat(x), _flat(t), logits=self.domain == "logits")]
         if t.shape != x.shape or not t.is_floating_point():
-            return [nothing, nothing]
+            return [nothing] * 3
         low, high = bounds(prediction)
         unreachable = ((t < low) | (t > high)).double().mean() if isinstance(self.loss, DISTANCES) else nothing
-        a, b = ((y - y.mean(dim=0)).double() for y in (x, t))
-        return [unreachable, nothing if target.requires_grad else (a * b).sum() / (a.norm() * b.norm())]
+        if target.requires_grad:
+            return [unreachable, nothing, nothing]
+        return [unreachable, *together(x, t, logits=self.domain == "logits")]
 
     def _of_sides(self, sides: Sequence[Tensor], again: Again) -> list[Tensor]:
         """Of a loss that compares rows: are two sides the same, are all directions, and what would it be if so?"""
@@ -187,17 +222,42 @@ class Look:
         return torch.full((), torch.nan, dtype=torch.float64, device=x.device)
 
 
-def _of_indices(x: Tensor, target: Tensor) -> Tensor:
-    """The correlation of scores with what is 1 for the class and 0 for the others, without making the latter."""
+def together(x: Tensor, target: Tensor, *, logits: bool) -> list[Tensor]:
+    """How predictions go with the targets of their own row, and not with those of all rows: correlation and slope.
+
+    What every row has in common, such as where objects mostly are, is taken off: the mean of the batch in each place.
+    """
+    x, t = _places(x).double(), _places(target).double()
+    a, b, p = (y - y.mean(dim=0) for y in (x, t, x.sigmoid() if logits else x))
+    return _relation((a * b).sum(), a.square().sum(), b.square().sum(), (p * b).sum())
+
+
+def _relation(product: Tensor, size: Tensor, of_targets: Tensor, followed: Tensor) -> list[Tensor]:
+    """Correlation and slope; 0 of predictions that are all the same, and NaN of targets that are."""
+    apart = torch.where(of_targets > 0, of_targets, torch.nan)
+    return [torch.where(size > 0, product / (size * apart).sqrt(), 0 * apart), followed / apart]
+
+
+def _places(x: Tensor) -> Tensor:
+    """At most 4,096 places of a row, of masks and the like."""
+    flat = x.flatten(1) if x.dim() > 1 else x[:, None]
+    return flat[:, :: max(1, -(-flat.shape[1] // 4096))]
+
+
+def _of_indices(x: Tensor, target: Tensor, *, logits: bool) -> list[Tensor]:
+    """The same of scores and of what is 1 for the class and 0 for the others, without making the latter."""
     t = target.long()
     used = (t >= 0) & (t < x.shape[1])
-    place, weight = t.where(used, 0), used.double()
+    place, weight = t.where(used, 0)[:, None], used.double()
     n = weight.sum()
-    centred = (x.double() - (x.double() * weight[:, None]).sum(dim=0) / n) * weight[:, None]
-    counts = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device).index_add_(0, place, weight)
+    centred, probable = (
+        (y - (y * weight[:, None]).sum(dim=0) / n) * weight[:, None]
+        for y in (x.double(), x.double().softmax(dim=1) if logits else x.double())
+    )
+    counts = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device).index_add_(0, place[:, 0], weight)
     spread = n - counts.square().sum() / n
-    agreement: Tensor = centred.gather(1, place[:, None]).sum() / (centred.norm() * spread.sqrt())
-    return agreement
+    product, followed = (y.gather(1, place).sum() for y in (centred, probable))
+    return _relation(product, centred.square().sum(), spread, followed)
 
 
 def _of_torch(loss: Any) -> bool:
@@ -221,6 +281,14 @@ def _kind(loss: Any, prediction: Tensor, target: Tensor | None) -> str:
     if masks and (not known or isinstance(loss, nn.BCELoss | nn.BCEWithLogitsLoss)):
         return SEGMENTATION
     return FOREIGN
+
+
+def _classes_of_pixels(prediction: Tensor, target: Tensor) -> bool:
+    """Whether there are several logits, and one target, for every pixel."""
+    if prediction.dim() != 4 or prediction.shape[1] < 2 or target.is_complex():
+        return False
+    n, _, *places = prediction.shape
+    return list(target.shape) in ([n, *places], [n, 1, *places])
 
 
 def _flat(x: Tensor) -> Tensor:

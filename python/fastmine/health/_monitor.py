@@ -77,8 +77,9 @@ class Monitor:
     with ``add_scalar(tag, value, step)`` such as TensorBoard's ``SummaryWriter``, gets the numbers of every look.
 
     No value, gradient or random number of the training is changed. A loss of others that takes (embeddings [N, D],
-    labels [N]), pairs and labels, or broadcasts is called once or twice more, without gradient, at its first step: with
-    classes renamed, or targets exchanged or made equal, which tells who is compared with whom. One with buffers is not.
+    labels [N]), pairs and labels, images and masks, or broadcasts is called up to three times more, without gradient,
+    at its first step: with classes renamed, targets exchanged or made equal, or the target as prediction, which tells
+    who is compared with whom. One with buffers is not.
     """
 
     def __init__(

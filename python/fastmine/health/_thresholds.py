@@ -32,6 +32,8 @@ class Thresholds:
     """EMBEDDING_COLLAPSE: of the directions' spread. Digits train between .3 and .9; collapse ends below .001."""
     collapse_rows: int = 20
     """EMBEDDING_COLLAPSE, PREDICTION_COLLAPSE: rows in a row."""
+    cosine: float = 2.0**-24
+    """EMBEDDING_COLLAPSE: spread at which the cosine of any two directions is 1 to the last bit of float32."""
     separation_rows: int = 200
     """NO_SEPARATION: rows before the lack of progress counts; a learning rate of 2e-5 is slow, not broken."""
     on_target: float = 0.05
@@ -44,6 +46,12 @@ class Thresholds:
     """PREDICTION_COLLAPSE: correlation of predictions and targets; the square of it is the share that is explained."""
     explained_steps: int = 96
     """PREDICTION_COLLAPSE: steps before a correlation of 0 counts."""
+    inverse: float = 1.5
+    """PREDICTION_COLLAPSE: factor within which a weight of the rarer class is the odds of that class."""
+    shrunk: float = 0.1
+    """PREDICTION_COLLAPSE: share of their first size that is left of weights that were driven to 0."""
+    worse: float = 2.0
+    """PREDICTION_COLLAPSE: times the loss of a model that says the same of everything."""
     differences: float = 0.25
     """PREDICTION_COLLAPSE: share that is within the rows of targets. Of up to 4 noisy readings of one value, whose mean
     is known to 90 %, it is less."""
@@ -69,6 +77,10 @@ class Thresholds:
     """NO_UPDATE: updates with a learning rate of 0 before that is no warm-up."""
     crawl: float = 1e-8
     """NO_UPDATE: share of its size that a weight moves by in a step: at this rate 1 % takes a million steps."""
+    magnified: float = 0.01
+    """NO_UPDATE: share of its learning rate that an optimizer makes of gradients next to its epsilon."""
+    epsilon: float = 1e-6
+    """NO_UPDATE: an epsilon above that is chosen, to slow down small gradients: then the weights must creep too."""
     creep: float = 1e-5
     """NO_UPDATE: the same, where a gradient was clipped to next to nothing before: 1 % takes a thousand steps."""
     inertia: float = 100.0

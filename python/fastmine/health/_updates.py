@@ -15,7 +15,18 @@ from ._ring import Ring
 
 TENSORS, SCALARS = 32, 32  # at most 1,024 numbers of an optimizer
 
-FIELDS = ("changed", "drift_l1", "weight_l1", "weight_nonfinite", "gradient_l1", "gradient_nonfinite", "arrived_l1")
+FIELDS = (
+    "changed",
+    "drift_l1",
+    "weight_l1",
+    "weight_nonfinite",
+    "gradient_l1",
+    "gradient_nonfinite",
+    "arrived_l1",
+    "alike",  # matrices of weights that move, and whose rows are all the same
+    "kept",  # whether the gradient is the sum of those of two steps
+)
+UNITS = 32  # rows, and columns, of a matrix of weights that are compared
 COUNTS = ("lr_min", "lr_max", "updates", "tensors", "without_gradient", "sampled")
 
 
@@ -35,6 +46,9 @@ class Updates:
         self._gradient: Tensor | None = None
         self._missing = torch.nan
         self._arrived: Tensor | None = None
+        self._brought: Tensor | None = None  # all that backward brought to one of the tensors since the last step
+        self._stepped: tuple[int, Tensor | None] = (-1, None)  # the number of that step, and the gradient in it
+        self._kept: Tensor | None = None
         self._arrivals: Any = None
         self._ring: Ring | None = None
         self.facts: dict[str, Any] = {}
@@ -61,7 +75,9 @@ class Updates:
     def _arrive(self, gradient: Tensor) -> None:
         """What backward brings to one of the tensors: gone again when the optimizer steps, it was cleared."""
         if self._clock.sample and gradient.layout == torch.strided:
-            self._arrived = _some(gradient.detach()).abs().sum(dtype=torch.float32)
+            some = _some(gradient.detach()).to(torch.float32, copy=True)
+            self._arrived = some.abs().sum()
+            self._brought = some if self._brought is None else self._brought + some
 
     def _follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Take up groups that were added, thawed or replaced."""
@@ -81,10 +97,20 @@ class Updates:
         if self._clock.sample and self.optimizer is not None:
             self._follow(self.optimizer)
             self._take_gradient()
+            self._compare()
 
     def after_step(self) -> None:
         """It stepped."""
         self.updates += 1
+
+    @torch.no_grad()
+    def _compare(self) -> None:
+        """Is the gradient in this step that of the last one, and what came since, and not the latter alone?"""
+        gradient, brought = self._sample.last_gradient(), self._brought
+        (number, before), self._stepped = self._stepped, (self.updates, gradient)
+        self._brought = None
+        if gradient is not None and before is not None and brought is not None and number == self.updates - 1:
+            self._kept = (_cosine(gradient, before + brought) > 1 - 1e-5) & (_cosine(gradient, brought) < 1 - 1e-3)
 
     def _take_gradient(self) -> None:
         self._missing = sum(p.grad is None for p in self.parameters)
@@ -112,8 +138,10 @@ class Updates:
             nothing if gradient is None else gradient.abs().sum(),
             nothing if gradient is None else (~gradient.isfinite()).sum(),
             nothing if self._arrived is None else self._arrived.to(weights.device),
+            self._sample.alike() if self._clock.gradient else nothing,
+            nothing if self._kept is None else self._kept.to(weights.device),
         ]
-        self._before, self._arrived = weights, None
+        self._before, self._arrived, self._kept = weights, None, None
         low, high = self._lr if self._lr[1] >= self._lr[0] else (torch.nan, torch.nan)
         host = (low, high, self.updates, len(self.parameters), self._missing, weights.numel())
         self._ring.write(step, torch.stack([number.double() for number in row]), host)
@@ -132,6 +160,9 @@ class Updates:
         facts = {"held": self.optimizer is not None, "has_vectors": self._sample.has_vectors, **self.facts}
         if self.optimizer is not None:
             facts["type"] = type(self.optimizer).__name__
+            # Those that divide by the size of gradients have it: what is smaller than that is no longer magnified.
+            scaled = [group.get("eps") for group in self.optimizer.param_groups if "betas" in group or "alpha" in group]
+            facts["epsilon"] = max((float(eps) for eps in scaled if isinstance(eps, float | int)), default=0.0)
         return Table(self.name, "updates", steps, columns, facts)
 
 
@@ -144,11 +175,17 @@ class Sample:
         stride = max(1, -(-len(usable) // TENSORS))
         self._tensors = usable[::-1][::stride][::-1]  # the last layers always among them
         self._views: list[tuple[int, Tensor]] = [(0, p) for p in self._tensors]
+        self._units: list[Tensor] = []
 
     @property
     def last(self) -> Tensor | None:
         """The last of them."""
         return self._tensors[-1] if self._tensors else None
+
+    def last_gradient(self) -> Tensor | None:
+        """Some of the gradient of the last of them."""
+        gradient = None if self.last is None else self.last.grad
+        return None if gradient is None or not _is_plain(gradient) else _some(gradient).to(torch.float32, copy=True)
 
     @property
     def has_vectors(self) -> bool:
@@ -163,6 +200,17 @@ class Sample:
             if p.data_ptr() != pointer:
                 self._views[place] = (p.data_ptr(), _some(p.detach()))
         return _joined([view for _, view in self._views])
+
+    @torch.no_grad()
+    def alike(self) -> Tensor:
+        """How many matrices of weights have moved since this was asked last, and still have rows that are the same."""
+        rows = [_some_rows(p.detach()) for p in self._tensors if p.dim() > 1 and len(p) > 1 and p[0].numel() > 1]
+        before, self._units = self._units, [row[0].clone() for row in rows]
+        nothing = torch.full((), torch.nan)
+        if len(before) != len(rows) or not rows:
+            return nothing if not rows else nothing.to(rows[0].device)
+        found = [(x == x[:1]).all() & (x[0] != b).any() for x, b in zip(rows, before, strict=True)]
+        return torch.stack(found).sum()
 
     @torch.no_grad()
     def gradients(self) -> Tensor | None:
@@ -185,6 +233,12 @@ def _some(x: Tensor) -> Tensor:
     return flat[:: max(1, -(-flat.numel() // SCALARS))]
 
 
+def _some_rows(x: Tensor) -> Tensor:
+    """Up to 32 rows of a matrix or kernel, and up to 32 of their values."""
+    x = x[:: max(1, -(-len(x) // UNITS))].flatten(1)
+    return x[:, :: max(1, -(-x.shape[1] // UNITS))]
+
+
 def _is_dense(x: Tensor) -> bool:
     """Whether its elements fill its memory without gaps or overlap, in whatever order of dimensions."""
     expected = 1
@@ -195,6 +249,11 @@ def _is_dense(x: Tensor) -> bool:
             return False
         expected *= size
     return True
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    cosine: Tensor = torch.dot(a, b) / (a.norm() * b.norm())
+    return cosine
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

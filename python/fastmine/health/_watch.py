@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from .._evidence import Evidence, MiningEvidence, SegmentationEvidence
 from ..losses import CompositeLoss, EvidentLoss
 from ._clock import Clock
-from ._graph import bounds, constant_factors, may_be_flat, tensors
+from ._graph import bounds, constant_factors, ends_in_bias, may_be_flat, tensors
 from ._history import Floats, Ints, Table, derived
-from ._look import FOREIGN, MINING, SEGMENTATION, Look
+from ._look import AGREEING, FOREIGN, MINING, SEGMENTATION, Look, together
 from ._ring import Ring
 
 GRADIENT = ("gradient_l1",)
 FACTOR = ("factor",)  # that the total multiplies the loss by: the scale of a scaler, a weight, a share of a sum
 COPIES = ("examined_rows", "distinct_rows", "distinct_values")
+TOGETHER = ("agreement", "followed")
 EXAMINED = (256, 32)  # rows, and values of a row
 AT_FIRST = 64  # steps: a sampler that draws copies does so from the start
 NODES = 64  # calls of a loss in one step that are remembered
@@ -111,6 +112,9 @@ class Watch:
         if self._ring is None:
             return None
         steps, columns = self._ring.read(staged=staged)
+        weight = getattr(self.loss, "pos_weight", None)
+        if isinstance(weight, Tensor) and weight.numel() == 1 and not staged:
+            self.facts["pos_weight"] = float(weight)
         if self._factors and not staged:
             self.facts["factors"] = {step: [float(factor) for factor in found] for step, found in self._factors}
         for ring in self._measures.values():
@@ -165,9 +169,23 @@ class EvidentWatch(HeardWatch):
             self._note(self._clock.step, COPIES, _distinct(args[0].detach()))
         if self.kind == SEGMENTATION and args:
             self.facts["bounds"] = list(bounds(args[0]))
+            self._compare(args)
         refs = kwargs.get("ref_embeddings")
         if refs is not None and refs.data_ptr() == args[0].data_ptr():
             self.facts["refs_are_embeddings"] = True
+
+    @torch.no_grad()
+    def _compare(self, args: Sequence[Any]) -> None:
+        """Whether the prediction goes with the masks of its own image; where all of it counts."""
+        pair = [x for x in args[:2] if isinstance(x, Tensor)]
+        if len(pair) < 2 or pair[0].shape != pair[1].shape or len(pair[0]) < 2:
+            return
+        if self.facts.get("valid_given") or self.loss.options.get("ignore_index") is not None:
+            return
+        prediction, target = (x.detach() for x in pair)
+        self.facts["prediction_shape"] = list(prediction.shape)
+        found = together(prediction, target, logits=self.loss.options.get("mode") != "multiclass")
+        self._note(self._clock.step, TOGETHER, torch.stack(found))
 
     def poll(self) -> None:
         """Take up the evidence of a call that nobody was told of, inside a compiled function."""
@@ -214,6 +232,11 @@ class ForeignWatch(Watch):
                 matched=self._look.matched,
                 signed=self._look.signed,
                 elementwise=self._look.certain,
+                agreeing=isinstance(self.loss, AGREEING),
+                biased=ends_in_bias(prediction),
+                indices=target is not None and not target.is_floating_point(),
+                averaged=getattr(self.loss, "reduction", None) == "mean",
+                weighted=any(getattr(self.loss, name, None) is not None for name in ("weight", "pos_weight")),
                 prediction_shape=list(prediction.shape),
                 target_shape=None if target is None else list(target.shape),
             )

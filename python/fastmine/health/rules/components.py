@@ -47,6 +47,7 @@ def _waiting(table: Table, name: str) -> Finding:
 
 def zero_factor(history: History, t: Thresholds) -> Iterator[Finding]:
     """A term of a sum that somebody else wrote is multiplied by exactly 0, wherever that was looked at."""
+    yield from _nothing_left(history, t)
     for table in losses(history):
         seen = table.facts.get("factors") or {}
         if len(seen) < t.probes or not all(0 in factors for factors in seen.values()):
@@ -61,6 +62,22 @@ def zero_factor(history: History, t: Thresholds) -> Iterator[Finding]:
             confidence=0.9,
             title="a term of the loss is multiplied by 0",
         )
+
+
+def _nothing_left(history: History, t: Thresholds) -> Iterator[Finding]:
+    """The gradient by the criterion is exactly 0, and so is the loss."""
+    loss = history.tables.get("loss")
+    for table in losses(history):
+        rows = table.measured("factor")
+        if loss is None or table.facts.get("component") or len(rows) < t.probes or rows["factor"].any():
+            continue
+        if loss["value"][np.isin(loss.steps, rows.steps)].any():
+            continue
+        evidence = {"gradient of the loss by the criterion": 0, "loss": 0, "measurements": len(rows)}
+        yield finding(
+            "ZERO_WEIGHT", table.name, int(rows.steps[0]), evidence, confidence=0.95,
+            title="the criterion is computed, and multiplied by 0 before it is learned from",
+        )  # fmt: skip
 
 
 def dead_component(history: History, t: Thresholds) -> Iterator[Finding]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 
 from .._finding import Finding, finding
-from .._history import Floats, History, Table
+from .._history import Floats, Table
 from .._thresholds import Thresholds
-from .reading import Bools, began, gained, lasting, mean, option, share, significant_gain
+from .reading import Bools, began, gained, lasting, mean, option, share
 
 OVERLAP = ("dice", "iou", "tversky")
 ENTROPIES = ("BCELoss", "BCEWithLogitsLoss", "MultiLabelSoftMarginLoss")
@@ -32,6 +31,21 @@ def nothing_valid(table: Table, t: Thresholds) -> Finding | None:
         cause="Few samples are annotated and batches are small, so that most of them meet none; the loss was told so.",
         remedy="Draw batches so that each holds an annotated sample, and judge the number of steps by those that do.",
         refute="The samples of these batches are annotated, and the mask that says so is wrong.",
+    )  # fmt: skip
+
+
+def no_source(table: Table, t: Thresholds) -> Finding | None:
+    """No source is present in any sample, of a loss of arrays."""
+    rows = table.measured("sources")
+    if len(rows) < t.rows or rows["sources"].any():
+        return None
+    return finding(
+        "NOTHING_VALID", table.name, int(rows.steps[0]), {"sources": 0, "steps": len(rows)}, confidence=0.95,
+        title="no source is marked as present in any sample: there is nothing to compare directions with",
+        cause="The mask of the sources that are present is all false, usually because its meaning is inverted (True = "
+        "padding), or because it was computed from counts that are 0.",
+        remedy="present must be True where there is a source; check target.present.float().mean().",
+        refute="Later batches have sources.",
     )  # fmt: skip
 
 
@@ -313,6 +327,82 @@ def broadcast(table: Table, _: Thresholds) -> Finding | None:
     return finding("SHAPE_BROADCAST", table.name, int(table.steps[0]), evidence, confidence=0.98)
 
 
+def labels_unused(table: Table, _: Thresholds) -> Finding | None:
+    """A loss of labels that is the same to the last bit where other rows have a label in common."""
+    asked, value = table["shuffled"], table["value"]
+    known = ~np.isnan(asked)
+    if table.facts.get("component") or not known.any() or asked[known].any() or not value[known].all():
+        return None
+    evidence = {"change of the loss where labels are given to other rows": 0, "loss": float(value[known][0])}
+    return finding(
+        "SHAPE_BROADCAST", table.name, int(table.steps[0]), evidence, severity="warning", confidence=0.8,
+        title="it makes no difference to the loss which row has which label",
+        cause="Labels are compared with themselves and not with those of other rows: `labels == labels.t()` of a "
+        "vector, which has no transpose, or a mask that was broadcast; every pair passes for one of the same class.",
+        remedy="labels[:, None] == labels[None, :].",
+        refute="The loss is not meant to look at labels.",
+    )  # fmt: skip
+
+
+def positions_apart(table: Table, t: Thresholds) -> Finding | None:
+    """A loss of classes of pixels that is larger for the truth than for logits that say nothing."""
+    truth, even = mean(table["at_truth"]), mean(table["at_even"])
+    classes = (table["target_between"] == 0).all() and table["target_min"].min() == 0 and table["target_max"].max() == 1
+    if len(table) < t.rows or not truth > even or not (classes or table.facts.get("indices")):
+        return None
+    evidence = {
+        "loss of a perfect prediction": truth,
+        "loss of one that says nothing": even,
+        "prediction": str(table.facts.get("prediction_shape")),
+        "target": str(table.facts.get("target_shape")),
+    }
+    return finding(
+        "SHAPE_BROADCAST", table.name, int(table.steps[0]), evidence, confidence=0.9,
+        title="a perfect prediction has a larger loss than one that says nothing: pixels are held against others",
+        cause="A view or reshape in the place of a permutation: `logits.view(-1, C)` of [B, C, H, W] makes neighbours "
+        "of one channel into the scores of C classes.",
+        remedy="logits.permute(0, 2, 3, 1).reshape(-1, C); or give cross_entropy [B, C, H, W] as it is.",
+        refute="The channels of the prediction are not the scores of classes.",
+    )  # fmt: skip
+
+
+def weight_of_the_rare_class(table: Table, t: Thresholds) -> Finding | None:
+    """A weight that is the odds of the class, where one over them is meant."""
+    weight, items = table.facts.get("pos_weight"), table["items"].sum()
+    if not weight or not len(table) or not items > 0 or len(table) < t.rows:
+        return None
+    share_of = table["target_sum"].sum() / items
+    odds = share_of / (1 - share_of) if share_of < 1 else math.inf
+    if not 0 < odds < 0.5 or not 1 / t.inverse < weight / odds < t.inverse:
+        return None
+    evidence = {"pos_weight": weight, "positives over negatives": float(odds)}
+    return finding(
+        "PREDICTION_COLLAPSE", table.name, int(table.steps[0]), evidence, severity="warning", confidence=0.8,
+        title="pos_weight is positives over negatives: the rarer class has the smaller weight",
+        cause="pos_weight multiplies the loss of positives. Negatives over positives makes up for their rarity; the "
+        "inverse makes them rarer still, and no probability comes above 1/2.",
+        remedy="pos_weight = negatives / positives.",
+        refute="False positives are meant to cost that much more than misses.",
+    )  # fmt: skip
+
+
+def truth_is_worst(table: Table, t: Thresholds) -> Finding | None:
+    """A loss of masks that is larger for the mask itself than for its opposite, and a prediction that follows it."""
+    truth, opposite = mean(table["at_truth"]), mean(table["at_opposite"])
+    masks = (table["target_between"] == 0).all() and table["target_min"].min() >= 0 and table["target_max"].max() <= 1
+    against = table["probability_on_target"] < table["probability_elsewhere"]
+    if not truth > opposite or not masks or len(table) < t.rows or share(against[-t.rows :]) < t.share:
+        return None
+    evidence = {"loss of the mask itself": truth, "loss of its opposite": opposite}
+    return finding(
+        "PREDICTION_COLLAPSE", table.name, int(table.steps[0]), evidence, confidence=0.95,
+        title="the loss is larger for a perfect prediction than for its opposite: its sign is inverted",
+        cause="A score, such as the Dice coefficient, is minimised as if it were a loss, or a sign is wrong.",
+        remedy="Minimise 1 - score.",
+        refute="The target marks what is to be avoided.",
+    )  # fmt: skip
+
+
 def _all_labels(table: Table) -> Finding | None:
     """A loss of pairs that uses its labels, and does not mind which pair has which."""
     exchanged, changed = (mean(table[name]) for name in ("invariance", "dependence"))
@@ -351,86 +441,6 @@ def constant_prediction(table: Table, t: Thresholds) -> Finding | None:
         title="the model returns the same prediction for every input",
         cause="The output does not depend on the input any more: dead rectifiers, saturated activations, inputs that "
         "are constant, or weights that were driven out of range by too large a step.",
-    )  # fmt: skip
-
-
-def nothing_explained(history: History, t: Thresholds) -> Iterator[Finding]:
-    """Predictions that go with the targets no more than a constant would. The first loss that shows it is enough."""
-    for table in history.of_kind("foreign"):
-        rows, sent = table.measured("agreement"), table.measured("gradient_l1")["gradient_l1"]
-        half = rows["agreement"][len(rows) // 2 :]
-        if len(half) < t.rows or rows.steps[-1] < t.explained_steps:
-            continue
-        yield from _same_places(rows, t)
-        if significant_gain(rows["agreement"]):
-            continue
-        if len(sent) and not sent.any():  # the loss teaches nothing at all, which has another cause
-            continue
-        error = float(half.std(ddof=1)) / np.sqrt(len(half))
-        if abs(mean(half)) + 2 * error > t.explained:
-            yield from _unlearned(rows, t)
-            continue
-        evidence = {"correlation with the targets": mean(half), "standard error": error, "measurements": len(rows)}
-        yield finding(
-            "PREDICTION_COLLAPSE", table.name, int(rows.steps[0]), evidence, severity="warning", confidence=0.7,
-            title="the predictions have nothing to do with the targets: a constant would do as well",
-            cause="What the input says does not reach the output: another term of the loss erases it, as the "
-            "divergence of a variational autoencoder erases its code, saturated layers stop it, or inputs and targets "
-            "do not belong together.",
-            remedy="Train on 64 samples until they are learned, on this term alone; then give the others back their "
-            "weight.",
-            refute="The targets are nearly noise, and this little is all there is to be learned.",
-        )  # fmt: skip
-        return
-
-
-def _same_places(rows: Table, t: Thresholds) -> Iterator[Finding]:
-    """The mean of a row's targets is learned, and nothing of what sets them apart."""
-    half = rows.where(slice(len(rows) // 2, None))
-    mean_of, apart = half["mean_followed"], half["differences_followed"]
-    share_of = half["differences_share"]
-    if not mean(mean_of) > 1 - 2 * t.explained or not mean(share_of) > t.differences:
-        return
-    if abs(mean(apart)) > t.explained or significant_gain(rows["differences_followed"]):
-        return
-    evidence = {
-        "mean of a row's targets that is followed": mean(mean_of),
-        "differences of a row's targets that are followed": mean(apart),
-        "share of the differences in the targets": mean(share_of),
-    }
-    yield finding(
-        "PREDICTION_COLLAPSE", rows.name, int(rows.steps[0]), evidence, severity="warning", confidence=0.8,
-        title="the outputs of a row are all the same, the mean of its targets",
-        cause="Sources, objects or points are labelled in any order and compared place by place: nothing says which "
-        "output is meant for which, so that each learns the mean of all.",
-        remedy="Match before comparing (fastmine.losses.AngleLoss and ChamferLoss do, or "
-        "scipy.optimize.linear_sum_assignment); or sort the targets of a row.",
-        refute="What sets the targets of a row apart is noise.",
-    )  # fmt: skip
-
-
-def _unlearned(rows: Table, t: Thresholds) -> Iterator[Finding]:
-    """Predictions went with the targets, and what made the loss smaller since has undone that."""
-    agreement, value, n = rows["agreement"], rows["value"], t.rows // 2
-    level = np.convolve(agreement, np.ones(n) / n, mode="valid")
-    best = int(level.argmax())
-    end = 3 * len(rows) // 4
-    now, then = np.abs(agreement[end:]).max(), value[best : best + n].min()
-    if 2 * best > len(rows) or not level[best] > 0.5 or now > level[best] / 2 or not value[end:].max() < then:
-        return
-    evidence = {
-        "correlation with the targets": mean(agreement[end:]),
-        "at its best": float(level[best]),
-        "loss": mean(value[end:]),
-        "loss then": float(then),
-    }
-    yield finding(
-        "PREDICTION_COLLAPSE", rows.name, int(rows.steps[best + n]), evidence, severity="warning", confidence=0.8,
-        title="what was learned is undone, and the loss falls by it",
-        cause="Another term of the loss has taken over, and the smallest loss is one that does not look at the "
-        "targets: weights of terms that are learned by descending the loss itself, or a penalty that grows.",
-        remedy="Give the weights, or learn them with a term that keeps them from 0, such as its logarithm.",
-        refute="A metric of the task on held-out data rises.",
     )  # fmt: skip
 
 

@@ -105,12 +105,16 @@ def saturated_gradient(history: History, t: Thresholds) -> Iterator[Finding]:
 
 def staircase(history: History, t: Thresholds) -> Iterator[Finding]:
     """A loss that changes from batch to batch, and whose gradient is exactly 0 wherever it was measured."""
+    loss = history.tables.get("loss") or NOTHING
     for table in history.of_kind("mining", "segmentation", "foreign"):
         if not table.facts.get("foreign") or table.facts.get("component"):
             continue
         rows = table.measured("gradient_l1").measured("value")
         value = rows["value"]
         if len(rows) < t.probes or rows["gradient_l1"].any() or not value.all() or np.ptp(value) == 0:
+            continue
+        total = loss["value"][np.isin(loss.steps, rows.steps)]
+        if (rows["factor"] == 0).all() and len(total) and np.ptp(total) == 0:  # what is learned from is a constant
             continue
         evidence = {"gradient": 0, "loss": mean(value), "measurements": len(rows)}
         yield finding(
@@ -154,10 +158,18 @@ def constant_loss(history: History, t: Thresholds) -> Iterator[Finding]:
     if common == 0 and share(same) == 1 and not any(probes):
         yield from _always_zero(history, evidence)
     elif len(recent) == t.stuck_rows and counts.max() == len(recent):
-        if share(same) == 1:
+        if share(same) == 1 and not _teaches(history):
             yield finding("UNEXPLAINED_STALL", "criterion", int(loss.steps[0]), evidence, confidence=0.7)
         elif common <= mean(loss["value"][:10]) and not probes:
             yield finding("CONVERGED", "criterion", began(loss, same), evidence, confidence=0.7)
+
+
+def _teaches(history: History) -> bool:
+    """Whether a criterion gets a gradient, and the weights follow it: a loss less itself is 0, and teaches."""
+    received = any((table["factor"] > 0).any() for table in losses(history))
+    return received and any(
+        ((table["changed"] > 0) & (table["gradient_l1"] > 0)).any() for table in history.of_kind("updates")
+    )
 
 
 def _always_zero(history: History, evidence: dict[str, Any]) -> Iterator[Finding]:
@@ -190,7 +202,9 @@ def _own_value(table: Table) -> Floats | None:
         return table["active"]
     if table.kind == "segmentation":
         parts = [table[name] for name in ("bce", "ce", "dice", "iou", "tversky", "focal")]
-    else:
+    elif table.kind == "composite":
         parts = [table[f"{name}.weight"] * table[f"{name}.value"] for name in table.facts["components"]]
+    else:
+        return None
     total: Floats = np.abs(np.nansum(parts, axis=0))
     return total

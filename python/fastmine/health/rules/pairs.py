@@ -54,6 +54,13 @@ def few_valid(table: Table, t: Thresholds) -> Finding | None:
     if not found < t.valid_share:
         return None
     evidence = {"valid share": float(found), "classes": mean(rows["classes"]), "anchors": mean(rows["anchors"])}
+    alone, together = ((rows["admitted"] - rows[name]).sum() for name in ("has_positive", "has_negative"))
+    if alone < (1 - t.share) * together:
+        return finding(
+            "NO_NEGATIVES", table.name, int(rows.steps[0]), evidence, severity="warning",
+            title="most batches are of one class: every anchor has a positive, and few have a negative",
+            refute="Most batches hold several classes.",
+        )  # fmt: skip
     return finding("FEW_VALID", table.name, int(rows.steps[0]), evidence)
 
 
@@ -148,10 +155,17 @@ def label_sentinel(table: Table, t: Thresholds) -> Finding | None:
     part = rows["negative_labels"].sum() / max(rows["admitted"].sum(), 1)
     lowest = rows["target_min"][~np.isnan(rows["target_min"])]
     several = len(lowest) > 0 and lowest.min() < lowest.max() < 0
-    if share(marked) < 0.5 or part > 0.6 or several:  # hashed labels are negative as often as not
+    hashed = part > 0.6 and not _are_one_class(rows)  # hashed labels are negative as often as not
+    if share(marked) < 0.5 or hashed or several:
         return None
     evidence = {"rows with a negative label": float(part), "share of steps": share(marked)}
     return finding("LABEL_SENTINEL", table.name, began(rows, marked), evidence, confidence=0.8)
+
+
+def _are_one_class(rows: Table) -> bool:
+    """Whether the rows with a negative label are of one class: then any two of them are a pair, in most batches."""
+    n = rows["negative_labels"]
+    return share(rows["positive_pairs"] >= n * (n - 1)) >= 0.5  # NaN, where no pairs are counted, is no more than that
 
 
 def zero_norm_input(table: Table, t: Thresholds) -> Finding | None:
@@ -229,7 +243,8 @@ def embedding_collapse(table: Table, t: Thresholds) -> Finding | None:
         initial=1
     ) == 0
     if option(table, "metric") != "dot" and not one_point:
-        small &= ~(rows["negative_distance_mean"] > 1.1 * rows["positive_distance_mean"])
+        nearer = rows["negative_distance_mean"] > 1.1 * rows["positive_distance_mean"]
+        small &= ~(nearer & (rows["spread"] > t.cosine))
     # Directions may be alike because of a common mean, and the points far apart for the loss all the same.
     small &= ~(rows["positive_distance_mean"] > _length(table))
     start = lasting(small)
@@ -245,8 +260,11 @@ def embedding_collapse(table: Table, t: Thresholds) -> Finding | None:
         apart = (rows["gap"] / both)[-5 * t.collapse_rows :]
     told = rows["hard_share"][-t.collapse_rows :]
     ahead = mean(rows["gap"][-t.collapse_rows :]) > 0 and not one_point
-    if ahead and (mean(told) < 0.5 or (np.isfinite(apart).all() and significant_gain(apart))):
+    exists = mean(rows["spread"][-t.collapse_rows :]) > t.cosine  # as float32 has it
+    if ahead and exists and (mean(told) < 0.5 or (np.isfinite(apart).all() and significant_gain(apart))):
         return None
+    if no_difference(table, t) is not None and not _told_apart(rows.where(slice(start))):
+        return None  # it collapsed because labels say nothing
     evidence = {
         "spread": now,
         "spread at first": float(rows["spread"][0]),
@@ -256,11 +274,36 @@ def embedding_collapse(table: Table, t: Thresholds) -> Finding | None:
     return finding("EMBEDDING_COLLAPSE", table.name, int(rows.steps[start]), evidence)
 
 
+def _told_apart(rows: Table) -> bool:
+    """Whether positives were nearer than negatives, by more than 2 standard errors, or too few steps to tell."""
+    gap = rows["gap"]
+    return len(gap) < 4 or bool(mean(gap) > 2 * gap.std(ddof=1) / np.sqrt(len(gap)))
+
+
 def _backwards(rows: Table, scaled: Floats, t: Thresholds) -> bool:
     """The anchors are hard, always, and significantly more so than at first."""
     if len(rows) < t.collapse_rows or rows.steps[-1] - rows.steps[0] < t.prediction_rows:
         return False
     return mean(rows["hard_share"][-t.rows :]) >= t.share and significant_gain(-scaled)
+
+
+def no_difference(table: Table, t: Thresholds) -> Finding | None:
+    """Of a loss over all pairs: what labels that were drawn by lot would give, known to 2 standard errors."""
+    if "positive_pairs" not in table.columns:
+        return None
+    rows = table.where((table["valid"] > 0) & (table["negative_distance_mean"] > 0))
+    gap = rows["gap"] / rows["negative_distance_mean"]
+    half = gap[len(rows) // 2 :]
+    if len(half) < t.rows or rows.steps[-1] < t.explained_steps or significant_gain(gap):
+        return None
+    error = float(half.std(ddof=1)) / np.sqrt(len(half))
+    if not abs(mean(half)) + 2 * error < t.explained or mean(half) > 2 * error:
+        return None
+    evidence = {"d_n - d_p, over d_n": mean(half), "standard error": error, "spread": mean(rows["spread"][-t.rows :])}
+    return finding(
+        "NO_SEPARATION", table.name, int(rows.steps[0]), evidence, confidence=0.8,
+        title="positives are as far away as negatives, on average over all pairs",
+    )  # fmt: skip
 
 
 def _unit(table: Table) -> bool:

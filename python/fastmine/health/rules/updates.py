@@ -68,13 +68,44 @@ def no_update(history: History, t: Thresholds) -> Iterator[Finding]:
     if idle is not None:
         yield idle
         return
-    for rule in (_lr_zero, _not_in_optimizer, _without_gradient, _rounded, _spent, _crawling, _clipped_away):
+    rules = (
+        _lr_zero, _not_in_optimizer, _without_gradient, _rounded, _spent, _crawling, _clipped_away, _below_epsilon,
+    )  # fmt: skip
+    for rule in rules:
         found = [made for table in held if (made := rule(history, table, t))]
         if found:
             yield from found
             return
     yield from _head_not_in_optimizer(tables, t)
     yield from _never_handed_over(tables, t)
+
+
+def gradients_accumulate(history: History, t: Thresholds) -> Iterator[Finding]:
+    """Each gradient has the last one in it."""
+    for table in history.of_kind("updates"):
+        rows = table.measured("kept")
+        if table.facts.get("held") and 2 * len(rows) >= t.probes and rows["kept"].all():
+            evidence = {"steps whose gradient holds that of the step before": len(rows), "of": len(rows)}
+            yield finding("GRADIENTS_ACCUMULATE", table.name, int(rows.steps[0]), evidence)
+
+
+def units_alike(history: History, t: Thresholds) -> Iterator[Finding]:
+    """Units of a layer that started the same, and are taught the same ever since."""
+    for table in history.of_kind("updates"):
+        rows = table.measured("alike")
+        start = lasting(rows["alike"] > 0)
+        if len(rows) - start < t.probes:
+            continue
+        mining = bool(history.of_kind("mining"))
+        yield finding(
+            "EMBEDDING_COLLAPSE" if mining else "PREDICTION_COLLAPSE", "model", int(rows.steps[start]),
+            {"matrices of weights whose rows are all the same": float(rows["alike"][-1])}, confidence=0.95,
+            title="all units of a layer are copies of one: their weights started the same",
+            cause="Weights were set to one constant. Units with the same weights get the same gradient, and stay the "
+            "same for ever: the layer is as wide as one unit.",
+            remedy="Start weights at random: nn.init.kaiming_uniform_ for layers, constants for biases alone.",
+            refute="Rows of the weights of every layer differ after some steps.",
+        )  # fmt: skip
 
 
 def _idle(history: History, tables: Sequence[Table], t: Thresholds) -> Finding | None:
@@ -125,7 +156,8 @@ def _lr_zero(_: History, table: Table, t: Thresholds) -> Finding | None:
     return finding(
         "NO_UPDATE", table.name, int(rows.steps[start]), evidence, confidence=1.0,
         title="the learning rate is 0 in every group",
-        cause="A warm-up that never advances, a scheduler that has come to its end, or a rate that was set to 0.",
+        cause="A warm-up that never advances, a scheduler that has come to its end, a rate that was set to 0, or a "
+        "state of optimizer or scheduler that was loaded after they were made.",
         remedy="Print optimizer.param_groups[0]['lr'] every step; call scheduler.step() once per step it counts.",
     )  # fmt: skip
 
@@ -169,14 +201,19 @@ def _without_gradient(_: History, table: Table, t: Thresholds) -> Finding | None
         if ran
         else {
             "title": "no parameter of the optimizer ever has a gradient",
-            "cause": "backward() is not called, or not on this loss.",
+            "cause": "backward() is not called, not on this loss, or cannot reach these parameters: what they make is "
+            "detached on the way.",
             "remedy": "Call loss.backward() before optimizer.step().",
         }
     )
     return finding("NO_UPDATE", table.name, int(rows.steps[0]), evidence, **words)
 
 
-def _rounded(_: History, table: Table, t: Thresholds) -> Finding | None:
+def _rounded(history: History, table: Table, t: Thresholds) -> Finding | None:
+    if any(
+        _is_one_point(pairs, t) for pairs in history.of_kind("mining")
+    ):  # what gradient there is, is rounding itself
+        return None
     rows = table.measured("changed")
     still = (
         (rows["changed"] == 0)
@@ -218,8 +255,8 @@ def _spent(_: History, table: Table, t: Thresholds) -> Finding | None:
         "NO_UPDATE", table.name, int(rows.steps[end]), evidence, severity="warning", confidence=0.8,
         title="the learning rate fell to next to nothing before training had begun",
         cause="A scheduler that is advanced more often than it counts, or one that waits for a loss to fall "
-        "(ReduceLROnPlateau) and is given a score that rises.",
-        remedy="Print optimizer.param_groups[0]['lr'] every step; mode=\"max\" for a score.",
+        "(ReduceLROnPlateau) and is given a score that rises, or for a score and is given a loss.",
+        remedy="Print optimizer.param_groups[0]['lr'] every step; mode=\"min\" for a loss, mode=\"max\" for a score.",
         refute="The model was trained before, and so small a learning rate is meant.",
     )  # fmt: skip
 
@@ -278,6 +315,45 @@ def _clipped_away(history: History, table: Table, t: Thresholds) -> Finding | No
         remedy="scaler.unscale_(optimizer) before clip_grad_norm_; print the norm that it returns.",
         refute="The learning rate makes up for it: weights move by a thousandth of their size in a step.",
     )  # fmt: skip
+
+
+def _below_epsilon(history: History, table: Table, t: Thresholds) -> Finding | None:
+    """Gradients next to the epsilon of an optimizer that divides by their size, from the first one on."""
+    if any(_is_one_point(pairs, t) for pairs in history.of_kind("mining")):
+        return None
+    epsilon = table.facts.get("epsilon") or 0.0
+    rows = table.where((table["gradient_l1"] > 0) & (table["lr_max"] > 0) & (np.diff(table["updates"], prepend=0) > 0))
+    rows = rows.measured("drift_l1")
+    if not epsilon or len(rows) < 2 * t.probes or rows.steps[-1] < t.explained_steps:
+        return None
+    size = rows["gradient_l1"] / rows["sampled"]
+    way = rows["drift_l1"] / np.diff(rows["updates"], prepend=rows["updates"][0] - 1)
+    left, rate = way / rows["sampled"] / rows["lr_max"], way / rows["weight_l1"]
+    if not (size < t.magnified * epsilon).all() or not left.max() < t.magnified:
+        return None
+    if epsilon > t.epsilon and not rate.max() < t.creep:
+        return None
+    evidence: dict[str, Any] = {
+        "variant": "epsilon",
+        "gradient of a weight, on average": float(size.max()),
+        "epsilon of the optimizer": epsilon,
+        "share of the learning rate that a step is": float(left.max()),
+    }
+    return finding(
+        "NO_UPDATE", table.name, int(rows.steps[0]), evidence, severity="warning", confidence=0.9,
+        title="gradients are so small that the epsilon of the optimizer decides: a step is next to nothing",
+        cause="Adam and its like divide a gradient by its size plus epsilon. Where the gradient is far below epsilon, "
+        "the loss is in tiny units (divided by a number of samples or pixels), gradients are clipped to next to "
+        "nothing, or eps was mistyped.",
+        remedy="Multiply the loss, or lower eps; print p.grad.abs().mean() beside optimizer.param_groups[0]['eps'].",
+        refute="The learning rate makes up for it: weights move by a thousandth of their size in a step.",
+    )  # fmt: skip
+
+
+def _is_one_point(table: Table, t: Thresholds) -> bool:
+    """Whether no two embeddings differed by more than rounding, from the first step on."""
+    spread = table["spread"][np.isfinite(table["spread"])]
+    return len(spread) > 0 and bool((spread < t.cosine).all())
 
 
 def _factors(history: History) -> dict[int, float]:
