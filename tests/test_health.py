@@ -1711,3 +1711,25 @@ def test_a_rule_that_fails_is_told_of_and_does_not_end_the_training(monkeypatch:
     with pytest.warns(UserWarning, match="ZeroDivisionError"):
         (found,) = examine(History(30, {"criterion": table("mining", **MINED)}), Thresholds())
     assert found.code == "NO_POSITIVES"
+
+
+def test_a_loss_that_fails_when_it_is_asked_keeps_what_it_answered_before() -> None:
+    """It is called with classes renamed, then with labels of other rows; the training goes on all the same."""
+    calls = 0
+
+    def loss(z: Tensor, labels: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise ValueError("not of these labels")
+        same = labels[:, None] == labels
+        return torch.cdist(z, z)[same].mean()
+
+    monitor = Monitor(speak=False)
+    criterion = monitor.watch(loss)
+    z, labels = pk(0)
+    monitor.step(criterion(z.requires_grad_(), labels))
+    answers = monitor.history().tables["criterion"]
+    assert calls == 3
+    assert answers["invariance"].tolist() == [0.0]
+    assert np.isnan(answers["shuffled"]).all()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, TypeAlias
 
@@ -111,33 +111,31 @@ class Look:
         self.pixels = not _of_torch(loss) and target is not None and _classes_of_pixels(prediction, target)
         self.asked = self._once or self.certain
 
-    def _ask(self, x: Tensor, target: Tensor, value: Tensor, again: Again) -> dict[str, Tensor]:
+    def _ask(self, x: Tensor, target: Tensor, value: Tensor, again: Again) -> Iterator[tuple[str, Tensor]]:
         """What the loss is where something else is predicted, or wanted: once, at the first call."""
-        found: dict[str, Tensor] = {}
         labels = self.kind == MINING
         if self.broadcast or self.matched or labels:
             exchanged = _exchanged(target, relabel=labels)
             change = _change(value, again({target: exchanged}))
-            found["invariance"] = torch.where((exchanged != target).any(), change, torch.nan)
+            yield "invariance", torch.where((exchanged != target).any(), change, torch.nan)
         if self.matched:
             same = target.amax().expand_as(target).contiguous()
-            found["dependence"] = _change(value, again({target: same}))
+            yield "dependence", _change(value, again({target: same}))
         if labels:
             other = target.roll(1, 0)
             differs = ((other[1:] == other[:-1]) != (target[1:] == target[:-1])).any()  # and not by names alone
-            found["shuffled"] = torch.where(differs, _change(value, again({target: other})), torch.nan)
+            yield "shuffled", torch.where(differs, _change(value, again({target: other})), torch.nan)
         if self.kind == SEGMENTATION and not _of_torch(self.loss):
             truth = target.to(x.dtype).view_as(x)
             inside = ((x >= 0) & (x <= 1)).all()  # probabilities, as far as can be seen
             for name, p in (("at_truth", truth), ("at_opposite", 1 - truth)):
-                found[name] = torch.as_tensor(again({x: torch.where(inside, p, 20 * (2 * p - 1))})).detach().mean()
+                yield name, torch.as_tensor(again({x: torch.where(inside, p, 20 * (2 * p - 1))})).detach().mean()
         if self.pixels:
             index = (target if target.dim() == x.dim() else target[:, None]).long()
             index = index.where((index >= 0) & (index < x.shape[1]), 0)
             truth = torch.zeros_like(x).scatter_(1, index, 20.0)
             for name, logits in (("at_truth", truth), ("at_even", torch.zeros_like(x))):
-                found[name] = torch.as_tensor(again({x: logits})).detach().mean()
-        return found
+                yield name, torch.as_tensor(again({x: logits})).detach().mean()
 
     @torch.no_grad()
     def read(
@@ -148,8 +146,8 @@ class Look:
         asked: dict[str, Tensor] = {}
         if not self.asked and target is not None:
             self.asked = True
-            with contextlib.suppress(Exception):  # a loss that cannot be asked is not
-                asked = self._ask(prediction, target, value, again)
+            with contextlib.suppress(Exception):  # a loss that cannot be asked is not, or not on
+                asked.update(self._ask(prediction, target, value, again))
         nothing = torch.full((), torch.nan, dtype=torch.float64, device=x.device)
         row = [*_of_prediction(x), *_of_target(target, x), *(asked.get(name, nothing) for name in ASKED)]
         row += [*_of_classes(self.loss, target, x), *self._of_both(prediction, target)]
