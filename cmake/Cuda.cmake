@@ -48,11 +48,24 @@ if(fastmine_build_cuda)
   # A kernel that spills registers is a mistake, found here and not on somebody's GPU.
   add_library(
     fastmine_kernels_cuda OBJECT
+    csrc/kernels/cuda/batch_all.cu
+    csrc/kernels/cuda/batch_all_backward.cu
+    csrc/kernels/cuda/batch_all_formula.cu
+    csrc/kernels/cuda/batch_hard.cu
+    csrc/kernels/cuda/batch_hard_backward.cu
     csrc/kernels/cuda/lovasz_shares.cu
+    csrc/kernels/cuda/margin_softmax.cu
+    csrc/kernels/cuda/mined_pairs.cu
+    csrc/kernels/cuda/pair_sums.cu
+    csrc/kernels/cuda/pair_sums_backward.cu
     csrc/kernels/cuda/pairwise_distance.cu
+    csrc/kernels/cuda/proxy_evidence.cu
     csrc/kernels/cuda/segmentation_loss.cu
     csrc/kernels/cuda/segmentation_sums.cu
-    csrc/kernels/cuda/segmentation_terms.cu)
+    csrc/kernels/cuda/segmentation_terms.cu
+    csrc/kernels/cuda/selective_terms.cu
+    csrc/kernels/cuda/triplet_loss.cu
+    csrc/kernels/cuda/triplet_terms.cu)
   target_include_directories(fastmine_kernels_cuda PRIVATE csrc)
   target_compile_options(
     fastmine_kernels_cuda PRIVATE --expt-relaxed-constexpr -Xptxas=-warn-spills,-warn-lmem-usage -Xfatbin=-compress-all
@@ -61,15 +74,23 @@ if(fastmine_build_cuda)
   add_library(
     fastmine_torch_cuda MODULE
     csrc/torch/cuda/library.cpp
+    csrc/torch/cuda/batch_all.cpp
+    csrc/torch/cuda/batch_hard.cpp
     csrc/torch/cuda/lovasz_shares.cpp
+    csrc/torch/cuda/margin_softmax.cpp
+    csrc/torch/cuda/mined_pairs.cpp
+    csrc/torch/cuda/pair_sums.cpp
     csrc/torch/cuda/pairwise_distance.cpp
+    csrc/torch/cuda/proxy_evidence.cpp
     csrc/torch/cuda/segmentation_loss.cpp
     csrc/torch/cuda/segmentation_sums.cpp
-    csrc/torch/cuda/segmentation_terms.cpp)
+    csrc/torch/cuda/segmentation_terms.cpp
+    csrc/torch/cuda/selective_terms.cpp
+    csrc/torch/cuda/triplet_terms.cpp)
   fastmine_configure_torch_library(fastmine_torch_cuda)
   set(compiled_for "${CMAKE_CUDA_ARCHITECTURES}")
   if(fastmine_every_gpu)
-    set(compiled_for 80-real 86-real 89-real 90-real 90a-real 80-virtual)
+    set(compiled_for 80-real 86-real 90-real 90a-real 80-virtual) # 89 runs the code of 86, and its own would be the same
     if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
       list(APPEND compiled_for 100-real 120-real)
     endif()
@@ -79,25 +100,6 @@ if(fastmine_build_cuda)
   target_include_directories(fastmine_torch_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_link_options(fastmine_torch_cuda PRIVATE -Wl,--exclude-libs,ALL)
   target_link_libraries(fastmine_torch_cuda PRIVATE $<TARGET_OBJECTS:fastmine_kernels_cuda> CUDA::cudart_static)
-
-  # Mining.
-  target_sources(
-    fastmine_kernels_cuda PRIVATE csrc/kernels/cuda/batch_hard.cu csrc/kernels/cuda/batch_hard_backward.cu
-                                  csrc/kernels/cuda/triplet_loss.cu csrc/kernels/cuda/triplet_terms.cu)
-  target_sources(fastmine_torch_cuda PRIVATE csrc/torch/cuda/batch_hard.cpp csrc/torch/cuda/triplet_terms.cpp)
-
-  # Losses against class vectors.
-  target_sources(fastmine_kernels_cuda PRIVATE csrc/kernels/cuda/proxy_evidence.cu)
-  target_sources(fastmine_torch_cuda PRIVATE csrc/torch/cuda/proxy_evidence.cpp)
-
-  # Losses over many pairs.
-  target_sources(
-    fastmine_kernels_cuda
-    PRIVATE csrc/kernels/cuda/batch_all.cu csrc/kernels/cuda/batch_all_backward.cu csrc/kernels/cuda/batch_all_formula.cu
-            csrc/kernels/cuda/mined_pairs.cu csrc/kernels/cuda/pair_sums.cu csrc/kernels/cuda/pair_sums_backward.cu)
-  target_sources(
-    fastmine_torch_cuda PRIVATE csrc/torch/cuda/batch_all.cpp csrc/torch/cuda/mined_pairs.cpp
-                                csrc/torch/cuda/pair_sums.cpp)
 
   # Only mining has code for what one architecture has alone: its code for Hopper comes from a front end of its own.
   if(fastmine_every_gpu)

@@ -15,6 +15,9 @@ find_package(pybind11 2.13 CONFIG REQUIRED)
 
 pybind11_add_module(_native MODULE csrc/pybind/module.cpp csrc/pybind/embeddings.cpp csrc/pybind/segmentation_loss.cpp)
 target_include_directories(_native PRIVATE csrc)
+if(NOT FASTMINE_IN_PLACE)
+  set_target_properties(_native PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 0)
+endif()
 string(JOIN " " kernel_flags ${FASTMINE_KERNEL_FLAGS})
 target_compile_definitions(
   _native

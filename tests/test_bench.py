@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -511,6 +513,14 @@ def test_the_readme_says_what_the_committed_rows_say() -> None:
     assert section == report.readme_section(*read(path), link if (REPOSITORY / link).exists() else "")
 
 
+def test_the_picture_ended_in_empty_panels(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (drawn,) = plots.draw(tmp_path, measured())
+    cases = {found.case for found in measured()} & set(plots.README_CASES)
+    assert len(cases) % 3
+    assert drawn.read_text().count('id="axes_') == len(cases)
+
+
 def test_pictures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     grown = [
@@ -721,6 +731,59 @@ def test_a_turn_is_timed_by_the_clock_of_the_device(device: list[str]) -> None:
     assert contender.waited == [0.0]
 
 
+@pytest.fixture
+def graphs(device: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Streams and graphs of that GPU."""
+
+    class Stream:
+        def wait_stream(self, _: Any) -> None:
+            device.append("wait for a stream")
+
+    class Graph:
+        def replay(self) -> None:
+            device.append("replay")
+
+    @contextmanager
+    def within(word: str) -> Iterator[None]:
+        device.append(word)
+        yield
+        device.append(f"end {word}")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: within("aside"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda _: within("capture"))
+    return device
+
+
+def test_a_captured_call_is_warmed_up_elsewhere_and_then_only_replayed(graphs: list[str]) -> None:
+    def call() -> str:
+        graphs.append("call")
+        return "the answer"
+
+    replay = measure.captured(call, lambda: graphs.append("prepare"))
+    aside = ["wait for a stream", "aside", *["prepare", "call"] * measure.WARMING, "end aside", "wait for a stream"]
+    assert graphs == [*aside, "prepare", "capture", "call", "end capture"]
+    graphs.clear()
+    assert [replay(), replay()] == ["the answer"] * 2
+    assert graphs == ["replay"] * 2
+
+
+def test_a_captured_case_is_judged_and_timed_by_its_replays(graphs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "device_ceilings", lambda: {"gemm_gflops": 100.0, "copy_gbs": 10.0})
+    case = replace(tiny("triplet"), name="tiny", device="cpu:0", captured=True)
+    monkeypatch.setattr(worker, "cases_on", lambda _: [case])
+    events: list[dict[str, Any]] = []
+    worker.carry_out(worker.Plan("1", "default", 1, 0.0, [("tiny", ["eager"])], device="cpu:0"), events.append)
+    (found,) = (Row(**event["row"]) for event in events if "row" in event)
+    assert found.status == "ok"
+    assert set(found.errors) == {"value_error", "gradient_error"}
+    replays = graphs[graphs.index("end capture") :]
+    assert replays[1] == "replay"
+    assert set(replays) == {"end capture", "replay", "synchronize", "record", "wait"}
+
+
 def test_memory_on_a_gpu_is_what_its_allocator_handed_out(device: list[str]) -> None:
     assert measure.extra_device_memory(measure.DeviceContender(lambda: None, 1)) == 250
     assert device == ["synchronize", "synchronize"]
@@ -740,6 +803,26 @@ def test_one_case_on_a_device(device: list[str], monkeypatch: pytest.MonkeyPatch
     ]  # fmt: skip
     assert all(r.p50_ms is not None and r.p50_ms <= 6.0 for r in rows)
     assert "record" in device
+
+
+def test_a_kernel_that_breaks_the_device_ends_the_process_in_its_own_name(
+    device: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After such an error every call of the process fails: the next provider would be blamed, and every later case."""
+
+    def raises() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    broken = replace(BY_NAME["eager"], name="broken", works={"triplet": failing})
+    monkeypatch.setattr(worker, "BY_NAME", {**BY_NAME, "broken": broken})
+    monkeypatch.setattr(worker, "cases_on", lambda _: [replace(tiny("triplet"), name="tiny", device="cpu:0")])
+    monkeypatch.setattr(measure, "device_ceilings", dict)
+    monkeypatch.setattr(torch.cuda, "synchronize", raises)
+    events: list[dict[str, Any]] = []
+    plan = worker.Plan("1", "default", 1, 0.0, [("tiny", ["eager", "broken", "eager-strong"])], device="cpu:0")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        worker.carry_out(plan, events.append)
+    assert events[-1] == {"begin": ["tiny", "broken"]}
 
 
 def test_of_every_work_it_is_known_which_op_answers() -> None:
@@ -790,6 +873,13 @@ def test_bars_on_a_gpu_are_about_bandwidth_and_other_forms() -> None:
         assert verdict(title, rows).met is met
     rows = [Row("1", found.name, "native", "ok", "default", 2, p50_ms=1.0, device="cuda")]
     assert verdict(title, rows).met is None
+
+
+def test_times_on_a_gpu_are_held_to_milliseconds() -> None:
+    found = next(case for case in CUDA_CASES if case.name == "batch_hard/N65536-D128")
+    for milliseconds, met in ((1.4, True), (1.6, False)):
+        rows = [Row("1", found.name, "native", "ok", "default", 2, p50_ms=milliseconds, device="cuda")]
+        assert verdict("batch-hard N=65,536, milliseconds", rows).met is met
 
 
 def test_the_machine_of_a_gpu_is_described_by_it(monkeypatch: pytest.MonkeyPatch) -> None:

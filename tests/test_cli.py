@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import importlib
+import io
 import json
 import os
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pytest
@@ -122,6 +125,9 @@ def test_doctor_env_shows_the_configuration(capsys: pytest.CaptureFixture[str]) 
         ("train embeddings --resume nowhere", "there is no checkpoint nowhere"),
         ("doctor labels nowhere", "nowhere does not exist"),
         ("doctor labels x --batch-size 0", "--batch-size: must be at least 1; got 0"),
+        ("doctor loss :loss", "name it as module:object"),
+        ("train segmentation --weights bce=0.5,bce=0.2", "--weights: must have each name once; got bce twice"),
+        ("bench --list --json", "--list has neither"),
     ],
 )
 def test_mistakes_get_one_line_and_exit_code_2(argv: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -301,6 +307,7 @@ def test_labels_that_cannot_be_read_are_refused(capsys: pytest.CaptureFixture[st
         "empty.csv": "empty.csv is empty; its first line names the columns",
         "two.csv --column c": "has no column c; name one of a, b",
         "y.json": "a .npy, .txt or .csv file; got y.json",
+        "empty.txt --column a": "--column is of a .csv file; empty.txt is none",
     }.items():
         assert words in refused(f"doctor labels {name}", capsys)
 
@@ -337,6 +344,36 @@ def test_doctor_loss_says_what_it_cannot_load(name: str, capsys: pytest.CaptureF
     assert name.split(":", maxsplit=1)[0] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("raise RuntimeError('no')", "cannot be loaded: RuntimeError: no ({file}, line 1)"),
+        (
+            "import no_such_module",
+            "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module' ({file}, line 1)",
+        ),
+        ("def named(:", "cannot be loaded: SyntaxError"),
+        (
+            "import torch\nclass named(torch.nn.Module):\n    def __init__(self): {}['gone']",
+            "KeyError: 'gone' ({file}, line 3)",
+        ),
+        ("def named(p, t):\n    assert p is t, 'no'", "(values: AssertionError: no ({file}, line 2))"),
+    ],
+)
+def test_what_a_module_of_ones_own_raises_was_a_traceback(
+    code: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path("its_own.py").absolute()
+    file.write_text(code)
+    monkeypatch.delitem(sys.modules, "its_own", raising=False)
+    importlib.invalidate_caches()
+    expected = words.format(file=file)
+    assert expected in refused("doctor loss its_own:named --inputs values", capsys)
+    if "values" not in expected:
+        monkeypatch.delitem(sys.modules, "its_own", raising=False)
+        assert expected in refused("train embeddings --model its_own:named", capsys)
+
+
 def test_doctor_loss_says_that_a_class_needs_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     line = refused("doctor loss fastmine.losses:HybridCovarianceLoss", capsys)
     assert "positions" in line
@@ -354,10 +391,16 @@ def test_doctor_overfit_learns_its_samples(capsys: pytest.CaptureFixture[str]) -
 # --- standard output -------------------------------------------------------------------------------------------------
 
 
-def test_output_that_nobody_reads_any_more_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def text_into(descriptor: int, *, buffered: bool) -> TextIO:
+    """As Python opens its standard output, with and without PYTHONUNBUFFERED."""
+    return os.fdopen(descriptor, "w") if buffered else io.TextIOWrapper(io.FileIO(descriptor, "w"), write_through=True)
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_output_that_nobody_reads_any_more_is_no_traceback(buffered: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     read, write = os.pipe()
     os.close(read)
-    with os.fdopen(write, "w") as output:
+    with text_into(write, buffered=buffered) as output:
         monkeypatch.setattr(sys, "stdout", output)
         assert main(["doctor", "env"]) == 141
 
@@ -371,8 +414,11 @@ def test_what_fails_elsewhere_is_not_called_a_failure_of_the_output(monkeypatch:
         main(["doctor", "env"])
 
 
-def test_output_to_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with Path("/dev/full").open("w") as output:
+@pytest.mark.parametrize("buffered", [True, False])
+def test_output_to_a_full_disk_is_one_line(
+    buffered: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with text_into(os.open("/dev/full", os.O_WRONLY), buffered=buffered) as output:
         monkeypatch.setattr(sys, "stdout", output)
         assert main(["doctor", "env", "--json"]) == 1
     assert capsys.readouterr().err == "fastmine: error: cannot write the output: No space left on device\n"

@@ -5,7 +5,9 @@ The case table itself runs there too (test_equivalence.py). ``make gpu`` runs al
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,29 +15,15 @@ import torch
 import fastmine
 import fastmine.functional as F
 from cases import CASES, Case, Inputs, gradients, leaves, named, upstream
+from fastmine import _ops
 from fastmine.health import Monitor
 from fastmine.losses import TripletLoss
+from fastmine.reference.margin_softmax import margin_softmax_slopes
 
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-
-NATIVE = (
-    "batch_hard",
-    "triplet_loss",
-    "pairwise_distance",
-    "segmentation_loss",
-    "segmentation_sums",
-    "pair_sums",
-    "batch_all",
-)
-"""The ops with CUDA kernels, and backward passes of the same names."""
-FORWARD = ("mined_pairs", "triplet_terms")
-"""Those whose backward pass is that of another."""
-
-INNER = ("segmentation_terms", "lovasz_shares", "proxy_evidence")
-"""Ops between others, which have no gradient of their own."""
 
 MINING = [case for case in CASES if case.op in ("batch_hard", "triplet_loss") and case.curved][::7]
 
@@ -62,6 +50,8 @@ BY_KERNELS = [
     named("triplet_loss-swap-masked"),
     named("triplet_loss-all-apart-cosine"),
     named("mined_triplet_loss-grouped"),
+    named("selectively_contrastive_loss-masked"),
+    named("selectively_contrastive_loss-weighted-none"),
 ]
 EACH_OP = [
     *BY_KERNELS,
@@ -72,7 +62,9 @@ EACH_OP = [
 
 @pytest.fixture
 def _no_sync() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says once in each process that this mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
     yield
     torch.cuda.set_sync_debug_mode("default")
 
@@ -100,7 +92,7 @@ def assert_same_bits(one: Inputs, other: Inputs) -> None:
         assert torch.equal(x.cpu(), other[name].cpu()), name
 
 
-@pytest.mark.parametrize("op", [*(op + end for op in NATIVE for end in ("", "_backward")), *FORWARD, *INNER])
+@pytest.mark.parametrize("op", _ops.OPS)
 def test_a_kernel_answers_this_op_on_cuda(op: str) -> None:
     found = fastmine.config()
     assert found["ops"][op]["CUDA"] == "native", found["reasons"]["CUDA"]
@@ -203,7 +195,7 @@ def test_a_monitored_step_waits_for_nothing(request: pytest.FixtureRequest) -> N
     monitor.close()
 
 
-@pytest.mark.parametrize("n", [300, 900, 3000], ids=["few pairs", "screened in float32", "screened in bfloat16"])
+@pytest.mark.parametrize("n", [200, 900, 2048, 3000], ids=["directly", "tiles", "whole tiles", "by label"])
 @pytest.mark.parametrize("negative", ["hardest", "semi_hard"])
 @pytest.mark.parametrize("classes", [7, 200])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
@@ -218,3 +210,74 @@ def test_mining_finds_the_pairs_that_the_cpu_finds(n: int, negative: str, classe
     assert torch.equal(here.negative_index, there.negative_index.cpu())
     assert torch.equal(here.valid, there.valid.cpu())
     torch.testing.assert_close(here.negative_distance, there.negative_distance.cpu())
+
+
+# --- the softmax against class vectors: alone, since the products around it are torch's -----------------------------
+
+
+def softmax_arguments(
+    n: int, classes: int, dtype: torch.dtype, device: str = "cuda", before: int = 0, kind: str = "angular"
+) -> tuple[Any, ...]:
+    """Of the op: rows that are invalid, of no class or of weight 0 among them; logits so many numbers into memory."""
+    source = torch.Generator().manual_seed(n + classes)
+    unit = torch.nn.functional.normalize(torch.randn(n + classes, 19, generator=source, dtype=torch.float64))
+    logits = 16 * unit[:n] @ unit[n:].T
+    labels = torch.randint(classes, (n,), generator=source)
+    labels[3:4] = -1
+    valid = torch.arange(n) % 5 != 3
+    weight = torch.arange(n) % 4 / 2
+    memory = torch.empty(before + logits.numel(), dtype=dtype, device=device)
+    placed = memory[before:].view(n, classes).copy_(logits)
+    rest = (labels.to(device), None, valid.to(device), weight.to(device, dtype), kind, 16.0, 0.5)
+    return placed, unit.to(device, dtype), *rest
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", ["angular", "cosine"])
+@pytest.mark.parametrize(("n", "classes"), [(0, 3), (1, 2), (5, 7), (300, 1001), (9, 100_003), (3000, 10)], ids=str)
+def test_the_margin_softmax_is_its_reference(n: int, classes: int, kind: str, dtype: torch.dtype) -> None:
+    for before in (0, 1):
+        for reduction in ("mean", "none"):
+            arguments = (*softmax_arguments(n, classes, dtype, before=before, kind=kind), reduction)
+            wide = [x.double() if isinstance(x, torch.Tensor) and x.dtype == dtype else x for x in arguments]
+            found, want = torch.ops.fastmine.margin_softmax(*arguments), margin_softmax_slopes(*wide)
+            tolerance = (1e-10, 1e-13) if dtype == torch.float64 else (1e-4, 1e-6)
+            for got, expect in zip(found[:-1], want[:-1], strict=True):
+                assert torch.allclose(got.double(), expect, *tolerance, equal_nan=True)
+            assert torch.equal(found[-1], want[-1])
+
+
+SOFTMAX = torch.ops.fastmine.margin_softmax.default
+
+
+def test_the_margin_softmax_waits_for_nothing(request: pytest.FixtureRequest) -> None:
+    arguments = softmax_arguments(300, 1001, torch.float32)
+    SOFTMAX(*arguments, "mean")
+    request.getfixturevalue("_no_sync")
+    SOFTMAX(*arguments, "mean")
+
+
+def test_the_margin_softmax_captured_in_a_graph() -> None:
+    logits, *rest = softmax_arguments(300, 1001, torch.float32)
+    SOFTMAX(logits, *rest, "mean")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = SOFTMAX(logits, *rest, "mean")
+    for factor in (0.5, 2.0):
+        logits.mul_(factor)
+        graph.replay()
+        for replayed, want in zip(captured, SOFTMAX(logits, *rest, "mean"), strict=True):
+            assert torch.equal(replayed, want)
+
+
+def test_the_margin_softmax_on_two_streams() -> None:
+    work = [softmax_arguments(n, classes, torch.float32) for n, classes in ((300, 1001), (40, 20_000))]
+    streams = [torch.cuda.Stream() for _ in work]
+    alone = [SOFTMAX(*arguments, "mean") for arguments in work]
+    torch.cuda.synchronize()
+    for _ in range(10):
+        for stream, arguments, want in zip(streams, work, alone, strict=True):
+            with torch.cuda.stream(stream):
+                found = SOFTMAX(*arguments, "mean")
+            stream.synchronize()
+            assert all(torch.equal(x, y) for x, y in zip(found, want, strict=True))

@@ -17,9 +17,10 @@ pytestmark = [
 ]
 
 SHAPES = [
-    (2048, 32), (2500, 33), (2048, 64), (3001, 100), (4096, 128), (2177, 256), (2048, 736), (2048, 737), (20000, 128),
+    (2432, 32), (2500, 33), (2432, 64), (3001, 100), (4096, 128), (2477, 256), (2432, 736), (2432, 737), (20000, 128),
 ]  # fmt: skip
-"""Rows and elements: whole tiles and not, one slice and many, two blocks on a multiprocessor and one, and too wide."""
+"""Rows and elements: whole tiles and not, one slice and many, two blocks on a multiprocessor and one, and too wide; and
+more than 2,048 references, below which nothing is screened in bfloat16."""
 
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)

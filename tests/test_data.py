@@ -235,6 +235,21 @@ def test_a_single_pair_among_others_is_poor_and_no_sampler_mends_it() -> None:
     assert re.search("no sampler can .* 1 class has 2;", found.advice)
 
 
+def test_good_labels_were_told_that_no_sampler_can_mend_them() -> None:
+    found = check_labels([0, 0, 1], 3)
+    assert (found.verdict, found.sampler) == ("good", None)
+    assert found.advice == "shuffled batches will do: 67% of the anchors are valid"
+
+
+def test_in_batches_of_two_the_share_of_valid_anchors_was_a_rounding_error() -> None:
+    assert check_labels([0, 0, 1, 1], 2).valid_probability == 0
+
+
+def test_rows_that_nobody_labelled_were_called_a_good_class() -> None:
+    assert "2 rows are labelled -1 and count as a class" in check_labels([0, 0, 1, 1, -1, -1], 6).advice
+    assert "labelled" not in check_labels([0, 0, 1, 1], 4).advice
+
+
 @given(label_lists, st.integers(1, 70))
 def test_the_sampler_it_advises_exists_and_fits(labels: list[int], size: int) -> None:
     found = check_labels(labels, size)

@@ -100,7 +100,10 @@ def spoiled(rank: int) -> None:
 def test_processes_learn_what_one_with_the_whole_batch_would(ranks: int, tmp_path: Path) -> None:
     code = """
         import sys, torch.multiprocessing as mp, test_distributed
-        mp.spawn(test_distributed.worker, (int(sys.argv[1]), sys.argv[2]), nprocs=int(sys.argv[1]))
+        # Forked, so that they need not import everything once more.
+        mp.start_processes(
+            test_distributed.worker, (int(sys.argv[1]), sys.argv[2]), nprocs=int(sys.argv[1]), start_method="fork"
+        )
     """
     done = python(code, str(ranks), str(tmp_path / "rendezvous"), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr

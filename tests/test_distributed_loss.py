@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, multiprocessing, nn
+from filelock import FileLock
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cases import Calls
@@ -26,6 +27,7 @@ from fastmine.losses import (
     SupConLoss,
     TripletLoss,
 )
+from support import succeeds
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch without gloo")
 
@@ -205,11 +207,21 @@ def pairs_of(name: str, args: tuple[Any, ...]) -> tuple[int, int]:
 
 @pytest.fixture(scope="module", params=[2, 4])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of the processes found."""
+    """What each of the processes found. They run once for all of xdist's workers, whose folders lie side by side."""
     world: int = request.param
-    folder = tmp_path_factory.mktemp(f"world{world}")
-    multiprocessing.spawn(work, (world, str(folder)), nprocs=world)
-    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / f"world{world}"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            code = """
+                import sys, torch.multiprocessing as mp, test_distributed_loss
+                world, folder = int(sys.argv[1]), sys.argv[2]
+                # Forked, so that they need not import everything once more.
+                mp.start_processes(test_distributed_loss.work, (world, folder), nprocs=world, start_method="fork")
+            """
+            succeeds(code, str(world), str(folder), OMP_NUM_THREADS="1")
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
 @pytest.mark.parametrize("name", RUNS)

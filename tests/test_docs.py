@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,49 @@ def test_every_snippet_runs_as_printed(page: Path, tmp_path: Path, monkeypatch: 
         source = ast.parse(found[1])
         ast.increment_lineno(source, line)
         exec(compile(source, str(page), "exec"), names)
+
+
+def docstrings() -> dict[str, list[doctest.Example]]:
+    """The examples of every docstring, by module and name."""
+    package, found = REPOSITORY / "python" / "fastmine", {}
+    for path in sorted(package.rglob("*.py")):
+        module = ".".join(["fastmine", *path.relative_to(package).with_suffix("").parts]).removesuffix(".__init__")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                examples = doctest.DocTestParser().get_examples(ast.get_docstring(node) or "")
+                if examples:
+                    found[f"{module}:{getattr(node, 'name', '')}"] = examples
+    return found
+
+
+EXAMPLES = docstrings()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_of_a_docstring_runs(name: str) -> None:
+    """With what its reader has; ``images`` are vectors, and their model is linear."""
+    images, labels, logits = torch.randn(60, 8), torch.arange(60) % 10, torch.randn(4, 1, 8, 8)
+    model, criterion = nn.Linear(8, 128), losses.TripletLoss()
+    covariance = torch.diag_embed(torch.rand(4, 8) + 1.0).to(torch.complex64)
+    given: dict[str, Any] = {
+        "torch": torch, "DataLoader": DataLoader, "DistributedDataParallel": lambda module: module,
+        "images": images, "labels": labels, "dataset": TensorDataset(images, labels), "model": model,
+        "criterion": criterion, "loss": model(images).sum(),
+        "loader": [(images, labels)], "optimizer": torch.optim.SGD(model.parameters(), 0.1),
+        "embeddings": torch.randn(60, 128), "photograph": torch.arange(60) // 2, "logits": logits,
+        "first": torch.randn(8, 4), "second": torch.randn(8, 4), "centre_loss": losses.SupConLoss(),
+        "logits_half": logits[..., ::2, ::2], "logits_quarter": logits[..., ::4, ::4], "target": logits > 0,
+        "has_mask": torch.arange(4) < 3, "my_triplet_loss": lambda x, y: x.sum(),
+        "prediction": losses.ArrayPrediction(covariance, azimuth=torch.rand(4, 2)),
+        "TripletLoss": losses.TripletLoss, "CombinedSegmentationLoss": losses.CombinedSegmentationLoss,
+        "uniform_linear": fastmine.array.uniform_linear,
+    }  # fmt: skip
+    if name.endswith("HybridCovarianceLoss"):
+        given["target"] = losses.ArrayTarget(covariance, torch.rand(4, 2), torch.ones(4, 2, dtype=torch.bool))
+    module, _, _ = name.partition(":")
+    names = {**vars(import_module(module)), "monitor": fastmine.health.Monitor(model, criterion), **given}
+    for example in EXAMPLES[name]:
+        exec(compile(example.source, name, "exec"), names)
 
 
 def anchors(page: Path) -> set[str]:

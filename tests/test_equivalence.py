@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 
@@ -107,19 +109,36 @@ def test_scales_of_a_softmax_are_read_at_class_0(device: str) -> None:
 
 def assert_case_is_true(case: Case, inputs: Inputs, *, of_sum: bool = False) -> None:
     """Forward, evidence and gradients; the upstream gradient is random, or the expanded one that a sum hands back."""
-    wide = widened(inputs)
-    got_by, want_by = leaves(inputs), leaves(wide)
-    got, want = case(inputs), truth(case, wide)
-    assert_outputs_agree(case, wide, got, want)
+    assert_answers_agree(case, inputs, true_answers(case, inputs, of_sum=of_sum))
 
-    weights = upstream(got)
+
+class Answers(NamedTuple):
+    """In float64: what goes in and comes out, the upstream gradients, and the gradients that follow from them."""
+
+    inputs: Inputs
+    outputs: Inputs
+    weights: Inputs
+    gradients: Inputs
+
+
+def true_answers(case: Case, inputs: Inputs, *, of_sum: bool = False) -> Answers:
+    wide = widened(inputs)
+    by = leaves(wide)
+    outputs = truth(case, wide)
+    weights = upstream(outputs)
     if of_sum:
         weights = {name: torch.ones((), device=w.device).expand(w.shape) for name, w in weights.items()}
-    got_gradients = gradients(got, weights, got_by)
-    want_gradients = gradients(want, weights, want_by, materialize_grads=True)
-    for name, gradient in got_gradients.items():
+    return Answers(wide, outputs, weights, gradients(outputs, weights, by, materialize_grads=True))
+
+
+def assert_answers_agree(case: Case, inputs: Inputs, want: Answers) -> None:
+    by = leaves(inputs)
+    got = case(inputs)
+    assert_outputs_agree(case, want.inputs, got, want.outputs)
+    assert {name for name, output in got.items() if output.requires_grad} == want.weights.keys()
+    for name, gradient in gradients(got, want.weights, by).items():
         assert gradient.dtype == inputs[name].dtype
-        assert_gradients_agree(gradient, want_gradients[name], f"gradient of {name}")
+        assert_gradients_agree(gradient, want.gradients[name], f"gradient of {name}")
 
 
 def assert_outputs_agree(case: Case, wide: Inputs, got: Inputs, want: Inputs) -> None:

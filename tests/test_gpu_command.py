@@ -12,6 +12,8 @@ import torch
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import exercise, install
 
+from cases import Calls
+from fastmine import _ops
 from support import REPOSITORY, environment
 
 SAYS = [sys.executable, "-c"]
@@ -52,7 +54,7 @@ def test_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "find_tool", lambda name: f"/usr/local/cuda/bin/{name}")
     stages = {stage.name: stage for stage in gpu.plan(90, "/usr/local/cuda/bin/nvcc")}
     assert list(stages) == [
-        "configure", "build", "install", "tests", "memcheck", "racecheck", "wgmma", "bench wgmma", "bench",
+        "configure", "build", "install", "tests", "memcheck", "racecheck", "bench", "wgmma", "bench wgmma",
     ]  # fmt: skip
     assert [name for name, stage in stages.items() if stage.needed] == ["configure", "build", "install"]
     assert "-DFASTMINE_CUDA_ARCHITECTURES=90a-real" in stages["configure"].command
@@ -64,7 +66,7 @@ def test_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(gpu.SITE) in stages["tests"].environment["PYTHONPATH"]
     assert (REPOSITORY / gpu.WARPGROUP_TESTS).exists()
     assert stages["bench wgmma"].environment["FASTMINE_CUDA_WGMMA"] == "1"
-    assert stages["tests"].limit + 2 * stages["memcheck"].limit < 60 * 9.5
+    assert sum(stage.kept for stage in stages.values()) < 60 * 9.5 - 120  # to build in
 
 
 def test_without_compute_sanitizer_the_rest_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +98,15 @@ def test_no_stage_runs_past_its_limit_or_the_deadline() -> None:
     assert time.monotonic() - started < 30
 
 
+def test_time_is_kept_for_later_stages() -> None:
+    greedy, modest, last = gpu.Stage("1", [], 300), gpu.Stage("2", [], 100, kept=60), gpu.Stage("3", [], 100, kept=30)
+    assert gpu.allowance([greedy, modest, last], 500) == 300
+    assert gpu.allowance([greedy, modest, last], 200) == 110
+    assert gpu.allowance([modest, last], 90) == 60
+    assert gpu.allowance([last], 90) == 90
+    assert gpu.allowance([greedy, modest, last], 80) == 48  # too little for all: by their limits
+
+
 def test_the_exit_code_says_whether_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "device_capability", lambda: 90)
     monkeypatch.setattr(gpu, "find_nvcc", lambda: "nvcc")
@@ -115,9 +126,11 @@ def test_the_package_is_laid_out_like_an_installed_one(monkeypatch: pytest.Monke
     assert commands == [["cmake", "--install", str(tmp_path / "build"), "--prefix", str(tmp_path / "site")]]
 
 
-def test_what_the_sanitizers_watch_is_finite_on_the_cpu(capsys: pytest.CaptureFixture) -> None:
-    assert exercise.main("cpu") == 0
+def test_what_the_sanitizers_watch_is_every_op_and_finite_on_the_cpu(capsys: pytest.CaptureFixture) -> None:
+    with Calls() as calls:
+        assert exercise.main("cpu") == 0
     capsys.readouterr()
+    assert not set(_ops.OPS) - {name for name, _ in calls}
 
 
 def test_the_tests_for_a_gpu_are_collected_and_skipped_by_name() -> None:
@@ -130,3 +143,21 @@ def test_the_tests_for_a_gpu_are_collected_and_skipped_by_name() -> None:
         assert done.returncode == 0
         assert "no CUDA device" in done.stdout
         assert " passed" not in done.stdout
+
+
+def test_what_a_stage_started_ends_with_it(tmp_path: Path) -> None:
+    told = tmp_path / "pid"
+    starts = f"""
+import pathlib, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+pathlib.Path({str(told)!r}).write_text(str(child.pid))
+time.sleep(60)
+"""
+    (outcome,) = gpu.carry_out([gpu.Stage("parent", [*SAYS, starts], 3)], time.monotonic() + 60)
+    assert outcome.word == "out of time"
+    state = Path(f"/proc/{told.read_text()}/stat")
+    for _ in range(100):
+        if not state.exists() or state.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    raise AssertionError("the child of a stage that ran out of time goes on")

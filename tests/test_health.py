@@ -34,8 +34,12 @@ from fastmine.losses import (
     CombinedSegmentationLoss,
     CompositeLoss,
     ContrastiveLoss,
+    CosFaceLoss,
+    CrossEntropyLoss,
     DiceLoss,
     MultiSimilarityLoss,
+    NTXentLoss,
+    ProxyAnchorLoss,
     SupConLoss,
     TripletLoss,
 )
@@ -246,7 +250,7 @@ HEALTHY: dict[str, Callable[[], Monitor]] = {
     ),
     "95 % foreground": lambda: train(segmenter(), CombinedSegmentationLoss(), lambda s: masks(s, share=0.95)),
     "targets of 0 in a regression": lambda: train(
-        nn.Linear(16, 1), nn.MSELoss(), lambda s: (pk(s)[0], torch.zeros(32, 1))
+        nn.Linear(16, 1, bias=False), nn.MSELoss(), lambda s: (pk(s)[0], torch.zeros(32, 1))
     ),
     "targets of 255 in a regression": lambda: train(
         nn.Linear(16, 1), nn.L1Loss(), lambda s: (pk(s)[0], 255.0 * (pk(s)[0][:, :1] > 0))
@@ -529,6 +533,18 @@ def test_outliers_of_a_target_are_not_out_of_reach() -> None:
     assert alarms(train(model, nn.MSELoss(), batch, optimizer=optimizer, steps=120)) == []
 
 
+@pytest.mark.parametrize("weight", [0.1, 0.0])
+def test_an_infinite_slope_of_one_component_is_named_though_hooks_clean_it(weight: float) -> None:
+    """A component of weight 0 sends nothing, whatever its slope."""
+    parts = {"main": F.mse_loss, "size": lambda y, _: (0 * y).square().sum().sqrt()}  # the root has no slope at 0
+    criterion, model = CompositeLoss(parts, {"main": 1.0, "size": weight}, required={"main"}), nn.Linear(16, 16)
+    for parameter in model.parameters():
+        parameter.register_hook(torch.nan_to_num)
+    monitor = train(model, criterion, lambda step: (pk(step)[0], pk(step)[0].flip(1)))
+    found = [(one.code, one.component) for one in monitor.check() if one.code == "NONFINITE"]
+    assert found == ([("NONFINITE", "size")] if weight else [])
+
+
 @pytest.mark.parametrize("criterion", [TripletLoss(), nn.CrossEntropyLoss()])
 def test_a_loop_that_skips_every_loss_that_is_not_finite(criterion: nn.Module) -> None:
     model = nn.Linear(16, 100)
@@ -590,7 +606,7 @@ def test_a_code_that_its_divergence_erases(erased: bool) -> None:
             loss.backward()
             optimizer.step()
             monitor.step(loss)
-    assert alarms(monitor) == (["PREDICTION_COLLAPSE"] if erased else [])
+    assert alarms(monitor) == (["STARVED_COMPONENT"] if erased else [])
 
 
 @pytest.mark.parametrize("criterion", [nn.CosineEmbeddingLoss(0.5), nn.HingeEmbeddingLoss()])
@@ -1026,7 +1042,7 @@ def test_it_speaks_once_per_cause() -> None:
 def test_information_goes_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
     monitor = no_positives(speak=False)
     with caplog.at_level(logging.INFO, logger="fastmine.health"):
-        monitor._tell([finding("CONVERGED", "criterion", 0, {"active": 0})])
+        monitor._voice.tell([finding("CONVERGED", "criterion", 0, {"active": 0})])
     assert "CONVERGED" in caplog.text
 
 
@@ -1338,18 +1354,18 @@ def test_the_largest_angle_of_no_source_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scale", "norm", "lr", "unscaled", "codes"),
+    ("scale", "norm", "lr", "unscaled", "variants"),
     [
-        (65536.0, 1.0, 0.1, False, ["NO_UPDATE"]),
+        (65536.0, 1.0, 0.1, False, ["clipped"]),
         (65536.0, 1.0, 0.1, True, []),
-        (1.0, 1e-6, 0.1, True, ["NO_UPDATE"]),
+        (1.0, 1e-6, 0.1, True, ["clipped"]),
         (1.0, 1e-6, 1e5, True, []),  # the learning rate makes up for it
         (1.0, 1e-3, 10.0, True, []),
-        (65536.0, 1.0, None, False, []),  # Adam divides by the size of gradients
+        (65536.0, 1.0, None, False, ["crawling"]),  # Adam divides by the size of gradients, and has a rate of 1e-6
     ],
 )
 def test_gradients_that_are_clipped_to_next_to_nothing(
-    scale: float, norm: float, lr: float | None, unscaled: bool, codes: list[str]
+    scale: float, norm: float, lr: float | None, unscaled: bool, variants: list[str]
 ) -> None:
     torch.manual_seed(0)
     model, criterion = Embed(), nn.MSELoss()
@@ -1369,7 +1385,7 @@ def test_gradients_that_are_clipped_to_next_to_nothing(
             scaler.step(optimizer)
             scaler.update()
             monitor.step(loss)
-    assert alarms(monitor) == codes
+    assert [one.evidence.get("variant", one.code) for one in monitor.check() if one.is_alarm] == variants
 
 
 def drawn(step: int, of: int) -> tuple[Tensor, Tensor]:
@@ -1650,6 +1666,133 @@ def test_a_sentinel_that_most_rows_have(hashed: bool, codes: list[str]) -> None:
         return x, -1 - labels if hashed else labels.where(torch.arange(32) < 8, -1)
 
     assert classify(model=Embed(), criterion=MultiSimilarityLoss(), data=data) == codes
+
+
+@pytest.mark.parametrize("criterion", [TripletLoss(margin=0.2), MultiSimilarityLoss()])
+@pytest.mark.parametrize(("hashed", "codes"), [(False, ["LABEL_SENTINEL"]), (True, [])])
+def test_one_negative_label_is_a_mark_and_several_are_identities(
+    criterion: nn.Module, hashed: bool, codes: list[str]
+) -> None:
+    def data(step: int) -> tuple[Tensor, Tensor]:
+        x, labels = pk(step)
+        hashes = (labels + 1) * 2_654_435_761 % 2**32 - 2**31
+        return x, hashes if hashed else labels.where(torch.rand(32) < 0.3, -1)
+
+    assert classify(model=Embed(), criterion=criterion, data=data) == codes
+
+
+def test_a_negative_label_that_is_marked_invalid_is_none() -> None:
+    criterion = TripletLoss(margin=0.2)
+
+    class Known(nn.Module):
+        def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+            return criterion(z, labels, labels != -1)
+
+    def data(step: int) -> tuple[Tensor, Tensor]:
+        x, labels = pk(step)
+        return x, (-2 - labels).where(torch.arange(32) % 4 < 3, -1)
+
+    model = Embed()
+    monitor = Monitor(model, criterion, torch.optim.Adam(model.parameters()), speak=False)
+    for step in range(40):
+        x, labels = data(step)
+        value = Known()(model(x), labels)
+        value.backward()
+        monitor.step(value)
+    table = monitor.history().tables["criterion"]
+    monitor.close()
+    assert np.nanmax(table["negative_label_max"]) < -1
+
+
+def test_a_penalty_as_weak_as_its_weight_says_is_told_and_is_no_alarm() -> None:
+    def length(z: Tensor, labels: Tensor) -> Tensor:
+        return (z - 1).square().sum(dim=1).mean()
+
+    model = Embed()
+    criterion = CompositeLoss({"contrast": SupConLoss(), "length": length}, {"contrast": 1.0, "length": 1e-4})
+    monitor = train(model, criterion, pk)
+    (found,) = (found for found in monitor.check() if found.code == "STARVED_COMPONENT")
+    assert (found.component, found.severity) == ("length", "info")
+    assert not alarms(monitor)
+
+
+@pytest.mark.parametrize("criterion", [ArcFaceLoss, CosFaceLoss, ProxyAnchorLoss])
+@pytest.mark.parametrize(("anew", "codes"), [(True, ["NO_SEPARATION"]), (False, [])])
+def test_classes_that_every_batch_numbers_anew(
+    criterion: Callable[[int, int], nn.Module], anew: bool, codes: list[str]
+) -> None:
+    numbers = torch.arange(8).repeat_interleave(4)
+
+    def data(step: int) -> tuple[Tensor, Tensor]:
+        if anew:
+            return pk(step)[0], numbers
+        random = torch.Generator().manual_seed(step)  # the same few classes, always in order: a first task of many
+        return CENTRES[numbers] + 0.3 * torch.randn(32, 16, generator=random), numbers
+
+    model, loss = Embed(), criterion(100, 8)
+    optimizer = torch.optim.Adam([*model.parameters(), *loss.parameters()], lr=1e-2)
+    assert alarms(train(model, loss, data, steps=160, optimizer=optimizer)) == codes
+
+
+@pytest.mark.parametrize(("ignored", "codes"), [(0, ["PREDICTION_COLLAPSE"]), (2, []), (255, [])])
+def test_a_class_that_is_the_ignored_one_and_leaves_one_other(ignored: int, codes: list[str]) -> None:
+    def data(step: int) -> tuple[Tensor, Tensor]:
+        images, target = masks(step)
+        labels = target[:, 0].long()
+        labels[:, :2] = ignored  # a border that nobody drew
+        return images, labels
+
+    model = nn.Conv2d(1, 3, 3, padding=1)
+    assert classify(model=model, criterion=CrossEntropyLoss(ignore_index=ignored), data=data, steps=40) == codes
+
+
+@pytest.mark.parametrize(
+    ("stacked", "labels", "codes"),
+    [
+        (True, torch.arange(32).repeat_interleave(2), ["NO_SEPARATION"]),
+        (True, torch.arange(32).repeat(2), []),
+        (False, torch.arange(32).repeat_interleave(2), []),
+    ],
+)
+def test_views_that_are_stacked_and_labelled_as_if_they_alternated(
+    stacked: bool, labels: Tensor, codes: list[str]
+) -> None:
+    pictures, captions = nn.Linear(16, 8), nn.Linear(16, 8)
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pictures, self.captions = pictures, captions
+
+        def forward(self, x: Tensor) -> Tensor:
+            views = pictures(x), captions(x + 0.3 * torch.randn_like(x))
+            return torch.cat(views) if stacked else torch.stack(views, dim=1).flatten(0, 1)
+
+    def data(step: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(32, 16, generator=torch.Generator().manual_seed(step)), labels
+
+    assert classify(model=Both(), criterion=NTXentLoss(), data=data, steps=260) == codes
+
+
+@pytest.mark.parametrize(("margin", "noise", "codes"), [(-0.1, 10.0, ["ALL_EASY_FROM_START"]), (0.3, 1.0, [])])
+def test_a_margin_that_is_subtracted(margin: float, noise: float, codes: list[str]) -> None:
+    def triplet_loss(anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        near, far = (anchor - positive).norm(dim=1), (anchor - negative).norm(dim=1)
+        return F.relu(near - far + margin).mean()
+
+    model = Embed()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    monitor = Monitor(model, None, optimizer, speak=False)
+    criterion = monitor.watch(triplet_loss)
+    for step in range(200):
+        z = model(pk(step, P=16, K=2, noise=noise)[0])
+        loss = criterion(z[::2], z[1::2], z[::2].roll(1, 0))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.step(loss)
+    monitor.close()
+    assert alarms(monitor) == codes
 
 
 def test_directions_of_which_none_is_present_are_told_and_the_monitor_does_not_fail() -> None:

@@ -18,7 +18,7 @@ import pytest
 from fastmine.health import History, Table
 from fastmine.health._finding import finding
 from fastmine.health._html import render
-from fastmine.health._svg import buckets, nice, short
+from fastmine.health._svg import RIGHT, WIDE, buckets, nice, short
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -162,6 +162,18 @@ def test_nan_is_a_gap_and_a_mark() -> None:
     page = render(history, [])
     assert 'class="rug"' in page
     assert "not finite" in page
+
+
+def test_a_series_that_stays_not_finite_seemed_to_recover() -> None:
+    history = run(5000)
+    history.tables["loss"].columns["value"][1000:] = np.nan
+    history.tables["loss"].columns["value"][3000:3010] = 1.0
+    loss, *_ = drawings(render(history, []))
+    (rug,) = [path for path in loss.iter("path") if path.get("class") == "rug"]
+    spans = [(float(start), float(width)) for start, width in re.findall(r"M([\d.]+) [\d.]+h([\d.]+)", rug.get("d"))]
+    (first, wide), (second, narrow) = spans
+    assert first + wide == pytest.approx(second, abs=6)
+    assert second + narrow == pytest.approx(WIDE - RIGHT, abs=2)
 
 
 def test_a_finding_is_marked_where_it_began() -> None:

@@ -56,14 +56,16 @@ def test_a_placeholder_is_not_looked_at() -> None:
         ([disc(254), disc(255, at=1)], "greys", "poor", "target = mask > 127"),
         ([disc(0.5, dtype=float), disc(2.0)], "unusable", "hopeless", "neither 0 and 1, class indices nor"),
         ([disc(-1, dtype=int)], "unusable", "hopeless", "values of -1 .. 0"),
-        ([disc(np.nan, dtype=float), disc()], "unusable", "hopeless", "1 masks hold a NaN"),
+        ([disc(np.nan, dtype=float), disc()], "unusable", "hopeless", "1 mask holds a NaN"),
         ([np.zeros((4, 4))] * 3, "binary", "hopeless", "every annotated mask is empty"),
         ([np.ones((4, 4))] * 3, "binary", "hopeless", "every annotated mask is full"),
         ([None, None], "none", "hopeless", "no sample is annotated"),
         ([np.zeros((0, 4))], "none", "hopeless", "no pixels"),
         ([disc()] + [np.zeros((8, 8))] * 9, "binary", "poor", "only 10.0% of the annotated masks have an object"),
         ([disc()] * 4, "binary", "poor", "all 4 masks with an object are the same"),
-        ([disc(), disc(at=1), UnreadableMask("a.png")], "binary", "poor", "1 masks cannot be read, a.png"),
+        ([disc(), disc(at=1), UnreadableMask("a.png")], "binary", "poor", "1 mask cannot be read, a.png"),
+        ([UnreadableMask("a.png"), UnreadableMask("b.png")], "none", "hopeless", "no mask can be read: a.png, b.png"),
+        ([disc(0.1, dtype=float) + 0.05, disc(0.9, dtype=float) + 0.05], "soft", "good", "soft targets"),
     ],
 )
 def test_verdict(masks: list[Any], kind: str, verdict: str, words: str) -> None:
@@ -203,13 +205,14 @@ def test_a_broken_mask_is_named_and_the_others_are_counted(capsys: pytest.Captur
     as_folder()
     Path("found/d.png").write_bytes(b"not an image")
     assert main(["doctor", "masks", "found"]) == 0
-    assert "poor: 1 masks cannot be read, found/d.png" in capsys.readouterr().out
+    assert "poor: 1 mask cannot be read, found/d.png" in capsys.readouterr().out
 
 
 def test_what_cannot_be_used_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     Path("nothing").mkdir()
     Path("x.json").write_text("[]")
     Path("x.csv").write_text("a,b\n1,2\n")
+    Path("empty.csv").write_text("")
     Path("flags.csv").write_text("annotated\nperhaps\n")
     Path("broken.npy").write_bytes(b"\x93NUMPY")
     np.save("numbers.npy", np.zeros(4))
@@ -218,6 +221,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(capsys: pytest.CaptureFixtur
         "nothing": "holds no files",
         "x.json": "got x.json",
         "x.csv": "name one of a, b with --column",
+        "empty.csv": "empty.csv is empty; it must name its columns",
         "x.csv --column c": "no column c to hold the flags; name one of a, b",
         "x.csv --mask-column c": "no column c to hold the masks",
         "flags.csv": "must hold flags such as 0 and 1 or true and false; got 'perhaps'",

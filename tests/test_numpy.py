@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -129,6 +131,20 @@ def test_bits_do_not_depend_on_threads(threads: int) -> None:
     logits, target = rng.standard_normal((3, 1, 70_000)).astype(np.float32), rng.random((3, 1, 70_000)) < 0.1
     one, many = (fnp.segmentation_sums(logits, target, mode="multilabel", threads=n) for n in (1, threads))
     assert all(np.array_equal(one[name], many[name]) for name in one)
+
+
+def test_a_thread_that_could_not_start_ended_the_process() -> None:
+    """Where memory or the number of threads is limited; those that run do the work of all."""
+    rows, labels = np.random.default_rng(0).normal(size=(4096, 64)), np.arange(4096) // 4
+    expected = fnp.batch_hard(rows, labels, threads=1)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), hard))  # 63 stacks are five times that
+    try:
+        found = fnp.batch_hard(rows, labels, threads=64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert all(np.array_equal(one, many) for one, many in zip(expected, found, strict=True))
 
 
 def test_lists_are_arrays() -> None:

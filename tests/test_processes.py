@@ -92,7 +92,10 @@ def worker(rank: int, ranks: int, rendezvous: str) -> None:
 def test_value_gradient_and_statistics_are_those_of_the_whole_batch(ranks: int, tmp_path: Path) -> None:
     code = """
         import sys, torch.multiprocessing as mp, test_processes
-        mp.spawn(test_processes.worker, (int(sys.argv[1]), sys.argv[2]), nprocs=int(sys.argv[1]))
+        # Forked, so that they need not import everything once more.
+        mp.start_processes(
+            test_processes.worker, (int(sys.argv[1]), sys.argv[2]), nprocs=int(sys.argv[1]), start_method="fork"
+        )
     """
     done = python(code, str(ranks), str(tmp_path / "rendezvous"), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
@@ -149,10 +152,10 @@ def _own_folder(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkey
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
-def test_two_processes_learn_what_one_does(name: str) -> None:
-    """Sums over a batch are added in another order: 1e-7 at the first step, and the optimizer makes it grow."""
+def assert_that_two_learn_what_one_does(name: str) -> None:
+    """In the folders one and two. Sums over a batch are added in another order: 1e-7 at the first step, and the
+    optimizer makes it grow.
+    """
     train(name, *SMALL[name], "--epochs", "2", "--out", "one")
     said = train_by_two(name, *SMALL[name], "--epochs", "2", "--out", "two")
     assert "2 processes share every batch" in said
@@ -165,12 +168,17 @@ def test_two_processes_learn_what_one_does(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_to_the_same_bits_and_one_goes_on_from_there() -> None:
-    options = SMALL["segmentation"]
-    train_by_two("segmentation", *options, "--epochs", "2", "--out", "straight")
-    train_by_two("segmentation", *options, "--epochs", "1", "--out", "parts")
+@pytest.mark.parametrize("name", ["embeddings", "doa"])
+def test_two_processes_learn_what_one_does(name: str) -> None:
+    assert_that_two_learn_what_one_does(name)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_go_on_to_the_same_bits_and_one_goes_on_from_there() -> None:
+    assert_that_two_learn_what_one_does("segmentation")
+    train_by_two("segmentation", *SMALL["segmentation"], "--epochs", "1", "--out", "parts")
     train_by_two("segmentation", "--resume", "parts", "--epochs", "2")
-    straight, parts = (checkpoint.load(Path(folder) / "last.pt", "segmentation") for folder in ("straight", "parts"))
+    straight, parts = (checkpoint.load(Path(folder) / "last.pt", "segmentation") for folder in ("two", "parts"))
     for kind in ("model", "average"):
         for mine, theirs in zip(_tensors(straight[kind]), _tensors(parts[kind]), strict=True):
             assert torch.equal(mine, theirs)

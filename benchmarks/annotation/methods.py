@@ -37,11 +37,6 @@ class Method:
         """How rows, table and picture call it."""
         return f"{self.loss}, {self.policy}"
 
-    @property
-    def is_ours(self) -> bool:
-        """Whether the loss is fastmine's."""
-        return self.loss.startswith("fastmine")
-
 
 def _fastmine(kind: type[BCELoss | DiceLoss | CombinedSegmentationLoss]) -> Callable[[], Loss]:
     return lambda: kind(mode="multilabel")

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.faults.cured``: the sick runs of ``sealed.py`` with their fault and without it."""
+"""``python -m benchmarks.faults.cured``: sick runs of the later sets with their fault and without it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import torch
 
+from . import everyday, graded, outside, sealed
 from .runs import Clocked
-from .sealed import cases
 from .tools import Watcher, load
+
+CASES = {**sealed.cases, **outside.cases, **graded.cases, **everyday.cases}
 
 
 class Outcome(NamedTuple):
@@ -23,21 +25,21 @@ class Outcome(NamedTuple):
 
 
 def train(name: str, seed: int, tool: type[Watcher], *, sick: bool) -> Outcome:
-    """Train a fault of the suite, or what is left of it without the fault."""
+    """Train a fault, or what is left of it without the fault."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     clocked = Clocked(tool, frozenset())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        metric = cases[name].script(seed, clocked, sick=sick)  # type: ignore[call-arg]
+        metric = CASES[name].script(seed, clocked, sick=sick)  # type: ignore[call-arg]
     assert clocked.watcher is not None
     return Outcome(metric, [alarm.words for alarm in clocked.watcher.alarms()])
 
 
-def rows(seed: int) -> Iterator[str]:
+def rows(seed: int, only: str = "") -> Iterator[str]:
     """One line for each fault: both task metrics, and fastmine's alarms without the fault, which are false."""
-    for name, case in cases.items():
-        if not case.healthy:
+    for name, case in CASES.items():
+        if not case.healthy and (only in name or only == case.suite):
             sick = train(name, seed, Watcher, sick=True)
             cured = train(name, seed, load("fastmine"), sick=False)
             yield f"{name:<40} {sick.metric:>6.3f} {cured.metric:>6.3f}  {'; '.join(cured.alarms)}"
@@ -47,5 +49,7 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults.cured", description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    for line in rows(parser.parse_args().seed):
+    parser.add_argument("--only", default="", metavar="NAME", help="faults whose name or suite contains this")
+    arguments = parser.parse_args()
+    for line in rows(arguments.seed, arguments.only):
         print(line, flush=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import fastmine.health
 
-from . import blind, fresh, held_out, listed, mutants, nets, sealed, tasks, threads, unseen
+from . import blind, everyday, fresh, graded, held_out, listed, mutants, nets, outside, sealed, tasks, threads, unseen
 from .case import Case
 from .tools import Watcher, load
 
@@ -25,7 +25,7 @@ SUITES = {
     suite.name: suite
     for suite in (
         listed.cases, threads.cases, unseen.cases, held_out.cases, blind.cases, fresh.cases, sealed.cases,
-        mutants.cases,
+        outside.cases, graded.cases, everyday.cases, mutants.cases,
     )
 }  # fmt: skip
 CASES: dict[str, Case] = {name: case for suite in SUITES.values() for name, case in suite.items()}
@@ -84,12 +84,12 @@ class Clocked:
 
 
 def digest(name: str, tool: str) -> str:
-    """What a row follows from, comments and layout apart: the script, its task, and the tool. Rows that agree keep."""
+    """What a row follows from, words and layout apart: the script, its task, and the tool. Rows that agree keep."""
     script = CASES[name].script
     module = sys.modules[script.__module__]
     helpers = [value for key, value in vars(module).items() if key.startswith("_") and inspect.isfunction(value)]
     sources = [inspect.getsource(part) for part in (script, *helpers, tasks, nets)]
-    parsed = "".join(ast.dump(ast.parse(source)) for source in sources)
+    parsed = "".join(map(_code, sources))
     return hashlib.sha256((parsed + _of_tool(tool)).encode()).hexdigest()[:12]
 
 
@@ -99,8 +99,17 @@ def _of_tool(tool: str) -> str:
         return ""
     if tool == "fastmine":
         files = sorted(Path(fastmine.health.__file__).parent.rglob("*.py"))
-        return "".join(ast.dump(ast.parse(file.read_text())) for file in files)
-    return ast.dump(ast.parse(inspect.getsource(sys.modules[load(tool).__module__])))
+        return "".join(_code(file.read_text()) for file in files)
+    return _code(inspect.getsource(sys.modules[load(tool).__module__]))
+
+
+def _code(source: str) -> str:
+    """What is run of a text."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return ast.dump(tree)
 
 
 def _told(problem: Exception) -> str:

@@ -7,9 +7,11 @@ What is built goes into build/gpu; the measured rows go into benchmarks/results/
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -40,11 +42,13 @@ class AbsenceError(Exception):
 
 @dataclass(frozen=True)
 class Stage:
-    """One command, of so many seconds at most; where it is ``needed``, nothing makes sense after its failure."""
+    """One command, of so many seconds at most, of which some are ``kept`` for it while those before it run; where it is
+    ``needed``, nothing makes sense after its failure."""
 
     name: str
     command: Sequence[str]
     limit: float
+    kept: float = 0.0
     needed: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -139,44 +143,45 @@ def plan(capability: int, nvcc: str) -> list[Stage]:
         Stage(
             "tests",
             [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "cuda", *_workers(), *TESTS],
-            240, environment=package,
+            240, kept=60, environment=package,
         ),
         *(
             Stage(
                 tool,
                 [sanitizer, "--tool", tool, "--error-exitcode", "1", "--print-limit", "5", *exercise],
-                90, environment={**package, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+                90, kept=30, environment={**package, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
             )
             for sanitizer in [find_tool("compute-sanitizer")]
             if sanitizer is not None
             for tool in ("memcheck", "racecheck")
         ),
-        *(_warpgroup_stages(package) if capability == 90 else ()),
         Stage(
             "bench",
             [
                 python, "-c", "import sys; from fastmine.cli import main; sys.exit(main())", "bench",
                 "--device", "cuda", "--peers", "--cases", CASES, "--out", str(ROWS),
             ],
-            300, environment=package,
+            300, kept=120, environment=package,
         ),
+        *(_warpgroup_stages(package) if capability == 90 else ()),
     ]  # fmt: skip
 
 
 def _warpgroup_stages(package: Mapping[str, str]) -> list[Stage]:
-    """The screen by warpgroups on Hopper: the same answers, then its rows beside those without it."""
+    """The screen by warpgroups on Hopper: the same answers, then its rows beside those without it. They come last: what
+    could leave the device in a bad state spoils nothing else."""
     environment = {**package, "FASTMINE_CUDA_WGMMA": "1"}
     bench = ["-c", "import sys; from fastmine.cli import main; sys.exit(main())", "bench", "--device", "cuda"]
     return [
         Stage(
             "wgmma",
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "cuda", WARPGROUP_TESTS],
-            90, environment=package,
+            90, kept=30, environment=package,
         ),
         Stage(
             "bench wgmma",
-            [sys.executable, *bench, "--cases", WARPGROUP_CASES, "--out", str(WARPGROUP_ROWS)],
-            60, environment=environment,
+            [sys.executable, *bench, "--cases", WARPGROUP_CASES, "--providers", "native", "--out", str(WARPGROUP_ROWS)],
+            60, kept=30, environment=environment,
         ),
     ]  # fmt: skip
 
@@ -191,21 +196,31 @@ def _workers() -> list[str]:
 
 
 def carry_out(stages: Sequence[Stage], deadline: float) -> list[Outcome]:
-    """Run the stages until the deadline; after a needed one that failed, none."""
+    """Run the stages until the deadline, none so long that later ones have less than is kept for them; after a needed
+    one that failed, none."""
     LOGS.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
     blocked = ""
-    for stage in stages:
+    for place, stage in enumerate(stages):
         left = deadline - time.monotonic()
         if blocked or left < LEAST_SECONDS:
             outcomes.append(Outcome(stage.name, "left out", note=blocked or "no time was left"))
             continue
         print(f"--- {stage.name}", flush=True)
-        outcome = run(stage, min(stage.limit, left))
+        outcome = run(stage, allowance(stages[place:], left))
         outcomes.append(outcome)
         if stage.needed and outcome.word != "passed":
             blocked = f"{stage.name} {outcome.word}"
     return outcomes
+
+
+def allowance(stages: Sequence[Stage], left: float) -> float:
+    """Seconds for the first of the stages that are left: what the others do not keep or, where too little is left for
+    what all of them keep, its share by their limits."""
+    first = stages[0]
+    spare = left - sum(stage.kept for stage in stages)
+    share = left * first.limit / sum(stage.limit for stage in stages)
+    return min(first.limit, first.kept + spare if spare >= 0 else share)
 
 
 def run(stage: Stage, seconds: float) -> Outcome:
@@ -214,18 +229,27 @@ def run(stage: Stage, seconds: float) -> Outcome:
     with log.open("w") as file:
         process = subprocess.Popen(
             stage.command, cwd=REPOSITORY, env={**os.environ, **stage.environment}, stdout=file,
-            stderr=subprocess.STDOUT, text=True,
+            stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
             code = None
+        finally:
+            end(process)
     text = log.read_text(errors="replace")
     print(text[-4000:], flush=True)
     word = "out of time" if code is None else "passed" if code == 0 else "failed"
     return Outcome(stage.name, word, time.monotonic() - started, last_words(text))
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a stage and all that it started: what measures and what is measured are processes of their own, and one that
+    stays would keep the device. A process that waits for a device that hangs may not end; it is not waited for."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10)
 
 
 def last_words(text: str) -> str:

@@ -41,6 +41,7 @@ def losses(device: str) -> Iterator[tuple[str, Tensor, Tensor]]:
             yield f"{metric} {dtype} to others", F.pairwise_distance(x, y, metric=metric).sum(), x
             labels = torch.randint(9, (len(x),), generator=source).to(device)
             yield f"triplet {metric} {dtype}", F.triplet_loss(x, labels, metric=metric), x
+        yield from losses_of_pairs(dtype, device, source)
         for mode, terms in TERMS.items():
             shape = (2, 37, 41) if mode == "binary" else (2, 5, 37, 41)
             logits = torch.randn(shape, generator=source).to(device, dtype).requires_grad_()
@@ -50,7 +51,37 @@ def losses(device: str) -> Iterator[tuple[str, Tensor, Tensor]]:
                 logits, target, mode=mode, terms=terms, valid=valid if mode == "binary" else valid[:, None]
             ), logits  # fmt: skip
             squared = F.segmentation_loss(logits, target, mode=mode, terms={"dice": 1.0}, squared=True)
-            yield f"sums {mode} {dtype}", squared, logits
+            yield f"formula {mode} {dtype}", squared, logits
+            sorting = F.segmentation_loss(logits, target, mode=mode, terms={"lovasz": 1.0})
+            yield f"lovasz {mode} {dtype}", sorting, logits
+
+
+def losses_of_pairs(dtype: torch.dtype, device: str, source: torch.Generator) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Mining by each of its ways, and the losses that have kernels of their own."""
+
+    def batch(n: int, d: int, classes: int) -> tuple[Tensor, Tensor]:
+        labels = torch.randint(classes, (n,), generator=source)
+        return torch.randn(n, d, generator=source).to(device, dtype).requires_grad_(), labels.to(device)
+
+    for n, d in ((40, 19), (290, 19), (2111, 5), (2111, 33)):  # directly, by tiles, by label in full and in bfloat16
+        x, labels = batch(n, d, n // 3)
+        for negative in ("hardest", "semi_hard"):
+            yield f"{negative} of {n} x {d} {dtype}", F.triplet_loss(x, labels, negative=negative), x
+    x, labels = batch(2111, 5, 2)
+    yield f"labels of many rows {dtype}", F.triplet_loss(x, labels), x
+    x, labels = batch(150, 19, 40)
+    yield f"supcon {dtype}", F.supcon_loss(x, labels), x
+    yield f"multi-similarity {dtype}", F.multi_similarity_loss(x, labels), x
+    yield f"batch-all {dtype}", F.triplet_loss(x, labels, mining="batch_all"), x
+    yield f"swap {dtype}", F.triplet_loss(x, labels, swap=True), x
+    yield f"active fraction {dtype}", F.triplet_loss(x, labels, active_fraction=0.5), x
+    yield f"several pairs {dtype}", F.mined_triplet_loss(x, labels, positives=2, negatives=(3, 7)), x
+    yield f"selective {dtype}", F.selectively_contrastive_loss(x, labels), x
+    yield f"mined distances {dtype}", F.batch_hard(x, labels).negative_distance.sum(), x
+    vectors = torch.randn(41, 19, generator=source).to(device, dtype)  # so many that rows of logits are unaligned
+    yield f"arcface {dtype}", F.arcface_loss(x, labels, vectors), x
+    yield f"cosface {dtype}", F.cosface_loss(x, labels, vectors), x
+    yield f"proxy anchor {dtype}", F.proxy_anchor_loss(x, labels, vectors), x
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 //
 // An admitted row is one that its mask does not exclude. A positive of an anchor is an admitted reference of its label,
 // a negative one of another label; an anchor is not its own positive, with one set (`self`) or where `self_index` says
-// which reference it is. An anchor has both, one or
-// none, and says which; what is absent has index 0 and distance 0.
+// which reference it is. An anchor has both, one or none, and says which; what is absent has index 0 and distance 0.
 //
 // How. Admitted rows are grouped by label, centred and packed. The nearest negatives are screened tile by tile in the
 // working type (float32; float64 for float64 rows): what survives per row is one minimum per panel of references, so no

@@ -23,6 +23,7 @@ enum class MarginKind : std::uint8_t { cosine, angular };
 
 struct MarginSoftmax {
   std::int64_t n, classes, d;
+  DType dtype;                  // of all numbers: float32 or float64
   const void* logits;           // [n, classes]: scale x cosine
   const void* unit;             // [n + vectors, d]: rows, and below them class vectors, at length 1
   const std::int64_t* labels;   // [n]
@@ -34,7 +35,7 @@ struct MarginSoftmax {
   double margin;
   Reduction reduction;
 
-  // Out; numbers are of the type of the logits.
+  // Out.
   void* loss;           // [n] for Reduction::none, else [1]
   void* slopes;         // [n, classes]: of the loss, for Reduction::none of each row's own, by cosines
   void* cosine;         // [n]: to the own class,

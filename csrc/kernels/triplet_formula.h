@@ -75,6 +75,11 @@ FASTMINE_HOST_DEVICE inline Activity activity(const TripletLoss& p, std::int64_t
   return {valid && (p.shape == TripletShape::soft || above), valid && gap <= 0 && above};
 }
 
+FASTMINE_HOST_DEVICE inline void write_activity(const TripletLoss& p, double active, double semi_hard) {
+  *p.active = active;
+  *p.semi_hard = semi_hard;
+}
+
 template <class Problem>
 FASTMINE_HOST_DEVICE void write_loss(const Problem& p, std::int64_t i, double value) {
   if (p.loss_dtype == DType::float64) {

@@ -1,6 +1,5 @@
 // pairwise_distance and batch_hard on NumPy arrays. python/fastmine/numpy.py validates and makes rows dense.
 #include <optional>
-#include <stdexcept>
 #include <string>
 
 #include <pybind11/stl.h>

@@ -1,6 +1,5 @@
 // fastmine._native: the kernels for NumPy arrays, and what this build is. Free of torch.
 #include <cstdlib>
-#include <stdexcept>
 #include <string>
 #include <vector>
 

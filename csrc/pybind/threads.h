@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -12,12 +13,16 @@
 
 namespace fastmine {
 
-/// Run f on `count` threads, the calling one among them.
+/// Run f on `count` threads, the calling one among them, or on as many as the process may have.
 template <class F>
 void on_threads(std::int64_t count, const F& f) {
   std::vector<std::thread> started;
-  for (std::int64_t k = 1; k < count; ++k) {
-    started.emplace_back(f);
+  started.reserve(static_cast<std::size_t>(count - 1));
+  try {
+    for (std::int64_t k = 1; k < count; ++k) {
+      started.emplace_back(f);
+    }
+  } catch (const std::system_error&) {  // tasks are taken by whoever is there
   }
   f();
   for (std::thread& thread : started) {

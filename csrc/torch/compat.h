@@ -6,6 +6,8 @@
 
 #include <sstream>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -35,6 +37,15 @@ template <class... Parts>
       ::fastmine::fail(__VA_ARGS__);   \
     }                                  \
   } while (false)
+
+/// A string, and a list of strings, as arguments of an op: what torch makes std::string of them with leaves a copy
+/// behind at every call (torch up to 2.13, pytorch/pytorch#191340).
+struct Text : std::string {
+  using std::string::string;
+};
+struct Texts : std::vector<std::string> {
+  using std::vector<std::string>::vector;
+};
 
 /// The kernels' name for a torch scalar type.
 inline DType dtype_of(torch::headeronly::ScalarType type) {
@@ -66,3 +77,41 @@ inline DType dtype_of(torch::headeronly::ScalarType type) {
 }
 
 }  // namespace fastmine
+
+namespace torch::stable::detail {
+
+/// The string that the handle holds, which is given up.
+template <>
+struct ToImpl<fastmine::Text> {
+  static fastmine::Text call(StableIValue value, uint64_t /*version*/, bool /*internal*/) {
+    const StringHandle handle = to<StringHandle>(value);
+    size_t length = 0;
+    const char* characters = nullptr;
+    FASTMINE_CHECK(torch_string_length(handle, &length) == AOTI_TORCH_SUCCESS &&
+                       torch_string_c_str(handle, &characters) == AOTI_TORCH_SUCCESS,
+                   "a string argument cannot be read");
+    const fastmine::Text found(characters, length);
+    FASTMINE_CHECK(torch_delete_string(handle) == AOTI_TORCH_SUCCESS, "a string argument cannot be given up");
+    return found;
+  }
+};
+
+template <>
+struct ToImpl<fastmine::Texts> {
+  static fastmine::Texts call(StableIValue value, uint64_t version, bool internal) {
+    const auto found = ToImpl<std::vector<fastmine::Text>>::call(value, version, internal);
+    return {found.begin(), found.end()};
+  }
+};
+
+// What TORCH_BOX hands to parameters of these types.
+template <>
+struct UnboxType<std::string> {
+  using type = fastmine::Text;
+};
+template <>
+struct UnboxType<std::vector<std::string>> {
+  using type = fastmine::Texts;
+};
+
+}  // namespace torch::stable::detail

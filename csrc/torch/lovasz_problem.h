@@ -1,8 +1,6 @@
 // What the bindings of lovasz_shares share: tensors in the kernel's terms, on any device.
 #pragma once
 
-#include <limits>
-
 #include "kernels/lovasz_shares.h"
 #include "torch/tensors.h"
 

@@ -7,7 +7,7 @@ from fastmine.losses import TripletLoss
 
 torch.manual_seed(0)
 model, criterion = nn.Linear(8, 4), TripletLoss()
-optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
 monitor = Monitor(model, criterion, optimizer, speak=False)
 for _ in range(250):
     labels = torch.randint(4, (16,))  # labels that do not belong to the inputs

@@ -65,7 +65,7 @@ def _thresholds() -> list[str]:
     tree = ast.parse(inspect.cleandoc(inspect.getsource(Thresholds)))
     body = tree.body[0].body  # type: ignore[attr-defined]
     reasons = {
-        field.target.id: text.value.value
+        field.target.id: " ".join(text.value.value.split())
         for field, text in pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     }

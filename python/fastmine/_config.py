@@ -27,7 +27,7 @@ def config() -> dict[str, Any]:
         },
         "cpu": _cpu(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "ops": {op: {device: _answer(op, device) for device in DEVICES} for op in _ops.OPS},
+        "ops": {op: {device: _answer(op, device) for device in DEVICES} for op in sorted(_ops.OPS)},
         "reasons": {device: _reason(device) for device in DEVICES},
     }
 

@@ -162,10 +162,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _without_output() -> int:
     """The exit code where standard output takes no more, as when ``head`` has seen enough; 0 where it does.
 
-    What is left in its buffer goes nowhere.
+    What is left in its buffer goes nowhere; an empty line asks where there is none (PYTHONUNBUFFERED).
     """
     try:
-        sys.stdout.flush()
+        print(flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
@@ -204,7 +204,7 @@ def parser() -> Parser:
     overfitting = _described(checks.add_parser("overfit", help="can this system learn a few samples?"), OVERFIT_HELP)
     overfitting.add_argument("system", nargs="?", choices=tuple(RECIPES), default="embeddings")
     for title, default, what in (
-        ("samples", overfit.SAMPLES, "samples to learn"),
+        ("samples", overfit.SAMPLES, "samples to learn, in whole batches"),
         ("epochs", overfit.EPOCHS, "passes over them"),
         ("batch-size", overfit.BATCH, "samples in a batch"),
     ):
@@ -376,6 +376,8 @@ def _labels(path: Path, column: str | None) -> list[str] | np.ndarray[Any, Any]:
     """Labels from a folder of class folders or from a file."""
     if not path.exists():
         raise UsageError(f"{path} does not exist; name a folder with one sub-folder per class, or a file of labels")
+    if column and path.suffix != ".csv":
+        raise UsageError(f"--column is of a .csv file; {path} is none")
     if path.is_dir():
         return [name for name, files in folders.class_folders(path).items() for _ in files]
     try:

@@ -171,13 +171,44 @@ bool add_up(const Truth& want, const Guarded<double>& got) {
   return right;
 }
 
-void one(const cpu::KernelTable& table, Batch& b, Metric metric, Triplets kind, double leak, Products products,
-         const std::string& name) {
+void one(const cpu::KernelTable& table, const Batch& b, BatchAll p, const Truth& want, const std::string& name) {
   const auto n = static_cast<std::size_t>(b.n), size_x = static_cast<std::size_t>(b.n * b.d);
   const std::size_t size_y = b.self ? 0 : static_cast<std::size_t>(b.m * b.d);
+  Guarded<double> triplets(n), sum(n), active(n), again(n);
+  p.triplets = triplets.data();
+  p.sum = sum.data();
+  p.active = active.data();
+  run(*table.batch_all[0], p, kFirst);
+  check(triplets.untouched_outside() && sum.untouched_outside() && active.untouched_outside(), name + ": outside");
+  if (!kOnlyRaces) {
+    check(worst(want.triplets, triplets.data()) == 0, name + ": triplets");
+    check(worst(want.active, active.data()) == 0, name + ": active");
+    check(add_up(want, sum), name + ": sums");
+    p.sum = again.data();
+    run(*table.batch_all[0], p, Order::threads);
+    check(sum.same_bits(again), name + ": threads");
+  }
+
+  p.triplets = p.sum = p.active = nullptr;
+  Guarded<float> grad_x(size_x), grad_y(size_y), again_x(size_x), again_y(size_y);
+  BatchAllBackward g{p, b.weight.data(), grad_x.data(), grad_y.data()};
+  run(*table.batch_all_backward[0], g, kFirst);
+  check(grad_x.untouched_outside() && grad_y.untouched_outside(), name + ": gradient wrote outside");
+  if (kOnlyRaces) {
+    return;
+  }
+  check(worst(want.grad_x, grad_x) < 1e-5, name + ": gradient");
+  check(b.self || worst(want.grad_y, grad_y) < 1e-5, name + ": gradient of references");
+  g.grad_x = again_x.data();
+  g.grad_y = again_y.data();
+  run(*table.batch_all_backward[0], g, Order::threads);
+  check(grad_x.same_bits(again_x) && grad_y.same_bits(again_y), name + ": gradient, threads");
+}
+
+void one(const Tables& tables, Batch& b, Metric metric, Triplets kind, double leak, Products products,
+         const std::string& name, double margin = 1) {
   const Rows x{b.x.data(), DType::float32, b.n, b.d, b.d};
   const Rows y = b.self ? x : Rows{b.y.data(), DType::float32, b.m, b.d, b.d};
-  Guarded<double> triplets(n), sum(n), active(n), again(n);
   BatchAll p{};
   p.x = x;
   p.labels = b.labels.data();
@@ -188,48 +219,54 @@ void one(const cpu::KernelTable& table, Batch& b, Metric metric, Triplets kind, 
   p.self = b.self;
   p.metric = metric;
   p.kind = kind;
-  p.margin = 1;
+  p.margin = margin;
   p.leak = leak;
   p.use = b.use.get();
   p.products = products;
-  p.triplets = triplets.data();
-  p.sum = sum.data();
-  p.active = active.data();
 
   // In use: every anchor with both kinds of candidates, but for a few.
   for (std::int64_t i = 0; i < b.n; ++i) {
     b.use[static_cast<std::size_t>(i)] = false;
   }
   const Truth counted = loops(b, p);
-  for (std::size_t i = 0; i < n; ++i) {
+  for (std::size_t i = 0; i < b.weight.size(); ++i) {
     b.use[i] = counted.triplets[i] > 0 && i % 7 != 3;
     b.weight[i] = b.use[i] ? b.weight[i] : 0;
   }
-  const Truth want = loops(b, p);
-
-  run(*table.batch_all[0], p);
-  check(triplets.untouched_outside() && sum.untouched_outside() && active.untouched_outside(), name + ": outside");
-  check(worst(want.triplets, triplets.data()) == 0, name + ": triplets");
-  check(worst(want.active, active.data()) == 0, name + ": active");
-  check(add_up(want, sum), name + ": sums");
-  p.sum = again.data();
-  run(*table.batch_all[0], p, Order::threads);
-  check(sum.same_bits(again), name + ": threads");
-
-  p.triplets = p.sum = p.active = nullptr;
-  Guarded<float> grad_x(size_x), grad_y(size_y), again_x(size_x), again_y(size_y);
-  BatchAllBackward g{p, b.weight.data(), grad_x.data(), grad_y.data()};
-  run(*table.batch_all_backward[0], g);
-  check(grad_x.untouched_outside() && grad_y.untouched_outside(), name + ": gradient wrote outside");
-  check(worst(want.grad_x, grad_x) < 1e-5, name + ": gradient");
-  check(b.self || worst(want.grad_y, grad_y) < 1e-5, name + ": gradient of references");
-  g.grad_x = again_x.data();
-  g.grad_y = again_y.data();
-  run(*table.batch_all_backward[0], g, Order::threads);
-  check(grad_x.same_bits(again_x) && grad_y.same_bits(again_y), name + ": gradient, threads");
+  const Truth want = kOnlyRaces ? counted : loops(b, p);
+  for (const cpu::KernelTable* table : tables) {
+    one(*table, b, p, want, std::string(table->isa) + name);
+  }
 }
 
-void all(const cpu::KernelTable& table) {
+/// Margins that put a threshold closer to a negative than float32 can tell them apart, on either side.
+void thresholds_beside_negatives(const Tables& tables) {
+  Random random(23);
+  std::vector<double> by(37);
+  for (const Metric metric : {Metric::euclidean, Metric::sqeuclidean, Metric::cosine}) {
+    Batch b = make(random, 24, 24, 37, 3, true, false);
+    const auto far = [&](std::size_t i, std::size_t j) {
+      return distance(b.x.data() + i * 37, b.x.data() + j * 37, 37, metric, by);
+    };
+    for (std::size_t i = 0, tried = 0; i < 24 && tried < 6; ++i) {
+      for (std::size_t p = 0; p < 24; ++p) {
+        const std::size_t n = (i + p + 5) % 24;
+        const double gap = far(i, n) - far(i, p);
+        if (p != i && b.labels[p] == b.labels[i] && b.labels[n] != b.labels[i] && b.valid[i] && b.valid[p] &&
+            b.valid[n] && i % 7 != 3 && gap > 0) {
+          ++tried;
+          for (const double beside : {-1e-11, 1e-11}) {
+            one(tables, b, metric, Triplets::all, 0, Products::floats,
+                " threshold beside a negative, metric " + std::to_string(static_cast<int>(metric)), gap + beside);
+          }
+          break;
+        }
+      }
+    }
+  }
+}
+
+void all(const Tables& tables) {
   Random random(5);
   int turn = 0;
   for (const bool self : {true, false}) {
@@ -243,15 +280,15 @@ void all(const cpu::KernelTable& table) {
         }
         // At integer distances candidates tie in droves; those of cosine tie but for rounding.
         Batch batch = make(random, n, m, d, classes, self, metric != Metric::cosine);
-        const std::string name = std::string(table.isa) + (self ? " self" : " references") + " " + std::to_string(n) +
-                                 " metric " + std::to_string(static_cast<int>(metric));
+        const std::string name = (self ? " self " : " references ") + std::to_string(n) + " metric " +
+                                 std::to_string(static_cast<int>(metric));
         for (const Triplets kind : kKinds) {
-          one(table, batch, metric, kind, 0, Products::floats,
+          one(tables, batch, metric, kind, 0, Products::floats,
               name + " kind " + std::to_string(static_cast<int>(kind)));
         }
-        one(table, batch, metric, Triplets::all, 0.25, Products::floats, name + " leak");
+        one(tables, batch, metric, Triplets::all, 0.25, Products::floats, name + " leak");
         if (!kEmulated) {
-          one(table, batch, metric, Triplets::semi_hard, 0, Products::digits, name + " by digits");
+          one(tables, batch, metric, Triplets::semi_hard, 0, Products::digits, name + " by digits");
         }
       }
     }
@@ -262,8 +299,8 @@ void all(const cpu::KernelTable& table) {
 }  // namespace fastmine::test
 
 int main() {
-  for (const auto* table : fastmine::test::tables_of(&fastmine::cpu::KernelTable::batch_all)) {
-    fastmine::test::all(*table);
-  }
+  const fastmine::test::Tables tables = fastmine::test::tables_of(&fastmine::cpu::KernelTable::batch_all);
+  fastmine::test::all(tables);
+  fastmine::test::thresholds_beside_negatives(tables);
   return fastmine::test::report();
 }

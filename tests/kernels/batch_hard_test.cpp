@@ -6,21 +6,15 @@
 #include <limits>
 
 #include "check.h"
-#include "kernels/selective_terms.h"
 #include "kernels/triplet_loss.h"
 
 namespace fastmine::test {
 
-#ifdef FASTMINE_EMULATE_CUDA
-/// The formula on the device: cuda_mining_table.cpp.
+// Beside the tables: the formula, and how many kernels the emulator has started.
 void triplet_loss(const TripletLoss& problem);
-#endif
+int launches();
 
 namespace {
-
-#ifndef FASTMINE_EMULATE_CUDA
-using cpu::triplet_loss;
-#endif
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr Metric kMetrics[] = {Metric::euclidean, Metric::sqeuclidean, Metric::cosine, Metric::dot};
@@ -120,6 +114,11 @@ struct Options {
   Metric metric;
   bool self, easiest, semi_hard;
   Screen screen = Screen::automatic;
+  const std::int64_t* self_index = nullptr;
+
+  std::int64_t own(std::int64_t i) const {
+    return self_index != nullptr ? self_index[static_cast<std::size_t>(i)] : self ? i : -1;
+  }
 };
 
 struct Mined {
@@ -158,6 +157,7 @@ Mined mine(const cpu::KernelTable& table, const Set& x, const Set& y, const Opti
   p.ref_labels = y.labels.data();
   p.ref_valid = y.valid.get();
   p.self = o.self;
+  p.self_index = o.self_index;
   p.metric = o.metric;
   p.easiest_positive = o.easiest;
   p.semi_hard_negative = o.semi_hard;
@@ -184,18 +184,15 @@ bool agrees(const Choice& want, std::int64_t index, double value, bool found, Me
   return found == want.found && place && equal(value, want.value, 1e-12);
 }
 
-void check_mining(const cpu::KernelTable& table, const Set& x, const Set& y, const Options& o,
-                  const std::string& name) {
-  const Mined got = mine(table, x, y, o, Order::serial);
+bool finds_the_right_pairs(const Mined& got, const Set& x, const Set& y, const Options& o) {
   bool right = true;
   for (std::int64_t i = 0; i < x.n && right; ++i) {
     const auto at = static_cast<std::size_t>(i);
     const bool in = x.valid[at];
     const auto takes_part = [&](std::int64_t j) { return in && y.valid[static_cast<std::size_t>(j)]; };
     const auto same = [&](std::int64_t j) { return y.labels[static_cast<std::size_t>(j)] == x.labels[at]; };
-    const Choice positive = choose(x, y, i, o.metric, !o.easiest, [&](std::int64_t j, double) {
-      return takes_part(j) && same(j) && !(o.self && i == j);
-    });
+    const Choice positive = choose(x, y, i, o.metric, !o.easiest,
+                                   [&](std::int64_t j, double) { return takes_part(j) && same(j) && j != o.own(i); });
     const double sign = o.metric == Metric::dot ? -1 : 1;
     Choice negative = choose(x, y, i, o.metric, false, [&](std::int64_t j, double value) {
       const bool eligible = !o.semi_hard || !positive.found || !(sign * value <= sign * positive.value);
@@ -209,16 +206,27 @@ void check_mining(const cpu::KernelTable& table, const Set& x, const Set& y, con
                  ? got.has_negative[at] == negative.found
                  : agrees(negative, got.negative_index[at], got.negative[at], got.has_negative[at], o.metric));
   }
-  check(right, name + ": pairs");
+  return right;
+}
+
+void check_mining(const cpu::KernelTable& table, const Set& x, const Set& y, const Options& o,
+                  const std::string& name) {
+  const Mined got = mine(table, x, y, o, kFirst);
+  if (!kOnlyRaces) {
+    check(finds_the_right_pairs(got, x, y, o), name + ": pairs");
+  }
   check(got.intact(), name + ": wrote outside");
-  for (const Order again : kAgain) {
-    if (!kOnlyRaces || again == Order::threads) {
-      check(got.same_bits(mine(table, x, y, o, again)), name + ": run again");
-    }
+  for (const Order again : orders_again()) {
+    check(got.same_bits(mine(table, x, y, o, again)), name + ": run again");
   }
   Options rounded = o;
   rounded.screen = Screen::rounded_always;
   check(got.same_bits(mine(table, x, y, rounded, Order::threads)), name + ": screened in bfloat16");
+  if (kEmulated) {  // elsewhere `automatic` does the same
+    Options full = o;
+    full.screen = Screen::full;
+    check(got.same_bits(mine(table, x, y, full, Order::threads)), name + ": screened in full");
+  }
 }
 
 /// Half of the combinations of some binary options, three in `bits` and the others counted by `turn`: those with an
@@ -335,7 +343,7 @@ void screens_agree(const cpu::KernelTable& table) {
         const Set& y = o.self ? c.x : refs;
         const Mined want = mine(table, c.x, y, o, Order::serial);
         bool same = true;
-        for (const Screen screen : {Screen::rounded, Screen::rounded_always}) {
+        for (const Screen screen : {Screen::automatic, Screen::rounded, Screen::rounded_always}) {
           o.screen = screen;
           const Mined got = mine(table, c.x, y, o, Order::one_by_one_backwards);
           same = same && got.intact() && want.same_bits(got);
@@ -433,6 +441,44 @@ void borders(const cpu::KernelTable& table) {
         check_mining(table, x, o.self ? x : y, o,
                      std::string(table.isa) + " " + c.name + " options " + std::to_string(bits));
       }
+    }
+  }
+}
+
+/// What mining takes on the device, by the number of rows: three launches where pairs are compared directly, two more
+/// where they are screened tile by tile, and two again for semi-hard negatives.
+void launches_are_few(const cpu::KernelTable& table) {
+  Random random(13);
+  for (const std::int64_t n : {48, 49, 128, 160}) {
+    const Set x = make_set(random, n, 20, 12, DType::float32, false);
+    for (const bool semi_hard : {false, true}) {
+      const int before = launches();
+      mine(table, x, x, {Metric::euclidean, true, false, semi_hard}, Order::serial);
+      const int evidence = n > 64 ? 2 : 1, most = n <= 48 ? 2 : semi_hard ? 5 : 3;
+      check(launches() - before == most + evidence, "launches for " + std::to_string(n) + " rows");
+    }
+  }
+}
+
+/// References that are the anchors themselves, in another order and with others between them: an anchor is not its own
+/// positive, nor, where it is not among them, is anybody left out.
+void anchors_among_references(const cpu::KernelTable& table) {
+  Random random(17);
+  for (const DType dtype : {DType::float32, DType::float64}) {
+    Set x = make_set(random, 70, 9, 8, dtype, true), y = make_set(random, 95, 9, 8, dtype, true);
+    std::vector<std::int64_t> own(70, -1);
+    for (std::size_t i = 0; i < own.size(); i += i % 5 == 3 ? 2 : 1) {
+      own[i] = 94 - static_cast<std::int64_t>(i);
+      const auto from = static_cast<std::ptrdiff_t>(i), to = static_cast<std::ptrdiff_t>(own[i]);
+      std::copy_n(x.values.begin() + from * x.d, x.d, y.values.begin() + to * y.d);
+      std::copy_n(x.singles.begin() + from * x.stride, x.d, y.singles.begin() + to * y.stride);
+      std::copy_n(x.doubles.begin() + from * x.stride, x.d, y.doubles.begin() + to * y.stride);
+      y.labels[static_cast<std::size_t>(own[i])] = x.labels[i];
+    }
+    for (int bits = 0; bits < 4; ++bits) {
+      const Options o{Metric::euclidean, false, (bits & 1) != 0, (bits & 2) != 0, Screen::automatic, own.data()};
+      check_mining(table, x, y, o,
+                   std::string(table.isa) + " anchors among references, options " + std::to_string(bits));
     }
   }
 }
@@ -649,47 +695,6 @@ void formula_of_many() {
   check(right, "the mean over many anchors");
 }
 
-/// An anchor whose negative is nearer than its positive, one where it is not, and two without a pair of some sign.
-void selective() {
-  const double d_p[] = {0.75, 0.25, 0.5, 0}, d_n[] = {0.25, 0.75, 0, 0.5}, weight[] = {3, 1, 5, 7};
-  const bool has_p[] = {true, true, true, false}, has_n[] = {true, true, false, true};
-  double loss[4], slopes[8], active;
-  SelectiveTerms p{};
-  p.n = 4;
-  p.positive_distance = d_p;
-  p.negative_distance = d_n;
-  p.has_positive = has_p;
-  p.has_negative = has_n;
-  p.weight = weight;
-  p.metric = Metric::cosine;
-  p.temperature = 0.5;
-  p.hard_weight = 2;
-  p.loss = loss;
-  p.loss_dtype = DType::float64;
-  p.slopes = slopes;
-  p.active = &active;
-  p.reduction = Reduction::mean;
-  cpu::selective_terms(p);
-  const double easy = std::log1p(std::exp(-1.0)), slope = 2 / (1 + std::exp(1.0));
-  check(active == 2 && equal(loss[0], (3 * 2 * 0.75 + easy) / 4, 1e-15), "selective: the mean by weights");
-  check(slopes[0] == 0 && slopes[4] == -1.5 && equal(slopes[1], slope / 4, 1e-15) && slopes[5] == -slopes[1] &&
-            slopes[2] == 0 && slopes[7] == 0,
-        "selective: a hard negative is only pushed");
-  p.weight = nullptr;
-  p.reduction = Reduction::none;
-  p.n = 2;
-  p.has_positive = has_p + 2;
-  p.has_negative = has_n + 2;
-  p.positive_distance = d_p + 2;
-  p.negative_distance = d_n + 2;
-  p.on_empty = OnEmpty::pull;
-  cpu::selective_terms(p);
-  check(active == 0 && loss[0] == 0.5 && slopes[0] == 1 && loss[1] == 0, "selective: pull");
-  p.on_empty = OnEmpty::push;
-  cpu::selective_terms(p);
-  check(loss[0] == 0 && equal(loss[1], std::log1p(std::exp(1.0)), 1e-15) && slopes[3] < 0, "selective: push");
-}
-
 }  // namespace
 }  // namespace fastmine::test
 
@@ -698,7 +703,11 @@ int main() {
   for (const auto* table : tables()) {
     mining(*table);
     borders(*table);
+    anchors_among_references(*table);
     backward(*table);
+    if (kEmulated) {
+      launches_are_few(*table);
+    }
     if (!kOnlyRaces) {
       screens_agree(*table);
       zero_rows_tie(*table);
@@ -706,7 +715,6 @@ int main() {
     }
   }
   formula();
-  selective();
   formula_of_many();
   return report();
 }

@@ -34,23 +34,14 @@ inline int report() {
 
 using Tables = std::vector<const cpu::KernelTable*>;
 
-#ifdef FASTMINE_EMULATE_CUDA
-/// The CUDA kernels, run on the CPU: cuda_table.cpp.
+// A test is compiled once and linked twice: with the kernels of the CPU and cpu_tables.cpp, and with a cuda_*table.cpp,
+// which has those of CUDA in the emulator.
+
+/// The tables that this machine can run; the CUDA kernels are one.
 Tables tables();
-#else
-/// The tables that this machine can run.
-inline Tables tables() {
-  Tables found;
-  for (std::size_t i = 0; const cpu::KernelTable* table = cpu::compiled(i); ++i) {
-    if (cpu::supported(*table)) {
-      found.push_back(table);
-    } else {
-      std::printf("SKIPPED %s: not on this CPU\n", table->isa);
-    }
-  }
-  return found;
-}
-#endif
+
+/// Whether they are emulated, which takes its time.
+extern const bool kEmulated;
 
 /// Without those that take the kernels of this op from the instruction set that they extend.
 template <class Kernel>
@@ -117,15 +108,17 @@ inline constexpr bool kOnlyRaces = false;
 /// How the tasks of a step are handed out.
 enum class Order { serial, one_by_one_backwards, threads };
 
-#ifdef FASTMINE_EMULATE_CUDA
-/// The emulator takes its time, and blocks and threads in another order at every call.
-inline constexpr bool kEmulated = true;
-inline constexpr Order kAgain[] = {Order::serial};
-#else
-inline constexpr bool kEmulated = false;
-/// How a kernel is run again, to see that its bits do not depend on it.
-inline constexpr Order kAgain[] = {Order::one_by_one_backwards, Order::threads};
-#endif
+/// How a kernel is run: where only races are looked for, by threads and once.
+inline constexpr Order kFirst = kOnlyRaces ? Order::threads : Order::serial;
+
+/// How it is run again, to see that its bits do not depend on it. The emulator takes blocks and threads in another
+/// order at every call.
+inline std::vector<Order> orders_again() {
+  if (kOnlyRaces) {
+    return {};
+  }
+  return kEmulated ? std::vector{Order::serial} : std::vector{Order::one_by_one_backwards, Order::threads};
+}
 
 /// Every task of every step on its own, the last one first.
 inline void run_backwards(const Stage* stages, int count, void* plan) {

@@ -7,7 +7,7 @@ int main() {
   using fastmine::cuda::architectures_name;
   using fastmine::cuda::architectures_serve;
   using fastmine::test::check;
-  constexpr const char* kOurs = "80-real,86-real,89-real,90-real,90a-real,80-virtual,100-real,120-real";
+  constexpr const char* kOurs = "80-real,86-real,90-real,90a-real,80-virtual,100-real,120-real";
   for (const int capability : {80, 86, 87, 89, 90, 100, 103, 120}) {
     check(architectures_serve(kOurs, capability), "ours serve " + std::to_string(capability));
   }

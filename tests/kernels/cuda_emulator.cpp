@@ -52,6 +52,7 @@ struct Machine {
   std::vector<std::vector<double>> shared;
   const std::function<void()>* kernel = nullptr;
   Place place{};
+  int launches = 0;
   void* fake_stack = nullptr;
   const void* scheduler_stack = nullptr;
   std::size_t scheduler_stack_size = 0;
@@ -212,6 +213,8 @@ void run_block(std::vector<int>& order) {
 
 void seed(unsigned value) { machine.random.seed(value); }
 
+int launches() { return machine.launches; }
+
 void stop(const char* why) {
   std::fprintf(stderr, "CUDA emulator: %s\n", why);
   std::abort();
@@ -291,6 +294,7 @@ void run(std::int64_t blocks, int threads, const std::function<void()>& kernel) 
   if (blocks < 1 || threads < 1 || threads > 1024 || threads % kWarp != 0) {
     stop("a launch that no device accepts");
   }
+  ++machine.launches;
   machine.kernel = &kernel;
   machine.fibers.resize(1024);
   std::vector<std::int64_t> order(static_cast<std::size_t>(blocks));

@@ -11,6 +11,9 @@ namespace fastmine::cuda::emulator {
 /// Blocks and threads take turns in the order that follows from this.
 void seed(unsigned value);
 
+/// Kernels that have been launched.
+int launches();
+
 /// End the program, where a GPU would hang or go on with nonsense.
 [[noreturn]] void stop(const char* why);
 

@@ -50,10 +50,15 @@ struct Thread {
 
 std::map<const std::uint64_t*, Barrier> barriers;
 std::vector<Copy> copies;
-std::vector<Thread> threads;
+std::vector<Thread> threads;  // none until one asks: few kernels multiply by the warpgroup, and every block begins anew
 std::map<int, std::vector<std::pair<std::uint64_t, std::uint64_t>>> said;  // by each warpgroup, product by product
 
-Thread& running() { return threads[static_cast<std::size_t>(place().thread_index)]; }
+Thread& running() {
+  if (threads.empty()) {
+    threads.resize(1024);
+  }
+  return threads[static_cast<std::size_t>(place().thread_index)];
+}
 
 Barrier& barrier_at(const std::uint64_t* address) {
   const auto found = barriers.find(address);
@@ -137,7 +142,7 @@ std::vector<float> terms_of(std::uint64_t a, std::uint64_t b, std::size_t sums) 
 void begin_block() {
   barriers.clear();
   said.clear();
-  threads.assign(1024, {});
+  threads.clear();
 }
 
 bool bring_a_copy() {
@@ -152,7 +157,7 @@ bool bring_a_copy() {
 }
 
 void end_thread() {
-  if (!running().products.empty()) {
+  if (!threads.empty() && !running().products.empty()) {
     stop("a thread that ends before its products");
   }
 }

@@ -8,6 +8,8 @@
 
 namespace fastmine::test {
 
+const bool kEmulated = true;  // of a program, which has one table
+
 /// Of problems P, which need `bytes(problem)` of workspace.
 template <class P, std::size_t (*bytes)(const P&) noexcept,
           cuda::cudaError_t (*launcher)(const P&, void*, cuda::cudaStream_t) noexcept>

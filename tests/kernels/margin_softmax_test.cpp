@@ -15,12 +15,14 @@ struct Case {
   MarginKind kind;
   Reduction reduction;
   bool masked, weighted;
+  std::int64_t several = 1;  // vectors of a class
+  std::size_t before = 0;    // numbers in memory before the logits, which may not be aligned
 };
 
 template <class T>
 struct Batch {
   std::vector<T> unit, logits, weight;
-  std::vector<std::int64_t> labels;
+  std::vector<std::int64_t> labels, nearest;
   std::unique_ptr<bool[]> valid;
 };
 
@@ -29,7 +31,8 @@ constexpr double kScale = 16, kMargin = 0.5;
 template <class T>
 Batch<T> batch(const Case& c, Random& random) {
   Batch<T> b;
-  b.unit.resize(static_cast<std::size_t>((c.n + c.classes) * c.d));
+  b.unit.resize(static_cast<std::size_t>((c.n + c.classes * c.several) * c.d));
+  b.logits.resize(c.before);
   for (std::size_t i = 0; i < b.unit.size(); i += static_cast<std::size_t>(c.d)) {
     double squared = 0;
     std::vector<double> row(static_cast<std::size_t>(c.d));
@@ -40,19 +43,25 @@ Batch<T> batch(const Case& c, Random& random) {
     std::transform(row.begin(), row.end(), b.unit.begin() + static_cast<std::ptrdiff_t>(i),
                    [&](double x) { return static_cast<T>(x / std::sqrt(squared)); });
   }
-  for (std::int64_t i = 0; i < c.n; ++i) {
-    for (std::int64_t j = 0; j < c.classes; ++j) {
-      double cosine = 0;
-      for (std::int64_t k = 0; k < c.d; ++k) {
-        cosine += static_cast<double>(b.unit[static_cast<std::size_t>(i * c.d + k)]) *
-                  static_cast<double>(b.unit[static_cast<std::size_t>((c.n + j) * c.d + k)]);
-      }
-      b.logits.push_back(static_cast<T>(kScale * cosine));
-    }
-  }
   b.valid = std::make_unique<bool[]>(static_cast<std::size_t>(c.n));
   for (std::int64_t i = 0; i < c.n; ++i) {
     b.labels.push_back(i == 2 && c.masked ? c.classes : random.below(c.classes));
+    b.nearest.push_back(0);
+    for (std::int64_t j = 0; j < c.classes; ++j) {
+      double most = -2;
+      for (std::int64_t v = j * c.several; v < (j + 1) * c.several; ++v) {
+        double cosine = 0;
+        for (std::int64_t k = 0; k < c.d; ++k) {
+          cosine += static_cast<double>(b.unit[static_cast<std::size_t>(i * c.d + k)]) *
+                    static_cast<double>(b.unit[static_cast<std::size_t>((c.n + v) * c.d + k)]);
+        }
+        if (cosine > most) {
+          most = cosine;
+          b.nearest.back() = j == b.labels.back() ? v : b.nearest.back();
+        }
+      }
+      b.logits.push_back(static_cast<T>(kScale * most));
+    }
     b.valid[static_cast<std::size_t>(i)] = i != 2 && random() < 0.8;
     b.weight.push_back(static_cast<T>(random()));
   }
@@ -72,9 +81,11 @@ void one(const cpu::KernelTable& table, const Case& c, Random& random) {
   p.n = c.n;
   p.classes = c.classes;
   p.d = c.d;
-  p.logits = b.logits.data();
+  p.dtype = sizeof(T) == 8 ? DType::float64 : DType::float32;
+  p.logits = b.logits.data() + c.before;
   p.unit = b.unit.data();
   p.labels = b.labels.data();
+  p.nearest = c.several > 1 ? b.nearest.data() : nullptr;
   p.valid = c.masked ? b.valid.get() : nullptr;
   p.weight = c.weighted ? b.weight.data() : nullptr;
   p.kind = c.kind;
@@ -86,7 +97,7 @@ void one(const cpu::KernelTable& table, const Case& c, Random& random) {
   p.cosine = cosine.data();
   p.nearest_other = nearest.data();
   p.active = active.data();
-  run(kernel, p, Order::serial);
+  run(kernel, p, kFirst);
 
   const double tolerance = sizeof(T) == 8 ? 1e-10 : 2e-5;
   double whole = 0, sum = 0;
@@ -99,7 +110,7 @@ void one(const cpu::KernelTable& table, const Case& c, Random& random) {
   }
   const double divisor = c.reduction == Reduction::mean && whole > 0 ? whole : 1;
   for (std::size_t i = 0; i < n; ++i) {
-    const T* logits = b.logits.data() + i * classes;
+    const T* logits = b.logits.data() + c.before + i * classes;
     const double share = part(i) / divisor;
     double total = 0, most = -2;
     const auto own = static_cast<std::size_t>(b.labels[i]);
@@ -132,7 +143,7 @@ void one(const cpu::KernelTable& table, const Case& c, Random& random) {
   check(loss.untouched_outside() && slopes.untouched_outside() && cosine.untouched_outside() &&
             nearest.untouched_outside() && active.untouched_outside(),
         name + ": bounds");
-  for (const Order order : kAgain) {
+  for (const Order order : orders_again()) {
     Guarded<T> again(slopes.size());
     p.slopes = again.data();
     run(kernel, p, order);
@@ -140,31 +151,67 @@ void one(const cpu::KernelTable& table, const Case& c, Random& random) {
   }
 }
 
+/// What becomes of these logits, one row after another, with a margin and a scale of 1.
+struct Spoilt {
+  float loss = 0;
+  std::vector<float> slopes, nearest;
+};
+
+Spoilt mean_of(const cpu::KernelTable& table, const std::vector<float>& logits, std::int64_t classes,
+               const std::vector<std::int64_t>& labels) {
+  const std::size_t n = labels.size();
+  const std::vector<float> unit(n + static_cast<std::size_t>(classes));
+  std::vector<float> cosine(n);
+  const auto active = std::make_unique<bool[]>(n);
+  Spoilt found{0, std::vector<float>(logits.size()), std::vector<float>(n)};
+  MarginSoftmax p{};
+  p.n = static_cast<std::int64_t>(n);
+  p.classes = classes;
+  p.d = 1;
+  p.logits = logits.data();
+  p.unit = unit.data();
+  p.labels = labels.data();
+  p.scale = p.margin = 1;
+  p.reduction = Reduction::mean;
+  p.loss = &found.loss;
+  p.slopes = found.slopes.data();
+  p.cosine = cosine.data();
+  p.nearest_other = found.nearest.data();
+  p.active = active.get();
+  run(*table.margin_softmax[0], p, Order::serial);
+  return found;
+}
+
+bool is_nan(float x) { return std::isnan(x); }
+
 /// A NaN in a row spoils this row, and so does a label of no class; not the slopes of the others.
 void spoilt(const cpu::KernelTable& table) {
-  const float nan = std::numeric_limits<float>::quiet_NaN();
-  const float logits[] = {nan, 1, 2, 1, 2, 3, 3, 2, 1}, unit[] = {0, 0, 0, 0, 0, 0};
-  const std::int64_t labels[] = {1, 0, 3};
-  float loss, slopes[9], cosine[3], nearest[3];
-  bool active[3];
-  MarginSoftmax p{};
-  p.n = p.classes = 3;
-  p.d = 1;
-  p.logits = logits;
-  p.unit = unit;
-  p.labels = labels;
-  p.scale = 1;
-  p.reduction = Reduction::mean;
-  p.loss = &loss;
-  p.slopes = slopes;
-  p.cosine = cosine;
-  p.nearest_other = nearest;
-  p.active = active;
-  run(*table.margin_softmax[0], p, Order::serial);
-  const auto is_nan = [](float x) { return std::isnan(x); };
-  check(is_nan(loss) && std::all_of(slopes, slopes + 3, is_nan) && std::none_of(slopes + 3, slopes + 6, is_nan) &&
-            std::all_of(slopes + 6, slopes + 9, is_nan),
+  const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
+  const auto [loss, slopes, nearest] = mean_of(table, {nan, 1, 2, 1, 2, 3, 3, 2, 1}, 3, {1, 0, 3});
+  const auto row = [&s = slopes](int i) { return s.begin() + 3 * i; };
+  check(is_nan(loss) && std::all_of(row(0), row(1), is_nan) && std::none_of(row(1), row(2), is_nan) &&
+            std::all_of(row(2), row(3), is_nan),
         std::string(table.isa) + ": what is spoilt");
+  check(is_nan(mean_of(table, {inf, 1, 2}, 3, {1}).loss), std::string(table.isa) + ": a logit of Inf");
+  check(is_nan(mean_of(table, {1, inf, 2}, 3, {1}).loss), std::string(table.isa) + ": an own logit of Inf");
+  check(is_nan(mean_of(table, {-inf, 1, -inf}, 3, {1}).loss), std::string(table.isa) + ": every other one is -Inf");
+  check(is_nan(mean_of(table, {1}, 1, {0}).loss), std::string(table.isa) + ": there is no other class");
+}
+
+/// Rows of which a part that some unit of work has alone holds nothing but the own class, or -Inf.
+void lonely(const cpu::KernelTable& table) {
+  const float inf = std::numeric_limits<float>::infinity();
+  for (const std::size_t classes : {257U, 2049U, 2500U}) {
+    std::vector<float> logits(classes, -inf);
+    logits[3] = 1;
+    logits[classes - 1] = 5;
+    const auto [loss, slopes, nearest] =
+        mean_of(table, logits, static_cast<std::int64_t>(classes), {static_cast<std::int64_t>(classes) - 1});
+    const double want = std::log1p(std::exp(1.0 - 4.0)), slope = 1 / (1 + std::exp(3.0));
+    check(near(loss, want, 1e-6) && near(slopes[3], slope, 1e-6) && near(slopes.back(), -slope, 1e-6) &&
+              nearest[0] == 1 && std::count(slopes.begin(), slopes.end(), 0.0F) == static_cast<int>(classes) - 2,
+          std::string(table.isa) + ": one other class of " + std::to_string(classes));
+  }
 }
 
 }  // namespace
@@ -183,9 +230,17 @@ int main() {
           one<double>(*table, {9, classes, 6, kind, reduction, masked, masked}, random);
         }
         one<float>(*table, {0, 3, 4, kind, reduction, false, false}, random);
+        one<float>(*table, {150, 6, 4, kind, reduction, true, true}, random);
+        for (const std::size_t before : {0, 1, 2}) {
+          one<float>(*table, {5, 1003, 19, kind, reduction, false, true, 2, before}, random);
+          one<double>(*table, {5, 517, 19, kind, reduction, true, false, 3, before}, random);
+          one<float>(*table, {3, 256, 19, kind, reduction, false, false, 1, before}, random);
+          one<double>(*table, {3, 256, 19, kind, reduction, true, true, 1, before}, random);
+        }
       }
     }
     spoilt(*table);
+    lonely(*table);
   }
   return report();
 }

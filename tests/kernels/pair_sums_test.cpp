@@ -170,52 +170,21 @@ P problem_of(const Batch& b) {
 
 bool near(double a, double b, double tolerance) { return a == b || std::abs(a - b) <= tolerance * (1 + std::abs(b)); }
 
-void one(const cpu::KernelTable& table, Random& random, const Batch& b, const std::string& name) {
-  constexpr std::size_t evidence_size = static_cast<std::size_t>(Mining::count) + 3;
+/// What every instruction set is asked about one batch.
+struct Truth {
+  std::vector<double> sums, grad;
+  double slope_x, slope_y;  // of the sums weighted by grad, along towards()
+};
+
+double towards(std::size_t k) { return std::cos(static_cast<double>(k)); }
+
+/// By central differences.
+double slope(const Batch& b, const std::vector<double>& grad, bool of_x) {
   const std::vector<double>&x = b.x, &y = b.self ? b.x : b.y;
-  const std::vector<double> want = expected(b, x, y);
-  const bool wide = b.type == DType::float64;
-  Guarded<double> sums(want.size()), threaded(want.size()), evidence(evidence_size), again(evidence_size);
-  PairSums p = problem_of<PairSums>(b);
-  p.sums = sums.data();
-  p.evidence = evidence.data();
-  run(*table.pair_sums[wide], p);
-  p.sums = threaded.data();
-  p.evidence = again.data();
-  run(*table.pair_sums[wide], p, Order::threads);
-  check(sums.untouched_outside() && evidence.untouched_outside(), name + ": wrote outside");
-  check(sums.same_bits(threaded) && evidence.same_bits(again), name + ": threads");
-  bool right = true;
-  for (std::size_t k = 0; k < want.size(); ++k) {
-    right = right && near(sums[k], want[k], wide ? 1e-11 : 3e-5);
-  }
-  check(right, name + ": values");
-
-  std::vector<double> grad(want.size());
-  for (std::size_t k = 0; k < grad.size(); ++k) {
-    const auto row = static_cast<PairSum>(k / static_cast<std::size_t>(b.n));
-    const bool differentiable = row >= PairSum::positive_distance && row <= PairSum::nce && want[k] != -kInf;
-    grad[k] = differentiable ? random() - 0.5 : 0;
-  }
-  const std::size_t size_x = b.x_row.size(), size_y = b.self ? 0 : b.y_row.size();
-  Guarded<std::byte> grad_x(size_x), grad_y(size_y), again_x(size_x), again_y(size_y);
-  PairSumsBackward q = problem_of<PairSumsBackward>(b);
-  q.sums = sums.data();
-  q.grad = grad.data();
-  q.grad_x = grad_x.data();
-  q.grad_y = grad_y.data();
-  run(*table.pair_sums_backward[wide], q);
-  q.grad_x = again_x.data();
-  q.grad_y = again_y.data();
-  run(*table.pair_sums_backward[wide], q, Order::threads);
-  check(grad_x.untouched_outside() && grad_y.untouched_outside(), name + ": gradient wrote outside");
-  check(grad_x.same_bits(again_x) && grad_y.same_bits(again_y), name + ": gradient, threads");
-
-  // One direction for each side, by central differences of the weighted sum.
-  const auto total = [&](double step, bool of_x) {
+  const auto total = [&](double step) {
     std::vector<double> moved = of_x ? x : y;
     for (std::size_t k = 0; k < moved.size(); ++k) {
-      moved[k] += step * std::cos(static_cast<double>(k));
+      moved[k] += step * towards(k);
     }
     const std::vector<double> got = expected(b, of_x ? moved : x, b.self || !of_x ? moved : y);
     double sum = 0;
@@ -224,20 +193,76 @@ void one(const cpu::KernelTable& table, Random& random, const Batch& b, const st
     }
     return sum;
   };
-  for (const bool of_x : {true, false}) {
-    if (of_x || !b.self) {
-      const Guarded<std::byte>& found = of_x ? grad_x : grad_y;
-      double along = 0, size = 0;
-      for (std::size_t k = 0; k < (of_x ? x : y).size(); ++k) {
-        const double value = get(found.data() + k * size_of(b.type), b.type);
-        along += value * std::cos(static_cast<double>(k));
-        size += std::abs(value);
-      }
-      const double h = 1e-5, slope = (total(h, of_x) - total(-h, of_x)) / (2 * h);
-      const double rounding = b.type == DType::bfloat16 || b.type == DType::float16 ? 4e-3 : 1e-4;
-      check(std::abs(along - slope) <= rounding * (1e-2 + size),
-            name + (of_x ? ": gradient" : ": gradient of references"));
-    }
+  const double h = 1e-5;
+  return (total(h) - total(-h)) / (2 * h);
+}
+
+Truth truth_of(const Batch& b, Random& random) {
+  Truth truth{expected(b, b.x, b.self ? b.x : b.y), {}, 0, 0};
+  for (std::size_t k = 0; k < truth.sums.size(); ++k) {
+    const auto row = static_cast<PairSum>(k / static_cast<std::size_t>(b.n));
+    const bool differentiable = row >= PairSum::positive_distance && row <= PairSum::nce && truth.sums[k] != -kInf;
+    truth.grad.push_back(differentiable ? random() - 0.5 : 0);
+  }
+  if (!kOnlyRaces) {
+    truth.slope_x = slope(b, truth.grad, true);
+    truth.slope_y = b.self ? 0 : slope(b, truth.grad, false);
+  }
+  return truth;
+}
+
+void check_slope(const Guarded<std::byte>& found, DType type, double slope, const std::string& name) {
+  double along = 0, size = 0;
+  for (std::size_t k = 0; k < found.size() / size_of(type); ++k) {
+    const double value = get(found.data() + k * size_of(type), type);
+    along += value * towards(k);
+    size += std::abs(value);
+  }
+  const double rounding = type == DType::bfloat16 || type == DType::float16 ? 4e-3 : 1e-4;
+  check(std::abs(along - slope) <= rounding * (1e-2 + size), name);
+}
+
+void one(const cpu::KernelTable& table, const Batch& b, const Truth& truth, const std::string& name) {
+  constexpr std::size_t evidence_size = static_cast<std::size_t>(Mining::count) + 3;
+  const std::vector<double>& want = truth.sums;
+  const bool wide = b.type == DType::float64;
+  Guarded<double> sums(want.size()), threaded(want.size()), evidence(evidence_size), again(evidence_size);
+  PairSums p = problem_of<PairSums>(b);
+  p.sums = sums.data();
+  p.evidence = evidence.data();
+  run(*table.pair_sums[wide], p, kFirst);
+  check(sums.untouched_outside() && evidence.untouched_outside(), name + ": wrote outside");
+  if (!kOnlyRaces) {
+    p.sums = threaded.data();
+    p.evidence = again.data();
+    run(*table.pair_sums[wide], p, Order::threads);
+    check(sums.same_bits(threaded) && evidence.same_bits(again), name + ": threads");
+  }
+  bool right = true;
+  for (std::size_t k = 0; k < want.size(); ++k) {
+    right = right && near(sums[k], want[k], wide ? 1e-11 : 3e-5);
+  }
+  check(right, name + ": values");
+
+  const std::size_t size_x = b.x_row.size(), size_y = b.self ? 0 : b.y_row.size();
+  Guarded<std::byte> grad_x(size_x), grad_y(size_y), again_x(size_x), again_y(size_y);
+  PairSumsBackward q = problem_of<PairSumsBackward>(b);
+  q.sums = sums.data();
+  q.grad = truth.grad.data();
+  q.grad_x = grad_x.data();
+  q.grad_y = grad_y.data();
+  run(*table.pair_sums_backward[wide], q, kFirst);
+  check(grad_x.untouched_outside() && grad_y.untouched_outside(), name + ": gradient wrote outside");
+  if (kOnlyRaces) {
+    return;
+  }
+  q.grad_x = again_x.data();
+  q.grad_y = again_y.data();
+  run(*table.pair_sums_backward[wide], q, Order::threads);
+  check(grad_x.same_bits(again_x) && grad_y.same_bits(again_y), name + ": gradient, threads");
+  check_slope(grad_x, b.type, truth.slope_x, name + ": gradient");
+  if (!b.self) {
+    check_slope(grad_y, b.type, truth.slope_y, name + ": gradient of references");
   }
 }
 
@@ -249,26 +274,26 @@ std::string isa_of(const cpu::KernelTable& table, const Batch& b) {
   return std::string(table.isa) + (b.products == Products::digits ? " by digits" : "");
 }
 
-void one(const cpu::KernelTable& table, Random& random, Batch b, Metric metric, PairForm form, bool self,
-         bool bounded) {
+void one(const Tables& tables, Random& random, Batch b, Metric metric, PairForm form, bool self, bool bounded) {
   b.metric = metric;
   b.form = form;
   b.self = self;
   b.bounded = bounded;
   b.positive = {-3, 0.8, 2};
   b.negative = {2, 0.5, -1};
-  const Random before = random;
-  for (const Products products : kProducts) {
-    b.products = products;
-    random = before;  // the same numbers for each
-    one(table, random, b,
-        isa_of(table, b) + " metric " + std::to_string(static_cast<int>(metric)) + " form " +
-            std::to_string(static_cast<int>(form)) + " type " + std::to_string(static_cast<int>(b.type)) + " n=" +
-            std::to_string(b.n) + " m=" + std::to_string(b.m) + (self ? " self" : "") + (bounded ? " bounded" : ""));
+  const Truth truth = truth_of(b, random);
+  for (const auto* table : tables) {
+    for (const Products products : kProducts) {
+      b.products = products;
+      one(*table, b, truth,
+          isa_of(*table, b) + " metric " + std::to_string(static_cast<int>(metric)) + " form " +
+              std::to_string(static_cast<int>(form)) + " type " + std::to_string(static_cast<int>(b.type)) + " n=" +
+              std::to_string(b.n) + " m=" + std::to_string(b.m) + (self ? " self" : "") + (bounded ? " bounded" : ""));
+    }
   }
 }
 
-void all(const cpu::KernelTable& table) {
+void all(const Tables& tables) {
   Random random(5);
   const std::int64_t shapes[][3] = {{0, 3, 2}, {1, 0, 3}, {3, 50, 5}, {60, 7, 37}, {101, 0, 8}, {50, 450, 20}};
   int turn = 0;
@@ -278,7 +303,7 @@ void all(const cpu::KernelTable& table) {
         for (const bool self : {true, false}) {
           for (const bool bounded : {true, false}) {
             if (!kEmulated || ++turn % 5 == 0) {  // the emulator takes its time; every option meets every shape
-              one(table, random, draw(random, n, m, 3 + random.below(70), classes), metric, form, self, bounded);
+              one(tables, random, draw(random, n, m, 3 + random.below(70), classes), metric, form, self, bounded);
             }
           }
         }
@@ -288,16 +313,16 @@ void all(const cpu::KernelTable& table) {
 }
 
 /// Rows of the other types.
-void types(const cpu::KernelTable& table) {
+void types(const Tables& tables) {
   Random random(11);
   for (const DType type : {DType::float64, DType::bfloat16, DType::float16}) {
-    one(table, random, draw(random, 71, 9, 33, 9, type), Metric::euclidean, PairForm::nce, true, false);
-    one(table, random, draw(random, 40, 71, 5, 6, type), Metric::cosine, PairForm::circle, false, true);
+    one(tables, random, draw(random, 71, 9, 33, 9, type), Metric::euclidean, PairForm::nce, true, false);
+    one(tables, random, draw(random, 40, 71, 5, 6, type), Metric::cosine, PairForm::circle, false, true);
   }
 }
 
 /// Rows that lie close together: distances and gradients by differences, and of rows that coincide no gradient.
-void close(const cpu::KernelTable& table) {
+void close(const Tables& tables) {
   Random random(13);
   for (const PairForm form : {PairForm::sum, PairForm::lse}) {
     Batch b = draw(random, 41, 0, 7, 40);
@@ -305,7 +330,7 @@ void close(const cpu::KernelTable& table) {
       b.x[k] = b.x[k / 21 * 21 + k % 7] + (k < 21 ? 0 : 0.02 * b.x[k]);
     }
     store(b);
-    one(table, random, b, Metric::euclidean, form, true, false);
+    one(tables, random, b, Metric::euclidean, form, true, false);
   }
 }
 
@@ -425,10 +450,14 @@ void scaled(const cpu::KernelTable& table) {
 }  // namespace fastmine::test
 
 int main() {
-  for (const auto* table : fastmine::test::tables_of(&fastmine::cpu::KernelTable::pair_sums)) {
-    fastmine::test::all(*table);
-    fastmine::test::types(*table);
-    fastmine::test::close(*table);
+  const fastmine::test::Tables tables = fastmine::test::tables_of(&fastmine::cpu::KernelTable::pair_sums);
+  fastmine::test::all(tables);
+  fastmine::test::types(tables);
+  fastmine::test::close(tables);
+  if (fastmine::test::kOnlyRaces) {
+    return fastmine::test::report();
+  }
+  for (const auto* table : tables) {
     fastmine::test::poisoned(*table);
     fastmine::test::scaled(*table);
     if (!fastmine::test::kEmulated) {

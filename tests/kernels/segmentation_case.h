@@ -62,9 +62,11 @@ struct InputCase {
   DType logits = DType::float32, target = DType::uint8;
   int layout = 0;
   int validity = 0;      // 0 none given, 1 all, 2 half, 3 by sample, 4 nothing, 5 one item
-  bool ignores = false;  // every other invalid item says so by its target alone
-  bool soft = false;     // floating targets between 0 and 1
-  double scale = 4;      // of the logits
+  bool ignores = false;  // every other invalid item says so by its target alone, which is
+  std::int64_t ignored = 99;
+  bool soft = false;           // floating targets between 0 and 1
+  std::size_t soft_every = 1;  // where soft: in one of so many packs of eight
+  double scale = 4;            // of the logits
   double target_share = 0.3;
 
   std::vector<double> x{}, t{};
@@ -88,8 +90,8 @@ inline void fill(InputCase& c, std::uint64_t seed) {
     c.x[i] = std::round(random() * 128 - 64) / 64 * c.scale;  // few digits: every type holds it
     c.t[i] = c.softmax() ? static_cast<double>(random.below(
                                c.target == DType::bool_ ? std::min<std::int64_t>(c.classes, 2) : c.classes))
-             : c.soft    ? static_cast<double>(random.below(65)) / 64
-                         : static_cast<double>(random() < c.target_share);
+             : c.soft && i / 8 % c.soft_every == 0 ? static_cast<double>(random.below(65)) / 64
+                                                   : static_cast<double>(random() < c.target_share);
   }
   const std::int64_t one = random.below(std::max<std::int64_t>(c.positions, 1));
   for (std::int64_t b = 0; b < c.samples; ++b) {
@@ -105,8 +107,6 @@ inline void fill(InputCase& c, std::uint64_t seed) {
 
 inline double sigmoid(double x) { return x >= 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x)); }
 inline double softplus(double x) { return std::fmax(x, 0) + std::log1p(std::exp(-std::fabs(x))); }
-
-inline constexpr std::int64_t kIgnored = 99;
 
 /// The arrays of a problem. Invalid items hold NaN, and targets out of range.
 struct Arrays {
@@ -125,7 +125,7 @@ struct Arrays {
                        seen                             ? c.t[c.target_at(b, k, s)]
                        : c.target == DType::bool_       ? 1
                        : is_float(c.target) && !ignored ? kNan
-                                                        : kIgnored);
+                                                        : static_cast<double>(c.ignored));
             valid.set(b, k, s, seen || ignored ? 1 : 0);
           }
         }
@@ -137,7 +137,7 @@ struct Arrays {
     return {logits.grid(), target.grid(), c.validity == 0 ? Grid{nullptr, DType::bool_, {}} : valid.grid(),
             c.samples,     c.classes,     c.positions,
             c.mode,        nullptr,       c.ignores,
-            kIgnored};
+            c.ignored};
   }
 
   const InputCase& c;

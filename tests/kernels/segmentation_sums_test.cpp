@@ -29,8 +29,9 @@ struct Case : InputCase {
 
 using Items = std::array<long double, kSums>;
 
-/// What one position of a sample adds to the sums of each class, given its logits.
-std::vector<Items> items_of(const Case& c, std::int64_t b, std::int64_t s, const std::vector<long double>& logits) {
+/// What one position of a sample adds to the sums of each class, given its logits: the classes in [first, end).
+std::vector<Items> items_of(const Case& c, std::int64_t b, std::int64_t s, const std::vector<long double>& logits,
+                            std::size_t first, std::size_t end) {
   const auto classes = static_cast<std::size_t>(c.classes);
   const long double gamma = static_cast<long double>(c.gamma);
   std::vector<Items> items(classes, Items{});
@@ -39,7 +40,7 @@ std::vector<Items> items_of(const Case& c, std::int64_t b, std::int64_t s, const
   for (const long double x : logits) {
     largest = std::fmax(largest, x);
   }
-  for (std::size_t k = 0; k < classes; ++k) {
+  for (std::size_t k = 0; c.softmax() && k < classes; ++k) {
     e[c.is_merged(b, static_cast<std::int64_t>(k)) ? 0 : k] += std::exp(logits[k] - largest);
   }
   const auto top = static_cast<std::size_t>(std::max_element(e.begin(), e.end()) - e.begin());
@@ -48,7 +49,7 @@ std::vector<Items> items_of(const Case& c, std::int64_t b, std::int64_t s, const
     below += k == top ? 0 : e[k];
   }
   const long double total = e[top] + below;
-  for (std::size_t k = 0; k < classes; ++k) {
+  for (std::size_t k = first; k < end; ++k) {
     const auto own = static_cast<std::int64_t>(k);
     if (!c.v[c.target_at(b, own, s)] || c.is_merged(b, own)) {
       continue;
@@ -69,11 +70,11 @@ std::vector<Items> items_of(const Case& c, std::int64_t b, std::int64_t s, const
     } else {
       const long double label = static_cast<long double>(c.t[c.target_at(b, own, s)]);
       const auto soft = [](long double z) { return std::fmax(z, 0.0L) + std::log1p(std::exp(-std::fabs(z))); };
-      const long double probability = std::exp(-soft(-logit)), other = std::exp(-soft(logit));
+      const long double on = soft(-logit), off = soft(logit);
+      const long double probability = std::exp(-on), other = std::exp(-off);
       put(n, 1), put(t, label), put(p, probability), put(a, probability * label), put(pp, probability * probability);
-      put(tt, label * label), put(e1, label * soft(-logit)), put(e0, (1 - label) * soft(logit));
-      put(f1, label * std::exp(-gamma * soft(logit)) * soft(-logit)),
-          put(f0, (1 - label) * std::exp(-gamma * soft(-logit)) * soft(logit));
+      put(tt, label * label), put(e1, label * on), put(e0, (1 - label) * off);
+      put(f1, label * std::exp(-gamma * off) * on), put(f0, (1 - label) * std::exp(-gamma * on) * off);
       put(x, logit), put(tx, label * logit);
       put(g1, label * probability * other), put(g0, (1 - label) * probability * other);
     }
@@ -99,7 +100,7 @@ Answer sums_of(const Case& c) {
   std::vector<long double> sums(static_cast<std::size_t>(c.samples * c.classes) * kSums, 0), sizes = sums;
   for (std::int64_t b = 0; b < c.samples; ++b) {
     for (std::int64_t s = 0; s < c.positions; ++s) {
-      const std::vector<Items> items = items_of(c, b, s, logits_at(c, b, s));
+      const std::vector<Items> items = items_of(c, b, s, logits_at(c, b, s), 0, static_cast<std::size_t>(c.classes));
       for (std::size_t k = 0; k < items.size(); ++k) {
         for (std::size_t i = 0; i < kSums; ++i) {
           const std::size_t at = (static_cast<std::size_t>(b * c.classes) + k) * kSums + i;
@@ -125,10 +126,10 @@ void add_gradient(const Case& c, const std::vector<double>& grad, Answer& answer
   for (std::int64_t b = 0; b < c.samples; ++b) {
     for (std::int64_t s = 0; s < c.positions; ++s) {
       std::vector<long double> logits = logits_at(c, b, s);
-      const auto value = [&] {
-        const std::vector<Items> items = items_of(c, b, s, logits);
+      const auto value = [&](std::size_t first, std::size_t end) {
+        const std::vector<Items> items = items_of(c, b, s, logits, first, end);
         long double sum = 0;
-        for (std::size_t k = 0; k < items.size(); ++k) {
+        for (std::size_t k = first; k < end; ++k) {
           for (std::size_t i = index(SegmentationSum::p); i < index(SegmentationSum::g1); ++i) {
             if (i == index(SegmentationSum::tt)) {
               continue;  // like n and t it depends on no logit, and would leave a rounding error
@@ -140,12 +141,15 @@ void add_gradient(const Case& c, const std::vector<double>& grad, Answer& answer
         return sum;
       };
       for (std::int64_t k = 0; k < c.classes; k += 1 + c.classes / 10) {
-        long double& x = logits[static_cast<std::size_t>(k)];
+        // Of a softmax every class depends on every logit, of a sigmoid on its own.
+        const auto own = static_cast<std::size_t>(k);
+        const std::size_t first = c.softmax() ? 0 : own, end = c.softmax() ? logits.size() : own + 1;
+        long double& x = logits[own];
         const long double before = x;
         long double slope = 0;
         for (const int step : {-2, -1, 1, 2}) {
           x = before + step * step_size;
-          slope += (step == -2 ? 1 : step == -1 ? -8 : step == 1 ? 8 : -1) * value();
+          slope += (step == -2 ? 1 : step == -1 ? -8 : step == 1 ? 8 : -1) * value(first, end);
         }
         x = before;
         answer.gradient[c.at(b, k, s)] = static_cast<double>(slope / (12 * step_size));
@@ -207,14 +211,20 @@ std::vector<double> gradients_for(const Case& c) {
   return grad;
 }
 
-void compare(const cpu::KernelTable& table, const Case& c, const std::vector<double>& grad, const Answer& answer) {
+/// What a kernel found, whoever runs its tasks.
+Outputs call_again(const cpu::KernelTable& table, const Case& c, const std::vector<double>& grad) {
   const std::string name = std::string(table.isa) + " " + c.name;
-  const Outputs out = call(table, c, grad, Order::serial);
+  Outputs out = call(table, c, grad, kFirst);
   check(out.untouched_outside(), name + ": writes outside its outputs");
-  for (const Order order : kAgain) {
+  for (const Order order : orders_again()) {
     check(out.same_bits(call(table, c, grad, order)), name + ": bits depend on who runs the tasks");
   }
+  return out;
+}
 
+void compare(const cpu::KernelTable& table, const Case& c, const std::vector<double>& grad, const Answer& answer) {
+  const std::string name = std::string(table.isa) + " " + c.name;
+  const Outputs out = call_again(table, c, grad);
   const bool wide = c.logits == DType::float64;
   // Classes are added up in float32, merging them rounds at the size of a logit, and a power multiplies an error.
   const double single = (c.classes < 100 ? 2e-6 : 8e-6) * (1 + c.gamma / 20) + (c.merging > 1 ? 1e-7 * c.scale : 0);
@@ -260,6 +270,12 @@ void finish(const Tables& tables, Case c, std::uint64_t seed) {
            std::to_string(c.merging) + (c.even ? " even" : "");
   fill_case(c, seed);
   const std::vector<double> grad = gradients_for(c);
+  if (kOnlyRaces) {
+    for (const cpu::KernelTable* table : tables) {
+      call_again(*table, c, grad);
+    }
+    return;
+  }
   Answer answer = sums_of(c);
   add_gradient(c, grad, answer);
   for (const cpu::KernelTable* table : tables) {
@@ -547,6 +563,9 @@ int main() {
   many_classes(tables);
   merged_classes(tables);
   large_logits(tables);
+  if (kOnlyRaces) {
+    return report();
+  }
   for (const fastmine::cpu::KernelTable* table : tables) {
     evidence_of_merged_classes(*table);
     confident_mistakes_keep_a_gradient(*table);

@@ -9,16 +9,10 @@
 
 namespace fastmine::test {
 
-#ifdef FASTMINE_EMULATE_CUDA
-/// The formula on the device: cuda_terms_table.cpp.
+/// Beside the tables.
 void triplet_terms(const TripletTerms& problem);
-#endif
 
 namespace {
-
-#ifndef FASTMINE_EMULATE_CUDA
-using cpu::triplet_terms;
-#endif
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr Metric kMetrics[] = {Metric::euclidean, Metric::sqeuclidean, Metric::cosine, Metric::dot};

@@ -1,4 +1,4 @@
-#include "kernels/margin_softmax.h"
+#include "kernels/margin_softmax_formula.h"
 
 #include "kernels/cpu/arena.h"
 #include "kernels/cpu/dispatch.h"
@@ -11,39 +11,27 @@ namespace {
 
 struct Plan {
   MarginSoftmax problem;
-  double* value;  // [n], weighted
-  double* whole;  // [1]: what the mean is divided by
+  margin::Margin margin;
+  double* value;    // [n], weighted
+  double* divisor;  // [1]: of the mean
 };
 
 Plan lay_out(const MarginSoftmax& problem, Arena& arena) {
-  return {problem, arena.take<double>(problem.n), arena.take<double>(1)};
+  return {problem, margin::margin_of(problem), arena.take<double>(problem.n), arena.take<double>(1)};
 }
 
 const Plan& as_plan(const void* plan) { return *static_cast<const Plan*>(plan); }
 
 std::int64_t once(const void*) { return 1; }
 
-bool takes_part(const MarginSoftmax& q, std::int64_t i) { return q.valid == nullptr || q.valid[i]; }
-
-bool in_range(const MarginSoftmax& q, std::int64_t i) { return q.labels[i] >= 0 && q.labels[i] < q.classes; }
-
-/// What a row counts for in the sum of all.
-template <class W>
-double weight_of(const MarginSoftmax& q, std::int64_t i) {
-  if (!takes_part(q, i) || !in_range(q, i)) {
-    return 0;
-  }
-  return q.weight == nullptr ? 1 : static_cast<double>(static_cast<const W*>(q.weight)[i]);
-}
-
 template <class W>
 void add_weights(void* plan, std::int64_t, std::int64_t) {
   const Plan& p = as_plan(plan);
   double whole = 0;
   for (std::int64_t i = 0; i < p.problem.n; ++i) {
-    whole += weight_of<W>(p.problem, i);
+    whole += margin::weight_of<W>(p.problem, i);
   }
-  *p.whole = p.problem.reduction != Reduction::mean || whole == 0 ? 1 : whole;
+  *p.divisor = margin::divisor(p.problem, whole);
 }
 
 /// f(place, lanes there) over a row of `count` numbers, a register at a time; -Inf beyond the end, where what f returns
@@ -64,14 +52,9 @@ FASTMINE_INLINE void each_register(const W* from, W* to, std::int64_t count, F f
   }
 }
 
-/// The exponentials of `row`, of which own is left out, about the largest, and their sum; NaN if any is.
+/// `row` becomes the exponentials of the logits about the largest, without the own one.
 template <class W>
-struct Shares {
-  double largest, sum;
-};
-
-template <class W>
-FASTMINE_INLINE Shares<W> exponentials(const W* logits, W* row, std::int64_t classes, std::int64_t own) {
+FASTMINE_INLINE margin::Others exponentials(const W* logits, W* row, std::int64_t classes, std::int64_t own) {
   constexpr std::int64_t kRun = 1024;  // numbers that are added in their own type
   Vec<W> high = fill<Vec<W>>(static_cast<W>(-__builtin_inf()));
   each_register(logits, row, own, [&](Vec<W> l) { return high = maximum(l, high), l; });
@@ -92,22 +75,11 @@ FASTMINE_INLINE Shares<W> exponentials(const W* logits, W* row, std::int64_t cla
   return {static_cast<double>(largest), sum};
 }
 
-/// phi, and its derivative by the cosine.
-struct Turned {
-  double phi, slope;
-};
-
+/// The squared length of what is left of row i beside the vector of its class.
 template <class W>
-FASTMINE_INLINE Turned turned(const MarginSoftmax& q, std::int64_t i, double cosine) {
-  if (q.kind == MarginKind::cosine) {
-    return {cosine - q.margin, 1};
-  }
-  const double cosine_m = __builtin_cos(q.margin), sine_m = __builtin_sin(q.margin);
-  if (cosine < -cosine_m) {
-    return {cosine + (cosine_m - 1), 1};
-  }
+FASTMINE_INLINE double squared_rest(const MarginSoftmax& q, std::int64_t i, double cosine) {
   const W* x = static_cast<const W*>(q.unit) + i * q.d;
-  const W* own = static_cast<const W*>(q.unit) + (q.n + (q.nearest == nullptr ? q.labels[i] : q.nearest[i])) * q.d;
+  const W* own = static_cast<const W*>(q.unit) + margin::own_vector(q, i) * q.d;
   constexpr std::int64_t step = static_cast<std::int64_t>(lanes<double>);
   Vec<double> squares{};
   double squared = 0;
@@ -120,45 +92,39 @@ FASTMINE_INLINE Turned turned(const MarginSoftmax& q, std::int64_t i, double cos
     const double apart = static_cast<double>(x[k]) - cosine * static_cast<double>(own[k]);
     squared += apart * apart;
   }
-  constexpr double kRounding = sizeof(W) == 4 ? 0x1p-23 : 0x1p-52;
-  const double sine = cosine == 0 ? 1 : __builtin_sqrt(squared + sum_lanes(squares));
-  const double least = 16 * kRounding;
-  return {cosine * cosine_m - sine * sine_m, cosine_m + sine_m * cosine / (sine < least ? least : sine)};
+  return squared + sum_lanes(squares);
 }
 
 template <class W>
 void one_row(const Plan& p, std::int64_t i) {
   const MarginSoftmax& q = p.problem;
   W* row = static_cast<W*>(q.slopes) + i * q.classes;
-  W& cosine = static_cast<W*>(q.cosine)[i];
+  W& to_own = static_cast<W*>(q.cosine)[i];
   W& nearest_other = static_cast<W*>(q.nearest_other)[i];
-  if (!takes_part(q, i) || !in_range(q, i)) {
-    const double nothing = takes_part(q, i) ? __builtin_nan("") : 0;
+  if (!margin::counts(q, i)) {
+    const double nothing = margin::takes_part(q, i) ? __builtin_nan("") : 0;
     for (std::int64_t j = 0; j < q.classes; ++j) {
       row[j] = static_cast<W>(nothing);
     }
     p.value[i] = nothing;
-    cosine = nearest_other = 0;
+    to_own = nearest_other = 0;
     q.active[i] = false;
     return;
   }
   const W* logits = static_cast<const W*>(q.logits) + i * q.classes;
   const std::int64_t own = q.labels[i];
-  const Shares<W> others = exponentials(logits, row, q.classes, own);
-  const double to_own = static_cast<double>(logits[own]) / q.scale;
-  const Turned margin = turned<W>(q, i, to_own);
-  const double excess = others.largest + __builtin_log(others.sum) - q.scale * margin.phi;
-  const double e = __builtin_exp(-__builtin_fabs(excess));
-  const double value = (excess > 0 ? excess : 0) + __builtin_log1p(e), slope = (excess >= 0 ? 1 : e) / (1 + e);
-  const double part = weight_of<W>(q, i) / *p.whole, factor = part * slope * q.scale;
-  const double spoilt = excess - excess;  // 0, or NaN
-  p.value[i] = part * (value + spoilt);
-  const Vec<W> share = fill<Vec<W>>(static_cast<W>(factor / others.sum + spoilt));
+  const margin::Others others = exponentials(logits, row, q.classes, own);
+  const double cosine = static_cast<double>(logits[own]) / q.scale;
+  const double squared = margin::turns(p.margin, cosine) ? squared_rest<W>(q, i, cosine) : 0;
+  const margin::Turned turned = margin::turned<W>(p.margin, cosine, squared);
+  const margin::Row found = margin::row_of<W>(q, turned, others, margin::weight_of<W>(q, i) / *p.divisor);
+  const Vec<W> share = fill<Vec<W>>(static_cast<W>(found.share));
   each_register(row, row, q.classes, [&](Vec<W> v) { return v * share; });
-  row[own] = static_cast<W>(-factor * margin.slope);
-  cosine = static_cast<W>(to_own);
+  p.value[i] = found.value;
+  row[own] = static_cast<W>(found.own);
+  to_own = static_cast<W>(cosine);
   nearest_other = static_cast<W>(others.largest / q.scale);
-  q.active[i] = static_cast<W>(value) != 0;
+  q.active[i] = found.active;
 }
 
 std::int64_t rows(const void* plan) { return as_plan(plan).problem.n; }

@@ -86,26 +86,4 @@ void dot_block(const W* a, const W* b, std::size_t depth, std::size_t height, st
                           : dot_block_of<W, 3>(a, b, depth, height, out);
 }
 
-/// out[c] = sum over k of a[k] b[k][c]: a single row of a's sliver against all rows of b's. Its three vectors alone
-/// would wait for each addition; sums over even and odd k, added last, keep the multipliers busy.
-template <class W>
-FASTMINE_NOINLINE void dot_row(const W* a, const W* b, std::size_t depth, W* out) {
-  using V = Vec<W>;
-  V even[kSliverVectors] = {}, odd[kSliverVectors] = {};
-  std::size_t k = 0;
-  for (; k + 1 < depth; k += 2, a += 2 * kSliver<W>, b += 2 * kSliver<W>) {
-    const V first = broadcast(a[0]), second = broadcast(a[kSliver<W>]);
-    for (std::size_t v = 0; v < kSliverVectors; ++v) {
-      even[v] += first * load(b + v * lanes<W>);
-      odd[v] += second * load(b + kSliver<W> + v * lanes<W>);
-    }
-  }
-  for (std::size_t v = 0; v < kSliverVectors; ++v) {
-    if (k < depth) {
-      even[v] += broadcast(a[0]) * load(b + v * lanes<W>);
-    }
-    store(out + v * lanes<W>, even[v] + odd[v]);
-  }
-}
-
 }  // namespace fastmine::cpu::FASTMINE_ISA_NAMESPACE

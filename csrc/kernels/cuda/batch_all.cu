@@ -21,7 +21,7 @@ TripletPlan<W> lay_out_triplets(const BatchAll& q, Arena& arena) {
   TripletPlan<W> p{};
   p.problem = q;
   p.rows = lay_out_labelled<W>(q, q.self_index, arena);
-  p.rows.few = true;
+  p.rows.way = Way::directly;
   p.workers = lay_out_workers(arena, q.x.n, q.y.n);
   return p;
 }
@@ -61,12 +61,14 @@ sum_triplets(FASTMINE_PARAMETER TripletPlan<Working<S>> p) {
   FASTMINE_SHARED(std::int32_t, rows, kThreads);
   FASTMINE_SHARED(double, keys, kThreads);
   FASTMINE_SHARED(std::int32_t, counts, kWarps);
+  FASTMINE_SHARED(std::int32_t, places, kThreads);
+  FASTMINE_SHARED(std::int32_t, open, 1);
   FASTMINE_SHARED(std::int32_t, found, 1);
   FASTMINE_SHARED(std::uint64_t, sums, kThreads);
   FASTMINE_SHARED(double, columns, kWarps* kTriples);
   FASTMINE_SHARED(double, totals, kTriples);
   const BatchAll& q = p.problem;
-  const RankMemory at{rows, keys, counts};
+  const RankMemory at{rows, keys, counts, places, open};
   std::uint64_t* const changes = p.workers.changes + block_index() * (p.workers.references + 1);
   for (std::int64_t i = block_index(); i < q.x.n; i += p.workers.count) {
     if (!q.use[i]) {
@@ -74,7 +76,7 @@ sum_triplets(FASTMINE_PARAMETER TripletPlan<Working<S>> p) {
     }
     const Ranked anchor = find_positives<S>(p.rows, p.workers, block_index(), i, found, at);
     double triple[kTriples] = {};
-    each_candidate<S>(p.rows, i, false, at, [&](std::int32_t, double closeness) {
+    each_negative<S>(p.rows, q, anchor, at, [&](std::int32_t, double closeness) {
       const auto rank = static_cast<double>(rank_negative(q, anchor, changes, closeness));
       triple[static_cast<int>(Triple::ranked)] += rank * closeness;
       triple[static_cast<int>(Triple::plain)] += closeness;
@@ -86,10 +88,7 @@ sum_triplets(FASTMINE_PARAMETER TripletPlan<Working<S>> p) {
       triple[static_cast<int>(Triple::ranked_positives)] += threshold * static_cast<double>(below);
       triple[static_cast<int>(Triple::plain_positives)] += threshold;
     });
-    const double sum = combine_block(triple, columns, [](int, double a, double b) { return a + b; });
-    if (thread_index() < kTriples) {
-      totals[thread_index()] = sum;
-    }
+    sum_columns(triple, columns, totals);
     barrier();
     if (thread_index() == 0) {
       const double* const all = totals;

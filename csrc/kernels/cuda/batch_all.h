@@ -2,16 +2,17 @@
 // pointer. Compiled for the GPU and emulated on the CPU (tests/kernels); not yet run on a GPU.
 //
 // A block has an anchor at a time. It compares the positives directly, in float64, and sorts them; then it compares the
-// negatives, as many at a time as it has threads, and finds for each by bisection how many thresholds are above it. So
-// counts and values are those of direct differences. Backward does so for a wave of anchors, whose weights of all pairs
-// lie in memory, and then every row gathers what its pairs pull, by direct differences in float64: the anchors of the
-// wave at once, the references wave by wave.
+// negatives, as many at a time as it has threads, and finds for each by bisection how many thresholds are above it. A
+// difference in float32 is enough where a bound on its rounding leaves no doubt about that (but not for similarities,
+// which cancel); else float64 decides. So counts are those of float64. Backward does so for a wave of anchors, whose
+// weights of all pairs lie in memory, and then every row gathers what its pairs pull, by direct differences in float64:
+// the anchors of the wave at once, the references wave by wave.
 //
-// Cost: u m d differences in float64 forward, 3 u m d back, for u anchors in use; memory of 40 bytes a reference for
-// each block at work, of which there are as many as 256 MiB allow, but 132 at least; backward also of the gradient in
-// float64. No n x m matrix. Deterministic: atomics only count. No allocation, no synchronisation; everything happens on
-// the stream that is given, so the calls can be captured in a CUDA graph. The current device must be the one that owns
-// the pointers. At most 2^29 rows.
+// Cost: u m d differences in float32 (float64 for float64 rows and `dot`) forward, and back, where float64 has 2 u m d,
+// for u anchors in use; memory of 40 bytes a reference for each block at work, of which there are as many as 256 MiB
+// allow, but 132 at least; backward also of the gradient in float64. No n x m matrix. Deterministic: atomics only
+// count. No allocation, no synchronisation; everything happens on the stream that is given, so the calls can be
+// captured in a CUDA graph. The current device must be the one that owns the pointers. At most 2^29 rows.
 #pragma once
 
 #include <cstddef>

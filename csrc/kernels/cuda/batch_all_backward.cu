@@ -32,7 +32,7 @@ WavePlan<W> lay_out_waves(const BatchAllBackward& outer, Arena& arena) {
   WavePlan<W> p{};
   p.outer = outer;
   p.rows = lay_out_labelled<W>(q, q.self_index, arena);
-  p.rows.few = true;
+  p.rows.way = Way::directly;
   p.workers = lay_out_workers(arena, q.x.n, q.y.n);
   p.weights = arena.take<double>(p.workers.count * q.y.n);
   p.x_sums = arena.take<double>(q.x.n * q.x.d);
@@ -77,6 +77,8 @@ weigh_triplets(FASTMINE_PARAMETER WavePlan<Working<S>> p) {
   FASTMINE_SHARED(std::int32_t, rows, kThreads);
   FASTMINE_SHARED(double, keys, kThreads);
   FASTMINE_SHARED(std::int32_t, counts, kWarps);
+  FASTMINE_SHARED(std::int32_t, places, kThreads);
+  FASTMINE_SHARED(std::int32_t, open, 1);
   FASTMINE_SHARED(std::int32_t, found, 1);
   FASTMINE_SHARED(std::uint64_t, sums, kThreads);
   const BatchAll& q = p.outer.problem;
@@ -88,12 +90,12 @@ weigh_triplets(FASTMINE_PARAMETER WavePlan<Working<S>> p) {
   if (!q.use[i]) {
     return;
   }
-  const RankMemory at{rows, keys, counts};
+  const RankMemory at{rows, keys, counts, places, open};
   std::uint64_t* const changes = p.workers.changes + block_index() * (p.workers.references + 1);
   const Ranked anchor = find_positives<S>(p.rows, p.workers, block_index(), i, found, at);
   const double weight = p.outer.weight[i], part = 1 - q.leak;
   std::int32_t negatives = 0;
-  each_candidate<S>(p.rows, i, false, at, [&](std::int32_t row, double closeness) {
+  each_negative<S>(p.rows, q, anchor, at, [&](std::int32_t row, double closeness) {
     const auto rank = static_cast<double>(rank_negative(q, anchor, changes, closeness));
     const double slope = -weight * (part * rank + q.leak * static_cast<double>(anchor.count));
     weights[row] = weight_of_closeness(slope, closeness, q.metric);

@@ -59,10 +59,7 @@ add_anchors(FASTMINE_PARAMETER FormulaWork work) {
       add(Sum::valid, 1);
     }
   }
-  const double sum = combine_block(sums, shared, [](int, double a, double b) { return a + b; });
-  if (thread_index() < kSumsOfAnchors) {
-    work.sums[thread_index()] = sum;
-  }
+  sum_columns(sums, shared, work.sums);
 }
 
 FASTMINE_DEVICE void write_loss(const BatchAllFormula& p, std::int64_t i, double value) {

@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/batch_hard_evidence.cuh"
 #include "kernels/cuda/batch_hard_small.cuh"
+#include "kernels/cuda/batch_hard_tiles.cuh"
 #include "kernels/cuda/batch_hard_warpgroup.cuh"
 
 namespace fastmine::cuda {
@@ -95,16 +96,33 @@ void mine_many_pairs(Launches& launches, const Plan<Working<S>>& p, MatrixUnit u
 }
 
 template <class S>
+void mine_by_tiles(Launches& launches, const Plan<Working<S>>& p) {
+  using W = Working<S>;
+  const bool twice = p.problem.semi_hard_negative;
+  for (const Round<W>& round : {Round<W>{p, true, !twice}, Round<W>{p, false, true}}) {
+    if (round.positives || twice) {
+      launches(round.positives ? &screen_tiles<W, false> : &screen_tiles<W, true>, round.tasks(), kTileBlock, round);
+      launches(&settle_anchors<S>, divide_up(p.problem.x.n, kWarps), kThreads, round);
+    }
+  }
+}
+
+template <class S>
 cudaError_t mine(const BatchHard& q, void* workspace, cudaStream_t stream, MatrixUnit unit) {
   using W = Working<S>;
   Arena arena(workspace);
   const Plan<W> p = lay_out<W>(q, arena);
   Launches launches(stream);
   launches(&look_at_rows<S>, p.x.blocks() + (q.self ? 0 : p.y.blocks()), kThreads, p);
-  if (p.few) {
-    launches(&mine_few_pairs<S>, q.x.n, kThreads, p);
-  } else {
-    mine_many_pairs<S>(launches, p, unit);
+  switch (p.way) {
+    case Way::directly:
+      launches(&mine_few_pairs<S>, q.x.n, kThreads, p);
+      break;
+    case Way::by_tiles:
+      mine_by_tiles<S>(launches, p);
+      break;
+    case Way::by_label:
+      mine_many_pairs<S>(launches, p, unit);
   }
   launches(&look_at_anchors<W>, evidence_blocks(p) > 1 ? evidence_blocks(p) : 0, kThreads, p);
   launches(&gather_evidence<W>, 1, kThreads, p);

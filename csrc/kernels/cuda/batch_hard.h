@@ -7,8 +7,11 @@
 // what can win; panels whose least value, less the bound, is within the limit are multiplied again, those anchors
 // together that look at the same panel, and every candidate within the bound is compared by direct difference in
 // float64. So the pairs are those of the float64 distances, ties going to the lowest original index. Semi-hard
-// negatives are searched above the key of the positive; anchors that find none search once more, for the farthest. Few
-// pairs (up to 512 x 512 of up to 128 elements) are all compared directly, in one launch.
+// negatives are searched above the key of the positive; anchors that find none search once more, for the farthest.
+//
+// That takes some 20 launches. Up to 2,048 x 2,048 pairs take few: tiles screen the rows as they come, labels compared
+// pair by pair, and a warp settles an anchor (batch_hard_tiles.cuh): five launches, or seven for semi-hard negatives.
+// Up to 256 x 256 of up to 512 elements are all compared directly: three.
 //
 // The screen is in float32 (float64 for float64 rows) or, for the hardest negatives of 2,048 rows and more of 32
 // elements and more, in bfloat16 by the matrix unit (on Hopper, if asked for, by warpgroups), with a bound of its own.
@@ -24,8 +27,8 @@
 // synchronisation; everything happens on the stream that is given, so the calls can be captured in a CUDA graph. The
 // current device must be the one that owns the pointers. At most 2^29 rows.
 //
-// Backward, O((n + m) d): edges from anchors to the rows that they mined are sorted by these rows; then every row
-// gathers its own edges and those that end in it, in the order of the anchors, in float64.
+// Backward, O((n + m) d): edges from anchors to the rows that they mined are sorted by these rows, unless they are few;
+// then every row gathers its own edges and those that end in it, in the order of the anchors, in float64.
 #pragma once
 
 #include <cstddef>

@@ -8,6 +8,13 @@ using namespace mining;
 
 constexpr std::int64_t kMostEdges = std::int64_t{1} << 30;
 
+/// So few edges that every row looks through all of them sooner than they are sorted.
+#ifdef FASTMINE_EMULATE_CUDA
+constexpr std::int64_t kFewItems = 50;
+#else
+constexpr std::int64_t kFewItems = 1024;
+#endif
+
 /// The pair of an anchor and the row it mined: how much each pulls on the other.
 struct Edge {
   double pull;  // times (own - other), roughly; 0: no gradient flows
@@ -18,11 +25,11 @@ struct Edge {
 /// After them come those from the positive of each anchor to its negative, if these are a pair of their own.
 struct Gradient {
   BatchHardBackward problem;
-  RowSet x, y;    // for cosine, the norms of the rows; with one set, y is x
-  Edge* edges;    // [n, positives + negatives], [n]
-  Tagged* items;  // the same: the row that an edge ends in, and the edge; then those of y that an edge begins in, the
-                  // number of the edge larger by n; those without a pull come last
-  Tagged* spare;
+  RowSet x, y;     // for cosine, the norms of the rows; with one set, y is x
+  Edge* edges;     // [n, positives + negatives], [n]
+  Tagged* items;   // the same: the row that an edge ends in, and the edge; then those of y that an edge begins in, the
+                   // number of the edge larger by n; those without a pull come last
+  Tagged* spare;   // unless they are few
   Tagged* sorted;  // one of the two
 };
 
@@ -53,8 +60,10 @@ Gradient lay_out(const BatchHardBackward& q, Arena& arena) {
   g.y = q.self ? g.x : lay_out_norms(arena, q.y, q.metric);
   g.edges = arena.take<Edge>(all_edges(q));
   g.items = arena.take<Tagged>(items);
-  g.spare = arena.take<Tagged>(items);
-  g.sorted = sorted_place(g.items, g.spare, items);
+  if (items > kFewItems) {
+    g.spare = arena.take<Tagged>(items);
+    g.sorted = sorted_place(g.items, g.spare, items);
+  }
   return g;
 }
 
@@ -205,6 +214,25 @@ FASTMINE_DEVICE void add_item(const Gradient& g, std::int64_t e, Gathered<S>& ga
   }
 }
 
+/// use(e) for each item of a row of y, in order, by a warp.
+template <class F>
+FASTMINE_DEVICE void each_item(const Gradient& g, std::int64_t row, F use) {
+  const auto items = static_cast<int>(all_items(g.problem));
+  const auto of_row = [row](const Tagged& item) { return item.group == 0 && item.label == row; };
+  if (items > kFewItems) {
+    for (int at = rank_of({row, 0, 0}, g.sorted, items); at < items && of_row(g.sorted[at]); ++at) {
+      use(g.sorted[at].row);
+    }
+    return;
+  }
+  for (int first = 0; first < items; first += kWarp) {
+    const int e = first + lane_index();
+    for (unsigned left = ballot(e < items && of_row(g.items[e])); left != 0; left &= left - 1) {
+      use(first + lowest_bit(left));
+    }
+  }
+}
+
 /// One warp: kChunk elements of the gradient of a row of x or, after all of them, of y.
 template <class S>
 FASTMINE_KERNEL(kThreads, 2)
@@ -232,11 +260,7 @@ gather(FASTMINE_PARAMETER Gradient g) {
     }
   }
   if (q.self || !anchor) {
-    const auto items = static_cast<int>(all_items(q));
-    for (int at = rank_of({row, 0, 0}, g.sorted, items);
-         at < items && g.sorted[at].group == 0 && g.sorted[at].label == row; ++at) {
-      add_item(g, g.sorted[at].row, gathered);
-    }
+    each_item(g, row, [&](std::int64_t e) { add_item(g, e, gathered); });
   }
   S* const out = static_cast<S*>(anchor ? q.grad_x : q.grad_y) + row * q.x.d;
   FASTMINE_UNROLL for (int e = 0; e < kEachLane; ++e) {
@@ -257,7 +281,9 @@ cudaError_t run_backward(const BatchHardBackward& q, void* workspace, cudaStream
     launches(&find_norms<S>, divide_up(rows, kWarps), kThreads, g);
   }
   launches(&find_edges<S>, divide_up(all_edges(q), kWarps), kThreads, g);
-  sort(launches, g.items, g.spare, all_items(q));
+  if (all_items(q) > kFewItems) {
+    sort(launches, g.items, g.spare, all_items(q));
+  }
   launches(&gather<S>, divide_up(rows * divide_up(q.x.d, kChunk), kWarps), kThreads, g);
   return launches.status();
 }

@@ -57,7 +57,7 @@ FASTMINE_DEVICE void look_at_anchor(const Plan<W>& m, std::int64_t i, double (&p
   const BatchHard& q = m.problem;
   const std::uint8_t kind = m.x.kind[i];
   const bool bad = (kind & kPoisoned) != 0;
-  if (bad && !m.few) {
+  if (bad && m.way == Way::by_label) {
     find_for_poisoned(m, i);
   }
   const auto part = [&parts](Part p) -> double& { return parts[static_cast<int>(p)]; };
@@ -111,7 +111,7 @@ look_at_anchors(FASTMINE_PARAMETER Plan<W> m) {
 
 template <class W>
 FASTMINE_DEVICE double total_of_column(const Plan<W>& m, std::int64_t k) {
-  if (!m.few) {
+  if (m.way == Way::by_label) {
     return m.total[k];
   }
   double total = 0;

@@ -17,13 +17,97 @@ FASTMINE_DEVICE void clear_counts(const Plan<W>& m) {
   for (std::int64_t panel = thread_index(); panel < m.panels; panel += kThreads) {
     m.radius[panel] = m.lost[panel] = ordered(W{0});
   }
-  if (thread_index() == 0 && !m.few) {
+  if (thread_index() == 0 && m.way == Way::by_label) {
     m.counts->farthest = 0;
     m.counts->open = 0;
   }
 }
 
-/// One block: kRowBlock rows of x or, after all of them, of y.
+// --- pack ----------------------------------------------------------------------------------------------------------
+
+/// Write row i of a set, less centre(k), to position p.
+template <class S, class F>
+FASTMINE_DEVICE void pack_row(const Plan<Working<S>>& m, const RowSet& set, const Packed<Working<S>>& packed,
+                              std::int64_t i, std::int64_t p, F centre) {
+  using W = Working<S>;
+  W* const out = packed.data + p * m.depth;
+  const S* const row = row_of<S>(set.rows, i);
+  const bool cosine = set.metric == Metric::cosine, zero = cosine && set.norm[i] == 0;
+  const double scale = !cosine ? 1 : zero ? 0 : 1 / set.norm[i];
+  const std::int64_t depth = m.depth > m.rounded_depth ? m.depth : m.rounded_depth;
+  double squared = 0, lost = 0;
+  for (std::int64_t k = lane_index(); k < depth; k += kWarp) {
+    const double centred = k < set.rows.d ? value_of<double>(row[k]) * scale - centre(k) : 0;
+    squared += centred * centred;
+    if (k < m.depth) {
+      out[k] = static_cast<W>(centred);
+    }
+    if (k < m.rounded_depth) {
+      BFloat16 rounded;
+      assign(rounded, static_cast<float>(centred));
+      packed.rounded[Rounded::place_of(m.rounded_depth, p, k)] = rounded.bits;
+      const double rest = centred - value_of<double>(rounded);
+      lost += rest * rest;
+    }
+  }
+  // A zero vector has cosine 0 with everything: as if it were a unit vector orthogonal to all others.
+  squared = add_lanes(squared) + (zero ? 1 : 0);
+  lost = add_lanes(lost);
+  if (lane_index() == 0) {
+    packed.c[p] = set.metric == Metric::dot ? W{0} : static_cast<W>(squared);
+    packed.norm[p] = static_cast<W>(sqrt(squared) * 1.000001);
+    if (m.rounded_depth > 0) {
+      packed.lost[p] = static_cast<W>(sqrt(lost) * 1.000001 + 0x1p-120);
+    }
+  }
+}
+
+/// Zeros.
+template <class W>
+FASTMINE_DEVICE void pack_nothing(const Plan<W>& m, const Packed<W>& packed, std::int64_t p, W c) {
+  for (std::int64_t k = lane_index(); k < m.depth; k += kWarp) {
+    packed.data[p * m.depth + k] = 0;
+  }
+  for (std::int64_t k = lane_index(); k < m.rounded_depth; k += kWarp) {
+    packed.rounded[Rounded::place_of(m.rounded_depth, p, k)] = 0;
+  }
+  if (lane_index() == 0) {
+    packed.c[p] = c;
+    packed.norm[p] = 0;
+  }
+}
+
+/// What all rows are centred by before anything is known of the others: the first row of y, if it takes part and is
+/// finite. Any vector will do, one amidst the rows leaves the least to compare exactly.
+template <class S>
+struct Pivot {
+  const S* row = nullptr;
+  double scale = 0;
+
+  FASTMINE_DEVICE double operator()(std::int64_t k) const { return scale == 0 ? 0 : value_of<double>(row[k]) * scale; }
+};
+
+template <class S>
+FASTMINE_DEVICE Pivot<S> find_pivot(const RowSet& y) {
+  Pivot<S> pivot{row_of<S>(y.rows, 0), 0};
+  if (y.metric == Metric::dot || (y.valid != nullptr && !y.valid[0])) {
+    return pivot;
+  }
+  double sum = 0;
+  for (std::int64_t k = lane_index(); k < y.rows.d; k += kWarp) {
+    const double x = value_of<double>(pivot.row[k]);
+    sum += x * x;
+  }
+  sum = add_lanes(sum);
+  if (sum - sum == 0 && sum > 0) {
+    pivot.scale = y.metric == Metric::cosine ? 1 / sqrt(sum) : 1;
+  }
+  return pivot;
+}
+
+// --- look ----------------------------------------------------------------------------------------------------------
+
+/// One block: some rows of x or, after all of them, of y. Where tiles follow, they are packed, each to its own place.
 template <class S>
 FASTMINE_KERNEL(kThreads, 2)
 look_at_rows(FASTMINE_PARAMETER Plan<Working<S>> m) {
@@ -32,13 +116,25 @@ look_at_rows(FASTMINE_PARAMETER Plan<Working<S>> m) {
   const bool anchors = block_index() < m.x.blocks();
   const RowSet& set = anchors ? m.x : m.y;
   const std::int64_t block = anchors ? block_index() : block_index() - m.x.blocks();
-  const std::int64_t first = block * kRowBlock, d = set.rows.d;
-  const std::int64_t rest = set.rows.n - first, rows = rest < kRowBlock ? rest : kRowBlock;
+  const std::int64_t first = block * set.block(), d = set.rows.d;
+  const std::int64_t rest = set.rows.n - first, rows = rest < set.block() ? rest : set.block();
   if (block_index() == 0) {
     clear_counts(m);
   }
   for (std::int64_t r = warp_index(); r < rows; r += kWarps) {
     look_at_row<S>(set, first + r);
+  }
+  if (m.way == Way::by_tiles) {
+    const Pivot<S> pivot = find_pivot<S>(m.y);
+    const Packed<Working<S>>& packed = anchors ? m.a : m.b;
+    warp_barrier();  // norms
+    for (std::int64_t i = first + warp_index(); i < first + rows; i += kWarps) {
+      if (poisoned(set, i)) {
+        pack_nothing(m, packed, i, Working<S>{0});
+      } else {
+        pack_row<S>(m, set, packed, i, i, pivot);
+      }
+    }
   }
   barrier();
   for (std::int64_t r = thread_index(); r < rows; r += kThreads) {
@@ -219,7 +315,7 @@ find_centre(FASTMINE_PARAMETER Plan<W> m) {
   }
 }
 
-// --- pack ----------------------------------------------------------------------------------------------------------
+// --- pack what is centred --------------------------------------------------------------------------------------------
 
 /// One warp: one position of a or, after all of them, of b.
 template <class S>
@@ -235,55 +331,15 @@ pack_rows(FASTMINE_PARAMETER Plan<Working<S>> m) {
   if (p >= round_up(set.rows.n, kSide<W>)) {
     return;
   }
-  W* const out = packed.data + p * m.depth;
   if (p >= (anchors ? m.counts->finite_x : m.counts->finite_y)) {
-    for (std::int64_t k = lane_index(); k < m.depth; k += kWarp) {
-      out[k] = 0;
-    }
-    for (std::int64_t k = lane_index(); k < m.rounded_depth; k += kWarp) {
-      packed.rounded[Rounded::place_of(m.rounded_depth, p, k)] = 0;
-    }
-    if (lane_index() == 0) {
-      packed.c[p] = static_cast<W>(__builtin_inf());
-      packed.norm[p] = 0;
-    }
-    return;
+    return pack_nothing(m, packed, p, static_cast<W>(__builtin_inf()));
   }
-  const std::int32_t i = set.sorted[p].row;
-  const S* const row = row_of<S>(set.rows, i);
-  const bool cosine = set.metric == Metric::cosine, zero = cosine && set.norm[i] == 0;
-  const double scale = !cosine ? 1 : zero ? 0 : 1 / set.norm[i];
-  const std::int64_t depth = m.depth > m.rounded_depth ? m.depth : m.rounded_depth;
-  double squared = 0, lost = 0;
-  for (std::int64_t k = lane_index(); k < depth; k += kWarp) {
-    const double centred = k < set.rows.d ? value_of<double>(row[k]) * scale - m.centre[k] : 0;
-    squared += centred * centred;
-    if (k < m.depth) {
-      out[k] = static_cast<W>(centred);
-    }
-    if (k < m.rounded_depth) {
-      BFloat16 rounded;
-      assign(rounded, static_cast<float>(centred));
-      packed.rounded[Rounded::place_of(m.rounded_depth, p, k)] = rounded.bits;
-      const double rest = centred - value_of<double>(rounded);
-      lost += rest * rest;
-    }
-  }
-  // A zero vector has cosine 0 with everything: as if it were a unit vector orthogonal to all others.
-  squared = add_lanes(squared) + (zero ? 1 : 0);
-  lost = add_lanes(lost);
-  if (lane_index() == 0) {
-    const W norm = static_cast<W>(sqrt(squared) * 1.000001);
-    packed.c[p] = set.metric == Metric::dot ? W{0} : static_cast<W>(squared);
-    packed.norm[p] = norm;
-    const W norm_lost = static_cast<W>(sqrt(lost) * 1.000001 + 0x1p-120);
+  pack_row<S>(m, set, packed, set.sorted[p].row, p, [&m](std::int64_t k) { return m.centre[k]; });
+  if (lane_index() == 0 && (!anchors || m.problem.self)) {
+    const std::int64_t panel = p / (m.panel * kSide<W>);
+    atomic_maximum(&m.radius[panel], ordered(packed.norm[p]));
     if (m.rounded_depth > 0) {
-      packed.lost[p] = norm_lost;
-    }
-    if (!anchors || m.problem.self) {
-      const std::int64_t panel = p / (m.panel * kSide<W>);
-      atomic_maximum(&m.radius[panel], ordered(norm));
-      atomic_maximum(&m.lost[panel], ordered(norm_lost));
+      atomic_maximum(&m.lost[panel], ordered(packed.lost[p]));
     }
   }
 }

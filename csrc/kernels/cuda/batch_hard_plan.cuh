@@ -10,18 +10,26 @@ namespace fastmine::cuda::mining {
 /// Few enough panels that their minima take half as much memory as the rows, of 128 elements; in the emulator so few
 /// that a panel holds several tiles.
 #ifdef FASTMINE_EMULATE_CUDA
-inline constexpr std::int64_t kMostPanels = 3, kFewPairs = 48 * 48, kMostBlocks = 5;
+inline constexpr std::int64_t kMostPanels = 3, kFewPairs = 48 * 48, kSomePairs = 160 * 160, kMostBlocks = 5;
 #else
-inline constexpr std::int64_t kMostPanels = 64, kFewPairs = 512 * 512, kMostBlocks = 2048;
+inline constexpr std::int64_t kMostPanels = 64, kFewPairs = 256 * 256, kSomePairs = 2048 * 2048, kMostBlocks = 2048;
 #endif
 inline constexpr std::int64_t kFewProducts = 1 << 25;  // elements of all the pairs that are few
 
 /// Up to so many references of a label are all compared directly; more are screened first.
 inline constexpr int kFewPositives = 32;
 
-/// So few pairs that each is compared directly.
-inline bool has_few_pairs(const BatchHard& q) {
-  return q.x.n * q.y.n <= kFewPairs && q.x.n * q.y.n * q.x.d <= kFewProducts;
+/// How pairs are found: each compared directly; screened tile by tile, as rows come; or sorted by label and screened,
+/// in many launches.
+enum class Way : std::uint8_t { by_label, by_tiles, directly };
+
+/// The quickest, by the number of pairs. A screen that is asked for is one by label.
+inline Way way_of(const BatchHard& q) {
+  const std::int64_t pairs = q.x.n * q.y.n;
+  if (pairs <= kFewPairs && pairs * q.x.d <= kFewProducts) {
+    return Way::directly;
+  }
+  return pairs <= kSomePairs && q.screen == Screen::automatic ? Way::by_tiles : Way::by_label;
 }
 
 /// What the device alone knows.
@@ -65,18 +73,30 @@ enum class Part : int {
 };
 inline constexpr int kParts = static_cast<int>(Part::count);
 
+/// Threads of a block that has a tile of Way::by_tiles.
+inline constexpr int kTileBlock = 64;
+
+/// What a search finds of an anchor among the references of a tile: the least sign x (c[j] - 2 a.b[j]), whose it is
+/// (kNoRow: there is no candidate), and the next least. A poisoned reference is at -Inf.
+template <class W>
+struct Found {
+  W least, second;
+  W radius;  // the largest norm of a reference that takes part
+  std::int32_t row;
+};
+
 template <class W>
 struct Plan {
   BatchHard problem;
-  bool few;
+  Way way;
   RowSet x, y;    // with one set, y is x; so it is for all pairs of names below
   bool* first;    // [n]: whether an anchor that takes part is the first of its label
   double* total;  // [d]: sum of the finite anchors that take part
   double* parts;  // [blocks of kThreads rows, kParts]
 
-  double* keys;  // [n, m] where they are few; then there is nothing else
+  double* keys;  // [n, m], directly; then there is nothing else
 
-  Counts* counts;
+  Counts* counts;                     // by label
   double* centre;                     // [d]
   std::int64_t depth, rounded_depth;  // d, filled up to whole slices
   Packed<W> a, b;
@@ -94,6 +114,8 @@ struct Plan {
   W* floor;             // [n]: below it a negative is surely not farther than the positive
   double* bound;        // [n]: the key of the positive, -Inf without one
   std::int32_t* farthest;  // positions that have no negative farther than their positive
+
+  Found<W>* found[2];  // [tiles across, n], by tiles: of two searches
 };
 
 template <class W>
@@ -108,6 +130,21 @@ Packed<W> lay_out_packed(Arena& arena, std::int64_t n, std::int64_t depth, std::
     packed.lost = arena.take<W>(positions);
   }
   return packed;
+}
+
+template <class W>
+void lay_out_tiles(Plan<W>& m, Arena& arena) {
+  const BatchHard& q = m.problem;
+  m.depth = round_up(q.x.d, Full<W, kTileBlock>::kDepth);
+  m.a = lay_out_packed<W>(arena, q.x.n, m.depth, 0);
+  m.b = q.self ? m.a : lay_out_packed<W>(arena, q.y.n, m.depth, 0);
+  for (Found<W>*& found : m.found) {
+    found = arena.take<Found<W>>(divide_up(q.y.n, kSide<W, kTileBlock>) * q.x.n);
+  }
+  if (q.semi_hard_negative) {
+    m.bound = arena.take<double>(q.x.n);
+    m.floor = arena.take<W>(q.x.n);
+  }
 }
 
 /// Whether to screen the negatives in bfloat16 first. Not for semi-hard ones: every panel holds candidates that
@@ -125,14 +162,18 @@ Plan<W> lay_out(const BatchHard& q, Arena& arena) {
   Plan<W> m{};
   const std::int64_t n = q.x.n, d = q.x.d;
   m.problem = q;
-  m.few = has_few_pairs(q);
+  m.way = way_of(q);
   m.x = lay_out_rows(arena, q.x, q.valid, q.labels, q.metric);
   m.y = q.self ? m.x : lay_out_rows(arena, q.y, q.ref_valid, q.ref_labels, q.metric);
   m.first = arena.take<bool>(n);
   m.total = arena.take<double>(d);
   m.parts = arena.take<double>(divide_up(n > q.y.n ? n : q.y.n, kThreads) * kParts);
-  if (m.few) {
+  if (m.way == Way::directly) {
     m.keys = arena.take<double>(n * q.y.n);
+    return m;
+  }
+  if (m.way == Way::by_tiles) {
+    lay_out_tiles(m, arena);
     return m;
   }
   m.counts = arena.take<Counts>(1);

@@ -156,12 +156,11 @@ FASTMINE_DEVICE std::int64_t screen_tasks(const Search<W>& s) {
   return s.mirrored() ? rows * (rows + 1) / 2 : rows * divide_up(s.plan.counts->finite_y, kSide<W>);
 }
 
-/// The pair of tiles that is task `task`: with mirrors, of those on and above the diagonal, row after row.
-template <class W>
-FASTMINE_DEVICE void locate(const Search<W>& s, std::int64_t task, std::int32_t& I, std::int32_t& J) {
-  const std::int64_t tiles = divide_up(s.plan.counts->finite_y, kSide<W>);
+/// The pair of tiles that is task `task`, of so many across: with mirrors, of those on and above the diagonal, row
+/// after row.
+FASTMINE_DEVICE void locate(bool mirrored, std::int64_t tiles, std::int64_t task, std::int32_t& I, std::int32_t& J) {
   std::int64_t row = task / tiles, before = row * tiles;
-  if (s.mirrored()) {
+  if (mirrored) {
     const auto tasks_before = [tiles](std::int64_t i) { return i * tiles - i * (i - 1) / 2; };
     const double b = 2 * static_cast<double>(tiles) + 1;
     row = static_cast<std::int64_t>((b - sqrt(b * b - 8 * static_cast<double>(task))) / 2);
@@ -176,6 +175,11 @@ FASTMINE_DEVICE void locate(const Search<W>& s, std::int64_t task, std::int32_t&
   }
   I = static_cast<std::int32_t>(row);
   J = static_cast<std::int32_t>(task - before);
+}
+
+template <class W>
+FASTMINE_DEVICE void locate(const Search<W>& s, std::int64_t task, std::int32_t& I, std::int32_t& J) {
+  locate(s.mirrored(), divide_up(s.plan.counts->finite_y, kSide<W>), task, I, J);
 }
 
 #define FASTMINE_SCREEN_MEMORY(T, memory)                              \

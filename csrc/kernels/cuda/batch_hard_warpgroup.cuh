@@ -13,6 +13,7 @@
 // Why no thread takes one phase for another: a place's next phase is announced after the barrier of the slice before
 // it, which every thread reaches after its wait for that slice. None is ever two behind, which a parity would not tell.
 // Why no copy overwrites what is still multiplied: that barrier comes after the end of the products, in every thread.
+// Should any of this be wrong, the kernel ends with an error after some seconds: wait_for_arrival.
 #pragma once
 
 #include "kernels/cuda/batch_hard_screen.cuh"

@@ -81,10 +81,7 @@ sum_targets(FASTMINE_PARAMETER SharesWork work) {
   for (std::int64_t i = run.begin; i < run.end; ++i) {
     columns[0] += target_of<T>(work, run.group, items[i]);
   }
-  const double sum = combine_block(columns, shared, [](int, double a, double b) { return a + b; });
-  if (thread_index() == 0) {
-    work.sums[block_index()] = sum;
-  }
+  sum_columns(columns, shared, work.sums + block_index());
 }
 
 /// The sum over the block of what the threads before each have.
@@ -123,10 +120,7 @@ write_shares(FASTMINE_PARAMETER SharesWork work) {
     columns[0] += sum;
     columns[1] += i < tile ? sum : 0;
   }
-  const double found = combine_block(columns, shared, [](int, double a, double b) { return a + b; });
-  if (thread_index() < 2) {
-    targets[thread_index()] = found;
-  }
+  sum_columns(columns, shared, targets);
   double mine = 0;
   for (std::int64_t i = run.begin; i < run.end; ++i) {
     mine += target_of<T>(work, run.group, items[i]);

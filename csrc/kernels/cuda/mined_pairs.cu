@@ -1,6 +1,7 @@
 #include "kernels/cuda/mined_pairs.h"
 
 #include "kernels/cuda/math.h"
+#include "kernels/cuda/rough_keys.cuh"
 #include "kernels/cuda/row_block.cuh"
 
 namespace fastmine::cuda {
@@ -58,7 +59,7 @@ MinedPlan<W> lay_out_mined(const MinedPairs& q, Arena& arena) {
     p.classes = arena.take<double>(p.words);
   }
   p.rows = lay_out_labelled<W>(p.problem, q.self_index, arena);
-  p.rows.few = true;
+  p.rows.way = Way::directly;
   p.rows.problem.evidence = q.evidence;
   p.weights = {0.5 * static_cast<double>(q.x.d - 2), 0.5 * static_cast<double>(q.x.d - 3), q.cutoff * q.cutoff,
                q.nonzero_loss_cutoff * q.nonzero_loss_cutoff};
@@ -203,59 +204,11 @@ struct Candidates {
 
 // --- the screen: float32 bounds on keys, so that few pairs of a full list are compared in float64 --------------------
 
-/// keys[c] = the key of row i of x against row j[c] of y, added up in float32, in all lanes.
-template <class S, int C>
-FASTMINE_DEVICE void rough_keys(const RowSet& x, std::int64_t i, const RowSet& y, const std::int32_t (&j)[C],
-                                float (&keys)[C]) {
-  const bool dot = x.metric == Metric::dot, cosine = x.metric == Metric::cosine;
-  const S* const a = row_of<S>(x.rows, i);
-  const float own_scale = cosine ? static_cast<float>(1 / x.norm[i]) : 1;
-  const S* b[C];
-  float sum[C], scale[C];
-  FASTMINE_UNROLL for (int c = 0; c < C; ++c) {
-    b[c] = row_of<S>(y.rows, j[c]);
-    scale[c] = cosine ? static_cast<float>(1 / y.norm[j[c]]) : 1;
-    sum[c] = 0;
-  }
-  for (std::int64_t k = lane_index(); k < x.rows.d; k += kWarp) {
-    const float own = value_of<float>(a[k]) * own_scale;
-    FASTMINE_UNROLL for (int c = 0; c < C; ++c) {
-      const float other = value_of<float>(b[c][k]) * scale[c], difference = own - other;
-      sum[c] += dot ? own * other : difference * difference;
-    }
-  }
-  FASTMINE_UNROLL for (int mask = kWarp / 2; mask > 0; mask /= 2) {
-    FASTMINE_UNROLL for (int c = 0; c < C; ++c) { sum[c] += from_across(sum[c], mask); }
-  }
-  FASTMINE_UNROLL for (int c = 0; c < C; ++c) { keys[c] = dot ? -2 * sum[c] : sum[c]; }
-}
-
-/// An upper bound on how far a finite rough key is from the key: a lane adds up d / 32 terms and 5 sums of others. Of
-/// differences every rounding is relative to a term that adds to the key, but those of unit vectors, which are 2^-21
-/// long in all; of products, to the norms.
-FASTMINE_DEVICE double rough_error(const RowSet& x, std::int64_t i, const RowSet& y, std::int64_t j, double key) {
-  const auto terms = static_cast<double>(divide_up(x.rows.d, kWarp) + 16);
-  const double relative = terms * 0x1p-23, lost = static_cast<double>(x.rows.d) * 0x1p-120;  // subnormal terms
-  switch (x.metric) {
-    case Metric::dot:
-      return 2 * relative * x.norm[i] * y.norm[j] + lost;
-    case Metric::cosine:
-      return relative * key + root(key) * 0x1p-19 + 0x1p-38;
-    default:
-      return relative * key + lost;
-  }
-}
-
-/// Whether a pair comes after `last` for certain, by its rough key. A key that is not finite says nothing; nor does one
-/// of a row whose norm has no inverse in float32.
+/// Whether a pair comes after `last` for certain, by its rough key.
 FASTMINE_DEVICE bool surely_after(const RowSet& x, std::int64_t i, const RowSet& y, std::int64_t j, PairOrder order,
                                   float key, const Mate& last) {
-  const auto invertible = [](double norm) { return norm > 0x1p-100 && norm < 0x1p100; };
-  if (key - key != 0 || (x.metric == Metric::cosine && !(invertible(x.norm[i]) && invertible(y.norm[j])))) {
-    return false;
-  }
-  const auto wide = static_cast<double>(key);
-  return (order == PairOrder::farthest ? -wide : wide) - rough_error(x, i, y, j, wide) > last.value;
+  const KeyRange range = rough_range(x, i, y, j, key);
+  return (order == PairOrder::farthest ? -range.high : range.low) > last.value;
 }
 
 /// Leave out the candidates that come after the last of a full list for certain; returns how many are left, and where.

@@ -303,10 +303,7 @@ collect_sums(FASTMINE_PARAMETER SumsPlan<W> p) {
       extra[0] = extra[1] + extra[2] > 0 ? 1 : 0;
     }
   }
-  const double sum = combine_block(extra, shared, [](int, double a, double b) { return a + b; });
-  if (thread_index() < kExtra) {
-    p.extra[block_index() * kExtra + thread_index()] = sum;
-  }
+  sum_columns(extra, shared, p.extra + block_index() * kExtra);
 }
 
 /// One thread: the rows of nce of an anchor. Poisoned positives make them NaN, where there are negatives at all.
@@ -343,10 +340,7 @@ tell_extra(FASTMINE_PARAMETER SumsPlan<W> p) {
   for (std::int64_t block = thread_index(); block < divide_up(p.problem.x.n, kThreads); block += kThreads) {
     FASTMINE_UNROLL for (int k = 0; k < kExtra; ++k) { extra[k] += p.extra[block * kExtra + k]; }
   }
-  const double sum = combine_block(extra, shared, [](int, double a, double b) { return a + b; });
-  if (thread_index() < kExtra) {
-    p.problem.evidence[static_cast<int>(Mining::count) + thread_index()] = sum;
-  }
+  sum_columns(extra, shared, p.problem.evidence + static_cast<int>(Mining::count));
 }
 
 template <class S>

@@ -114,6 +114,16 @@ FASTMINE_DEVICE unsigned ballot(bool bit) { return __ballot_sync(0xffffffffU, bi
 /// Wait for all threads of the warp; what they wrote before, all see afterwards.
 FASTMINE_DEVICE void warp_barrier() { __syncwarp(); }
 
+FASTMINE_DEVICE int count_bits(unsigned bits) { return __popc(bits); }
+
+/// Whether bit i is 1. Written down as an instruction, which goes with the comparison into one: a compiler that sees
+/// through it shifts the bit down first.
+FASTMINE_DEVICE bool has_bit(unsigned bits, int i) {
+  unsigned bit;
+  asm("and.b32 %0, %1, %2;" : "=r"(bit) : "r"(bits), "r"(1U << i));
+  return bit != 0;
+}
+
 /// The place of the lowest bit of a number that is not 0.
 FASTMINE_DEVICE int lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits)) - 1; }
 FASTMINE_DEVICE int lowest_bit(std::uint64_t bits) { return __ffsll(static_cast<long long>(bits)) - 1; }
@@ -122,8 +132,60 @@ FASTMINE_DEVICE float exponential(float x) { return expf(x); }
 FASTMINE_DEVICE double exponential(double x) { return exp(x); }
 
 /// 1 / x for 1 <= x; to 1 unit in the last place.
-FASTMINE_DEVICE float reciprocal(float x) { return __fdividef(1.0F, x); }
+FASTMINE_DEVICE float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 FASTMINE_DEVICE double reciprocal(double x) { return 1.0 / x; }
+
+/// 2^x, to 2 units in the last place; 0 where that is below the normal numbers.
+FASTMINE_DEVICE float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// a b + c, rounded once; the second between 0 and 1, and 0 for NaN.
+FASTMINE_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+FASTMINE_DEVICE float saturated_multiply_add(float a, float b, float c) {
+  float y;
+  asm("fma.rn.sat.f32 %0, %1, %2, %3;" : "=f"(y) : "f"(a), "f"(b), "f"(c));
+  return y;
+}
+
+/// The smaller and the larger of two numbers; NaN if one of them is.
+FASTMINE_DEVICE float lower(float a, float b) {
+  float y;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+FASTMINE_DEVICE float upper(float a, float b) {
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+/// The same of two numbers at once, bfloat16 or of half precision, in the halves of a word.
+FASTMINE_DEVICE std::uint32_t lower_bfloat16s(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t y;
+  asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  return y;
+}
+FASTMINE_DEVICE std::uint32_t upper_bfloat16s(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t y;
+  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  return y;
+}
+FASTMINE_DEVICE std::uint32_t lower_halves(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t y;
+  asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  return y;
+}
+FASTMINE_DEVICE std::uint32_t upper_halves(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t y;
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  return y;
+}
 
 FASTMINE_DEVICE float float_of_half(std::uint16_t bits) {
   float x;
@@ -279,6 +341,8 @@ inline unsigned ballot(bool bit) {
 
 inline void warp_barrier() { emulator::warp_barrier(0); }
 
+inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
+inline bool has_bit(unsigned bits, int i) { return (bits >> i & 1U) != 0; }
 inline int lowest_bit(unsigned bits) { return __builtin_ctz(bits); }
 inline int lowest_bit(std::uint64_t bits) { return __builtin_ctzll(bits); }
 
@@ -286,6 +350,40 @@ inline float exponential(float x) { return __builtin_expf(x); }
 inline double exponential(double x) { return __builtin_exp(x); }
 inline float reciprocal(float x) { return 1.0F / x; }
 inline double reciprocal(double x) { return 1.0 / x; }
+inline float power_of_two(float x) {
+  const float y = __builtin_exp2f(x);
+  return y < __FLT_MIN__ ? 0 : y;
+}
+inline float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline float saturated_multiply_add(float a, float b, float c) {
+  const float y = multiply_add(a, b, c);
+  return y >= 1 ? 1 : y > 0 ? y : 0;
+}
+
+inline float lower(float a, float b) { return a != a || a < b ? a : b; }
+inline float upper(float a, float b) { return a != a || a > b ? a : b; }
+
+/// choose(x, y) of the lower and of the upper halves of two words, which are numbers by `read`.
+template <class Read, class Choose>
+std::uint32_t of_halves(std::uint32_t a, std::uint32_t b, Read read, Choose choose) {
+  const auto half = [&](int shift) {
+    const std::uint32_t of_a = a >> shift & 0xffffU, of_b = b >> shift & 0xffffU;
+    const float x = read(of_a), chosen = choose(x, read(of_b));
+    return (chosen != chosen ? 0x7fffU : chosen == x ? of_a : of_b) << shift;
+  };
+  return half(0) | half(16);
+}
+inline float read_bfloat16(std::uint32_t half) {
+  const std::uint32_t bits = half << 16;
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+inline float read_half(std::uint32_t half) { return float_of_half(static_cast<std::uint16_t>(half)); }
+inline std::uint32_t lower_bfloat16s(std::uint32_t a, std::uint32_t b) { return of_halves(a, b, read_bfloat16, lower); }
+inline std::uint32_t upper_bfloat16s(std::uint32_t a, std::uint32_t b) { return of_halves(a, b, read_bfloat16, upper); }
+inline std::uint32_t lower_halves(std::uint32_t a, std::uint32_t b) { return of_halves(a, b, read_half, lower); }
+inline std::uint32_t upper_halves(std::uint32_t a, std::uint32_t b) { return of_halves(a, b, read_half, upper); }
 
 template <class P>
 cudaError_t launch(void (*kernel)(P), std::int64_t blocks, int threads, cudaStream_t, const P& parameter,

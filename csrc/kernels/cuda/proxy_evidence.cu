@@ -37,13 +37,13 @@ EvidenceWork lay_out(const ProxyEvidence& problem, Arena& arena) {
   return work;
 }
 
-/// One block: kRowBlock rows, and the sum of those that take part and are finite.
+/// One block: some rows, and the sum of those that take part and are finite.
 template <class S>
 FASTMINE_KERNEL(kThreads, 2)
 look_at_batch(FASTMINE_PARAMETER EvidenceWork work) {
   const RowSet& set = work.x;
-  const std::int64_t first = block_index() * kRowBlock, rest = set.rows.n - first, d = set.rows.d;
-  const std::int64_t rows = rest < kRowBlock ? rest : kRowBlock;
+  const std::int64_t first = block_index() * set.block(), rest = set.rows.n - first, d = set.rows.d;
+  const std::int64_t rows = rest < set.block() ? rest : set.block();
   for (std::int64_t r = warp_index(); r < rows; r += kWarps) {
     look_at_row<S>(set, first + r);
   }

@@ -9,7 +9,14 @@
 
 namespace fastmine::cuda::mining {
 
-inline constexpr std::int64_t kRowBlock = 128;  // rows whose sums one block adds up
+/// Rows whose sums one block adds up, one after the other: where there are few rows, so few that this takes no longer
+/// than the rest of a launch, and still not too many blocks to be added up in turn.
+inline constexpr std::int64_t kRowBlock = 128, kShortRowBlock = 16;
+#ifdef FASTMINE_EMULATE_CUDA
+inline constexpr std::int64_t kFewRows = 55;
+#else
+inline constexpr std::int64_t kFewRows = 4096;
+#endif
 
 enum Kind : std::uint8_t { kSkipped = 1, kPoisoned = 2, kZero = 4 };  // masked out; NaN or Inf; norm 0
 
@@ -31,7 +38,8 @@ struct RowSet {
   Tagged* spare;          // [n]: while they are being sorted
   Tagged* sorted;         // [n]: the same, sorted; one of the two
 
-  FASTMINE_HOST_DEVICE std::int64_t blocks() const { return divide_up(rows.n, kRowBlock); }
+  FASTMINE_HOST_DEVICE std::int64_t block() const { return rows.n <= kFewRows ? kShortRowBlock : kRowBlock; }
+  FASTMINE_HOST_DEVICE std::int64_t blocks() const { return divide_up(rows.n, block()); }
 };
 
 inline RowSet lay_out_rows(Arena& arena, const Rows& rows, const bool* valid, const std::int64_t* labels,

@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "kernels/cuda/segmentation_tasks.cuh"
+#include "kernels/cuda/segmentation_hard.cuh"
 
 namespace fastmine::cuda {
 
@@ -117,6 +117,96 @@ struct SigmoidSums {
   }
 };
 
+/// Hard packs as a thread meets them: a round of them at once, or one. Their sums go on in float32 over a few rounds.
+template <class S>
+class HardPacks {
+ public:
+  static constexpr int kItems = SigmoidShape::kItems, kRound = SigmoidShape::kRound;
+  static constexpr int kStep = SigmoidShape::kThreads * kItems;
+
+  FASTMINE_DEVICE HardPacks(const SegmentationInputs& in, const Task& task, const Asked& asked)
+      : row_(in, task), terms_(hard_terms(asked)) {}
+
+  /// Add the round, or the pack, from `position` on, `left` positions before the end of the task. False, and nothing
+  /// added, where it is not whole or not hard.
+  FASTMINE_DEVICE bool add_round(std::int64_t position, std::int64_t left) {
+    return left >= (kRound - 1) * kStep + kItems && add<kRound>(position, [&](const auto& logits, unsigned on_target) {
+             ++rounds_;
+             terms_ == HardTerms::none      ? sums_.template add<HardTerms::none, kRound>(logits, on_target)
+             : terms_ == HardTerms::entropy ? sums_.template add<HardTerms::entropy, kRound>(logits, on_target)
+             : terms_ == HardTerms::focal   ? sums_.template add<HardTerms::focal, kRound>(logits, on_target)
+                                            : sums_.template add<HardTerms::weighted_focal, kRound>(logits, on_target);
+           });
+  }
+  FASTMINE_DEVICE bool add_pack(std::int64_t position, std::int64_t left) {
+    return left >= kItems && add<1>(position, [&](const auto& logits, unsigned on_target) {
+             sums_.template add<HardTerms::weighted_focal, 1>(logits, on_target);
+           });
+  }
+
+  /// Whether float32 has had enough.
+  FASTMINE_DEVICE bool is_due() const { return rounds_ == kRounds; }
+
+  /// Hand the sums over.
+  template <class Sums>
+  FASTMINE_DEVICE void give(Sums& total, const Asked& asked) {
+    using Sum = SegmentationSum;
+    total[Sum::p] += static_cast<double>(sums_.on + sums_.off);
+    total[Sum::a] += static_cast<double>(sums_.on);
+    if (asked.entropy) {
+      total[Sum::e1] += static_cast<double>(sums_.entropy);
+    }
+    if (asked.focal) {
+      total[Sum::f1] += asked.alpha.on_target * static_cast<double>(sums_.focal_on) +
+                        asked.alpha.off_target * static_cast<double>(sums_.focal_off);
+    }
+    sums_ = {};
+    rounds_ = 0;
+  }
+
+  /// And what has been seen beside them.
+  template <class Sums>
+  FASTMINE_DEVICE void give_rest(Sums& total, int& items, TargetRange<float>& targets,
+                                 LogitRange<float>& logits) const {
+    if (items_ > 0) {
+      total[SegmentationSum::t] += static_cast<double>(targets_);
+      items += items_;
+      targets.range.add(targets_ == items_ ? 1.0F : 0.0F);
+      targets.range.add(targets_ == 0 ? 0.0F : 1.0F);
+      logits.range.add(logits_.least);
+      logits.range.add(logits_.most);
+    }
+  }
+
+ private:
+  static constexpr int kRounds = 4;
+
+  template <int kPacks, class F>
+  FASTMINE_DEVICE bool add(std::int64_t position, F add_to_sums) {
+    Pack<S, kItems> logits[kPacks];
+    unsigned on_target;
+    if (terms_ == HardTerms::others || !row_.readable()) {
+      return false;
+    }
+    const bool hard = row_.template load<kPacks, kStep>(position, logits, on_target);
+    const Extremes seen = extremes_of(logits);
+    if (!hard || !seen.finite()) {
+      return false;
+    }
+    add_to_sums(logits, on_target);
+    logits_ = {smaller(logits_.least, seen.least), larger(logits_.most, seen.most)};
+    items_ += kPacks * kItems;
+    targets_ += count_bits(on_target);
+    return true;
+  }
+
+  HardRow<S> row_;
+  HardTerms terms_;
+  HardSums sums_;
+  Extremes logits_{kLargest<float>, -kLargest<float>};
+  int items_ = 0, targets_ = 0, rounds_ = 0;
+};
+
 /// One block: the sums over a run of positions of one (sample, class). S is the type of the logits.
 template <class S, class Group>
 FASTMINE_KERNEL(SigmoidShape::kThreads, sizeof(Working<S>) == 8 ? 1 : 2)
@@ -131,11 +221,27 @@ sigmoid_sums(FASTMINE_PARAMETER ForwardWork work) {
   TargetRange<T> targets;
   LogitRange<T> logits;
   int items = 0;
+  constexpr bool kMayBeHard = std::is_same_v<T, float> && !kAll;
+  [[maybe_unused]] HardPacks<S> hard(in, task, work.asked);
   std::int64_t position = task.begin + thread_index() * kItems;
   while (position < task.end) {
+    if constexpr (kMayBeHard) {
+      if (hard.add_round(position, task.end - position)) {
+        position += SigmoidShape::kRound * kStep;
+        if (hard.is_due()) {
+          hard.give(total, work.asked);
+        }
+        continue;
+      }
+    }
     SigmoidSums<T, kAll> sums;
     for (int round = 0; round < SigmoidShape::kRound && position < task.end; ++round, position += kStep) {
       const std::int64_t n = task.end - position;
+      if constexpr (kMayBeHard) {
+        if (hard.add_pack(position, n)) {
+          continue;
+        }
+      }
       unsigned valid = validity<kItems>(in.valid, task.sample, task.first_class, position, n);
       const auto pack =
           load<S, kItems>(at<S>(in.logits, task.sample, task.first_class, position), in.logits.stride[2], n);
@@ -151,6 +257,13 @@ sigmoid_sums(FASTMINE_PARAMETER ForwardWork work) {
       }
     }
     total.add(sums);
+    if constexpr (kMayBeHard) {
+      hard.give(total, work.asked);
+    }
+  }
+  if constexpr (kMayBeHard) {
+    hard.give(total, work.asked);
+    hard.give_rest(total, items, targets, logits);
   }
   using Sum = SegmentationSum;
   double columns[kPartColumns + kGroupColumns<Group>] = {
@@ -218,8 +331,23 @@ sigmoid_gradient(FASTMINE_PARAMETER BackwardWork<Problem> work) {
   const Power power = power_of(gamma_of(work.problem));
   const T gamma = static_cast<T>(gamma_of(work.problem));
   S* out = static_cast<S*>(work.problem.grad_logits) + (task.sample * in.classes + task.first_class) * in.positions;
+  constexpr bool kMayBeHard = std::is_same_v<T, float> && !Slopes<Problem>::kAll;
+  [[maybe_unused]] const HardRow<S> hard(in, task);
   for (std::int64_t position = task.begin + thread_index() * kItems; position < task.end; position += kStep) {
     const std::int64_t n = task.end - position;
+    if constexpr (kMayBeHard) {
+      const bool focal = slopes.focal_on != 0 || slopes.focal_off != 0;
+      Pack<S, kItems> logits[1];
+      unsigned on_target;
+      if (hard.readable() && (!focal || power == Power::two) && n >= kItems &&
+          hard.template load<1, kStep>(position, logits, on_target)) {
+        const HardSlopes by(slopes);
+        const auto gradient = focal ? by.template gradient<true>(logits[0], on_target)
+                                    : by.template gradient<false>(logits[0], on_target);
+        store<S, kItems>(gradient, out + position, n);
+        continue;
+      }
+    }
     unsigned valid = validity<kItems>(in.valid, task.sample, task.first_class, position, n);
     const auto pack =
         load<S, kItems>(at<S>(in.logits, task.sample, task.first_class, position), in.logits.stride[2], n);

@@ -9,9 +9,15 @@
 
 namespace fastmine::cuda {
 
-/// Threads of a block, positions of a thread at a time, and how often before float64 takes over.
+/// Threads of a block, positions of a thread at a time, and how often before float64 takes over; in the emulator fewer
+/// threads, which take longest to take turns.
 struct SigmoidShape {
-  static constexpr int kThreads = 256, kItems = 8, kRound = 4;
+#ifdef FASTMINE_EMULATE_CUDA
+  static constexpr int kThreads = 64;
+#else
+  static constexpr int kThreads = 256;
+#endif
+  static constexpr int kItems = 8, kRound = 4;
 };
 struct SoftmaxShape {
   static constexpr int kThreads = 128, kItems = 4;
@@ -35,7 +41,7 @@ inline constexpr bool kAllSums = sizeof(Group) == sizeof(SegmentationGroupSums);
 
 /// Enough to keep every multiprocessor busy, few enough to add up; in the emulator so few that long runs are tested.
 #ifdef FASTMINE_EMULATE_CUDA
-inline constexpr std::int64_t kTasks = 80;
+inline constexpr std::int64_t kTasks = 40;
 #else
 inline constexpr std::int64_t kTasks = 2048;
 #endif

@@ -2,7 +2,7 @@
 // and the slices of the rows that it multiplies lie in shared memory, where one is read while the next arrives.
 //
 // Two ways, with the same interface: Full multiplies in the rows' own type, Rounded multiplies bfloat16 in the matrix
-// unit. They differ in which rows and columns a thread has.
+// unit. They differ in which rows and columns a thread has. A block of 64 threads has a smaller tile of the first.
 #pragma once
 
 #include "kernels/cuda/load.h"
@@ -10,44 +10,45 @@
 
 namespace fastmine::cuda::mining {
 
-/// Rows of a tile: what a screen in type W works on at a time.
-template <class W>
-inline constexpr int kSide = (kThreads == 256 ? 16 : 8) * (sizeof(W) == 8 ? 4 : 8);
+/// Rows of a tile of so many threads: what a screen in type W works on at a time.
+template <class W, int kBlock = kThreads>
+inline constexpr int kSide = (kBlock == 256 ? 16 : 8) * (sizeof(W) == 8 ? 4 : 8);
 
-template <class W>
+template <class W, int kBlock = kThreads>
 struct Full {
   using Value = W;
   using Element = W;
   static constexpr bool kRounded = false;
   static constexpr int kEach = sizeof(W) == 8 ? 4 : 8;  // rows and columns of a thread
   static constexpr int kRows = kEach, kColumns = kEach;
-  static constexpr int kAcross = kSide<W> / kEach;            // threads side by side, and one above the other
-  static constexpr int kDepth = kThreads * kEach / kSide<W>;  // elements of a slice
+  static constexpr int kTile = kSide<W, kBlock>;
+  static constexpr int kAcross = kTile / kEach;          // threads side by side, and one above the other
+  static constexpr int kDepth = kBlock * kEach / kTile;  // elements of a slice
   static constexpr int kPack = 16 / sizeof(W);
   using Vector = Pack<W, kPack>;
-  static constexpr int kSharedVectors = 2 * 2 * kDepth * kSide<W> / kPack;
-  static_assert(kAcross * kAcross == kThreads && kAcross <= kWarp);
+  static constexpr int kSharedVectors = 2 * 2 * kDepth * kTile / kPack;
+  static_assert(kAcross * kAcross == kBlock && kAcross <= kWarp);
 
   // Lanes whose numbers differ in bits below kRowLanes have other columns of the same rows; the others, other rows of
   // the same columns. So do the warps, which are parts.
-  static constexpr int kRowLanes = kAcross, kRowParts = 1, kColumnParts = kWarps;
+  static constexpr int kRowLanes = kAcross, kRowParts = 1, kColumnParts = kBlock / kWarp;
   FASTMINE_DEVICE static int row_part() { return 0; }
   FASTMINE_DEVICE static int column_part() { return warp_index(); }
 
   /// Vectors of neighbours, far from each other, so that threads that read at once meet no bank twice.
-  FASTMINE_DEVICE static int line(int place, int e) { return e / kPack * (kSide<W> / 2) + place * kPack + e % kPack; }
+  FASTMINE_DEVICE static int line(int place, int e) { return e / kPack * (kTile / 2) + place * kPack + e % kPack; }
   /// Rows and columns of a thread, counted from its first.
-  FASTMINE_DEVICE static constexpr int step(int e) { return e / kPack * (kSide<W> / 2) + e % kPack; }
+  FASTMINE_DEVICE static constexpr int step(int e) { return e / kPack * (kTile / 2) + e % kPack; }
   FASTMINE_DEVICE static int row(int r) { return line(thread_index() / kAcross, r); }
   FASTMINE_DEVICE static int column(int c) { return line(thread_index() % kAcross, c); }
 
   /// The row of a tile of which this thread loads kEach elements of every slice, and from where in the slice.
-  FASTMINE_DEVICE static int loaded_line() { return thread_index() % kSide<W>; }
-  FASTMINE_DEVICE static int loaded_from() { return thread_index() / kSide<W> * kEach; }
+  FASTMINE_DEVICE static int loaded_line() { return thread_index() % kTile; }
+  FASTMINE_DEVICE static int loaded_from() { return thread_index() / kTile * kEach; }
 
   FASTMINE_DEVICE static void fetch(const W* row, W* slice) {
     FASTMINE_UNROLL for (int k = 0; k < kEach; ++k) {
-      start_copy<sizeof(W)>(slice + (loaded_from() + k) * kSide<W> + loaded_line(), row + loaded_from() + k);
+      start_copy<sizeof(W)>(slice + (loaded_from() + k) * kTile + loaded_line(), row + loaded_from() + k);
     }
   }
 
@@ -61,7 +62,7 @@ struct Full {
   /// dot[r][c] = the product of rows row(r) and column(c) of two tiles, of which `a` and `b` are the rows that this
   /// thread loads, `depth` elements long. Ends without a barrier.
   FASTMINE_DEVICE static void multiply(const W* a, const W* b, int depth, Vector* shared, W (&dot)[kEach][kEach]) {
-    constexpr int kSlice = kDepth * kSide<W>;
+    constexpr int kSlice = kDepth * kTile;
     W* const slices = &shared[0].item[0];
     FASTMINE_UNROLL for (int r = 0; r < kEach; ++r) {
       FASTMINE_UNROLL for (int c = 0; c < kEach; ++c) { dot[r][c] = 0; }
@@ -82,8 +83,8 @@ struct Full {
       }
       FASTMINE_UNROLL for (int q = 0; q < kDepth; ++q) {
         W rows[kEach], columns[kEach];
-        take(slice_a + q * kSide<W>, thread_index() / kAcross, rows);
-        take(slice_b + q * kSide<W>, thread_index() % kAcross, columns);
+        take(slice_a + q * kTile, thread_index() / kAcross, rows);
+        take(slice_b + q * kTile, thread_index() % kAcross, columns);
         FASTMINE_UNROLL for (int r = 0; r < kEach; ++r) {
           FASTMINE_UNROLL for (int c = 0; c < kEach; ++c) { dot[r][c] += rows[r] * columns[c]; }
         }

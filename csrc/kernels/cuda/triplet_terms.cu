@@ -80,10 +80,6 @@ FASTMINE_DEVICE double margin_of(const TermsWork& work) {
   return triplet::margin_above(p, last == INT64_MIN ? static_cast<double>(__builtin_nan("")) : unordered(~last));
 }
 
-FASTMINE_DEVICE double add_sums(const double (&columns)[kColumns], double* shared) {
-  return combine_block(columns, shared, [](int, double a, double b) { return a + b; });
-}
-
 /// What anchor i adds, if there is one.
 FASTMINE_DEVICE void find_terms(const TripletTerms& p, std::int64_t i, double margin, double (&columns)[kColumns]) {
   if (i >= p.n) {
@@ -109,10 +105,7 @@ add_triplets(FASTMINE_PARAMETER TermsWork work) {
   FASTMINE_SHARED(double, shared, kWarps* kColumns);
   double columns[kColumns] = {};
   find_terms(work.problem, block_index() * kThreads + thread_index(), margin_of(work), columns);
-  const double sum = add_sums(columns, shared);
-  if (thread_index() < kColumns) {
-    work.sums[block_index() * kColumns + thread_index()] = sum;
-  }
+  sum_columns(columns, shared, work.sums + block_index() * kColumns);
 }
 
 FASTMINE_DEVICE void write_evidence(const TripletTerms& p, const double* all, double margin) {
@@ -132,18 +125,8 @@ settle_triplets(FASTMINE_PARAMETER TermsWork work) {
   FASTMINE_SHARED(double, all, kColumns);
   const TripletTerms& p = work.problem;
   const double margin = margin_of(work);
-  double columns[kColumns] = {};
-  if (work.blocks() == 1) {
-    find_terms(p, thread_index(), margin, columns);
-  }
-  for (std::int64_t block = thread_index(); work.blocks() > 1 && block < work.blocks(); block += kThreads) {
-    FASTMINE_UNROLL for (int c = 0; c < kColumns; ++c) { columns[c] += work.sums[block * kColumns + c]; }
-  }
-  const double found = add_sums(columns, shared);
-  if (thread_index() < kColumns) {
-    all[thread_index()] = found;
-  }
-  barrier();
+  const auto find = [&](double (&columns)[kColumns]) { find_terms(p, thread_index(), margin, columns); };
+  sum_blocks<kColumns>(work.sums, work.blocks(), find, shared, all);
   const bool empty = all[kTriplets] == 0;
   const double sum = all[empty ? kPolicyTerms : kTerms], counted = all[empty ? kPolicyWeights : kWeights];
   const double scale = p.reduction == Reduction::mean && counted > 0 ? 1 / counted : 1;

@@ -41,8 +41,6 @@ FASTMINE_DEVICE void atomic_count(std::uint64_t* place, int more) {
   atomicAdd(reinterpret_cast<unsigned long long*>(place), static_cast<unsigned long long>(more));
 }
 
-FASTMINE_DEVICE int count_bits(unsigned bits) { return __popc(bits); }
-
 /// The smaller of two; where one is NaN, the other.
 FASTMINE_DEVICE float minimum(float a, float b) { return fminf(a, b); }
 FASTMINE_DEVICE double minimum(double a, double b) { return fmin(a, b); }
@@ -80,7 +78,6 @@ void atomic_maximum(I* place, I value) {
 inline std::int32_t atomic_next(std::int32_t* place) { return (*place)++; }
 inline void atomic_count(std::uint64_t* place, int more) { *place += static_cast<std::uint64_t>(more); }
 
-inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
 inline float minimum(float a, float b) { return __builtin_fminf(a, b); }
 inline double minimum(double a, double b) { return __builtin_fmin(a, b); }
 
@@ -116,6 +113,30 @@ FASTMINE_DEVICE double combine_block(const double (&columns)[kColumns], double* 
   }
   barrier();
   return total;
+}
+
+/// Columns that are added up over all anchors, kThreads of them a block: every block leaves its sums in `sums` [blocks,
+/// kColumns], and each block of the next launch adds up these, in order. Of one block there is nothing to leave.
+template <int kColumns>
+FASTMINE_DEVICE void sum_columns(const double (&columns)[kColumns], double* shared, double* sums) {
+  const double sum = combine_block(columns, shared, [](int, double a, double b) { return a + b; });
+  if (thread_index() < kColumns) {
+    sums[thread_index()] = sum;
+  }
+}
+
+/// all[c] = column c of all anchors, for all threads; find(columns) tells that of this thread's anchor.
+template <int kColumns, class F>
+FASTMINE_DEVICE void sum_blocks(const double* sums, std::int64_t blocks, F find, double* shared, double* all) {
+  double columns[kColumns] = {};
+  if (blocks == 1) {
+    find(columns);
+  }
+  for (std::int64_t block = thread_index(); blocks > 1 && block < blocks; block += kThreads) {
+    FASTMINE_UNROLL for (int c = 0; c < kColumns; ++c) { columns[c] += sums[block * kColumns + c]; }
+  }
+  sum_columns(columns, shared, all);
+  barrier();
 }
 
 /// Integers of a floating type's size.

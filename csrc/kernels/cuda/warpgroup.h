@@ -57,15 +57,31 @@ FASTMINE_DEVICE void start_bulk_copy(void* shared, const void* global, std::uint
 
 /// mbarrier.try_wait.parity: suspends for a while, and says whether the current or the preceding phase, that of this
 /// parity, has ended; what was copied in it is then seen. So no thread may be two phases behind.
-FASTMINE_DEVICE void wait_for_arrival(Arrival* arrival, std::uint32_t parity) {
+FASTMINE_DEVICE bool has_arrived(Arrival* arrival, std::uint32_t parity) {
   std::uint32_t ended;
-  do {
-    asm volatile(
-        "{ .reg .pred ended; mbarrier.try_wait.parity.shared::cta.b64 ended, [%1], %2; selp.b32 %0, 1, 0, ended; }"
-        : "=r"(ended)
-        : "r"(shared_address(arrival)), "r"(parity)
-        : "memory");
-  } while (ended == 0);
+  asm volatile(
+      "{ .reg .pred ended; mbarrier.try_wait.parity.shared::cta.b64 ended, [%1], %2; selp.b32 %0, 1, 0, ended; }"
+      : "=r"(ended)
+      : "r"(shared_address(arrival)), "r"(parity)
+      : "memory");
+  return ended != 0;
+}
+
+/// Clocks that a copy may take: some seconds, of which it takes a millionth.
+inline constexpr std::int64_t kMostClocks = std::int64_t{1} << 33;
+
+/// Where nothing ever arrives the kernel ends with an error, which the next call reports, and does not hang. Only a
+/// thread that must wait reads the clock.
+FASTMINE_DEVICE void wait_for_arrival(Arrival* arrival, std::uint32_t parity) {
+  if (has_arrived(arrival, parity)) {
+    return;
+  }
+  const std::int64_t begin = clock64();
+  FASTMINE_ROLL while (!has_arrived(arrival, parity)) {
+    if (clock64() - begin > kMostClocks) {
+      stop_kernel();
+    }
+  }
 }
 
 /// wgmma.fence: orders accesses to the registers of the sums before products that use them. Before the first product

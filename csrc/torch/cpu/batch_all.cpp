@@ -1,10 +1,10 @@
 // fastmine::batch_all and its backward pass on the CPU.
-#include <optional>
 #include <string>
 #include <tuple>
 
+#include "torch/cpu/embeddings.h"
 #include "torch/cpu/kernels.h"
-#include "torch/cpu/mining.h"
+#include "torch/mining.h"
 #include "torch/triplet_inputs.h"
 
 namespace fastmine {

@@ -1,13 +1,10 @@
 // fastmine::batch_hard, fastmine::triplet_loss and their backward pass on the CPU.
 #include "kernels/batch_hard.h"
 
-#include <optional>
-#include <string>
-#include <tuple>
-
 #include "kernels/triplet_loss.h"
+#include "torch/cpu/embeddings.h"
 #include "torch/cpu/kernels.h"
-#include "torch/cpu/mining.h"
+#include "torch/mining.h"
 
 namespace fastmine {
 
@@ -21,10 +18,9 @@ Mined mine(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& va
   return m;
 }
 
-Formula apply_formula(const Mined& m, const MaybeTensor& weight_in, const std::string& metric, const std::string& shape,
+Formula apply_formula(const Mined& m, const MaybeTensor& weight, const std::string& metric, const std::string& shape,
                       double margin, double leak, const std::string& on_empty, const std::string& reduction) {
   Formula f;
-  const MaybeTensor weight = dense(weight_in);
   cpu::triplet_loss(formula_problem(m, f, &make, weight, metric, shape, margin, leak, on_empty, reduction));
   return f;
 }
@@ -42,58 +38,11 @@ std::tuple<Tensor, Tensor> mining_gradient(const Tensor& grad_positive, const Te
   return {g.grad_x, g.grad_y};
 }
 
-namespace {
-
-using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-Seven batch_hard(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid,
-                 const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels, const MaybeTensor& ref_valid,
-                 const std::string& metric, const std::string& positive, const std::string& negative,
-                 const MaybeTensor& self_index, bool wide) {
-  const Mined m =
-      mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index, metric, positive, negative, 0);
-  const int64_t n = m.embeddings.size(0);
-  const ScalarType type = wide ? ScalarType::Double : result_type(embeddings);
-  Tensor d_p = make({n}, type), d_n = make({n}, type);
-  torch::stable::copy_(d_p, torch::stable::select(m.distances, 0, 0));
-  torch::stable::copy_(d_n, torch::stable::select(m.distances, 0, 1));
-  return {m.positive_index, m.negative_index, d_p, d_n, m.has_positive, m.has_negative, m.evidence};
-}
-
-Seven triplet_loss(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid,
-                   const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels, const MaybeTensor& ref_valid,
-                   const std::string& metric, const std::string& positive, const std::string& negative,
-                   const std::string& shape, double margin, double leak, const std::string& on_empty,
-                   const std::string& reduction, const MaybeTensor& weight, const MaybeTensor& self_index) {
-  const Mined m =
-      mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index, metric, positive, negative, 2);
-  const Formula f = apply_formula(m, weight, metric, shape, margin, leak, on_empty, reduction);
-  return {f.loss, m.positive_index, m.negative_index, m.has_positive, m.has_negative, f.slopes, m.evidence};
-}
-
-std::tuple<Tensor, Tensor> batch_hard_backward(const Tensor& grad_positive, const Tensor& grad_negative,
-                                               const Tensor& embeddings, const MaybeTensor& ref_embeddings,
-                                               const Tensor& positive_index, const Tensor& negative_index,
-                                               const Tensor& has_positive, const Tensor& has_negative,
-                                               const std::string& metric) {
-  return mining_gradient(grad_positive, grad_negative, std::nullopt, embeddings, ref_embeddings, positive_index,
-                         negative_index, has_positive, has_negative, metric);
-}
-
-std::tuple<Tensor, Tensor> triplet_loss_backward(const Tensor& grad, const Tensor& slopes, const Tensor& embeddings,
-                                                 const MaybeTensor& ref_embeddings, const Tensor& positive_index,
-                                                 const Tensor& negative_index, const Tensor& has_positive,
-                                                 const Tensor& has_negative, const std::string& metric) {
-  return mining_gradient(grad, grad, slopes, embeddings, ref_embeddings, positive_index, negative_index, has_positive,
-                         has_negative, metric);
-}
-
-}  // namespace
 }  // namespace fastmine
 
 STABLE_TORCH_LIBRARY_IMPL(fastmine, CPU, m) {
-  m.impl("batch_hard", TORCH_BOX(&fastmine::batch_hard));
-  m.impl("batch_hard_backward", TORCH_BOX(&fastmine::batch_hard_backward));
-  m.impl("triplet_loss", TORCH_BOX(&fastmine::triplet_loss));
-  m.impl("triplet_loss_backward", TORCH_BOX(&fastmine::triplet_loss_backward));
+  m.impl("batch_hard", TORCH_BOX(&fastmine::mining_ops::batch_hard));
+  m.impl("batch_hard_backward", TORCH_BOX(&fastmine::mining_ops::batch_hard_backward));
+  m.impl("triplet_loss", TORCH_BOX(&fastmine::mining_ops::triplet_loss));
+  m.impl("triplet_loss_backward", TORCH_BOX(&fastmine::mining_ops::triplet_loss_backward));
 }

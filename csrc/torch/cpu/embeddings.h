@@ -31,6 +31,9 @@ inline Tensor make(torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType ty
   return tensor;
 }
 
+/// Allocates beside a tensor.
+inline auto beside(const Tensor&) { return &make; }
+
 /// Lay out the workspace of a kernel and run its stages, each on as many threads as torch allows.
 template <class P>
 void run(const StagedKernel<P>& kernel, const P& problem) {

@@ -1,7 +1,8 @@
 // fastmine::proxy_evidence on the CPU.
+#include "torch/cpu/embeddings.h"
 #include "torch/cpu/kernels.h"
-#include "torch/cpu/mining.h"
 #include "torch/evidence_inputs.h"
+#include "torch/mining_inputs.h"
 
 namespace fastmine {
 namespace {

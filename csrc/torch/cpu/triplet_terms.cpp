@@ -2,8 +2,8 @@
 #include <cstring>
 #include <tuple>
 
+#include "torch/cpu/embeddings.h"
 #include "torch/cpu/kernels.h"
-#include "torch/cpu/mining.h"
 #include "torch/triplet_terms_inputs.h"
 
 namespace fastmine {

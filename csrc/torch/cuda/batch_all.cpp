@@ -1,16 +1,12 @@
 // fastmine::batch_all and its backward pass on CUDA devices. Compiled and linked; not yet run on a GPU.
 #include "kernels/cuda/batch_all.h"
 
-#include "kernels/cuda/triplet_loss.h"
-#include "torch/cuda/mining.h"
+#include "torch/cuda/device.h"
+#include "torch/mining.h"
 #include "torch/triplet_inputs.h"
 
 namespace fastmine {
 namespace {
-
-auto beside(const Tensor& like) {
-  return [&like](std::initializer_list<int64_t> shape, ScalarType type) { return make_like(like, shape, type); };
-}
 
 /// The hardest pairs first, as on the CPU.
 Eight batch_all(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid,
@@ -24,11 +20,8 @@ Eight batch_all(const Tensor& embeddings, const Tensor& labels, const MaybeTenso
   const Mined m = mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index, metric, "hardest",
                        "hardest", kOfHardest + kOfAll);
   const MaybeTensor weight = dense(weight_in);
-  Formula hardest;
-  const TripletLoss loss = formula_problem(m, hardest, beside(embeddings), weight, metric, leak > 0 ? "leaky" : "hinge",
-                                           margin, leak, on_empty, reduction);
-  const Tensor loss_workspace = make_workspace(embeddings, cuda::triplet_loss_workspace(loss));
-  check_launch(cuda::triplet_loss(loss, loss_workspace.mutable_data_ptr(), stream));
+  const Formula hardest =
+      apply_formula(m, weight, metric, leak > 0 ? "leaky" : "hinge", margin, leak, on_empty, reduction);
   SummedTriplets t;
   const BatchAllFormula formula =
       sums_formula(t, beside(embeddings), m, hardest, weight, metric, triplets, margin, leak, reduction, average);

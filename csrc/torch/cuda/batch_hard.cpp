@@ -3,21 +3,14 @@
 #include "kernels/cuda/batch_hard.h"
 
 #include <cstdlib>
-#include <optional>
-#include <string>
-#include <tuple>
 
 #include "kernels/cuda/architectures.h"
 #include "kernels/cuda/triplet_loss.h"
-#include "torch/cuda/mining.h"
+#include "torch/cuda/device.h"
+#include "torch/mining.h"
 
 namespace fastmine {
 namespace {
-
-/// Allocates on the device of a tensor.
-auto beside(const Tensor& like) {
-  return [&like](std::initializer_list<int64_t> shape, ScalarType type) { return make_like(like, shape, type); };
-}
 
 /// Whether FASTMINE_CUDA_WGMMA asks for warpgroups. Read at every call, so that one process can compare.
 bool asks_for_warpgroups() {
@@ -55,6 +48,7 @@ Mined mine(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& va
            const MaybeTensor& ref_labels, const MaybeTensor& ref_valid, const MaybeTensor& self_index,
            const std::string& metric, const std::string& positive, const std::string& negative, int64_t extra) {
   check_devices(embeddings, {labels, valid, ref_embeddings, ref_labels, ref_valid, self_index});
+  const torch::stable::accelerator::DeviceGuard guard(embeddings.get_device_index());
   Mined m;
   const BatchHard problem = mining_problem(m, beside(embeddings), embeddings, labels, valid, ref_embeddings, ref_labels,
                                            ref_valid, self_index, metric, positive, negative, extra);
@@ -62,6 +56,18 @@ Mined mine(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& va
   check_launch(
       cuda::batch_hard(problem, workspace.mutable_data_ptr(), current_stream(embeddings), matrix_unit(embeddings)));
   return m;
+}
+
+Formula apply_formula(const Mined& m, const MaybeTensor& weight, const std::string& metric, const std::string& shape,
+                      double margin, double leak, const std::string& on_empty, const std::string& reduction) {
+  check_same_device(m.embeddings, weight, "weight");
+  const torch::stable::accelerator::DeviceGuard guard(m.embeddings.get_device_index());
+  Formula f;
+  const TripletLoss problem =
+      formula_problem(m, f, beside(m.embeddings), weight, metric, shape, margin, leak, on_empty, reduction);
+  const Tensor workspace = make_workspace(m.embeddings, cuda::triplet_loss_workspace(problem));
+  check_launch(cuda::triplet_loss(problem, workspace.mutable_data_ptr(), current_stream(m.embeddings)));
+  return f;
 }
 
 std::tuple<Tensor, Tensor> mining_gradient(const Tensor& grad_positive, const Tensor& grad_negative,
@@ -81,69 +87,14 @@ std::tuple<Tensor, Tensor> mining_gradient(const Tensor& grad_positive, const Te
   return {g.grad_x, g.grad_y};
 }
 
-namespace {
-
-using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-Seven batch_hard(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid,
-                 const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels, const MaybeTensor& ref_valid,
-                 const std::string& metric, const std::string& positive, const std::string& negative,
-                 const MaybeTensor& self_index, bool wide) {
-  const torch::stable::accelerator::DeviceGuard guard(embeddings.get_device_index());
-  const Mined m =
-      mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index, metric, positive, negative, 0);
-  const int64_t n = m.embeddings.size(0);
-  const ScalarType type = wide ? ScalarType::Double : result_type(embeddings);
-  Tensor d_p = make_like(embeddings, {n}, type), d_n = make_like(embeddings, {n}, type);
-  torch::stable::copy_(d_p, torch::stable::select(m.distances, 0, 0));
-  torch::stable::copy_(d_n, torch::stable::select(m.distances, 0, 1));
-  return {m.positive_index, m.negative_index, d_p, d_n, m.has_positive, m.has_negative, m.evidence};
-}
-
-Seven triplet_loss(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid,
-                   const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels, const MaybeTensor& ref_valid,
-                   const std::string& metric, const std::string& positive, const std::string& negative,
-                   const std::string& shape, double margin, double leak, const std::string& on_empty,
-                   const std::string& reduction, const MaybeTensor& weight_in, const MaybeTensor& self_index) {
-  check_same_device(embeddings, weight_in, "weight");
-  const torch::stable::accelerator::DeviceGuard guard(embeddings.get_device_index());
-  const Mined m =
-      mine(embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid, self_index, metric, positive, negative, 2);
-  Formula f;
-  const MaybeTensor weight = dense(weight_in);
-  const TripletLoss problem =
-      formula_problem(m, f, beside(embeddings), weight, metric, shape, margin, leak, on_empty, reduction);
-  const Tensor workspace = make_workspace(embeddings, cuda::triplet_loss_workspace(problem));
-  check_launch(cuda::triplet_loss(problem, workspace.mutable_data_ptr(), current_stream(embeddings)));
-  return {f.loss, m.positive_index, m.negative_index, m.has_positive, m.has_negative, f.slopes, m.evidence};
-}
-
-std::tuple<Tensor, Tensor> batch_hard_backward(const Tensor& grad_positive, const Tensor& grad_negative,
-                                               const Tensor& embeddings, const MaybeTensor& ref_embeddings,
-                                               const Tensor& positive_index, const Tensor& negative_index,
-                                               const Tensor& has_positive, const Tensor& has_negative,
-                                               const std::string& metric) {
-  return mining_gradient(grad_positive, grad_negative, std::nullopt, embeddings, ref_embeddings, positive_index,
-                         negative_index, has_positive, has_negative, metric);
-}
-
-std::tuple<Tensor, Tensor> triplet_loss_backward(const Tensor& grad, const Tensor& slopes, const Tensor& embeddings,
-                                                 const MaybeTensor& ref_embeddings, const Tensor& positive_index,
-                                                 const Tensor& negative_index, const Tensor& has_positive,
-                                                 const Tensor& has_negative, const std::string& metric) {
-  return mining_gradient(grad, grad, slopes, embeddings, ref_embeddings, positive_index, negative_index, has_positive,
-                         has_negative, metric);
-}
-
-}  // namespace
 }  // namespace fastmine
 
 STABLE_TORCH_LIBRARY_IMPL(fastmine, CUDA, m) {
   if (!fastmine::unserved().empty()) {
     return;
   }
-  m.impl("batch_hard", TORCH_BOX(&fastmine::batch_hard));
-  m.impl("batch_hard_backward", TORCH_BOX(&fastmine::batch_hard_backward));
-  m.impl("triplet_loss", TORCH_BOX(&fastmine::triplet_loss));
-  m.impl("triplet_loss_backward", TORCH_BOX(&fastmine::triplet_loss_backward));
+  m.impl("batch_hard", TORCH_BOX(&fastmine::mining_ops::batch_hard));
+  m.impl("batch_hard_backward", TORCH_BOX(&fastmine::mining_ops::batch_hard_backward));
+  m.impl("triplet_loss", TORCH_BOX(&fastmine::mining_ops::triplet_loss));
+  m.impl("triplet_loss_backward", TORCH_BOX(&fastmine::mining_ops::triplet_loss_backward));
 }

@@ -25,6 +25,11 @@ inline Tensor make_like(const Tensor& like, std::initializer_list<int64_t> shape
   return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), type);
 }
 
+/// Allocates beside a tensor.
+inline auto beside(const Tensor& like) {
+  return [&like](std::initializer_list<int64_t> shape, ScalarType type) { return make_like(like, shape, type); };
+}
+
 /// So many bytes on the device of a tensor, for the duration of a call.
 inline Tensor make_workspace(const Tensor& like, std::size_t bytes) {
   return make_like(like, {static_cast<int64_t>(bytes)}, ScalarType::Byte);

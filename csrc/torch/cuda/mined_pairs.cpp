@@ -20,9 +20,7 @@ SevenMined mined_pairs(const Tensor& embeddings, const Tensor& labels, const May
     check_same_device(embeddings, other, "an input");
   }
   const torch::stable::accelerator::DeviceGuard guard(embeddings.get_device_index());
-  const auto make = [&](std::initializer_list<int64_t> shape, ScalarType type) {
-    return make_like(embeddings, shape, type);
-  };
+  const auto make = beside(embeddings);
   Ranked r;
   const MinedPairs problem = rank_problem(r, make, embeddings, labels, valid, ref_embeddings, ref_labels, ref_valid,
                                           metric, positive, negative, ranks, window, groups, ref_groups,

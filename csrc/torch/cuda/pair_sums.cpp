@@ -9,10 +9,6 @@
 namespace fastmine {
 namespace {
 
-auto beside(const Tensor& like) {
-  return [&like](std::initializer_list<int64_t> shape, ScalarType type) { return make_like(like, shape, type); };
-}
-
 std::tuple<Tensor, Tensor> pair_sums(const Tensor& embeddings, const Tensor& labels, const MaybeTensor& valid,
                                      const MaybeTensor& ref_embeddings, const MaybeTensor& ref_labels,
                                      const MaybeTensor& ref_valid, const MaybeTensor& positive_bound,

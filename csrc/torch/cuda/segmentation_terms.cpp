@@ -24,12 +24,9 @@ std::tuple<Tensor, Slopes, LovaszSlopes, Values, Norms> segmentation_terms(
     check_same_device(sums, other, "an input");
   }
   const torch::stable::accelerator::DeviceGuard guard(sums.get_device_index());
-  const auto beside = [&](std::initializer_list<int64_t> shape, ScalarType type) {
-    return make_like(sums, shape, type);
-  };
   TermsTensors t;
   SegmentationTerms problem =
-      terms_problem(t, beside, sums, found, lovasz, mode, terms, weights, empty, smooth_nr, smooth_dr, squared,
+      terms_problem(t, beside(sums), sums, found, lovasz, mode, terms, weights, empty, smooth_nr, smooth_dr, squared,
                     focal_alpha, tversky_alpha, tversky_beta, focal_tversky_exponent, generalized_weights, pos_weight,
                     label_smoothing, class_weights, class_weight_norm, classes, batch, reduction, wide);
   const Tensor kept = make_workspace(sums, classes ? static_cast<size_t>(problem.classes) : 0);

@@ -27,16 +27,14 @@ std::tuple<Tensor, Tensor, Tensor> triplet_terms(const Tensor& rows, const Tenso
   const torch::stable::accelerator::DeviceGuard guard(rows.get_device_index());
   const cudaStream_t stream = current_stream(rows);
   const Tensor mined = dense(mined_in);
-  const auto beside = [&rows](std::initializer_list<int64_t> shape_of_it, ScalarType type) {
-    return make_like(rows, shape_of_it, type);
-  };
+  const auto make = beside(rows);
   MinedTerms m;
   TripletTerms p =
-      mined_terms_problem(m, beside, rows, positive_distance, negative_distance, has_positive, has_negative, mined,
+      mined_terms_problem(m, make, rows, positive_distance, negative_distance, has_positive, has_negative, mined,
                           weight, metric, shape, margin, leak, on_empty, reduction, swap, hardness, active_fraction);
   Between b;
   if (swap) {
-    const PairedDistance problem = between_problem(b, beside, rows, positive_index, negative_index, p);
+    const PairedDistance problem = between_problem(b, make, rows, positive_index, negative_index, p);
     const Tensor workspace = make_workspace(rows, cuda::paired_distance_workspace(problem));
     check_launch(cuda::paired_distance(problem, workspace.mutable_data_ptr(), stream));
     p.between = problem.distance;

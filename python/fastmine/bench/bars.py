@@ -10,7 +10,7 @@ from .cases import DEVICES, DISTRIBUTIONS, LIBRARIES, SPREADS, cases_on, matchin
 from .combinations import COMBINATIONS
 from .rows import Row, Run
 
-Quantity = Literal["times", "share", "copy", "threads", "bytes", "wrong", "error", "finishes"]
+Quantity = Literal["times", "share", "ms", "copy", "threads", "bytes", "wrong", "error", "finishes"]
 PAGES = float(1 << 18)
 """Bytes to which allocator and kernel may round the peak of a call."""
 _TABLES = {device: {case.name: case for case in cases_on(device)} for device in DEVICES}
@@ -25,6 +25,7 @@ class Bar:
     ============ ========================================================================================
     ``times``    time of the fastest of ``against`` over ours: at least the limit, times ``warm`` at the warm heap
     ``share``    our time over that of ``against``: at most the limit
+    ``ms``       our time in milliseconds: at most the limit
     ``copy``     our share of the bandwidth of a copy, counting what must be read and written: at least the limit
     ``threads``  our time at one thread over that at two: at least the limit
     ``bytes``    our peak beyond the inputs over ``allowance(case)``: at most the limit
@@ -45,7 +46,7 @@ class Bar:
 
     def most(self) -> bool:
         """Whether smaller is better."""
-        return self.quantity in ("share", "bytes", "wrong", "error")
+        return self.quantity in ("share", "ms", "bytes", "wrong", "error")
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,15 @@ _SCALED = (
 
 
 def _cuda() -> Iterator[Bar]:
-    """On a GPU: against the bandwidth of its memory, and PyTorch."""
+    """On a GPU: against the bandwidth of its memory, and PyTorch; times are for one of Hopper."""
+    many = "batch_hard/N65536-D128"
+    yield Bar("batch-hard N=65,536, milliseconds", (many,), "ms", 1.5, device="cuda")
+    strongest = ("eager", "eager-strong")
+    yield Bar("batch-hard N=65,536 / strongest eager", (many,), "times", 20.0, strongest, device="cuda")
+    yield Bar("batch-hard N=65,536 / torch.compile", (many,), "times", 5.0, ("compiled",), device="cuda")
+    yield Bar("batch-hard N=1,048,576, milliseconds", ("batch_hard/N1048576-D128",), "ms", 500.0, device="cuda")
+    yield Bar("mining memory / (2 x embeddings + 128 bytes a row)", ("batch_hard/N*-D*",), "bytes", 1.0, device="cuda")
+    yield Bar("triplet N=256 in a CUDA graph, milliseconds", ("triplet/N256-D128-graph",), "ms", 0.03, device="cuda")
     image, short = "dice_focal_bce/16x4x1024x1024", "dice_focal_bce/16x4x1024x1024-bf16-uint8"
     yield Bar("64 M float32 logits / copy", (image,), "copy", 0.85, device="cuda")
     yield Bar("64 M bfloat16 logits, uint8 targets / copy", (short,), "copy", 0.7, device="cuda")
@@ -245,6 +254,10 @@ def _share_value(bar: Bar, rows: Sequence[Row]) -> float:
     return _time(rows, "native") / fastest(rows, bar.against)[1]
 
 
+def _ms_value(_: Bar, rows: Sequence[Row]) -> float:
+    return _time(rows, "native")
+
+
 def _copy_value(_: Bar, rows: Sequence[Row]) -> float:
     _time(rows, "native")
     share = next(row.copy_share for row in rows if row.provider == "native")
@@ -295,6 +308,6 @@ def _finishes_value(_: Bar, rows: Sequence[Row]) -> float:
 
 
 _VALUES: dict[Quantity, Callable[[Bar, Sequence[Row]], float]] = {
-    "times": _times_value, "share": _share_value, "copy": _copy_value, "threads": _threads_value, "bytes": _bytes_value,
-    "wrong": _wrong_value, "error": _error_value, "finishes": _finishes_value,
+    "times": _times_value, "share": _share_value, "ms": _ms_value, "copy": _copy_value, "threads": _threads_value,
+    "bytes": _bytes_value, "wrong": _wrong_value, "error": _error_value, "finishes": _finishes_value,
 }  # fmt: skip

@@ -32,7 +32,7 @@ class Case:
     ``shape`` is [N, D] or that of the logits, ``data`` how the inputs are drawn, ``providers`` who takes part.
     ``threads`` are the numbers of threads that the kernels are measured at in the same rounds (0: as many as
     asked for). ``seconds`` is what all rounds together may take, ``memory`` whether peaks are measured too.
-    ``device`` is where its inputs are put.
+    ``device`` is where its inputs are put, ``captured`` whether the call is replayed from a CUDA graph there.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Case:
     quick: bool = False
     scaling: bool = False
     device: str = "cpu"
+    captured: bool = False
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -245,7 +246,7 @@ def _scaling() -> list[Case]:
 
 
 def _large() -> list[Case]:
-    """Sizes that fill a GPU, for a GPU alone."""
+    """For a GPU alone: sizes that fill it, and one so small that it waits for Python."""
     triple, image = ("native", "eager", "compiled", "triton", "monai", "torch.bce"), (16, 4, 1024, 1024)
     return [
         Case("dice_focal_bce/16x4x1024x1024", "dice_focal_bce", image, "pixels", providers=triple, memory=True),
@@ -262,8 +263,15 @@ def _large() -> list[Case]:
             memory=True,
         ),
         Case(
-            "batch_hard/N65536-D128", "batch_hard", (65536, 128), providers=("native", "eager-strong"), memory=True,
+            "batch_hard/N65536-D128", "batch_hard", (65536, 128),
+            providers=("native", "eager", "eager-strong", "compiled"), memory=True,
         ),
+        # How long the kernels take where Python's share of a call is longer than they are.
+        Case(
+            "triplet/N256-D128-graph", "triplet", (256, 128), providers=("native", "eager", "compiled"), captured=True
+        ),
+        # One matrix of distances would be 4 TB.
+        Case("batch_hard/N1048576-D128", "batch_hard", (1 << 20, 128), memory=True),
     ]  # fmt: skip
 
 

@@ -86,6 +86,8 @@ def _count(text: str) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Measure or read, show, write; returns the exit code."""
     if arguments.list:
+        if arguments.json:
+            raise UsageError("--json is of rows and bars, and --list has neither; leave one of them out")
         _list(arguments)
         return 0
     if arguments.device == "cuda" and arguments.rows is None and not torch.cuda.is_available():

@@ -46,10 +46,10 @@ def _peers(rows: Sequence[Row]) -> Figure | None:
         return None
     columns = 3
     figure = Figure(figsize=(11, 2.1 * math.ceil(len(cases) / columns)), layout="constrained")
-    panels = figure.subplots(math.ceil(len(cases) / columns), columns, squeeze=False).flat
+    panels = list(figure.subplots(math.ceil(len(cases) / columns), columns, squeeze=False).flat)
     for axes, name in zip(panels, cases, strict=False):
         _bars(axes, name, rows)
-    for axes in list(panels)[len(cases) :]:
+    for axes in panels[len(cases) :]:
         axes.set_visible(False)
     figure.suptitle("Forward + backward, times as long as fastmine (logarithmic; default heap, outline: warm)")
     return figure
@@ -70,11 +70,10 @@ def _bars(axes: Axes, name: str, rows: Sequence[Row]) -> None:
     ratios = [default[provider] / default["native"] for provider in shown]
     colours = [_LIBRARY if provider in LIBRARIES else COLOURS.get(provider, "#CCCCCC") for provider in shown]
     axes.barh(places, ratios, color=colours, height=0.7)
-    if "native" in warm:
-        against = [warm.get(provider, math.nan) / warm["native"] for provider in shown]
-        axes.barh(places, against, facecolor="none", edgecolor="black", linewidth=0.8, height=0.7)
-    for place, ratio in zip(places, ratios, strict=True):
-        axes.text(ratio, place, f" {ratio:.1f}x", va="center", fontsize=7)
+    against = [warm.get(provider, math.nan) / warm.get("native", math.nan) for provider in shown]
+    axes.barh(places, against, facecolor="none", edgecolor="black", linewidth=0.8, height=0.7)
+    for place, ratio, other in zip(places, ratios, against, strict=True):
+        axes.text(max(ratio, other), place, f" {ratio:.1f}x", va="center", fontsize=7)  # beside both; NaN is no maximum
     axes.set_yticks(places, shown, fontsize=7)
     axes.set_xscale("log")
     axes.set_xlim(left=min(0.8, *ratios), right=max(ratios) * 2.5)

@@ -233,6 +233,7 @@ EAGER: Mapping[str, Function] = {
 }
 
 COMPILED: Mapping[str, Mapping[str, Function]] = {
+    "batch_hard": {"one graph": mine},
     "triplet": {"through N x N": triplet, "recomputed pairs": triplet_of_pairs},
     "supcon": {"one graph": supcon},
     "ntxent": {"one graph": ntxent},

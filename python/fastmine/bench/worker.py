@@ -111,6 +111,10 @@ class _Session:
                 ready += self._judged(provider, row)
             except Exception as error:  # noqa: BLE001 - a library's failure is a result
                 missing.append(replace(row, status="failed", note=reason(error)))
+                if self.case.device != "cpu":
+                    # After an error of a kernel no call of this process answers: then it ends here, and the others
+                    # go on in a new one.
+                    torch.cuda.synchronize()
         self.emit({"begin": [self.case.name, ""]})
         if self.case.timed and ready:
             self._timed(ready)
@@ -135,7 +139,8 @@ class _Session:
                 answer.backward()
             return answer
 
-        answer = call()
+        run, prepare = (measure.captured(call, forget), _nothing) if self.case.captured else (call, forget)
+        answer = run()
         if form := getattr(function, "chosen", ""):
             row = replace(row, note="; ".join(filter(None, (form, row.note))))
         if provider.kind == "yardstick" or self.truth is None:
@@ -150,7 +155,7 @@ class _Session:
         counts = [count or self.plan.threads for count in (self.case.threads if provider.name == "native" else (0,))]
         kind = Contender if self.case.device == "cpu" else DeviceContender
         return [
-            (replace(row, threads=threads), kind(call, threads, forget))
+            (replace(row, threads=threads), kind(run, threads, prepare))
             for threads in sorted(set(counts), reverse=True)
             if threads <= self.plan.threads
         ]
@@ -191,6 +196,10 @@ class _Session:
 
     def _say(self, row: Row) -> None:
         self.emit({"row": asdict(row)})
+
+
+def _nothing() -> None:
+    """What is prepared for a call that needs nothing."""
 
 
 def _here(answer: Any) -> Any:

@@ -113,8 +113,8 @@ def check_labels(labels: Labels, batch_size: int) -> LabelCheck:
     share = counts / rows
     no_positive = float(share @ _all_others(rows - 1, rows - counts, size - 1))
     no_negative = float(share @ _all_others(rows - 1, counts - 1, size - 1))
-    # Beside another row an anchor lacks at most one of the two; alone it lacks both.
-    valid = 1 - no_positive - no_negative if size > 1 else 0.0
+    # Beside one other row an anchor lacks one of the two, alone both; beside more it lacks at most one.
+    valid = 1 - no_positive - no_negative if size > 2 else 0.0
     sampler = _sampler(counts, int(batch_size))
     verdict: Verdict = "good" if valid >= GOOD else "poor" if valid >= POOR else "hopeless"
     return LabelCheck(
@@ -127,8 +127,17 @@ def check_labels(labels: Labels, batch_size: int) -> LabelCheck:
         dead_batches=_dead_batches(counts, size),
         sampler=sampler,
         verdict=verdict,
-        advice=_advice(verdict, valid, sampler, counts),
+        advice=_advice(verdict, valid, sampler, counts) + _sentinel(names, counts),
     )
+
+
+def _sentinel(names: NDArray[Any], counts: NDArray[Any]) -> str:
+    """Rows with a negative label are usually those that nobody labelled."""
+    if names.dtype.kind != "i" or names[0] >= 0:
+        return ""
+    rows = int(counts[names < 0].sum())
+    which = f"{rows} {'row is' if rows == 1 else 'rows are'} labelled {', '.join(map(str, names[names < 0][:3]))}"
+    return f"; {which} and count as a class like any other: if nobody labelled them, leave them out"
 
 
 def as_label_array(labels: Labels) -> NDArray[Any]:
@@ -193,6 +202,8 @@ def _sampler(counts: NDArray[Any], batch_size: int) -> tuple[int, int] | None:
 
 
 def _advice(verdict: Verdict, valid: float, sampler: tuple[int, int] | None, counts: NDArray[Any]) -> str:
+    if verdict == "good":
+        return f"shuffled batches will do: {valid:.0%} of the anchors are valid"
     if sampler is None:
         pairs = int((counts >= 2).sum())
         if len(counts) < 2:
@@ -205,8 +216,6 @@ def _advice(verdict: Verdict, valid: float, sampler: tuple[int, int] | None, cou
         return "the batch is too small for 2 classes with 2 rows each; use a batch size of at least 4"
     P, K = sampler
     remedy = f"use fastmine.data.PKBatchSampler(labels, P={P}, K={K}): all its anchors are valid"
-    if verdict == "good":
-        return f"shuffled batches will do: {valid:.0%} of the anchors are valid"
     left_out = int((counts < K).sum())
     note = f" (it leaves out {left_out} of {len(counts)} classes: too few rows)" if left_out else ""
     return f"{1 - valid:.0%} of the anchors of shuffled batches teach nothing; {remedy}{note}"

@@ -265,13 +265,24 @@ def _judge(seen: _Seen) -> tuple[Verdict, tuple[str, ...]]:
     return ("poor", poor + tuple(_notes(seen))) if poor else ("good", tuple(_notes(seen)))
 
 
+def _number(count: int, one: str, more: str) -> str:
+    return f"{count} {one if count == 1 else more}"
+
+
 def _hopeless(seen: _Seen) -> str | None:
     """The first reason why nothing can be learned."""
     kind = seen.kind()
     reasons = (
+        (
+            seen.annotated == 0 and len(seen.unreadable) > 0,
+            f"no mask can be read: {_some(seen.unreadable)}; are they images or .npy arrays?",
+        ),
         (seen.annotated == 0, "no sample is annotated, so a loss has nothing to learn from; draw some masks"),
         (kind == "none", "the masks have no pixels; check how they are read"),
-        (seen.nonfinite > 0, f"{seen.nonfinite} masks hold a NaN or an Inf, which makes the loss NaN; mend them"),
+        (
+            seen.nonfinite > 0,
+            f"{_number(seen.nonfinite, 'mask holds', 'masks hold')} a NaN or an Inf, and so would the loss; mend them",
+        ),
         (
             kind == "unusable",
             f"values of {seen.lowest:g} .. {seen.highest:g} are neither 0 and 1, class indices nor probabilities",
@@ -281,7 +292,7 @@ def _hopeless(seen: _Seen) -> str | None:
             f"every annotated mask is empty, so that predicting nothing is right everywhere; {_MARK}",
         ),
         (
-            seen.full == seen.annotated and kind != "classes",
+            seen.full == seen.annotated and kind not in ("classes", "soft"),
             "every annotated mask is full, so that predicting the object everywhere is right; check how they are read",
         ),
     )
@@ -301,7 +312,8 @@ def _suspicions(seen: _Seen) -> list[str]:
             "resize masks with nearest neighbours and save them as PNG"
         )
     if seen.unreadable:
-        found.append(f"{len(seen.unreadable)} masks cannot be read, {_some(seen.unreadable)}; mend or remove them")
+        unread = _number(len(seen.unreadable), "mask", "masks")
+        found.append(f"{unread} cannot be read, {_some(seen.unreadable)}; mend or remove them")
     return found
 
 

@@ -80,11 +80,11 @@ def check_loss(
     the target where it is not given: the target itself, firm logits of it, or one point per class.
 
     Asked are: is the value finite and connected to the prediction, has it a gradient · is it least, and near 0, at a
-    perfect prediction · is every component of a composite connected, with a gradient, and better at the perfect
-    prediction than at a random one · does a small step down the gradient lower the value · are value and gradient
-    finite at random, perfect, zero, collapsed and +-1e4 inputs, in float32, bfloat16 and float16 · does the order of
-    the samples matter, does giving all of them twice · does every weight change the total · is an exception caught on
-    the way.
+    perfect prediction, and less than at the opposite · is every component of a composite connected, with a gradient,
+    and better at the perfect prediction than at a random one · does a small step down the gradient lower the value ·
+    are value and gradient finite at random, perfect, zero, collapsed and +-1e4 inputs, in float32, bfloat16 and
+    float16 · does the order of the samples matter, does giving all of them twice · does every weight change the total
+    · is an exception caught on the way.
 
     A bad loss does not raise: it has findings. What the loss raises at a random prediction goes through to you. The
     loss's weights are changed on copies, and the random numbers are those of ``seed`` and of nobody else.
@@ -94,6 +94,7 @@ def check_loss(
         examined = _Examination(loss, make_prediction, target if isinstance(target, tuple) else (target,))
         examined.value()
         examined.oracle(oracle)
+        examined.opposite()
         examined.components()
         examined.descent()
         examined.finiteness()
@@ -198,6 +199,27 @@ class _Examination:
                 cause="The two sides are scaled differently, or a constant is added.",
                 remedy="Normalise prediction and target alike.",
                 refute="The least possible value of this loss is not 0.",
+            )  # fmt: skip
+
+    def opposite(self) -> None:
+        """Is a prediction better than its opposite, whether it is taken for a probability or for a logit?"""
+        learned = isinstance(self.loss, nn.Module) and any(True for _ in self.loss.parameters())
+        pair = None if learned else _opposites(self.random[0], self.target[0])
+        if pair is None:  # with class vectors of its own, which are random yet, any direction may be right
+            return
+        right, wrong = (self._guarded(x) for x in pair)
+        if right is None or wrong is None or not (math.isfinite(right) and math.isfinite(wrong)):
+            return
+        better = right <= wrong + 1e-6 * max(abs(wrong), 1e-12)
+        detail = f"{right:.4g} where it agrees with the target, {wrong:.4g} where it is the opposite"
+        self._check("agreeing with the target is better than the opposite", better, detail)
+        if not better and not any(found.code == "LOSS_FLOOR" for found in self.report.findings):
+            self._found(
+                "LOSS_FLOOR", {"agreeing with the target": right, "the opposite": wrong},
+                title="the opposite of the target is better than the target",
+                cause="A score is minimised, such as an overlap without 1 - in front of it, or a sign is inverted.",
+                remedy="Minimise 1 - score, or the negative of what it is now.",
+                refute="The loss is meant to fall as predictions leave their targets.",
             )  # fmt: skip
 
     def components(self) -> None:
@@ -373,6 +395,21 @@ def _oracles(x: Tensor, target: Any) -> Iterator[Tensor]:
             points = nn.functional.normalize(torch.randn(int(places.max()) + 1, classes, dtype=x.dtype), dim=1)
             yield points[places]
             yield 1000 * points[places]
+
+
+def _opposites(x: Tensor, target: Any) -> tuple[Tensor, Tensor] | None:
+    """A prediction that goes with the target, and one that goes against it in every place; None where unknown."""
+    if not isinstance(target, Tensor) or target.numel() == 0:
+        return None
+    if target.shape == x.shape:
+        same = target.to(x.dtype)
+        return (same, 1 - same) if bool(((same >= 0) & (same <= 1)).all()) else None
+    if target.dim() == x.dim() - 1 and not target.is_floating_point():
+        labels = target.long()
+        if int(labels.min()) >= 0 and int(labels.max()) < x.shape[1]:
+            one_hot = nn.functional.one_hot(labels, x.shape[1]).movedim(-1, 1).to(x.dtype)
+            return one_hot, -one_hot
+    return None
 
 
 def _reweighted(loss: Callable[..., Any]) -> Iterator[tuple[str, Callable[..., Any]]]:

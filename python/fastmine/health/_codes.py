@@ -38,7 +38,8 @@ CODES: dict[str, Code] = {
         "The loss matches samples itself, for instance by an assignment over all pairs.",
         "Two floating-point tensors of different shapes whose broadcast is larger than either, where the loss is "
         "elementwise; or a loss of pairs that changes with its labels and not with who has which, or not with labels "
-        "at all; or a loss of classes of pixels that is larger for the truth than for logits of 0.",
+        "at all, or of numbers that does not change with its targets; or a loss of classes of pixels that is larger "
+        "for the truth than for logits of 0.",
         _DYNAMICS,
     ),
     "TARGET_RANGE": Code(
@@ -62,8 +63,10 @@ CODES: dict[str, Code] = {
         "The last layer has no activation, and these logits are in [0, 1] by chance: they will leave it soon.",
         "Every input of a loss on logits in [0, 1] over all steps, or none below 0 and the least exactly 0; logits "
         "that come out of a tanh, sigmoid or softmax; a positive input to a loss on log-probabilities; an input "
-        "outside [0, 1] to one on probabilities.",
-        _DYNAMICS,
+        "outside [0, 1] to one on probabilities, or to one of masks whose least value is at numbers 0 and 1; or "
+        "probabilities to one that is 0 for logits of +-15 and not for 0 and 1; or a softmax over "
+        "a dimension of one, or over that of the samples.",
+        ("DEAD_COMPONENT", *_DYNAMICS),
     ),
     # --- data -------------------------------------------------------------------------------------------------------
     "NO_POSITIVES": Code(
@@ -73,7 +76,7 @@ CODES: dict[str, Code] = {
         "reports. Plain shuffling does this where classes are many and batches small.",
         "Draw batches with fastmine.data.PKBatchSampler(labels, P, K >= 2); "
         "`fastmine doctor labels` says which P and K the data allow.",
-        "len(set(labels)) < len(labels) in most batches.",
+        "labels.unique() is shorter than labels in most batches.",
         "has_positive = 0 in at least 95 % of the steps.",
         ("FEW_VALID", "INVALID_PAIRS", "DEAD_COMPONENT", *_DYNAMICS),
     ),
@@ -83,7 +86,7 @@ CODES: dict[str, Code] = {
         "All rows of a batch share one label. Data sorted by class without shuffling do this, and so do labels that "
         "are constant by mistake.",
         "Shuffle, or draw batches with fastmine.data.PKBatchSampler(labels, P >= 2, K).",
-        "len(set(labels)) > 1 in most batches.",
+        "labels.unique() has two values or more in most batches.",
         "has_negative = 0 in at least 95 % of the steps; or few anchors are valid, and it is negatives that they lack.",
         ("FEW_VALID", "DEAD_COMPONENT", *_DYNAMICS),
     ),
@@ -104,8 +107,9 @@ CODES: dict[str, Code] = {
         "Positives at distance 0 are different samples that truly have one embedding.",
         "The distances to all mined positives are exactly 0 while the embeddings are spread out; or two sides of a "
         "loss from elsewhere are equal in every number while rows differ; or more than half of the rows of every batch "
-        "are copies of others.",
-        _DYNAMICS,
+        "are copies of others; or scores [N, N] with the targets 0 .. N - 1 that are products of rows with "
+        "themselves: their own transpose, and none larger than those on the diagonal.",
+        ("DEAD_COMPONENT", *_DYNAMICS),
     ),
     "LABEL_SENTINEL": Code(
         "warning", 1,
@@ -114,8 +118,8 @@ CODES: dict[str, Code] = {
         "together.",
         "Mark them: loss(embeddings, labels, valid=labels >= 0).",
         "The negative label is a class like any other.",
-        "Admitted rows with a label below 0; where labels are seen, all negative ones are the same, and where they are "
-        "most of the rows, any two of them are a pair.",
+        "Admitted rows with a label below 0, the same one in all batches whose labels were looked at: several negative "
+        "values are identities. Where none was, and they are most of the rows, any two of them are a pair.",
         ("EMBEDDING_COLLAPSE", "NO_SEPARATION"),
     ),
     "ZERO_NORM_INPUT": Code(
@@ -135,10 +139,11 @@ CODES: dict[str, Code] = {
         "or because the ignore index is the value of a class.",
         "valid must be True where the annotation is to be used; check valid.float().mean().",
         "valid has true items in most batches.",
-        "annotated = 0 (or admitted = 0) in at least 95 % of the steps, or no source in any; as information, "
+        "annotated = 0 (or admitted = 0) in at least 95 % of the steps, or no source in any, or all class indices the "
+        "one that is ignored; as information, "
         "annotated = 0 in more than half.",
         ("TARGETS_ALL_EMPTY", "TARGETS_SUSPECT_UNANNOTATED", "NO_POSITIVES", "NO_NEGATIVES", "FEW_VALID",
-         "DEAD_COMPONENT", *_DYNAMICS),
+         "DEAD_COMPONENT", "NONFINITE", *_DYNAMICS),
     ),
     "TARGETS_ALL_EMPTY": Code(
         "error", 1,
@@ -159,7 +164,8 @@ CODES: dict[str, Code] = {
         "Crops that miss the object: draw them around it. Else pass valid=has_annotation ([B], boolean); an annotated "
         "empty mask keeps valid=True, and giving `valid` at all says that you know and silences this.",
         "The empty masks were annotated as empty.",
-        "Fewer than 30 % of the masks of a binary loss have any target, and `valid` is not given.",
+        "Fewer than 30 % of the masks of a binary loss have any target, `valid` is not given, and objects are not "
+        "found: less than three quarters of what is predicted is target, or of what is target predicted.",
         ("PREDICTION_COLLAPSE",),
     ),
     # --- graph and weights ------------------------------------------------------------------------------------------
@@ -171,7 +177,8 @@ CODES: dict[str, Code] = {
         "Follow the tensor from the model to the loss, and look where requires_grad becomes False.",
         "loss.grad_fn is not None and leads to the parameters; some parameter has a gradient after backward().",
         "The loss has no grad_fn, its inputs do not require a gradient, or its graph ends in none of the parameters; "
-        "or modules ran in a reentrant checkpoint and are not in its graph.",
+        "or modules ran in a reentrant checkpoint and are not in its graph; or nothing in the model requires a "
+        "gradient, and the loss has parameters of its own.",
         ("NO_UPDATE", "DEAD_COMPONENT", *_DYNAMICS),
     ),
     "ZERO_WEIGHT": Code(
@@ -181,8 +188,8 @@ CODES: dict[str, Code] = {
         "nothing of it.",
         "Set the weight; or remove the component.",
         "The schedule gives the component a weight later on.",
-        "An effective weight of exactly 0 in all of the last steps, and none to come from the schedule; or a loss of 0 "
-        "whose gradient by the criterion is exactly 0.",
+        "An effective weight of exactly 0 in all of the last steps, and none to come from the schedule; or of the "
+        "finest of several scales; or a loss of 0 whose gradient by the criterion is exactly 0.",
         ("DEAD_COMPONENT", "STARVED_COMPONENT", "CONVERGED", "UNEXPLAINED_STALL", "LOSS_FLOOR", "NO_SEPARATION"),
     ),
     "UNUSED_WEIGHT": Code(
@@ -202,24 +209,28 @@ CODES: dict[str, Code] = {
         "pass.",
         "torch.autograd.grad(component, prediction) has non-zero entries.",
         "The component's value is not connected to the graph, or its gradient is exactly 0 wherever it was measured, "
-        "while its value is not 0; or the criterion is called, and not in the graph of the loss; or "
-        "the loss changes, and its gradient is exactly 0.",
+        "while its value is not 0; or a criterion is called, and no backward() ever goes through it; or "
+        "the loss changes, and its gradient is exactly 0; or it is a cross entropy over one score.",
         ("STARVED_COMPONENT", "CONFLICTING_COMPONENTS"),
     ),
     # --- updates ----------------------------------------------------------------------------------------------------
     "NO_UPDATE": Code(
         "error", 3,
         "the weights do not change",
-        "Gradients exist, and nothing comes of them.",
-        "See the variant.",
+        "Gradients exist, and nothing comes of them; the finding names the variant, and what to do about it.",
+        "Call optimizer.step() after backward(), zero_grad() before it, and give the optimizer a learning rate and all "
+        "parameters that the loss depends on.",
         "A parameter differs before and after optimizer.step().",
         "lr0: every learning rate is 0 · gated: the optimizer does not step · skipped: it does not because gradients "
         "are not finite (GradScaler) · not_in_optimizer: what the loss depends on is not what the optimizer updates, "
-        "nor are layers that were thawed or lie in a plain list · cleared: gradients are gone when it steps · "
-        "no_backward: none was computed · rounded: steps are smaller than the resolution of the weights · spent: the "
-        "learning rate fell to next to nothing in the first quarter of the steps · crawling: a step moves the weights "
-        "by less than 1e-8 of their size · clipped: less than a thousandth of the gradient is left when the optimizer "
-        "steps, and the weights move by less than 1e-5 of their size · epsilon: every gradient is below a hundredth of "
+        "nor are layers that were thawed or lie in a plain list, nor any in a group that is empty · silent: the "
+        "gradient of some layers is exactly 0 in every measurement · cleared: gradients are gone when it steps · "
+        "no_backward: none was computed · overwritten: whenever the weights were written to between two steps, less "
+        "than a tenth was left of their way since · rounded: steps are smaller than the resolution of the weights · "
+        "spent: the learning rate fell to next to nothing in the first quarter of the steps · crawling: a step moves "
+        "the weights by less than 1e-8 of their size, or all together by less than 3e-5, or by less than a hundredth "
+        "and nothing was learned · clipped: less than a thousandth of the gradient is left when the optimizer steps, "
+        "and the weights move by less than 1e-5 of their size · epsilon: every gradient is below a hundredth of "
         "the epsilon that an optimizer adds to its size, and a step below a hundredth of the learning rate.",
         _DYNAMICS,
     ),
@@ -253,7 +264,8 @@ CODES: dict[str, Code] = {
         "updated.",
         "Log the tensor that backward() is called on.",
         "The logged number is an average of the optimised loss, or a constant multiple of it.",
-        "The logged value lies outside of all values that the loss has had, and is no constant multiple of it.",
+        "The logged value lies outside of all values that the loss has had, and is no constant multiple of it; or "
+        "differs from it by 5 % in nearly every step, and jumps as an average would not.",
     ),
     # --- dynamics ---------------------------------------------------------------------------------------------------
     "SMOOTH_DOMINATES": Code(
@@ -287,7 +299,9 @@ CODES: dict[str, Code] = {
         "separates the classes, or labels that give themselves away.",
         'Normalise the embeddings or raise the margin; margin="soft" never stops teaching.',
         "active > 0 in some step.",
-        "valid > 0 and active = 0 in every step since the first.",
+        "valid > 0 and active = 0 in every step since the first; or active = 0 where positive_margin > "
+        "negative_margin; or a loss of triplets that is 0 where positive and negative are the same, and has become "
+        "that of one point.",
         ("CONVERGED", "LOSS_FLOOR", "UNEXPLAINED_STALL", "SATURATED_GRADIENT"),
     ),
     "MARGIN_UNREACHABLE": Code(
@@ -297,7 +311,8 @@ CODES: dict[str, Code] = {
         "it, and the loss never goes to 0.",
         "Use a margin well below 1 for unit vectors.",
         "The embeddings are not unit vectors.",
-        "margin >= the diameter of the unit sphere in the metric of the loss, and all embeddings have norm 1.",
+        "margin >= the diameter of the unit sphere in the metric of the loss, or of TripletMarginLoss, and all "
+        "embeddings have norm 1.",
     ),
     "NO_SEPARATION": Code(
         "warning", 5,
@@ -309,7 +324,12 @@ CODES: dict[str, Code] = {
         "d_n - d_p grows over the next steps, or recall on held-out data rises.",
         "Mean d_n - d_p below 0, most anchors hard, and no significant gain over 200 steps; or 95 % of them hard, "
         "always, and a significant loss; or, of a loss over all pairs, mean distances that are the same within .05, "
-        "known to 2 standard errors.",
+        "known to 2 standard errors; or squared distances within classes that are those of all pairs within .05, known "
+        "to 3 standard errors from the first step on, over 200 steps or until they are one point; or a loss of three "
+        "that is larger where the positive is the anchor than where the negative is, or one of two views that is "
+        "larger where they are the same than where they are of other rows; or classes that are numbered by their "
+        "appearance in every batch, under more class vectors, and half of the anchors hard; or pairs of two rows that "
+        "are nearer than others, and not so within either half of the batch.",
     ),
     "PREDICTION_COLLAPSE": Code(
         "error", 5,
@@ -327,8 +347,14 @@ CODES: dict[str, Code] = {
         "that are all the same before a learned bias; or a cross entropy twice that of even odds, and not falling; or "
         "weights of which less than a tenth is left, and predictions that say nothing; or a matrix of weights that "
         "moves and whose rows stay the same; or a "
-        "pos_weight that is the odds of the class; or a loss of masks that is larger for the mask than for its "
-        "opposite.",
+        "pos_weight that is the odds of the class, or a hundred times one over them; or a loss of masks that is larger "
+        "for the mask than for its opposite, or one of numbers that is larger for the truth than for that of other "
+        "rows; or predictions that go with masks mirrored or turned, or with the area of "
+        "a mask and not its place; or that follow the targets by less than a fiftieth of the slope of the best line, "
+        "or differ ten times as much as they, or follow them half as far as would be best where inputs are below .008; "
+        "or an answer without a look at the image, nothing or everything, that "
+        "costs no more than the truth, where predictions have gone there; or weights or a smoothing of labels that "
+        "leave one class.",
         ("UNEXPLAINED_STALL", "LOSS_FLOOR", "SATURATED_GRADIENT"),
     ),
     "STARVED_COMPONENT": Code(
@@ -338,7 +364,9 @@ CODES: dict[str, Code] = {
         "Choose weights by gradient share: multiply this component's weight until the shares are as meant.",
         "The component's own value improves all the same.",
         "A gradient share below 1e-3 at the inputs of the loss, in all measurements, while the component's value is "
-        "not small and does not improve.",
+        "not small and does not improve; only told, and no alarm, where nothing but a weight below .01 of all makes it "
+        "so small. Or predictions that do not correlate with their targets, while a component of what they are made "
+        "from, such as a code, has gone below .05 of its first value.",
     ),
     "CONFLICTING_COMPONENTS": Code(
         "warning", 5,

@@ -44,7 +44,7 @@ class Table:
         return self.where(~np.isnan(self[column]))
 
     def as_dict(self) -> dict[str, Any]:
-        """The table as JSON has it: numbers that are not finite are null."""
+        """The table as JSON has it: numbers that are not finite are null, and text among the facts."""
         columns = {
             name: [value if np.isfinite(value) else None for value in values.tolist()]
             for name, values in self.columns.items()
@@ -66,6 +66,8 @@ class History:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):

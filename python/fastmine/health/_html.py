@@ -21,7 +21,7 @@ TONES = ("blue", "orange", "green", "violet", "teal", "rose", "ochre", "grey")
 
 HEADLINES = {
     "error": "Not learning",
-    "warning": "Learning, with a doubt",
+    "warning": "In doubt",
     "healthy": "Healthy",
     "unknown": "Too early to tell",
 }

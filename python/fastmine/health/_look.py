@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from itertools import combinations
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,20 @@ from torch import Tensor, nn
 from .. import functional as F
 from ..reference.batch_hard import MINING_FIELDS
 from ._graph import bounds
+from ._numbers import flat, mask_sums, of_classes, of_prediction, of_target, of_weights
+from ._probes import (
+    FIRM,
+    TRIVIAL,
+    Again,
+    as_predicted,
+    at_equal,
+    below_zero,
+    labels_apart,
+    own_views,
+    positive_first,
+    trivial_answers,
+)
+from ._together import SYMMETRIES, of_indices, of_pixels, symmetries, together
 
 INPUT_FIELDS = (
     "prediction_min",
@@ -27,13 +42,25 @@ INPUT_FIELDS = (
     "target_between",  # values that are neither the least nor the largest
     "invariance",  # relative change of the loss where targets are exchanged; 0 for pairs, or all against all
     "dependence",  # and where all of them are the largest; 0 of a loss that does not use them
-    "shuffled",  # of a loss of labels: and where they are given to other rows, so that other rows agree
+    "shuffled",  # of a loss of labels, or of numbers: and where they are given to other rows, so that other rows agree
     "at_truth",  # of a loss of masks: its value where the prediction is the mask,
     "at_opposite",  # where it is the opposite,
+    "at_nothing",  # where nothing is object, of masks that hold both,
+    "at_everything",  # where all is,
+    "at_mask",  # the same two of numbers that are 0 and 1, whatever the model returns,
+    "at_inverse",
+    "at_firm",  # of logits of +-15 for the mask, or the class; at_mask then is of 1 for the class and 0 for others
     "at_even",  # of a loss of classes of pixels: where all logits are 0
+    "widened",  # of half precision: relative change of the loss where its inputs are float32
+    "turned",  # of a loss written by hand: its relative change where targets are a full circle more,
+    "shifted",  # and where they are 1 more
+    "at_target",  # where the prediction is the target,
+    "at_others",  # and where it is that of another row
     "class_min",  # of class indices, the ignored ones left out
     "class_max",
     "class_ignored",
+    "classes_seen",  # of a loss with weights of classes: how many occur,
+    "classes_counted",  # and how many of these have a weight
     "unreachable",  # share of the targets where the last operation of the model cannot go
     "agreement",  # correlation of predictions and targets, the mean of the batch taken off both
     "followed",  # slope of the first, as probabilities where they are, over the second; 1 of a perfect prediction
@@ -41,13 +68,21 @@ INPUT_FIELDS = (
     "target_row_error",  # of class probabilities: largest distance of a sum over dimension 1 from 1
     "sides_difference",  # of a loss of pairs: the least of the largest differences of two sides; 0 where two are equal
     "sides_spread",  # 1 - ||mean of the directions of one side||^2
+    "sides_unit",  # largest distance of the norm of a row from 1
     "collapsed",  # the loss where all rows of all sides are the same
+    "at_equal",  # where the anchor is its own positive, or the second side is the first,
+    "at_exchanged",  # its own negative, or the second side is that of other rows,
+    "at_tie",  # and where positive and negative are the same
+    "own_views",  # of scores of rows against rows: whether they are those of every row against itself
     "mean_followed",  # slope of the mean of a row's predictions over that of its targets; 1 where it is predicted
     "differences_followed",  # and of what is left of both when that is taken off: which place has which target
     "differences_share",  # of that in the targets
 )
 
-ASKED = ("invariance", "dependence", "shuffled", "at_truth", "at_opposite", "at_even")
+ASKED = (
+    "invariance", "dependence", "shuffled", "at_truth", "at_opposite", "at_nothing", "at_everything", "at_mask",
+    "at_inverse", "at_firm", "at_even", "widened", "turned", "shifted", "at_target", "at_others",
+)  # fmt: skip
 
 MASK_FIELDS = (
     "groups", "annotated", "nonempty", "items", "ignored", "target_sum", "prediction_sum", "overlap_sum",
@@ -79,11 +114,11 @@ PAIRED = (nn.CosineEmbeddingLoss, nn.TripletMarginLoss, nn.TripletMarginWithDist
 SIGNED = (nn.CosineEmbeddingLoss, nn.MarginRankingLoss, nn.HingeEmbeddingLoss, nn.SoftMarginLoss)
 """Losses whose targets are 1 and -1."""
 
+HALF = (torch.float16, torch.bfloat16)
+
 MINING = "mining"
 SEGMENTATION = "segmentation"
 FOREIGN = "foreign"
-
-Again: TypeAlias = Callable[[Mapping[Tensor, Tensor]], Any]
 
 
 class Look:
@@ -92,20 +127,29 @@ class Look:
     ``again`` calls the loss once more, with other tensors in the place of some of its inputs.
     """
 
-    def __init__(self, loss: Any, prediction: Tensor, target: Tensor | None, *, several: bool = False) -> None:
-        """``several``: other tensors than the prediction take a gradient, as the two sides of a pair do."""
+    def __init__(
+        self, loss: Any, prediction: Tensor, target: Tensor | None, *, several: bool = False, named: bool = False
+    ) -> None:
+        """``several``: other tensors than the prediction take a gradient, as the two sides of a pair do. ``named``:
+        some are given by name, in whatever order."""
         self.loss = loss
         self.domain = next((domain for kind, domain in DOMAINS.items() if isinstance(loss, kind)), None)
         self.kind = FOREIGN if several else _kind(loss, prediction, target)
-        self.matched = several and target is not None and not _of_torch(loss) and _one_each(prediction, target)
+        labels = target is not None and not target.requires_grad and _one_each(prediction, target)
+        self.matched = several and not _of_torch(loss) and labels
         self.broadcast = target is not None and _broadcasts(prediction, target)
         self.certain = isinstance(loss, ELEMENTWISE)
         self.signed = isinstance(loss, SIGNED)
+        self.positive_first = None if named else positive_first(loss)
         self.columns: tuple[str, ...] = INPUT_FIELDS
         if self.kind == MINING:
-            self.columns += MINING_FIELDS
+            self.columns += (*MINING_FIELDS, "labels_apart", "negative_label_min", "negative_label_max")
         elif self.kind == SEGMENTATION:
-            self.columns += MASK_FIELDS
+            self.columns += (*MASK_FIELDS, *SYMMETRIES)
+        classes = isinstance(loss, nn.CrossEntropyLoss) and target is not None and not target.is_floating_point()
+        self.dense = classes and target is not None and _classes_of_pixels(prediction, target)
+        if self.dense:
+            self.columns += tuple(SYMMETRIES)
         # A loss with a memory of its own must not be called a second time.
         self._once = loss is None or (isinstance(loss, nn.Module) and any(True for _ in loss.buffers()))
         self.pixels = not _of_torch(loss) and target is not None and _classes_of_pixels(prediction, target)
@@ -113,6 +157,8 @@ class Look:
 
     def _ask(self, x: Tensor, target: Tensor, value: Tensor, again: Again) -> Iterator[tuple[str, Tensor]]:
         """What the loss is where something else is predicted, or wanted: once, at the first call."""
+        if x.dtype in HALF:
+            yield "widened", _change(value, again({y: y.float() for y in (x, target) if y.dtype in HALF}))
         labels = self.kind == MINING
         if self.broadcast or self.matched or labels:
             exchanged = _exchanged(target, relabel=labels)
@@ -125,15 +171,20 @@ class Look:
             other = target.roll(1, 0)
             differs = ((other[1:] == other[:-1]) != (target[1:] == target[:-1])).any()  # and not by names alone
             yield "shuffled", torch.where(differs, _change(value, again({target: other})), torch.nan)
+        if labels and x.shape[1] > 1:
+            truth = _one_hot(x, target[:, None])
+            for name, p in (("at_mask", truth), ("at_firm", FIRM * (2 * truth - 1))):
+                yield name, torch.as_tensor(again({x: p})).detach().mean()
         if self.kind == SEGMENTATION and not _of_torch(self.loss):
             truth = target.to(x.dtype).view_as(x)
-            inside = ((x >= 0) & (x <= 1)).all()  # probabilities, as far as can be seen
-            for name, p in (("at_truth", truth), ("at_opposite", 1 - truth)):
-                yield name, torch.as_tensor(again({x: torch.where(inside, p, 20 * (2 * p - 1))})).detach().mean()
+            yield from zip(TRIVIAL, trivial_answers(x, target, again), strict=True)
+            yield "at_opposite", as_predicted(x, 1 - truth, again)
+            for name, p in (("at_mask", truth), ("at_inverse", 1 - truth), ("at_firm", FIRM * (2 * truth - 1))):
+                yield name, torch.as_tensor(again({x: p})).detach().mean()
+        if self.kind == FOREIGN and not _of_torch(self.loss) and target.dtype == x.dtype and target.shape == x.shape:
+            yield from _of_numbers(x, target, value, again)
         if self.pixels:
-            index = (target if target.dim() == x.dim() else target[:, None]).long()
-            index = index.where((index >= 0) & (index < x.shape[1]), 0)
-            truth = torch.zeros_like(x).scatter_(1, index, 20.0)
+            truth = 20 * _one_hot(x, target if target.dim() == x.dim() else target[:, None])
             for name, logits in (("at_truth", truth), ("at_even", torch.zeros_like(x))):
                 yield name, torch.as_tensor(again({x: logits})).detach().mean()
 
@@ -149,18 +200,27 @@ class Look:
             with contextlib.suppress(Exception):  # a loss that cannot be asked is not, or not on
                 asked.update(self._ask(prediction, target, value, again))
         nothing = torch.full((), torch.nan, dtype=torch.float64, device=x.device)
-        row = [*_of_prediction(x), *_of_target(target, x), *(asked.get(name, nothing) for name in ASKED)]
-        row += [*_of_classes(self.loss, target, x), *self._of_both(prediction, target)]
+        row = [*of_prediction(x), *of_target(target, x), *(asked.get(name, nothing) for name in ASKED)]
+        maps = (
+            of_pixels(x, target, getattr(self.loss, "ignore_index", None))
+            if self.dense and target is not None
+            else None
+        )
+        both = self._of_both(prediction, target) if maps is None else [nothing, *maps[:2]]
+        row += [*of_classes(self.loss, target, x), *of_weights(self.loss, target, x), *both]
         row += [value.detach().double().mean(), self._of_probabilities(target, x)]
-        row += self._of_sides([side for side in inputs if side.requires_grad and side.shape == x.shape], again)
-        row += self._of_places(x, target)
+        row += self._of_sides(inputs, x, again)
+        row += [own_views(x, target), *self._of_places(x, target)]
         found = torch.stack([number.double() for number in row])
+        if maps is not None:
+            return torch.cat([found, maps[2:]])
         if target is None or self.kind == FOREIGN:
             return found
         if self.kind == MINING:
             _, evidence = F.batch_hard(x, target, return_evidence=True)
-            return torch.cat([found, evidence.tensor])
-        return torch.cat([found, _mask_sums(x, target, self.domain)])
+            return torch.cat([found, evidence.tensor, labels_apart(x, target)[None], below_zero(target)])
+        turned = symmetries(flat(x), flat(target.detach().to(x.device)))
+        return torch.cat([found, mask_sums(x, target, self.domain), turned])
 
     def _of_both(self, prediction: Tensor, target: Tensor | None) -> list[Tensor]:
         """Which share of the targets cannot be reached, and how predictions and targets go together."""
@@ -170,33 +230,40 @@ class Look:
             return [nothing] * 3
         t = target.detach().to(x.device)
         if isinstance(self.loss, CLASSIFYING) and x.dim() == 2 and t.shape == x.shape[:1]:
-            return [nothing, *_of_indices(x, t, logits=self.domain == "logits")]
+            return [nothing, *of_indices(x, t, logits=self.domain == "logits")]
         if self.kind == SEGMENTATION:
-            return [nothing, *together(_flat(x), _flat(t), logits=self.domain == "logits")]
+            return [nothing, *together(flat(x), flat(t), logits=self.domain == "logits")]
         if t.shape != x.shape or not t.is_floating_point():
             return [nothing] * 3
         low, high = bounds(prediction)
-        unreachable = ((t < low) | (t > high)).double().mean() if isinstance(self.loss, DISTANCES) else nothing
+        distance = isinstance(self.loss, DISTANCES) or not _of_torch(self.loss)
+        unreachable = ((t < low) | (t > high)).double().mean() if distance else nothing
         if target.requires_grad:
             return [unreachable, nothing, nothing]
         return [unreachable, *together(x, t, logits=self.domain == "logits")]
 
-    def _of_sides(self, sides: Sequence[Tensor], again: Again) -> list[Tensor]:
+    def _of_sides(self, inputs: Sequence[Tensor], x: Tensor, again: Again) -> list[Tensor]:
         """Of a loss that compares rows: are two sides the same, are all directions, and what would it be if so?"""
-        nothing = torch.full((), torch.nan, dtype=torch.float64, device=sides[0].device if sides else None)
+        sides = [side for side in inputs if side.requires_grad and side.shape == x.shape]
+        nothing = torch.full((), torch.nan, dtype=torch.float64, device=x.device)
         known = isinstance(self.loss, PAIRED) or not _of_torch(self.loss)
         if len(sides) < 2 or sides[0].dim() != 2 or not known:
-            return [nothing] * 3
+            return [nothing] * 7
         # One tensor on both sides is how all pairs of a batch are compared; losses of torch compare row by row.
         different = [(a, b) for a, b in combinations(sides, 2) if a is not b or _of_torch(self.loss)]
         apart = [(a.detach() - b.detach()).abs().amax() for a, b in different]
         direction = nn.functional.normalize(sides[0].detach().double(), dim=1)
-        collapsed = nothing
+        collapsed, near = nothing, [nothing] * 3
         if not self._once:
             self._once = True
             point = torch.stack([side.detach() for side in sides]).mean(dim=(0, 1)).expand_as(sides[0]).contiguous()
-            collapsed = torch.as_tensor(again(dict.fromkeys(sides, point))).detach().double().mean()
-        return [torch.stack(apart).amin() if apart else nothing, 1 - direction.mean(dim=0).square().sum(), collapsed]
+            with contextlib.suppress(Exception):  # a loss that cannot be asked is not
+                collapsed = torch.as_tensor(again(dict.fromkeys(sides, point))).detach().double().mean()
+                if len(sides) == len(inputs):
+                    near = at_equal(sides, self.positive_first, again)
+        spread = 1 - direction.mean(dim=0).square().sum()
+        unit = torch.stack([(side.detach().double().norm(dim=1) - 1).abs().amax() for side in sides]).amax()
+        return [torch.stack(apart).amin() if apart else nothing, spread, unit, collapsed, *near]
 
     def _of_places(self, x: Tensor, target: Tensor | None) -> list[Tensor]:
         """Of a few targets a row: is their mean predicted, and is what sets them apart?"""
@@ -220,42 +287,20 @@ class Look:
         return torch.full((), torch.nan, dtype=torch.float64, device=x.device)
 
 
-def together(x: Tensor, target: Tensor, *, logits: bool) -> list[Tensor]:
-    """How predictions go with the targets of their own row, and not with those of all rows: correlation and slope.
-
-    What every row has in common, such as where objects mostly are, is taken off: the mean of the batch in each place.
-    """
-    x, t = _places(x).double(), _places(target).double()
-    a, b, p = (y - y.mean(dim=0) for y in (x, t, x.sigmoid() if logits else x))
-    return _relation((a * b).sum(), a.square().sum(), b.square().sum(), (p * b).sum())
-
-
-def _relation(product: Tensor, size: Tensor, of_targets: Tensor, followed: Tensor) -> list[Tensor]:
-    """Correlation and slope; 0 of predictions that are all the same, and NaN of targets that are."""
-    apart = torch.where(of_targets > 0, of_targets, torch.nan)
-    return [torch.where(size > 0, product / (size * apart).sqrt(), 0 * apart), followed / apart]
+def _of_numbers(x: Tensor, target: Tensor, value: Tensor, again: Again) -> Iterator[tuple[str, Tensor]]:
+    """What a loss of numbers and numbers of the same shape is where either is another."""
+    for name, more in (("turned", 2 * math.pi), ("shifted", 1.0)):
+        yield name, _change(value, again({target: target + more}))
+    other = target.roll(1, 0)
+    yield "shuffled", _change(value, again({target: other}))
+    for name, p in (("at_target", target.clone()), ("at_others", other)):
+        yield name, torch.as_tensor(again({x: p})).detach().double().mean()
 
 
-def _places(x: Tensor) -> Tensor:
-    """At most 4,096 places of a row, of masks and the like."""
-    flat = x.flatten(1) if x.dim() > 1 else x[:, None]
-    return flat[:, :: max(1, -(-flat.shape[1] // 4096))]
-
-
-def _of_indices(x: Tensor, target: Tensor, *, logits: bool) -> list[Tensor]:
-    """The same of scores and of what is 1 for the class and 0 for the others, without making the latter."""
-    t = target.long()
-    used = (t >= 0) & (t < x.shape[1])
-    place, weight = t.where(used, 0)[:, None], used.double()
-    n = weight.sum()
-    centred, probable = (
-        (y - (y * weight[:, None]).sum(dim=0) / n) * weight[:, None]
-        for y in (x.double(), x.double().softmax(dim=1) if logits else x.double())
-    )
-    counts = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device).index_add_(0, place[:, 0], weight)
-    spread = n - counts.square().sum() / n
-    product, followed = (y.gather(1, place).sum() for y in (centred, probable))
-    return _relation(product, centred.square().sum(), spread, followed)
+def _one_hot(x: Tensor, target: Tensor) -> Tensor:
+    """1 for the class, where there is one, and 0 for the others, in the shape of the scores."""
+    index = target.long()
+    return torch.zeros_like(x).scatter_(1, index.where((index >= 0) & (index < x.shape[1]), 0), 1.0)
 
 
 def _of_torch(loss: Any) -> bool:
@@ -275,7 +320,7 @@ def _kind(loss: Any, prediction: Tensor, target: Tensor | None) -> str:
     known = _of_torch(loss)
     if prediction.dim() == 2 and target.shape == prediction.shape[:1] and not target.is_floating_point():
         return FOREIGN if known else MINING
-    masks = prediction.dim() >= 3 and _flat(prediction).shape == _flat(target).shape and prediction.is_floating_point()
+    masks = prediction.dim() >= 3 and flat(prediction).shape == flat(target).shape and prediction.is_floating_point()
     if masks and (not known or isinstance(loss, nn.BCELoss | nn.BCEWithLogitsLoss)):
         return SEGMENTATION
     return FOREIGN
@@ -289,11 +334,6 @@ def _classes_of_pixels(prediction: Tensor, target: Tensor) -> bool:
     return list(target.shape) in ([n, *places], [n, 1, *places])
 
 
-def _flat(x: Tensor) -> Tensor:
-    """Without a dimension of one channel."""
-    return x.squeeze(1) if x.dim() > 1 else x
-
-
 def _broadcasts(prediction: Tensor, target: Tensor) -> bool:
     """Whether arithmetic of the two makes more numbers than either has: every sample meets those of others."""
     if not (prediction.is_floating_point() and target.is_floating_point()) or prediction.shape == target.shape:
@@ -302,7 +342,8 @@ def _broadcasts(prediction: Tensor, target: Tensor) -> bool:
         both: torch.Size = torch.broadcast_shapes(prediction.shape, target.shape)  # type: ignore[no-untyped-call]
     except RuntimeError:
         return False
-    return both.numel() > max(prediction.numel(), target.numel())
+    one_for_all = prediction.dim() > 1 and prediction.numel() < target.numel() and not target.requires_grad
+    return both.numel() > max(prediction.numel(), target.numel()) or (one_for_all and both == target.shape)
 
 
 def _exchanged(target: Tensor, *, relabel: bool) -> Tensor:
@@ -314,50 +355,3 @@ def _change(value: Tensor, other: Any) -> Tensor:
     before, after = (x.detach().double().mean() for x in (value, torch.as_tensor(other)))
     change: Tensor = (after - before).abs() / before.abs().clamp(min=1e-30)
     return change
-
-
-def _of_prediction(x: Tensor) -> list[Tensor]:
-    nothing = torch.full((), torch.nan, dtype=torch.float64, device=x.device)
-    finite = x.nan_to_num(0.0, 0.0, 0.0)
-    several, rows = x.dim() > 0 and x.shape[0] > 1, x.dim() > 1 and x.shape[1] > 1
-    return [
-        *finite.aminmax(),
-        finite.abs().sum(dtype=torch.float64),
-        (~x.isfinite()).sum(),
-        (finite - finite[:1]).abs().amax() if several else nothing,
-        (finite.sum(dim=1) - 1).abs().amax() if rows else nothing,
-    ]
-
-
-def _of_target(target: Tensor | None, x: Tensor) -> list[Tensor]:
-    if target is None or target.is_complex() or target.numel() == 0:
-        return [torch.full((), torch.nan, dtype=torch.float64, device=x.device)] * 4
-    t = target.detach().to(x.device)
-    low, high = t.aminmax() if t.dtype != torch.bool else (t.all(), t.any())
-    return [low, high, (~t.isfinite()).sum(), ((t != low) & (t != high)).sum()]
-
-
-def _of_classes(loss: Any, target: Tensor | None, x: Tensor) -> list[Tensor]:
-    """The least and the largest class index, and how many of the targets are the one that is ignored."""
-    ignored = getattr(loss, "ignore_index", None)
-    indices = target is not None and not target.is_floating_point() and not target.is_complex() and target.numel() > 0
-    if target is None or not indices or not isinstance(ignored, int):
-        return [torch.full((), torch.nan, dtype=torch.float64, device=x.device)] * 3
-    t = target.detach().to(x.device).double()
-    out = t == ignored
-    infinity = torch.full((), torch.inf, dtype=torch.float64, device=x.device)
-    return [torch.where(out, infinity, t).amin(), torch.where(out, -infinity, t).amax(), out.sum()]
-
-
-def _mask_sums(x: Tensor, target: Tensor, domain: str | None) -> Tensor:
-    """The counts and sums that a segmentation loss of ours would leave, of the fields above."""
-    x, t = _flat(x).double(), _flat(target.detach()).to(x.device).double()
-    inside = ((x >= 0) & (x <= 1)).all()
-    p = x if domain == "probabilities" else x.sigmoid()
-    if domain is None:  # unknown: probabilities where all of them could be
-        p = torch.where(inside, x, p)
-    filled = t.flatten(1).any(dim=1)
-    groups = torch.full_like(filled.sum(), filled.numel())
-    items = torch.full_like(groups, t.numel())
-    row = [groups, groups, filled.sum(), items, torch.zeros_like(items), t.sum(), p.sum(), (p * t).sum()]
-    return torch.stack([number.double() for number in row])

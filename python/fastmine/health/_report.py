@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ._finding import Finding
-from ._history import History, Table
+from ._history import Floats, History, Table
 
 ENOUGH = 10  # steps before silence means health
 
@@ -26,13 +26,24 @@ def reservations(history: History, findings: Sequence[Finding]) -> list[str]:
     """What a verdict of "healthy" does not say: what was found beside it, and what could not be judged."""
     told = [finding.title for finding in findings if not finding.is_alarm]
     losses = history.of_kind("mining", "segmentation", "foreign", "composite")
-    loss = history.tables.get("loss")
+    loss = history.tables.get("loss", Table("loss", "loss", np.zeros(0, dtype=np.int64), {}))
+    unwatched = loss.facts.get("unwatched", ())
+    number = len(loss) > 0 and _unknown(loss["connected"])
     missing = {
-        "what the loss is given: no criterion is watched": not losses,
-        "updates: no optimizer has stepped": not any(t.facts.get("held") for t in history.of_kind("updates")),
-        "the way from the loss to the model: no model was given": loss is None or bool(np.isnan(loss["model"]).all()),
+        "what the loss is given, since no criterion is watched": not losses and not unwatched,
+        "updates, since no optimizer has stepped": not any(t.facts.get("held") for t in history.of_kind("updates")),
+        "the way from the loss to the model, since step() got a number and not the tensor of backward()": number,
+        "the way from the loss to the model, since no model was given": not number and _unknown(loss["model"]),
     }
-    return [*told, *(f"not judged: {what}" for what, absent in missing.items() if absent)]
+    words = [what for what, absent in missing.items() if absent]
+    words += [f"what {name} is given, a function: use criterion = monitor.watch({name})" for name in unwatched]
+    uncalled = loss.facts.get("uncalled", ())
+    words += [f"what {name} is given, of which no call was seen: a copy of it may be called" for name in uncalled]
+    return [*told, *(f"not judged: {what}" for what in words)]
+
+
+def _unknown(values: Floats) -> bool:
+    return bool(np.isnan(values).all())
 
 
 def text(history: History, findings: Sequence[Finding]) -> str:
@@ -62,7 +73,7 @@ SHOWN = {
 
 
 def _line(table: Table) -> str:
-    """The mean of the last 32 rows of the columns that say most."""
+    """The mean of the last 32 rows of the columns that say most; of a count that grows, the last."""
     shown = SHOWN.get(table.kind) or tuple(
         name for name in table.columns if name.endswith((".weight", ".value", "share"))
     )
@@ -71,7 +82,7 @@ def _line(table: Table) -> str:
         values = table.recent(32)[name]
         known = values[np.isfinite(values)]
         if len(known):
-            numbers.append(f"{name} {known.mean():.4g}")
+            numbers.append(f"{name} {known[-1]:.0f}" if name == "updates" else f"{name} {known.mean():.4g}")
     return f"{table.name}: {', '.join(numbers)}" if numbers else ""
 
 

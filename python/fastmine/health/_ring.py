@@ -27,8 +27,8 @@ class Ring:
     """
 
     __slots__ = (
-        "_array", "_empty", "_host", "_memory", "_staged", "_steps", "_stride", "_thinned", "_written", "columns",
-        "host", "together", "version", "waiting",
+        "_array", "_empty", "_host", "_memory", "_newest", "_staged", "_steps", "_stride", "_thinned", "_written",
+        "columns", "host", "together", "version", "waiting",
     )  # fmt: skip
 
     def __init__(self, columns: Sequence[str], device: torch.device, host: Sequence[str] = ()) -> None:
@@ -55,6 +55,12 @@ class Ring:
         self._thinned = 0
         self._stride = 1
         self._staged: _Staged | None = None
+        self._newest: Tensor | None = None  # of the rows that were copied
+
+    @property
+    def newest(self) -> Tensor | None:
+        """The row that came last, as it was given."""
+        return self.waiting[-1][1] if self.waiting else self._newest
 
     def write(self, step: int, row: Tensor | None, host: Sequence[float] = ()) -> None:
         """Record a row; ``row`` has a value per column and no gradient, None leaves them as not measured, and so are
@@ -88,6 +94,7 @@ class Ring:
             return
         steps, rows, hosts, versions = zip(*self.waiting, strict=True)
         self.waiting.clear()
+        self._newest = rows[-1]
         if len(places) < len(rows) or any(row._version != known for row, known in zip(rows, versions, strict=True)):
             rows = self._unspoiled(rows, versions)
         if len(self.columns) == 1:  # a number, or the mean of several

@@ -68,7 +68,7 @@ svg{display:block;width:100%;height:auto;font-family:var(--sans);overflow:visibl
 .dot{fill:var(--tone)}.band{fill:var(--tone);opacity:.72}.envelope{fill:var(--tone);opacity:.16}
 .grid{stroke:var(--grid)}.axis{stroke:var(--rule)}
 .tick{fill:var(--soft);font-size:11px;font-variant-numeric:tabular-nums}
-.rug{stroke:var(--bad);stroke-width:1.4;fill:none}
+.rug{fill:var(--bad)}
 .mark line{stroke:var(--tone);stroke-width:1.2;stroke-dasharray:3 3}.mark circle{fill:var(--tone)}
 .mark text{fill:var(--card);font-size:10.5px;font-weight:700}
 .strip rect{fill:transparent}.strip line{stroke:none}.strip:hover line{stroke:var(--soft);stroke-width:1}

@@ -266,15 +266,13 @@ def _envelope(s: Series, axis: Axis, x: Time) -> str:
 
 def _missing(s: Series, x: Time) -> str:
     """A red rug under the steps whose value is infinite, or not a number after it was one."""
-    bad = ~np.isfinite(s.values)
-    if not bad.any():
-        return ""
-    first = int(np.flatnonzero(~bad)[0])
-    at = [x(float(step)) for step in s.steps[first:][bad[first:]]]
-    ticks = sorted({round(px, 1) for px in at})[:POINTS]
+    known = np.isfinite(s.values)
+    first = int(np.flatnonzero(known)[0])
+    places = np.array([x(float(step)) for step in s.steps[first:]])
+    spans = [at for at, _ in _runs(places, np.where(known[first:], np.nan, 0.0))]
     floor = HEIGHT - BOTTOM
-    lines = "".join(f"M{px:g} {floor - 5:g}v5" for px in ticks)
-    return f'<path class="rug" d="{lines}"><title>{escape(s.name)} is not finite here</title></path>' if ticks else ""
+    lines = "".join(f"M{at[0] - 0.7:.1f} {floor - 5:g}h{at[-1] - at[0] + 1.4:.1f}v5H{at[0] - 0.7:.1f}z" for at in spans)
+    return f'<path class="rug" d="{lines}"><title>{escape(s.name)} is not finite here</title></path>' if spans else ""
 
 
 def _flags(marks: Sequence[Mark], x: Time) -> Iterator[str]:

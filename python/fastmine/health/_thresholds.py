@@ -25,11 +25,18 @@ class Thresholds:
     idle_share: float = 0.5
     """NOTHING_VALID: share of the batches without annotation that is told, as information, where they are declared."""
     as_well: float = 0.02
-    """EMBEDDING_COLLAPSE: relative difference of a loss to that of one point, that is no difference."""
+    """EMBEDDING_COLLAPSE, NO_SEPARATION, NONFINITE: relative difference of a loss to that of one point, or of other
+    inputs, or in float32, that is no difference."""
+    equal: float = 1e-5
+    """PREDICTION_COLLAPSE: relative difference of the losses of a constant answer and the truth, that is rounding."""
+    firm: float = 0.01
+    """INPUT_DOMAIN: loss of firm logits for the truth, over that of the truth as probabilities."""
     groups: int = 64
     """TARGETS_ALL_EMPTY, TARGETS_SUSPECT_UNANNOTATED: masks seen before these speak."""
     collapse_spread: float = 0.05
     """EMBEDDING_COLLAPSE: of the directions' spread. Digits train between .3 and .9; collapse ends below .001."""
+    one_point: float = 1e-3
+    """EMBEDDING_COLLAPSE: relative difference of a loss to that of one point, whatever the directions of rows."""
     collapse_rows: int = 20
     """EMBEDDING_COLLAPSE, PREDICTION_COLLAPSE: rows in a row."""
     cosine: float = 2.0**-24
@@ -42,16 +49,35 @@ class Thresholds:
     """PREDICTION_COLLAPSE: probability on the target over that elsewhere. Tiny objects start low and stand out."""
     prediction_rows: int = 60
     """PREDICTION_COLLAPSE: rows before a low probability counts; small objects take time."""
+    of_labels: int = 8
+    """NO_SEPARATION: measurements of distances within classes, from which their mean is known well enough."""
+    labels_spread: float = 0.25
+    """NO_SEPARATION: spread over the largest so far, where the embeddings are on their way to one point."""
+    of_halves: float = 0.25
+    """NO_SEPARATION: how much nearer pairs are than others within halves of the batch, over how much in all of it."""
     explained: float = 0.05
     """PREDICTION_COLLAPSE: correlation of predictions and targets; the square of it is the share that is explained."""
     explained_steps: int = 96
     """PREDICTION_COLLAPSE: steps before a correlation of 0 counts."""
     inverse: float = 1.5
     """PREDICTION_COLLAPSE: factor within which a weight of the rarer class is the odds of that class."""
+    outweighed: float = 100.0
+    """PREDICTION_COLLAPSE: times that a weight of the rarer class is one over its odds."""
     shrunk: float = 0.1
     """PREDICTION_COLLAPSE: share of their first size that is left of weights that were driven to 0."""
     worse: float = 2.0
     """PREDICTION_COLLAPSE: times the loss of a model that says the same of everything."""
+    far: float = 10.0
+    """PREDICTION_COLLAPSE: the same, where it falls, and still is that high in the last quarter of the steps; and times
+    that predictions differ more than targets."""
+    faint: float = 0.02
+    """PREDICTION_COLLAPSE: slope of predictions over targets, as a share of that of the best line, the square of their
+    correlation. Of nets that learn it was .2 and more, of inputs or outputs in millionths 1e-5."""
+    small: float = 2.0**-7
+    """PREDICTION_COLLAPSE: size of inputs, where predictions lag behind. That of images divided by 255 twice is
+    below .004."""
+    units: float = 1e3
+    """TARGET_RANGE: targets larger than that, where predictions are smaller than they by orders of magnitude."""
     differences: float = 0.25
     """PREDICTION_COLLAPSE: share that is within the rows of targets. Of up to 4 noisy readings of one value, whose mean
     is known to 90 %, it is less."""
@@ -61,6 +87,10 @@ class Thresholds:
     """STARVED_COMPONENT: share of the norm of the gradient."""
     heard: float = 0.01
     """STARVED_COMPONENT: share of the gradient, relative to the share of the weights that the component was given."""
+    as_loud: float = 0.1
+    """STARVED_COMPONENT: the same share, of a weight below .01 of all, that nothing but the weight makes small."""
+    erased: float = 0.05
+    """STARVED_COMPONENT: share of its first value to which a divergence has gone, and the code of its input with it."""
     rounding: float = 1e-6
     """DEAD_COMPONENT: a share of the gradient that float32 cannot tell from 0, from the first measurement on."""
     resolution: float = 2.0**-20
@@ -77,6 +107,11 @@ class Thresholds:
     """NO_UPDATE: updates with a learning rate of 0 before that is no warm-up."""
     crawl: float = 1e-8
     """NO_UPDATE: share of its size that a weight moves by in a step: at this rate 1 % takes a million steps."""
+    still: float = 3e-5
+    """NO_UPDATE: share of their size that weights moved by in all of at least 144 steps. A warm-up of 100,000 steps
+    makes a hundred times as much, a net that is tuned by plain descent at 1e-4 ten times."""
+    moved: float = 0.01
+    """NO_UPDATE: the same, where predictions go with their targets no more than they did at first."""
     magnified: float = 0.01
     """NO_UPDATE: share of its learning rate that an optimizer makes of gradients next to its epsilon."""
     epsilon: float = 1e-6
@@ -85,6 +120,9 @@ class Thresholds:
     """NO_UPDATE: the same, where a gradient was clipped to next to nothing before: 1 % takes a thousand steps."""
     inertia: float = 100.0
     """NO_UPDATE: the way that a gradient goes with momentum, over that without: 1 / (1 - momentum), for .99."""
+    undone: float = 0.1
+    """NO_UPDATE: share of the way of the weights that is left when somebody has written to them. An average over 1,000
+    steps that is loaded every 10 leaves .005, one of two sets of weights .5."""
     left: float = 1e-3
     """NO_UPDATE: share of a gradient that clipping leaves. A norm of 1 where gradients have one of 1,000 is rare."""
     spent: float = 0.99
@@ -94,5 +132,9 @@ class Thresholds:
     """NONFINITE: share of recent rows, where training has recovered since."""
     saturation: float = 30.0
     """SATURATED_GRADIENT: logits of this size have a sigmoid within 1e-13 of its end."""
+    another: float = 0.05
+    """REPORTED_LOSS_MISMATCH: relative difference, of a logged number that jumps as much as the loss does."""
+    jumps: float = 0.4
+    """REPORTED_LOSS_MISMATCH: share of the difference of two steps that an average of three or more does not show."""
     logged_rows: int = 20
     """REPORTED_LOSS_MISMATCH: rows with a logged value."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.hooks import unserializable_hook
 
 from ._clock import Clock
 from ._history import Table
+from ._overwrites import Overwrites
 from ._ring import Ring
-
-TENSORS, SCALARS = 32, 32  # at most 1,024 numbers of an optimizer
+from ._sample import Sample, some
 
 FIELDS = (
     "changed",
@@ -25,8 +26,10 @@ FIELDS = (
     "arrived_l1",
     "alike",  # matrices of weights that move, and whose rows are all the same
     "kept",  # whether the gradient is the sum of those of two steps
+    "refused",  # steps in which a fused optimizer was told by its scaler to do nothing
+    "silent",  # matrices whose gradient was there, and all of it 0, wherever that was looked at,
+    "heard",  # and those where it was not
 )
-UNITS = 32  # rows, and columns, of a matrix of weights that are compared
 COUNTS = ("lr_min", "lr_max", "updates", "tensors", "without_gradient", "sampled")
 
 
@@ -45,11 +48,14 @@ class Updates:
         self._before: Tensor | None = None
         self._gradient: Tensor | None = None
         self._missing = torch.nan
+        self._refused: Tensor | None = None  # how often, where a scaler leaves it to the optimizer
         self._arrived: Tensor | None = None
         self._brought: Tensor | None = None  # all that backward brought to one of the tensors since the last step
         self._stepped: tuple[int, Tensor | None] = (-1, None)  # the number of that step, and the gradient in it
         self._kept: Tensor | None = None
+        self._said: tuple[Tensor, Tensor] | None = None
         self._arrivals: Any = None
+        self._overwrites: Overwrites | None = None
         self._ring: Ring | None = None
         self.facts: dict[str, Any] = {}
         if optimizer is not None:
@@ -62,7 +68,10 @@ class Updates:
         self._sample = Sample(self.parameters)
         self._before = None
         self.close()
+        self._overwrites = None
         if self._sample.last is not None:
+            if self.optimizer is not None:
+                self._overwrites = Overwrites(self._sample.last)
             self._arrivals = self._sample.last.register_hook(self._arrive)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
@@ -75,9 +84,9 @@ class Updates:
     def _arrive(self, gradient: Tensor) -> None:
         """What backward brings to one of the tensors: gone again when the optimizer steps, it was cleared."""
         if self._clock.sample and gradient.layout == torch.strided:
-            some = _some(gradient.detach()).to(torch.float32, copy=True)
-            self._arrived = some.abs().sum()
-            self._brought = some if self._brought is None else self._brought + some
+            brought = some(gradient.detach()).to(torch.float32, copy=True)
+            self._arrived = brought.abs().sum()
+            self._brought = brought if self._brought is None else self._brought + brought
 
     def _follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Take up groups that were added, thawed or replaced."""
@@ -94,14 +103,24 @@ class Updates:
             if isinstance(lr, float | int):
                 low, high = min(low, lr), max(high, lr)
         self._lr = low, high
+        if self._overwrites is not None:
+            self._overwrites.before_step(self._clock.step)
         if self._clock.sample and self.optimizer is not None:
             self._follow(self.optimizer)
             self._take_gradient()
             self._compare()
 
     def after_step(self) -> None:
-        """It stepped."""
+        """It stepped, or was told by a scaler not to: a fused optimizer learns that on its device."""
         self.updates += 1
+        refused = getattr(self.optimizer, "found_inf", None)
+        if isinstance(refused, Tensor):
+            self._refused = refused.detach().clone() if self._refused is None else self._refused + refused
+
+    def after_any_step(self) -> None:
+        """Some optimizer stepped: these weights may be among its own."""
+        if self._overwrites is not None:
+            self._overwrites.after_step()
 
     @torch.no_grad()
     def _compare(self) -> None:
@@ -114,7 +133,11 @@ class Updates:
 
     def _take_gradient(self) -> None:
         self._missing = sum(p.grad is None for p in self.parameters)
-        self._gradient = self._sample.gradients()
+        scale = getattr(self.optimizer, "grad_scale", None)  # of a fused optimizer, which divides by it in its step
+        gradient = self._sample.gradients()
+        self._gradient = gradient / scale if gradient is not None and isinstance(scale, Tensor) else gradient
+        if self._clock.gradient:
+            self._said = self._sample.said()
 
     @torch.no_grad()
     def sample(self, step: int) -> None:
@@ -140,8 +163,10 @@ class Updates:
             nothing if self._arrived is None else self._arrived.to(weights.device),
             self._sample.alike() if self._clock.gradient else nothing,
             nothing if self._kept is None else self._kept.to(weights.device),
+            nothing if self._refused is None else self._refused.sum().to(weights.device),
+            *((nothing, nothing) if self._said is None else self._said),
         ]
-        self._before, self._arrived, self._kept = weights, None, None
+        self._before, self._arrived, self._kept, self._said = weights, None, None, None
         low, high = self._lr if self._lr[1] >= self._lr[0] else (torch.nan, torch.nan)
         host = (low, high, self.updates, len(self.parameters), self._missing, weights.numel())
         self._ring.write(step, torch.stack([number.double() for number in row]), host)
@@ -150,112 +175,38 @@ class Updates:
     @property
     def rings(self) -> list[Ring]:
         """The memory of it."""
-        return [] if self._ring is None else [self._ring]
+        written = None if self._overwrites is None else self._overwrites.ring
+        return [ring for ring in (self._ring, written) if ring is not None]
 
     def table(self, *, staged: bool = False) -> Table | None:
         """What was sampled."""
         if self._ring is None:
             return None
         steps, columns = self._ring.read(staged=staged)
+        columns["updates"] = columns["updates"] - np.nan_to_num(columns["refused"])
         facts = {"held": self.optimizer is not None, "has_vectors": self._sample.has_vectors, **self.facts}
+        if self._overwrites is not None and self._overwrites.ring is not None:
+            writes, found = self._overwrites.ring.read(staged=staged)
+            facts["writes"] = {"steps": writes.tolist(), **{name: found[name].tolist() for name in found}}
+        if self._refused is not None and not staged:
+            facts["refused"] = float(self._refused)
         if self.optimizer is not None:
             facts["type"] = type(self.optimizer).__name__
             # Those that divide by the size of gradients have it: what is smaller than that is no longer magnified.
             scaled = [group.get("eps") for group in self.optimizer.param_groups if "betas" in group or "alpha" in group]
+            facts["empty_groups"] = self._groups.count(0)
             facts["epsilon"] = max((float(eps) for eps in scaled if isinstance(eps, float | int)), default=0.0)
+            facts["epsilon_lost"] = any(_is_lost(group) for group in self.optimizer.param_groups)
         return Table(self.name, "updates", steps, columns, facts)
 
 
-class Sample:
-    """At most 1,024 scalars of some tensors: up to 32 of each of up to 32, seen through views."""
-
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
-        usable = [p for p in parameters if _is_plain(p) and p.requires_grad]
-        usable = [p for p in usable if p.device == usable[0].device]
-        stride = max(1, -(-len(usable) // TENSORS))
-        self._tensors = usable[::-1][::stride][::-1]  # the last layers always among them
-        self._views: list[tuple[int, Tensor]] = [(0, p) for p in self._tensors]
-        self._units: list[Tensor] = []
-
-    @property
-    def last(self) -> Tensor | None:
-        """The last of them."""
-        return self._tensors[-1] if self._tensors else None
-
-    def last_gradient(self) -> Tensor | None:
-        """Some of the gradient of the last of them."""
-        gradient = None if self.last is None else self.last.grad
-        return None if gradient is None or not _is_plain(gradient) else _some(gradient).to(torch.float32, copy=True)
-
-    @property
-    def has_vectors(self) -> bool:
-        """Whether a bias or the like is among them: unlike a row of a table, it takes part in every step."""
-        return any(p.dim() <= 1 for p in self._tensors)
-
-    def weights(self) -> Tensor | None:
-        """The sampled weights now, as float32 or wider; None where there is nothing to sample."""
-        if not self._tensors:
-            return None
-        for place, (p, (pointer, _)) in enumerate(zip(self._tensors, self._views, strict=True)):
-            if p.data_ptr() != pointer:
-                self._views[place] = (p.data_ptr(), _some(p.detach()))
-        return _joined([view for _, view in self._views])
-
-    @torch.no_grad()
-    def alike(self) -> Tensor:
-        """How many matrices of weights have moved since this was asked last, and still have rows that are the same."""
-        rows = [_some_rows(p.detach()) for p in self._tensors if p.dim() > 1 and len(p) > 1 and p[0].numel() > 1]
-        before, self._units = self._units, [row[0].clone() for row in rows]
-        nothing = torch.full((), torch.nan)
-        if len(before) != len(rows) or not rows:
-            return nothing if not rows else nothing.to(rows[0].device)
-        found = [(x == x[:1]).all() & (x[0] != b).any() for x, b in zip(rows, before, strict=True)]
-        return torch.stack(found).sum()
-
-    @torch.no_grad()
-    def gradients(self) -> Tensor | None:
-        """The gradients of the same tensors; None where none of them has one."""
-        found = [_some(p.grad) for p in self._tensors if p.grad is not None and _is_plain(p.grad)]
-        return _joined(found) if found else None
-
-
-def _is_plain(x: Any) -> bool:
-    """An ordinary dense tensor, that a strided view can be taken of."""
-    kind = type(x) in (Tensor, torch.nn.Parameter)
-    return kind and x.layout == torch.strided and x.device.type != "meta" and x.numel() > 0
-
-
-def _some(x: Tensor) -> Tensor:
-    """Up to 32 scalars, spread over the memory of the tensor, without a copy of it."""
-    if x.is_complex():
-        x = torch.view_as_real(x)
-    flat = x.as_strided((x.numel(),), (1,), x.storage_offset()) if _is_dense(x) else x[(0,) * (x.dim() - 1)]
-    return flat[:: max(1, -(-flat.numel() // SCALARS))]
-
-
-def _some_rows(x: Tensor) -> Tensor:
-    """Up to 32 rows of a matrix or kernel, and up to 32 of their values."""
-    x = x[:: max(1, -(-len(x) // UNITS))].flatten(1)
-    return x[:, :: max(1, -(-x.shape[1] // UNITS))]
-
-
-def _is_dense(x: Tensor) -> bool:
-    """Whether its elements fill its memory without gaps or overlap, in whatever order of dimensions."""
-    expected = 1
-    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
-        if size == 1:
-            continue
-        if stride != expected:
-            return False
-        expected *= size
-    return True
+def _is_lost(group: dict[str, Any]) -> bool:
+    """Whether the epsilon that an optimizer divides by is 0 in the type of some of its weights."""
+    eps = group.get("eps")
+    kinds = {p.dtype for p in group["params"] if p.is_floating_point()}
+    return isinstance(eps, float) and eps > 0 and any(float(torch.tensor(eps, dtype=kind)) == 0 for kind in kinds)
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     cosine: Tensor = torch.dot(a, b) / (a.norm() * b.norm())
     return cosine
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    joined = torch.cat(parts)
-    return joined.float() if joined.dtype in (torch.float16, torch.bfloat16) else joined

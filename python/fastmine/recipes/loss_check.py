@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..health import LossReport, check_loss
 from .errors import UsageError
-from .named import imported
+from .named import imported, raised
 
 # What a loss may take: a random prediction, and a target for it.
 INPUTS: dict[str, Callable[[], tuple[Callable[[], Tensor], Tensor]]] = {
@@ -23,23 +23,22 @@ INPUTS: dict[str, Callable[[], tuple[Callable[[], Tensor], Tensor]]] = {
 
 
 def examine(name: str, inputs: str | None) -> LossReport:
-    """``check_loss`` of ``module:object``, on inputs of a kind, or of the first kind that it takes."""
+    """``check_loss`` of ``module:object``, on inputs of this kind, or of the first kind that it takes."""
     loss = load(name)
-    if inputs is not None:
-        return check_loss(loss, *INPUTS[inputs]())
+    kinds = INPUTS if inputs is None else (inputs,)
     refusals = []
-    for kind, make in INPUTS.items():
-        make_prediction, target = make()
+    for kind in kinds:
+        make_prediction, target = INPUTS[kind]()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about shapes that do not fit: then another kind does
                 loss(make_prediction(), target)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            refusals.append(f"{kind}: {error}")
+        except Exception as error:  # noqa: BLE001 - a loss of anybody's
+            refusals.append(f"{kind}: {raised(error)}")
         else:
             return check_loss(loss, make_prediction, target)
     raise UsageError(
-        f"{name} takes none of the inputs that are known ({'; '.join(refusals)}); call check_loss yourself"
+        f"{name} takes none of the inputs {', '.join(kinds)} ({'; '.join(refusals)}); call check_loss yourself"
     )
 
 
@@ -53,6 +52,8 @@ def load(name: str) -> Callable[..., Any]:
             raise UsageError(
                 f"{name} cannot be built with its defaults ({error}); name an instance of it in a module of your own"
             ) from error
+        except Exception as error:
+            raise UsageError(f"{name} cannot be built: {raised(error)}") from error
     if not callable(found):
         raise UsageError(f"{name} is {type(found).__name__} and no loss: it cannot be called")
     loss: Callable[..., Any] = found

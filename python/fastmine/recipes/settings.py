@@ -44,6 +44,8 @@ def parsed(text: str) -> dict[str, float]:
         name, equals, number = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise UsageError(f"must be name=weight,name=weight; got {part!r}")
+        if name in found:
+            raise UsageError(f"must have each name once; got {name} twice in {text!r}")
         found[name] = real(number)
     return found
 

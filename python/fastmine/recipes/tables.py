@@ -72,9 +72,12 @@ class ParquetTable:
 def opened(path: Path) -> CsvTable | ParquetTable:
     """The table in a file."""
     try:
-        return CsvTable(path) if path.suffix == ".csv" else ParquetTable(path)
+        table = CsvTable(path) if path.suffix == ".csv" else ParquetTable(path)
     except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors
         raise UsageError(f"{path} cannot be read: {error}") from error
+    if not table.names:
+        raise UsageError(f"{path} is empty; it must name its columns")
+    return table
 
 
 def chosen(what: str, names: list[str], asked: str | None, usual: Sequence[str]) -> str | None:

@@ -16,8 +16,6 @@ from torch.nn import functional as F
 from .pairwise_distance import safe_sqrt
 from .proxies import EvidenceOf, Scores, norms, proxy_evidence, score, weight_of_rows, weighted_mean
 
-MARGINS = ("angular", "cosine")
-
 
 def margin_softmax(
     embeddings: Tensor,

@@ -71,7 +71,8 @@ def _nothing_left(history: History, t: Thresholds) -> Iterator[Finding]:
         rows = table.measured("factor")
         if loss is None or table.facts.get("component") or len(rows) < t.probes or rows["factor"].any():
             continue
-        if loss["value"][np.isin(loss.steps, rows.steps)].any():
+        nothing = not loss["value"][np.isin(loss.steps, rows.steps)].any()
+        if not nothing or (table["prediction_nonfinite"] > 0).any():  # what was NaN may have been replaced by 0
             continue
         evidence = {"gradient of the loss by the criterion": 0, "loss": 0, "measurements": len(rows)}
         yield finding(
@@ -111,6 +112,36 @@ def dead_component(history: History, t: Thresholds) -> Iterator[Finding]:
                 yield finding("DEAD_COMPONENT", name, int(probed.steps[0]), evidence, title=title)
 
 
+def never_learned_from(history: History, t: Thresholds) -> Iterator[Finding]:
+    """Of several criteria one that is called with a gradient, and to which none ever came back."""
+    whole = [table for table in losses(history) if not table.facts.get("component")]
+    received = {table.name: int((~np.isnan(table["factor"])).sum()) for table in whole}
+    for table in whole:
+        awaited = table.facts.get("awaited", 0)
+        if awaited < t.probes or received[table.name] or not any(received.values()):
+            continue
+        evidence = {"calls that were looked at": awaited, "of these with a backward() through them": 0}
+        yield finding(
+            "DEAD_COMPONENT", table.name, int(table.steps[0]), evidence, confidence=0.95,
+            title="a criterion is computed, and no backward() ever goes through it",
+            cause="The total was made from other terms alone: '=' where '+=' was meant, or another variable.",
+            remedy="Add its value to the total that backward() is called on, or compute it under torch.no_grad().",
+            refute="It is there to be looked at, and not to be learned from.",
+        )  # fmt: skip
+
+
+def finest_left_out(table: Table, t: Thresholds) -> Finding | None:
+    """Of several scales the one with the most pixels has weight 0."""
+    if len(table) < t.rows or table.facts.get("finest_weight") != 0:
+        return None
+    return finding(
+        "ZERO_WEIGHT", table.name, int(table.steps[0]), {"weight of the finest scale": 0}, confidence=0.95,
+        title="of all scales it is the finest, the prediction itself, that has weight 0",
+        cause="Weights are given in another order than logits: the finest scale comes first.",
+        remedy="Reverse the logits, or the weights.",
+    )  # fmt: skip
+
+
 def left_out(history: History, t: Thresholds) -> Iterator[Finding]:
     """A criterion that is called, and is no part of what is learned from."""
     loss = history.tables.get("loss")
@@ -148,13 +179,44 @@ def starved_component(history: History, t: Thresholds) -> Iterator[Finding]:
             meant = weight < 0.01 * _weights(rows)
             if satisfied or (meant and first - last > 0.1 * abs(first)):
                 continue
+            loudness = mean(part) * _weights(rows) / weight
             evidence = {
                 "gradient share": mean(part),
                 "value": float(last),
                 "value at first": float(first),
                 "weight": weight,
             }
-            yield finding("STARVED_COMPONENT", name, int(probed.steps[0]), evidence)
+            if meant and loudness > t.as_loud:
+                yield _as_weak_as_written(name, int(probed.steps[0]), evidence)
+            else:
+                yield finding("STARVED_COMPONENT", name, int(probed.steps[0]), evidence)
+
+
+def _as_weak_as_written(name: str, step: int, evidence: dict[str, Any]) -> Finding:
+    return finding(
+        "STARVED_COMPONENT", name, step, evidence, severity="info", confidence=0.6,
+        title="a component is as weak as its weight says: without it, its gradient would be of the size of the others'",
+        cause="Its weight is below a hundredth of all, and nothing else makes it small: so gentle a penalty may well "
+        "be meant.",
+        remedy="If it is to be learned, raise its weight.",
+    )  # fmt: skip
+
+
+def eraser(history: History, table: Table, t: Thresholds) -> tuple[str, float, float] | None:
+    """Of a component the one beside it that reads only what the prediction is made from, such as a code, and has gone
+    to 0, where nothing is left in that: its name, its largest value at first and its value now."""
+    whole = history.tables.get(str(table.facts.get("of")))
+    if whole is None or whole.kind != "composite":
+        return None
+    own, reads = table.name.removeprefix(f"{whole.name}."), whole.facts.get("reads", {})
+    for name in whole.facts["components"]:
+        value = whole[f"{name}.value"][whole[f"{name}.weight"] > 0]
+        upstream = set() < set(reads.get(name, ())) < set(reads.get(own, ()))
+        if upstream and len(value) >= 2 * t.rows:
+            first, last = float(value[: t.rows].max()), float(np.median(value[-t.rows :]))
+            if 0 <= last < t.erased * first:
+                return name, first, last
+    return None
 
 
 def _weights(table: Table) -> float:

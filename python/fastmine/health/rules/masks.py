@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from .._thresholds import Thresholds
 from .reading import Bools, began, gained, lasting, mean, option, share
 
 OVERLAP = ("dice", "iou", "tversky")
+REGRESSIONS = ("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss")
 ENTROPIES = ("BCELoss", "BCEWithLogitsLoss", "MultiLabelSoftMarginLoss")
 
 
@@ -23,7 +25,8 @@ def nothing_valid(table: Table, t: Thresholds) -> Finding | None:
         return None
     evidence = {"annotated": 0, "groups": mean(rows["groups"]), "ignored": mean(rows["ignored"])}
     if share(none) >= t.share:
-        return finding("NOTHING_VALID", table.name, began(rows, none), evidence, confidence=1.0)
+        since = began(table, (table["annotated"] == 0) & (table["groups"] > 0))
+        return finding("NOTHING_VALID", table.name, since, evidence, confidence=1.0)
     evidence = {"batches without annotation": int(none.sum()), "batches": len(rows)}
     return finding(
         "NOTHING_VALID", table.name, began(rows, none), evidence, severity="info", confidence=1.0,
@@ -49,10 +52,27 @@ def no_source(table: Table, t: Thresholds) -> Finding | None:
     )  # fmt: skip
 
 
+def all_ignored(table: Table, t: Thresholds) -> Finding | None:
+    """Every class index is the one that is ignored, of a loss of torch: the mean of nothing is NaN."""
+    rows, places = table.measured("class_ignored"), math.prod(table.facts.get("target_shape") or [0])
+    none = (rows["class_ignored"] > 0) & (rows["class_min"] == math.inf)
+    if len(rows) < t.rows or share(none) < t.share:
+        return None
+    evidence = {"targets that are not ignored": 0, "targets": places, "steps": len(rows)}
+    return finding(
+        "NOTHING_VALID", table.name, began(rows, none), evidence, confidence=1.0,
+        title="every target is the index that is ignored: there is nothing to learn from",
+        cause="Labels that were not found were all replaced by the ignored index (-100), or ignore_index is the value "
+        "of the only class that occurs.",
+        remedy="Print targets.unique() as the loss gets them, beside its ignore_index.",
+        refute="Some target is another index.",
+    )  # fmt: skip
+
+
 def targets_all_empty(table: Table, t: Thresholds) -> Finding | None:
     """No object anywhere."""
     if table.kind == "foreign":
-        return _never_one(table, t)
+        return _never_one(table, t) or _all_background(table, t)
     rows = table.where(table["annotated"] > 0)
     seen = float(rows["annotated"].sum())
     if len(rows) < 16 or seen < t.groups or rows["target_sum"].any():
@@ -89,17 +109,45 @@ def targets_all_full(table: Table, t: Thresholds) -> Finding | None:
 
 def angles_beyond_a_circle(table: Table, t: Thresholds) -> Finding | None:
     """Angles that are none in radians."""
-    rows = table.measured("angle_max")
-    beyond = rows["angle_max"] > 2 * math.pi
+    if table.facts.get("foreign"):
+        rows, largest = table, np.maximum(np.abs(table["target_min"]), np.abs(table["target_max"]))
+        if not _is_periodic(table):
+            return None
+    else:
+        rows = table.measured("angle_max")
+        largest = rows["angle_max"]
+    beyond = largest > 2 * math.pi
     if len(rows) < t.rows or share(beyond) < 0.5:
         return None
-    evidence = {"largest true angle": float(rows["angle_max"].max()), "a full circle": 2 * math.pi}
+    evidence = {"largest true angle": float(largest.max()), "a full circle": 2 * math.pi}
     return finding(
         "TARGET_RANGE", table.name, began(rows, beyond), evidence, confidence=0.95,
         title="true angles are larger than a full circle: degrees, where the loss takes radians",
         cause="Angles are compared modulo a full circle, 2 pi, so that degrees are wrapped to what looks like chance.",
         remedy="azimuth.deg2rad() once, where the data are loaded.",
         refute="The angles are radians that were unwrapped.",
+    )  # fmt: skip
+
+
+def _is_periodic(table: Table) -> bool:
+    """Whether a loss is the same where targets are a full circle more, and another where they are 1 more."""
+    turned, shifted = (table[name][np.isfinite(table[name])] for name in ("turned", "shifted"))
+    return len(turned) > 0 and len(shifted) > 0 and bool(turned[0] < 1e-3 and shifted[0] > 1e-2)
+
+
+def _all_background(table: Table, t: Thresholds) -> Finding | None:
+    """Every pixel of every map of classes is of the first."""
+    pixels = len(table.facts.get("prediction_shape") or ()) > 2 and table.facts.get("type") == "CrossEntropyLoss"
+    rows = table.where(np.isfinite(table["class_max"]))
+    seen = len(rows) * (table.facts.get("target_shape") or [0])[0]
+    if not pixels or len(rows) < 16 or seen < t.groups or rows["class_min"].any() or rows["class_max"].any():
+        return None
+    return finding(
+        "TARGETS_ALL_EMPTY", table.name, int(rows.steps[0]), {"largest class": 0, "maps": seen}, confidence=0.95,
+        title="every pixel of every target is of class 0: there is no object in any of them",
+        cause="Maps of classes that were divided by 255 and cast back, not found and replaced by zeros, or whose "
+        "classes were mapped to the background.",
+        remedy="Print target.unique() as the loss gets it.",
     )  # fmt: skip
 
 
@@ -127,10 +175,17 @@ def targets_suspect_unannotated(table: Table, t: Thresholds) -> Finding | None:
     seen, filled = float(table["annotated"].sum()), float(table["nonempty"].sum())
     if len(table) < 16 or seen < t.groups or not 0 < filled / seen < t.nonempty_share:
         return None
-    if table.facts.get("foreign") and table["target_between"].any():  # no masks
+    if (table.facts.get("foreign") and table["target_between"].any()) or _told_from_empty(table, t):  # no masks
         return None
     evidence = {"non-empty share": filled / seen, "masks": seen, "valid": "not given"}
     return finding("TARGETS_SUSPECT_UNANNOTATED", table.name, int(table.steps[0]), evidence, confidence=0.6)
+
+
+def _told_from_empty(table: Table, t: Thresholds) -> bool:
+    """Whether objects are found, and as much as there is: where annotation was missing, images would contradict it."""
+    rows = table.recent(t.collapse_rows)
+    target, predicted, both = (rows[name].sum() for name in ("target_sum", "prediction_sum", "overlap_sum"))
+    return bool(both > 0.75 * target and both > 0.75 * predicted)
 
 
 def target_out_of_range(table: Table, _: Thresholds) -> Finding | None:
@@ -172,7 +227,8 @@ def target_never_half(table: Table, t: Thresholds) -> Finding | None:
 def logits_are_probabilities(table: Table, t: Thresholds) -> Finding | None:
     """Two sigmoids, or two softmaxes."""
     if table.facts.get("foreign"):
-        if table.facts.get("domain") != "logits":
+        anywhere = table.facts.get("biased")  # a bias is added last
+        if table.facts.get("domain") != "logits" or anywhere:
             return None
         low, high = table["prediction_min"], table["prediction_max"]
     else:
@@ -181,11 +237,36 @@ def logits_are_probabilities(table: Table, t: Thresholds) -> Finding | None:
         return None
     if not (high <= 1).all():
         return _rectified(table, t, low, high)
+    if (low == 0).all() and (high == 1).all():  # no sigmoid: it was thresholded, and has no gradient
+        return None
     evidence = {"logit min": float(low.min()), "logit max": float(high.max()), "steps": len(table)}
     confidence = 0.9
     if (table["prediction_row_error"] < 1e-3).all():
         evidence["sum over classes"], confidence = 1.0, 1.0
     return finding("INPUT_DOMAIN", table.name, int(table.steps[0]), evidence, confidence=confidence)
+
+
+def probabilities_are_logits(table: Table, t: Thresholds) -> Finding | None:
+    """A loss of masks that is at its best for numbers 0 and 1, and is given any."""
+    best, worst = mean(table["at_mask"]), mean(table["at_inverse"])
+    outside = (table["prediction_min"] < 0) | (table["prediction_max"] > 1)
+    if len(table) < t.rows or share(outside) < t.share or not abs(best) < 0.01 * worst:
+        return None
+    if mean(table["at_truth"]) > 5 * worst:  # a distance, which grows outside as it does inside: a regression
+        return None
+    evidence = {
+        "loss of the mask itself, as 0 and 1": best,
+        "loss of its opposite": worst,
+        "predictions": f"{table['prediction_min'].min():.3g} to {table['prediction_max'].max():.3g}",
+    }
+    return finding(
+        "INPUT_DOMAIN", table.name, began(table, outside), evidence, confidence=0.9,
+        title="the loss takes probabilities, and is given logits",
+        cause="The loss is 0 where the prediction is the mask, 0 and 1; numbers below 0 and above 1 have no meaning to "
+        "it, and overlaps made of them no bound.",
+        remedy="prediction.sigmoid() before the loss, or a loss on logits.",
+        refute="The loss applies a sigmoid of its own.",
+    )  # fmt: skip
 
 
 def _rectified(table: Table, t: Thresholds, low: Floats, high: Floats) -> Finding | None:
@@ -206,7 +287,7 @@ def logits_are_bounded(table: Table, t: Thresholds) -> Finding | None:
     """The operation that made the logits keeps them in a range, and so every probability from its end."""
     low, high = table.facts.get("bounds") or (-math.inf, math.inf)
     logits = table.facts.get("domain") == "logits" if table.facts.get("foreign") else table.kind == "segmentation"
-    if not logits or len(table) < 2 * t.rows or not math.isfinite(high - low):
+    if not logits or len(table) < 2 * t.rows or not -1 <= low <= high <= 1:
         return None
     shape = table.facts.get("prediction_shape") or [0]
     several = table.facts.get("type") == "CrossEntropyLoss" and len(shape) > 1
@@ -274,14 +355,14 @@ def target_no_distribution(table: Table, t: Thresholds) -> Finding | None:
 
 def target_out_of_reach(table: Table, t: Thresholds) -> Finding | None:
     """Targets where the model's last operation cannot go."""
+    table = table.measured("unreachable")
     outside = table["unreachable"] > t.unreachable
-    if not table.facts.get("foreign") or len(table) < t.rows or share(outside) < t.share:
+    if len(table) < t.rows or share(outside) < t.share or not _is_distance(table):
         return None
-    evidence = {
-        "share of targets out of reach": mean(table["unreachable"]),
-        "targets": f"{table['target_min'].min():.3g} to {table['target_max'].max():.3g}",
-        "predictions": f"{table['prediction_min'].min():.3g} to {table['prediction_max'].max():.3g}",
-    }
+    evidence: dict[str, Any] = {"share of targets out of reach": mean(table["unreachable"])}
+    if table.facts.get("foreign"):
+        evidence["targets"] = f"{table['target_min'].min():.3g} to {table['target_max'].max():.3g}"
+        evidence["predictions"] = f"{table['prediction_min'].min():.3g} to {table['prediction_max'].max():.3g}"
     return finding(
         "TARGET_RANGE", table.name, int(table.steps[0]), evidence, confidence=0.95,
         title="the last operation of the model cannot reach these targets",
@@ -292,15 +373,26 @@ def target_out_of_reach(table: Table, t: Thresholds) -> Finding | None:
     )  # fmt: skip
 
 
+def _is_distance(table: Table) -> bool:
+    """Whether the loss is at its least where predictions are their targets; one written by hand is asked."""
+    if not table.facts.get("foreign") or table.facts.get("type") in REGRESSIONS:
+        return True
+    least = abs(mean(table["at_target"])) <= 1e-6 * mean(np.abs(table["at_others"]))
+    return bool(least and not _is_periodic(table))  # where a circle is cut makes no difference
+
+
 def one_class(table: Table, t: Thresholds) -> Finding | None:
     """What is not ignored is always the same class."""
-    rows = table.where(table["class_ignored"] > 0)
-    rows = rows.where(np.isfinite(rows["class_min"]))
-    if len(rows) < 2 * t.rows or share(table["class_ignored"] > 0) < t.share:
+    ours = not table.facts.get("foreign") and option(table, "mode") == "multiclass"
+    ignored, least, largest = (
+        table[name]
+        for name in (("ignored", "target_min", "target_max") if ours else ("class_ignored", "class_min", "class_max"))
+    )
+    some = (ignored > 0) & np.isfinite(least)
+    if some.sum() < 2 * t.rows or share(ignored > 0) < t.share or least[some].min() != largest[some].max():
         return None
-    if rows["class_min"].min() != rows["class_max"].max():
-        return None
-    evidence = {"classes that count": 1, "class": float(rows["class_max"][0]), "ignored": mean(rows["class_ignored"])}
+    rows = table.where(some)
+    evidence = {"classes that count": 1, "class": float(largest[some][0]), "ignored": mean(ignored[some])}
     return finding(
         "PREDICTION_COLLAPSE", table.name, int(rows.steps[0]), evidence, confidence=0.9,
         title="every target that counts is of one class: one answer fits all",
@@ -373,6 +465,8 @@ def weight_of_the_rare_class(table: Table, t: Thresholds) -> Finding | None:
         return None
     share_of = table["target_sum"].sum() / items
     odds = share_of / (1 - share_of) if share_of < 1 else math.inf
+    if 0 < odds < 1 and weight * odds > t.outweighed:
+        return _outweighed(table, weight, float(odds))
     if not 0 < odds < 0.5 or not 1 / t.inverse < weight / odds < t.inverse:
         return None
     evidence = {"pos_weight": weight, "positives over negatives": float(odds)}
@@ -383,6 +477,18 @@ def weight_of_the_rare_class(table: Table, t: Thresholds) -> Finding | None:
         "inverse makes them rarer still, and no probability comes above 1/2.",
         remedy="pos_weight = negatives / positives.",
         refute="False positives are meant to cost that much more than misses.",
+    )  # fmt: skip
+
+
+def _outweighed(table: Table, weight: float, odds: float) -> Finding:
+    return finding(
+        "PREDICTION_COLLAPSE", table.name, int(table.steps[0]),
+        {"pos_weight": weight, "negatives over positives": 1 / odds}, severity="warning", confidence=0.7,
+        title="pos_weight is so large that false positives cost next to nothing: everything becomes object",
+        cause="pos_weight makes up for the rarity of positives where it is negatives over positives; this is many "
+        "times that.",
+        remedy="pos_weight = negatives / positives, or less.",
+        refute="A miss is meant to cost that much more than a false positive.",
     )  # fmt: skip
 
 
@@ -427,18 +533,25 @@ def constant_prediction(table: Table, t: Thresholds) -> Finding | None:
             return None
         same = _equal(table["prediction_variation"], table["prediction_min"], table["prediction_max"], t)
         same &= ~(table["target_max"] == table["target_min"])
+    elif "prediction_variation" in table.columns:
+        table = table.measured("prediction_variation")
+        same = _equal(table["prediction_variation"], table["prediction_size"], table["prediction_size"], t)
+        same &= table["target_variation"] > 0
     else:
         same = _equal(table["logit_max"] - table["logit_min"], table["logit_min"], table["logit_max"], t)
         same &= table["items"] - table["ignored"] > 1
     start = lasting(same)
     if len(table) - start < 2 * t.rows or (same & (table["prediction_nonfinite"] > 0)).any():
         return None
-    difference = table["logit_max"] - table["logit_min"]
-    difference = table["prediction_variation"] if table.facts.get("foreign") else difference
+    known = table.columns.get("prediction_variation")
+    difference = table["logit_max"] - table["logit_min"] if known is None else known
     evidence = {"largest difference of two predictions": mean(difference[start:]), "steps": len(table) - start}
     return finding(
         "PREDICTION_COLLAPSE", table.name, int(table.steps[start]), evidence, confidence=1.0,
         title="the model returns the same prediction for every input",
+        remedy="Print the deviation over a batch of the inputs of the model and of what each layer returns, and find "
+        "where it becomes 0; lower the learning rate.",
+        refute="Two samples of a batch have different predictions.",
         cause="The output does not depend on the input any more: dead rectifiers, saturated activations, inputs that "
         "are constant, or weights that were driven out of range by too large a step.",
     )  # fmt: skip
@@ -464,7 +577,10 @@ def prediction_collapse(table: Table, t: Thresholds) -> Finding | None:
     everything = (1 - nothing[1], 1 - nothing[0], "everything is predicted as object")
     for present, absent, title in (nothing, everything)[: 1 if option(table, "mode") == "multiclass" else 2]:
         start = lasting(present < t.on_target)
-        if len(rows) - start < n or _rising(present, n) or mean(present[-n:]) > t.discrimination * mean(absent[-n:]):
+        told = mean(present[-n:]) > t.discrimination * mean(absent[-n:])
+        # An object that is seen a little better than all else is still not seen; where all is called object, all is.
+        enough = t.prediction_rows if told and title == everything[2] else n
+        if len(rows) - start < enough or _rising(present, n) or (told and title == nothing[2]):
             continue
         # Before it can tell where, a model learns how much: as long as it predicts too much it is on its way there.
         too_much = mean(rows["prediction_share"][-n:]) > 2 * mean(rows["target_share"][-n:])

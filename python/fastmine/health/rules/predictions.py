@@ -10,7 +10,10 @@ import numpy as np
 from .._finding import Finding, finding
 from .._history import History, Table
 from .._thresholds import Thresholds
-from .reading import mean, significant_gain
+from .._together import SYMMETRIES
+from .components import eraser
+from .masks import REGRESSIONS
+from .reading import is_all, mean, significant_gain
 
 
 def nothing_explained(history: History, t: Thresholds) -> Iterator[Finding]:
@@ -20,11 +23,13 @@ def nothing_explained(history: History, t: Thresholds) -> Iterator[Finding]:
         half = rows["agreement"][len(rows) // 2 :]
         if 2 * len(rows) < 3 * t.rows or rows.steps[-1] < t.explained_steps:
             continue
-        found = _against(rows) or _shrunk(rows, history, t)
+        against = _against(rows) if _is_alone(history, table) else None
+        found = _turned(rows, t) or against or _shrunk(rows, history, t) or _faint(rows, t) or _spread_out(rows, t)
         if found is not None:
             yield found
             return
         yield from _same_places(rows, t)
+        yield from _not_where(rows, t)
         if significant_gain(rows["agreement"]):
             continue
         if len(sent) and not sent.any():  # the loss teaches nothing at all, which has another cause
@@ -36,6 +41,10 @@ def nothing_explained(history: History, t: Thresholds) -> Iterator[Finding]:
             yield from _unlearned(rows, t)
             continue
         evidence = {"correlation with the targets": mean(half), "standard error": error, "measurements": len(rows)}
+        erased = _erased(rows, eraser(history, table, t), evidence)
+        if erased is not None:
+            yield erased
+            return
         yield finding(
             "PREDICTION_COLLAPSE", table.name, int(rows.steps[0]), evidence, severity="warning", confidence=0.7,
             title="the predictions have nothing to do with the targets: a constant would do as well",
@@ -47,6 +56,30 @@ def nothing_explained(history: History, t: Thresholds) -> Iterator[Finding]:
             refute="The targets are nearly noise, and this little is all there is to be learned.",
         )  # fmt: skip
         return
+
+
+def _erased(rows: Table, by: tuple[str, float, float] | None, evidence: dict[str, float]) -> Finding | None:
+    """Predictions that say nothing, made from a code in which another term has left nothing."""
+    if by is None:
+        return None
+    name, first, last = by
+    return finding(
+        "STARVED_COMPONENT", rows.name, int(rows.steps[0]),
+        {**evidence, f"{name} at first": first, name: last}, confidence=0.8,
+        title=f"'{name}' outweighs this component at what the prediction is made from, and leaves nothing in it",
+        cause="The other term goes to 0, where its inputs, such as the code of a variational autoencoder, say nothing "
+        "of the sample, and predictions no longer go with their targets: one of the two is a sum and the other a mean.",
+        remedy="Reduce both alike: sum over the values of a sample, average over samples. Or let the weight of the "
+        "other term begin at 0.",
+        refute="The predictions say nothing with the other term left out, either: inputs and targets do not belong "
+        "together.",
+    )  # fmt: skip
+
+
+def _is_alone(history: History, table: Table) -> bool:
+    """Whether it is no part of another loss, or all of it: a part may be outweighed, and climb by right."""
+    loss = history.tables.get("loss")
+    return not table.facts.get("component") or (loss is not None and is_all(loss, table.measured("value")))
 
 
 def _must_agree(rows: Table) -> bool:
@@ -79,6 +112,82 @@ def _against(rows: Table) -> Finding | None:
     )  # fmt: skip
 
 
+def _turned(rows: Table, t: Thresholds) -> Finding | None:
+    """Predictions that go with the masks of their images mirrored or turned, and not as they are."""
+    later = rows.where(slice(len(rows) // 2, None))
+    own = later["as_it_is"]
+    for way in SYMMETRIES:
+        gain = later[way] - own
+        error = float(gain.std(ddof=1)) / np.sqrt(len(gain))
+        if mean(gain) - 3 * error > t.explained and mean(later[way]) > 4 * t.explained:
+            evidence = {
+                "correlation with the masks": mean(own),
+                f"with {way.replace('_', ' ')}": mean(later[way]),
+                "measurements": len(later),
+            }
+            return finding(
+                "PREDICTION_COLLAPSE", rows.name, int(rows.steps[0]), evidence, severity="warning", confidence=0.9,
+                title="the predictions go with the masks turned or mirrored, and not with the masks: image and mask "
+                "are not transformed alike",
+                cause="A flip, rotation or transposition is applied to the image and not to its mask, or is drawn anew "
+                "for each; or height and width change places in one of them.",
+                remedy="Give one call of the augmentation both, image and mask; overlay a few as the loss gets them.",
+                refute="Objects lie where they are for a reason that the image does not show.",
+            )  # fmt: skip
+    return None
+
+
+def _faint(rows: Table, t: Thresholds) -> Finding | None:
+    """Predictions that go the right way, and by so little that it would take many times the steps so far to arrive."""
+    # Of a loss that is not known, predictions may be logarithms of what is meant, or counts of it.
+    if rows.facts.get("foreign") and rows.facts.get("type") not in REGRESSIONS and rows.facts.get("domain") != "logits":
+        return None
+    later = rows.where(slice(len(rows) // 2, None))
+    agreement, followed = later["agreement"], later["followed"]
+    error = float(agreement.std(ddof=1)) / np.sqrt(len(agreement))
+    n = len(followed) // 2
+    goal, now, before = mean(agreement) ** 2, mean(followed[n:]), mean(followed[:n])
+    if mean(agreement) - 2 * error < 2 * t.explained or not abs(now) < t.faint * goal:
+        return None
+    if goal - now < (now - before) / n * 10 * len(rows):
+        return None
+    evidence = {
+        "correlation with the targets": mean(agreement),
+        "slope over the targets": now,
+        "slope of the best line": goal,
+    }
+    far = max(np.abs(rows["target_min"]).max(), np.abs(rows["target_max"]).max()) > t.units
+    return finding(
+        "TARGET_RANGE" if far else "PREDICTION_COLLAPSE", rows.name, int(rows.steps[0]), evidence, severity="warning",
+        confidence=0.8,
+        title="the predictions go the right way, and are smaller than the targets by orders of magnitude",
+        cause="Inputs, outputs or targets are in a wrong unit, or divided twice, so that the weights would have to "
+        "grow by as much; or a penalty holds the weights near 0.",
+        remedy="Bring inputs and targets to a mean of 0 and a deviation of 1; print both as model and loss get them.",
+        refute="The slope rises fast enough to arrive within the steps that are planned.",
+    )  # fmt: skip
+
+
+def _spread_out(rows: Table, t: Thresholds) -> Finding | None:
+    """Predictions that differ much more than targets do, and not less over time."""
+    if rows.facts.get("type") not in REGRESSIONS:
+        return None
+    times = np.abs(rows["followed"] / rows["agreement"])  # the deviation of predictions over that of targets
+    later = times[len(times) // 2 :]
+    if not np.median(later) > t.far or significant_gain(-times):
+        return None
+    evidence = {"deviation of predictions over that of targets": float(np.median(later)), "measurements": len(rows)}
+    return finding(
+        "PREDICTION_COLLAPSE", rows.name, int(rows.steps[0]), evidence, severity="warning", confidence=0.8,
+        title="the predictions are larger than the targets by orders of magnitude, and do not come down",
+        cause="Inputs or weights are thousands of times too large, targets were divided twice, or every step "
+        "overshoots.",
+        remedy="Print the deviation of inputs, predictions and targets; each should be about 1 at the start. Divide "
+        "the learning rate by 100.",
+        refute="They come down over the next steps.",
+    )  # fmt: skip
+
+
 def _shrunk(rows: Table, history: History, t: Thresholds) -> Finding | None:
     """Weights that were driven to 0, and predictions that say next to nothing."""
     followed = rows["followed"]
@@ -100,6 +209,36 @@ def _shrunk(rows: Table, history: History, t: Thresholds) -> Finding | None:
                 refute="Weights that started far too large have come down to where they should be.",
             )  # fmt: skip
     return None
+
+
+def small_inputs(history: History, t: Thresholds) -> Iterator[Finding]:
+    """Inputs that are next to nothing beside the biases, and predictions that follow their targets half as far as
+    would be best."""
+    given = [table for table in history.of_kind("inputs") if len(table) and table["input_size"].max() < t.small]
+    for table in history.of_kind("foreign", "segmentation") if given else ():
+        rows = table.measured("agreement")
+        if len(rows) < t.rows or rows.steps[-1] < t.explained_steps or table.facts.get("component"):
+            continue
+        if rows.facts.get("foreign") and rows.facts.get("type") not in REGRESSIONS and not rows.facts.get("domain"):
+            continue  # predictions may be logarithms of what is meant, or counts of it
+        last = rows.recent(t.probes)
+        goal, slope = mean(last["agreement"]) ** 2, mean(last["followed"])
+        if not slope < max(goal, t.explained**2) / 2:
+            continue
+        evidence = {
+            "root of the mean square of the inputs": float(given[0]["input_size"].max()),
+            "slope over the targets": slope,
+            "slope of the best line": goal,
+        }
+        yield finding(
+            "PREDICTION_COLLAPSE", table.name, int(rows.steps[0]), evidence, severity="warning", confidence=0.8,
+            title="the inputs of the model are next to nothing: what it says comes from its biases",
+            cause="Inputs were divided twice, by 255 for one, or are in a wrong unit. The weights of the first layer "
+            "would have to grow by as much before the input is heard.",
+            remedy="Print x.min(), x.max() and x.std() as the model gets it; bring it to a deviation of 1.",
+            refute="The first layer normalises its inputs, or the slope rises fast enough.",
+        )  # fmt: skip
+        return
 
 
 def _same_places(rows: Table, t: Thresholds) -> Iterator[Finding]:
@@ -124,6 +263,29 @@ def _same_places(rows: Table, t: Thresholds) -> Iterator[Finding]:
         remedy="Match before comparing (fastmine.losses.AngleLoss and ChamferLoss do, or "
         "scipy.optimize.linear_sum_assignment); or sort the targets of a row.",
         refute="What sets the targets of a row apart is noise.",
+    )  # fmt: skip
+
+
+def _not_where(rows: Table, t: Thresholds) -> Iterator[Finding]:
+    """Predictions of masks that say how much of an image is object, and not where."""
+    half, whole = (x[len(rows) // 2 :] for x in (rows["as_it_is"], rows["agreement"]))
+    error, other = (float(x.std(ddof=1)) / np.sqrt(len(half)) for x in (half, whole))
+    if not mean(half) + 2 * error < t.explained or not mean(whole) - 2 * other > 0:
+        return
+    if significant_gain(rows["as_it_is"]):
+        return
+    evidence = {
+        "correlation with the mask, within an image": mean(half),
+        "and between images": mean(whole),
+        "measurements": len(rows),
+    }
+    yield finding(
+        "PREDICTION_COLLAPSE", rows.name, int(rows.steps[0]), evidence, severity="warning", confidence=0.8,
+        title="the predictions say how much of an image is object, and not where: places do not match",
+        cause="Image and mask are cropped, shifted or augmented apart, each by its own random numbers, or pixels of "
+        "one of them were put into another order.",
+        remedy="Give one call of the augmentation both, image and mask; overlay a few as the loss gets them.",
+        refute="All of an image is object, or nothing.",
     )  # fmt: skip
 
 
@@ -160,13 +322,18 @@ def one_answer_fits_all(history: History, t: Thresholds) -> Iterator[Finding]:
         return
     (table,) = tables
     low, high = table["target_min"], table["target_max"]
-    same = len(table) >= 2 * t.rows and low.min() == high.max() and np.isfinite(table["class_min"]).all()
-    if not same or not table.facts.get("biased") or not _is_all(loss, table):
+    same = len(table) >= 2 * t.rows and low.min() == high.max()
+    if (
+        not same
+        or not (np.isfinite(table["class_min"]).all() or table.facts.get("type") in REGRESSIONS)
+        or not table.facts.get("biased")
+        or not is_all(loss, table)
+    ):
         return
-    evidence = {"class of every row": float(low[0]), "measurements": len(table)}
+    evidence = {"target of every row": float(low[0]), "measurements": len(table)}
     yield finding(
         "PREDICTION_COLLAPSE", table.name, int(table.steps[0]), evidence, confidence=0.9,
-        title="every row is of one class: one answer fits all",
+        title="every row has the same target, or is of one class: one answer fits all",
         cause="Labels were overwritten, cast to nothing, or read from a column that is constant; or data are sorted "
         "and not shuffled. The last bias alone can learn that.",
         remedy="Print the targets of some batches as the loss gets them.",
@@ -174,14 +341,19 @@ def one_answer_fits_all(history: History, t: Thresholds) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def _is_all(loss: Table, table: Table) -> bool:
-    """Whether the loss is this criterion, times a constant."""
-    value = table["value"]
-    places = np.searchsorted(loss.steps, table.steps)
-    known = (places < len(loss)) & (value != 0)
-    known[known] = loss.steps[places[known]] == table.steps[known]
-    ratio = loss["value"][places[known]] / value[known]
-    return len(ratio) > 0 and bool(np.ptp(ratio) <= 1e-3 * abs(ratio[0]))
+def same_arrays(table: Table, t: Thresholds) -> Finding | None:
+    """True directions, or covariances, that are all the same."""
+    rows = table.measured("target_variation")
+    if len(rows) < 2 * t.rows or rows["target_variation"].any():
+        return None
+    return finding(
+        "PREDICTION_COLLAPSE", table.name, int(rows.steps[0]), {"largest difference of two targets": 0},
+        confidence=0.95, title="every sample of a batch has the same truth: one answer fits all",
+        cause="Labels were overwritten, cast to nothing or never filled; or a batch holds one recording again and "
+        "again.",
+        remedy="Print the targets of some batches as the loss gets them.",
+        refute="Targets of later batches differ.",
+    )  # fmt: skip
 
 
 def worse_than_constant(table: Table, t: Thresholds) -> Finding | None:
@@ -192,12 +364,13 @@ def worse_than_constant(table: Table, t: Thresholds) -> Finding | None:
     if not known or len(half) < t.rows or rows.steps[-1] < t.explained_steps or not np.isfinite(half).all():
         return None
     error = float(half.std(ddof=1)) / np.sqrt(len(half))
-    if not mean(half) - 2 * error > t.worse * known or significant_gain(-rows["value"]):
+    stays = mean(half) - 2 * error > t.worse * known and not significant_gain(-rows["value"])
+    if not stays and not half[len(half) // 2 :].min() > t.far * known:
         return None
     evidence = {"loss": mean(half), "of a model that gives all classes the same probability": known}
     return finding(
         "PREDICTION_COLLAPSE", table.name, int(rows.steps[0]), evidence, confidence=0.8,
-        title="the predictions are worse than saying the same of everything, and do not get better",
+        title="the predictions are far worse than saying the same of everything",
         cause="They are firm and wrong: a learning rate so large that every step overshoots, inputs or weights "
         "thousands of times too large, or a sign that is inverted.",
         remedy="Divide the learning rate by 100; print the standard deviation of inputs and logits, which should be "

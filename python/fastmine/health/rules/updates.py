@@ -10,7 +10,7 @@ import numpy as np
 from .._finding import Finding, finding
 from .._history import History, Table
 from .._thresholds import Thresholds
-from .reading import began, lasting, losses, mean, share
+from .reading import began, lasting, losses, mean, share, significant_gain
 
 
 def _arrives(history: History) -> bool:
@@ -69,15 +69,74 @@ def no_update(history: History, t: Thresholds) -> Iterator[Finding]:
         yield idle
         return
     rules = (
-        _lr_zero, _not_in_optimizer, _without_gradient, _rounded, _spent, _crawling, _clipped_away, _below_epsilon,
+        _lr_zero, _not_in_optimizer, _without_gradient, _overwritten, _rounded, _spent, _crawling, _clipped_away,
+        _below_epsilon,
     )  # fmt: skip
     for rule in rules:
         found = [made for table in held if (made := rule(history, table, t))]
         if found:
             yield from found
             return
+    yield from _empty_group(tables, t)
     yield from _head_not_in_optimizer(tables, t)
     yield from _never_handed_over(tables, t)
+    yield from _one_never_steps(history, held, t)
+
+
+def _one_never_steps(history: History, held: Sequence[Table], t: Thresholds) -> Iterator[Finding]:
+    """Of several optimizers one never steps, though its weights get gradients."""
+    others = any((table["updates"] >= t.updates).any() for table in held)
+    for table in held:
+        rows = table.measured("arrived_l1")
+        waits = history.steps >= t.idle_steps and len(rows) >= t.probes and (rows["arrived_l1"] > 0).all()
+        if not others or not waits or table["updates"].any() or np.nansum(table["changed"]):
+            continue
+        evidence = {"variant": "gated", "steps": history.steps, "updates": 0}
+        yield finding(
+            "NO_UPDATE", table.name, int(table.steps[0]), evidence, severity="warning", confidence=0.9,
+            title="one of the optimizers never steps, and the others do",
+            cause="Its step() was forgotten, or stands behind a condition that is never true.",
+            remedy="Call step() of every optimizer after backward().",
+            refute="Its weights are to be trained later on: then requires_grad_(False) until then.",
+        )  # fmt: skip
+
+
+def silent_layers(history: History, t: Thresholds) -> Iterator[Finding]:
+    """Layers whose gradient is exactly 0 wherever it was looked at, beside others that get one."""
+    for table in history.of_kind("updates"):
+        rows = table.measured("silent")
+        if not table.facts.get("held") or len(rows) < t.probes or not rows["silent"][-1] > 0 < rows["heard"][-1]:
+            continue
+        evidence = {
+            "variant": "silent",
+            "matrices whose gradient is all 0": float(rows["silent"][-1]),
+            "matrices that get one": float(rows["heard"][-1]),
+            "measurements": len(rows),
+        }
+        yield finding(
+            "NO_UPDATE", table.name, int(rows.steps[0]), evidence, severity="warning", confidence=0.8,
+            title="some layers get a gradient of exactly 0 in every step: what they make is multiplied by 0",
+            cause="A gate, a share of a blend or a mask is 0 and stays there, or what the layers make is clipped away: "
+            "they are in the graph, and nothing depends on them.",
+            remedy="Print p.grad.abs().sum() by name after backward(), and follow the output of the first that is 0.",
+            refute="Their gradient is not 0 in some step.",
+        )  # fmt: skip
+
+
+def nothing_to_train(history: History, t: Thresholds) -> Iterator[Finding]:
+    """A loss that learns by itself, from a model in which nothing is left to be learned."""
+    loss = history.tables.get("loss")
+    if loss is None or not loss.facts.get("frozen") or len(loss) < 2 * t.rows:
+        return
+    yield finding(
+        "DETACHED_GRAPH", "model", int(loss.steps[0]), {"parameters of the model that require a gradient": 0},
+        severity="warning", confidence=0.8,
+        title="no parameter of the model requires a gradient: only the loss itself learns",
+        cause="Everything was frozen, and the part that was to learn was not thawed: its name has changed, as in a "
+        "wrapped or compiled model, or nothing begins with it.",
+        remedy="Print [name for name, p in model.named_parameters() if p.requires_grad] before training.",
+        refute="Only class vectors are meant to be learned, on features that stay as they are.",
+    )  # fmt: skip
 
 
 def gradients_accumulate(history: History, t: Thresholds) -> Iterator[Finding]:
@@ -209,6 +268,30 @@ def _without_gradient(_: History, table: Table, t: Thresholds) -> Finding | None
     return finding("NO_UPDATE", table.name, int(rows.steps[0]), evidence, **words)
 
 
+def _overwritten(_: History, table: Table, t: Thresholds) -> Finding | None:
+    """Somebody writes to the weights, again and again, and next to nothing of what the steps did survives it."""
+    writes = table.facts.get("writes") or {}
+    went, left, written = (np.array(writes.get(name, ())) for name in ("went", "left", "written"))
+    undone = (left < t.undone * went) & (written >= t.share)
+    start = lasting(undone)
+    if len(undone) - start < 2:
+        return None
+    evidence: dict[str, Any] = {
+        "variant": "overwritten",
+        "writes between two steps": len(undone) - start,
+        "share that they leave of what the steps did": float((left / went)[start:].max()),
+    }
+    return finding(
+        "NO_UPDATE", table.name, int(writes["steps"][start]), evidence, severity="warning", confidence=0.95,
+        title="somebody writes old weights over the new ones, and what the steps did is lost",
+        cause="A moving average or a checkpoint is loaded into the model, for validation or at every epoch, and the "
+        "trained weights are not put back.",
+        remedy="Keep a copy before: backup = copy.deepcopy(model.state_dict()), and load it after; or evaluate a copy "
+        "of the model.",
+        refute="Weights are put back by design, as in the inner loop of meta-learning.",
+    )  # fmt: skip
+
+
 def _rounded(history: History, table: Table, t: Thresholds) -> Finding | None:
     if any(
         _is_one_point(pairs, t) for pairs in history.of_kind("mining")
@@ -283,6 +366,54 @@ def _crawling(_: History, table: Table, t: Thresholds) -> Finding | None:
         remedy="Raise the learning rate until a step moves the weights by about a thousandth of their size.",
         refute="The model was trained before, and so small a learning rate is meant.",
     )  # fmt: skip
+
+
+def standing_still(history: History, t: Thresholds) -> Iterator[Finding]:
+    """Of each optimizer, whether its weights stand still."""
+    for table in history.of_kind("updates"):
+        made = _standing_still(history, table, t) if table.facts.get("held") else None
+        if made is not None:
+            yield made
+
+
+def _standing_still(history: History, table: Table, t: Thresholds) -> Finding | None:
+    """Weights that have hardly moved in all steps together: in so many that it is no warm-up, or to no effect."""
+    rows = table.where((table["drift_l1"] >= 0) & (table["weight_l1"] > 0))
+    if len(rows) < 2 * t.probes or rows.steps[-1] < t.explained_steps or not (rows["gradient_l1"] > 0).any():
+        return None
+    moved = float(rows["drift_l1"].sum() / rows["weight_l1"][0])
+    usual = (rows["weight_l1"] / rows["sampled"]).max() < 1  # of weights that start far too large little is a long way
+    long = rows.steps[-1] >= 1.5 * t.explained_steps and moved < t.still
+    if not 0 < moved < t.moved or not (long or (usual and _nothing_learned(history, t))):
+        return None
+    evidence: dict[str, Any] = {
+        "variant": "crawling",
+        "share of their size that the weights moved by, in all": moved,
+        "steps": int(rows.steps[-1]),
+        "learning rate": float(rows["lr_max"][-1]),
+    }
+    return finding(
+        "NO_UPDATE", table.name, int(rows.steps[0]), evidence, severity="warning", confidence=0.8,
+        title="the weights have hardly moved since the first step, and nothing was learned",
+        cause="The learning rate is far too small for this optimizer and the scale of this loss, or a warm-up takes so "
+        "many steps that it has not begun.",
+        remedy="Raise the learning rate until a step moves the weights by about a thousandth of their size; print "
+        "optimizer.param_groups[0]['lr'] every step.",
+        refute="The model was trained before, or the learning rate is about to rise.",
+    )  # fmt: skip
+
+
+def _nothing_learned(history: History, t: Thresholds) -> bool:
+    """Whether predictions go with their targets no more than they did at first, nor positives come nearer."""
+    seen = False
+    for table in losses(history):
+        for column, done in (("agreement", 0.5), ("gap", 0.0)):
+            values = table[column][np.isfinite(table[column])]
+            if len(values) >= t.rows:
+                seen = True
+                if significant_gain(values) or mean(values[len(values) // 2 :]) > done:
+                    return False
+    return seen
 
 
 def _clipped_away(history: History, table: Table, t: Thresholds) -> Finding | None:
@@ -394,6 +525,23 @@ def _never_handed_over(tables: Sequence[Table], t: Thresholds) -> Iterator[Findi
             "NO_UPDATE", "model", int(table.steps[0]), evidence, severity="warning", confidence=0.9,
             refute="They are not meant to learn: then requires_grad_(False).", **words,
         )  # fmt: skip
+
+
+def _empty_group(tables: Sequence[Table], t: Thresholds) -> Iterator[Finding]:
+    """A group of an optimizer that holds nothing, and weights with gradients that no optimizer holds."""
+    empty = sum(table.facts.get("empty_groups", 0) for table in tables)
+    rest = [table for table in tables if not table.facts.get("held") and not np.nansum(table["changed"])]
+    if not empty or not any((table["arrived_l1"] > 0).sum() >= t.probes for table in rest):
+        return
+    yield finding(
+        "NO_UPDATE", "optimizer", 0, {"variant": "not_in_optimizer", "groups without a parameter": empty},
+        confidence=0.95,
+        title="a group of the optimizer is empty, and weights that get gradients are in none",
+        cause="A generator, such as named_parameters(), was gone through before and gives nothing any more; or the "
+        "names that choose the parameters match none.",
+        remedy="list(model.named_parameters()) once; print how many parameters each group has.",
+        refute="These weights are not meant to learn: then requires_grad_(False).",
+    )  # fmt: skip
 
 
 def _head_not_in_optimizer(tables: Sequence[Table], t: Thresholds) -> Iterator[Finding]:
