@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import pickle
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import optimizer as optim
 
 from fastmine.health import History, Monitor, Thresholds, check_loss
+from fastmine.health._optimizers import told
 from fastmine.losses import CompositeLoss, TripletLoss
 
 
@@ -168,10 +170,10 @@ def test_inputs_given_after_backward_raised_of_a_graph_that_is_freed() -> None:
 
 
 def test_attach_to_a_plain_function_counted_no_step() -> None:
-    hooks = len(optim._global_optimizer_pre_hooks)
+    before = len(told)
     with pytest.raises(TypeError, match=r"criterion = monitor.watch\(function\)"):
         Monitor.attach(net(), my_loss)
-    assert len(optim._global_optimizer_pre_hooks) == hooks
+    assert len(told) == before
 
 
 def test_a_number_for_a_loss_was_blamed_on_a_missing_model() -> None:
@@ -308,7 +310,7 @@ def test_a_model_with_a_head_that_is_not_used_could_not_be_saved(copied: Callabl
 
 
 def test_a_monitor_that_was_never_closed_kept_its_model_for_ever() -> None:
-    hooks = len(optim._global_optimizer_pre_hooks)
+    before = len(told)
 
     def cell() -> tuple[weakref.ref[nn.Module], weakref.ref[Monitor]]:
         model, criterion = net(), TripletLoss()
@@ -320,7 +322,57 @@ def test_a_monitor_that_was_never_closed_kept_its_model_for_ever() -> None:
     references = cell()
     gc.collect()
     assert [reference() for reference in references] == [None, None]
-    assert len(optim._global_optimizer_pre_hooks) == hooks
+    assert len(told) == before
+
+
+def forgotten() -> weakref.ref[Monitor]:
+    """A monitor that is part of a cycle, as those of a notebook's cells are, and that nobody holds any longer."""
+    model, criterion = net(), TripletLoss()
+    monitor = Monitor(model, criterion, torch.optim.SGD(model.parameters(), lr=0.1), speak=False)
+    monitor.step(criterion(model(batch(0)[0]), batch(0)[1]))
+    model.cycle = [model, monitor]  # type: ignore[assignment]
+    return weakref.ref(monitor)
+
+
+def stepped(while_it_steps: Callable[[], object]) -> None:
+    """An optimizer steps; in the middle of its hooks something else happens."""
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    weight.grad = torch.ones(1)
+
+    def hook(*_: object) -> None:
+        while_it_steps()
+
+    handles = [optim.register_optimizer_step_pre_hook(each) for each in (hook, lambda *_: None)]
+    try:
+        optimizer.step()
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert weight.item() == 0.5
+
+
+def test_a_monitor_collected_while_an_optimizer_stepped_ended_the_training() -> None:
+    gc.disable()
+    try:
+        reference = forgotten()
+        assert reference() is not None, "the cycle keeps it until the garbage collector comes by"
+        stepped(gc.collect)
+        assert reference() is None
+    finally:
+        gc.enable()
+
+
+def test_a_monitor_made_in_another_thread_while_an_optimizer_stepped_ended_the_training() -> None:
+    kept = [Monitor(net(), speak=False)]
+
+    def meanwhile() -> None:
+        thread = threading.Thread(target=lambda: kept.append(Monitor(net(), speak=False)))
+        thread.start()
+        thread.join()
+
+    stepped(meanwhile)
+    assert len(kept) == 2
 
 
 def test_an_attached_monitor_lives_as_long_as_its_loss() -> None:

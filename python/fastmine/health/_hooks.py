@@ -1,8 +1,7 @@
-"""Hooks that are no part of what they hang on, nor keep alive whom they tell."""
+"""Hooks of modules that are no part of what they hang on."""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -24,14 +23,3 @@ class Hook:
 
 def _unwatched(*_: Any) -> None:
     """What a copied hook does."""
-
-
-def weakly(method: Callable[..., None]) -> Callable[..., None]:
-    """The method for as long as its object is there: torch holds the hooks of all optimizers for ever."""
-    found = weakref.WeakMethod(method)
-
-    def hook(*args: Any) -> None:
-        if (alive := found()) is not None:
-            alive(*args)
-
-    return hook

@@ -12,7 +12,6 @@ from torch.optim import optimizer as optim
 
 from ..losses import EvidentLoss
 from ._clock import Clock
-from ._hooks import weakly
 from ._updates import Updates
 
 OPTIMIZERS = 16  # that are followed at most
@@ -38,14 +37,9 @@ class FollowedOptimizers:
         self.unregistered: list[nn.Parameter] = []  # that the loss depends on
         for one in given:
             self._follow(one)
-        self._handles = (
-            optim.register_optimizer_step_pre_hook(weakly(self._before_step)),
-            optim.register_optimizer_step_post_hook(weakly(self._after_step)),
-        )
-        for handle in self._handles:
-            weakref.finalize(self, handle.remove).atexit = False
         self._rest = Updates("model", clock)
         self._hold_rest()
+        told.add(self)
 
     def __len__(self) -> int:
         return len(self._updates)
@@ -76,8 +70,7 @@ class FollowedOptimizers:
 
     def close(self) -> None:
         """Remove every hook."""
-        for handle in self._handles:
-            handle.remove()
+        told.discard(self)
         for updates in self.records:
             updates.close()
 
@@ -125,13 +118,55 @@ class FollowedOptimizers:
         self._foreign.add(optimizer)
         return None
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer, ours or not, is about to step."""
         if (updates := self._of(optimizer)) is not None:
             updates.before_step()
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """It has stepped."""
         if (updates := self._of(optimizer)) is not None:
             updates.after_step()
             self._clock.updates += 1
             for each in self._updates:
                 each.after_any_step()
+
+
+class _Told:
+    """Who is told of every step of every optimizer, for as long as somebody else holds them.
+
+    Torch iterates over its hooks of all optimizers while it calls them, so none may come or go in the meantime, be it
+    by the garbage collector or by a monitor in another thread: one pair is hooked once, and stays.
+    """
+
+    def __init__(self) -> None:
+        self._followed: weakref.WeakValueDictionary[int, FollowedOptimizers] = weakref.WeakValueDictionary()
+        self._hooked = False
+
+    def __len__(self) -> int:
+        return len(self._followed)
+
+    def add(self, one: FollowedOptimizers) -> None:
+        self._followed[id(one)] = one
+        if not self._hooked:
+            self._hooked = True
+            optim.register_optimizer_step_pre_hook(self._before_step)
+            optim.register_optimizer_step_post_hook(self._after_step)
+
+    def discard(self, one: FollowedOptimizers) -> None:
+        self._followed.pop(id(one), None)
+
+    def _alive(self) -> list[FollowedOptimizers]:
+        # A list of the references is made in one go, where an iterator would meet what comes and goes.
+        return [one for reference in self._followed.valuerefs() if (one := reference()) is not None]
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        for one in self._alive():
+            one.before_step(optimizer)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        for one in self._alive():
+            one.after_step(optimizer)
+
+
+told = _Told()
