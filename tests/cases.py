@@ -176,7 +176,13 @@ def _sliced(x: Tensor) -> Tensor:
 
 
 def _expanded(x: Tensor) -> Tensor:
-    return x[:1].expand_as(x) if x.dim() > 1 else _sliced(x)
+    if x.dim() < 2:
+        return _sliced(x)
+    if not x.is_floating_point():
+        return x[:1].expand_as(x)
+    # Rows that are the same tie exactly: of numbers of few bits every product and sum is exact, in any order. A matrix
+    # product of the processor's library may else give two equal rows two values.
+    return ((64 * x[:1]).round() / 64).expand_as(x)
 
 
 def _expanded_last(x: Tensor) -> Tensor:

@@ -61,7 +61,11 @@ def pairwise_distance(x: Tensor, y: Tensor | None = None, metric: str = "euclide
 
 
 def distance_matrix(x: Tensor, y: Tensor | None, metric: str) -> Tensor:
-    """The values of :func:`pairwise_distance` in float64 and in O(N M) memory, without a gradient."""
+    """The values of :func:`pairwise_distance` in float64 and in O(N M) memory, without a gradient.
+
+    Equal rows are at equal distances, but for ``"dot"``: a matrix product may round the same two rows differently at
+    different places, as some processors' libraries do.
+    """
     a = x.detach().double()
     b = a if y is None else y.detach().double()
     poisoned = poisoned_rows(a)[:, None] | poisoned_rows(b)[None, :]
