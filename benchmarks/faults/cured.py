@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import torch
 
-from . import everyday, graded, outside, sealed
+from . import everyday, graded, outside, plain, sealed
 from .runs import Clocked
 from .tools import Watcher, load
 
-CASES = {**sealed.cases, **outside.cases, **graded.cases, **everyday.cases}
+CASES = {**sealed.cases, **outside.cases, **graded.cases, **everyday.cases, **plain.cases}
 
 
 class Outcome(NamedTuple):

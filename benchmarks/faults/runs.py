@@ -17,7 +17,22 @@ from torch import Tensor
 
 import fastmine.health
 
-from . import blind, everyday, fresh, graded, held_out, listed, mutants, nets, outside, sealed, tasks, threads, unseen
+from . import (
+    blind,
+    everyday,
+    fresh,
+    graded,
+    held_out,
+    listed,
+    mutants,
+    nets,
+    outside,
+    plain,
+    sealed,
+    tasks,
+    threads,
+    unseen,
+)
 from .case import Case
 from .tools import Watcher, load
 
@@ -25,7 +40,7 @@ SUITES = {
     suite.name: suite
     for suite in (
         listed.cases, threads.cases, unseen.cases, held_out.cases, blind.cases, fresh.cases, sealed.cases,
-        outside.cases, graded.cases, everyday.cases, mutants.cases,
+        outside.cases, graded.cases, everyday.cases, plain.cases, mutants.cases,
     )
 }  # fmt: skip
 CASES: dict[str, Case] = {name: case for suite in SUITES.values() for name, case in suite.items()}
