@@ -13,8 +13,16 @@ from torch import Tensor, nn
 from fastmine import array
 from fastmine.health import Finding, History, Monitor, Table, Thresholds
 from fastmine.health._arrays import Geometry
+from fastmine.health._images import placed
 from fastmine.health.rules import examine
-from fastmine.losses import ArrayPrediction, ArrayTarget, HybridCovarianceLoss, PeakLoss, SubspaceLoss
+from fastmine.losses import (
+    ArrayPrediction,
+    ArrayTarget,
+    CombinedSegmentationLoss,
+    HybridCovarianceLoss,
+    PeakLoss,
+    SubspaceLoss,
+)
 
 ARRAY = array.uniform_linear(8)
 Change = Callable[[Tensor], Tensor]
@@ -242,6 +250,116 @@ def test_predictions_near_the_mean_explain_nothing(correlation: float, deviation
     bound = half.mean() + 2 * half.std(ddof=1) / math.sqrt(28)
     assert expected == [] or bound > 0.05 or half.mean() - 2 * half.std(ddof=1) / math.sqrt(28) < -0.05
     assert codes(examine(History(336, {"criterion": table}), Thresholds())) == expected
+
+
+# --- masks and images ------------------------------------------------------------------------------------------------
+
+
+def shapes(kind: str = "plain") -> tuple[Tensor, Tensor]:
+    """Bright rectangles of many sizes, mostly above and to the left of the middle, and their masks."""
+    mask = torch.zeros(8, 1, 24, 24)
+    for one in mask:
+        row, column = torch.randint(1, 6, (2,)).tolist()
+        height, width = torch.randint(3, 10, (2,)).tolist()
+        one[:, row : row + height, column : column + width] = 1
+    image = 2 * mask + 0.7 * torch.randn(8, 1, 24, 24)
+    match kind:
+        case "darker":
+            image = -image
+        case "noise":
+            image = torch.randn_like(image)
+        case "most are empty":
+            empty = torch.rand(8) < 0.6
+            image[empty], mask[empty] = torch.randn(int(empty.sum()), 1, 24, 24), 0.0
+        case "one of two":
+            image = image + 2 * mask.roll(1, 0) * (mask == 0)
+        case "all of it":
+            mask = torch.ones_like(mask)
+        case "of three channels":
+            image = image + 0.3 * torch.randn(8, 3, 24, 24)
+        case "large":
+            image, mask = (x.repeat_interleave(3, 2).repeat_interleave(2, 3) for x in (image, mask))
+    return image, mask
+
+
+def augmented(x: Tensor, *, shift: bool) -> Tensor:
+    def one(y: Tensor) -> Tensor:
+        y = y.flip(-1) if torch.rand(()) < 0.5 else y
+        y = y.flip(-2) if torch.rand(()) < 0.5 else y
+        return y.roll(torch.randint(24, (2,)).tolist(), (-2, -1)) if shift else y
+
+    return torch.stack([one(y) for y in x])
+
+
+def alarms_of_images(draw: Callable[[], tuple[Tensor, Tensor]]) -> list[Finding]:
+    image, _ = draw()
+    model = nn.Sequential(nn.Conv2d(image.shape[1], 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 3, padding=1))
+    criterion = CombinedSegmentationLoss()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with Monitor(model, criterion, optimizer, speak=False) as monitor:
+        for _ in range(70):
+            image, mask = draw()
+            loss = criterion(model(image), mask)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            monitor.step(loss)
+    return [one for one in monitor.check() if one.is_alarm and "in other places" in one.title]
+
+
+APART: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "each by its own numbers": lambda x, t: (augmented(x, shift=True), augmented(t, shift=True)),
+    "flipped, each by its own": lambda x, t: (augmented(x, shift=False), augmented(t, shift=False)),
+    "the mask alone": lambda x, t: (x, augmented(t, shift=True)),
+    "rows from below": lambda x, t: (x, t.flip(-2)),
+}
+
+
+@pytest.mark.parametrize("apart", APART)
+def test_images_and_masks_that_are_augmented_apart(apart: str) -> None:
+    (one,) = alarms_of_images(lambda: APART[apart](*shapes()))
+    assert one.code == "PREDICTION_COLLAPSE"
+
+
+@pytest.mark.parametrize(
+    "kind", ["plain", "darker", "noise", "most are empty", "one of two", "all of it", "of three channels", "large"]
+)
+def test_images_and_masks_that_belong_together(kind: str) -> None:
+    assert alarms_of_images(lambda: shapes(kind)) == []
+
+
+def test_masks_of_other_images_are_not_in_other_places() -> None:
+    """Nothing in an image is like the mask of another: that they lie elsewhere is not what is wrong."""
+
+    def draw() -> tuple[Tensor, Tensor]:
+        image, mask = shapes()
+        return image, mask.roll(1, 0)
+
+    assert alarms_of_images(draw) == []
+
+
+def test_fits_are_those_of_every_place_one_by_one() -> None:
+    image, mask = shapes()
+    row = placed(image[:2], mask[:2])
+    assert row is not None
+    x, t = (y.double().mean(dim=1) - y.double().mean(dim=(1, 2, 3))[:, None, None] for y in (image[:2], mask[:2]))
+
+    def fit(one: Tensor, other: Tensor) -> list[float]:
+        ways = [turn(other) for k in range(4) for turn in (lambda y, k=k: y.rot90(k), lambda y, k=k: y.mT.rot90(k))]
+        size = float(one.norm() * other.norm())
+        return [
+            abs(float((one * way.roll((a, b), (0, 1))).sum())) / size
+            for way in ways
+            for a in range(24)
+            for b in range(24)
+        ]
+
+    own, other = [fit(x[i], t[i]) for i in (0, 1)], [fit(x[i], t[1 - i]) for i in (0, 1)]
+    mean = [sum(fits) / len(fits) for fits in own]
+    here = sum(fits[0] - middle for fits, middle in zip(own, mean, strict=True))
+    best = sum(max(fits) - middle for fits, middle in zip(own, mean, strict=True))
+    expected = [sum(map(max, own)) / 2, sum(map(max, other)) / 2, here / best]
+    torch.testing.assert_close(row.tolist(), expected)
 
 
 # --- masks that nobody drew -------------------------------------------------------------------------------------------

@@ -339,9 +339,9 @@ CODES: dict[str, Code] = {
         "Add an overlap term (Dice, Tversky), lower the learning rate, start the last bias at log(p / (1 - p)) of the "
         "share p of target pixels.",
         "The mean probability on target pixels is clearly above that elsewhere.",
-        "Mean probability on the target below .05 and no larger than elsewhere, not rising; or constant logits, up to "
-        "rounding, while inputs differ; or the mirror image; or one class alone among the targets that count, the "
-        "others being ignored; or targets that are all object; or predictions that do not correlate with their "
+        "Mean probability on the target below .05 and no larger than elsewhere, not rising; or constant logits, up "
+        "to rounding, while inputs differ; or the mirror image; or one class alone among the targets that count, "
+        "the others being ignored; or targets that are all object; or predictions that do not correlate with their "
         "targets, the mean of the batch taken off both, and not more so over time (within .05, or within .1 where "
         "the share that they explain as they are is below .0025); or go with the targets transposed; or go against "
         "them; or no longer, while the loss fell further; or follow the mean of a row's targets, and not what sets "
@@ -350,11 +350,13 @@ CODES: dict[str, Code] = {
         "a matrix of weights that moves and whose rows stay the same; or a pos_weight that is the odds of the "
         "class, or a hundred times one over them; or a loss of masks that is larger for the mask than for its "
         "opposite, or one of numbers that is larger for the truth than for that of other rows; or predictions that "
-        "go with masks mirrored or turned, or with the area of a mask and not its place; or that follow the targets "
-        "by less than a fiftieth of the slope of the best line, or differ ten times as much as they, or follow them "
-        "half as far as would be best where inputs are below .008; or an answer without a look at the image, "
-        "nothing or everything, that costs no more than the truth, where predictions have gone there; or weights or "
-        "a smoothing of labels that leave one class.",
+        "go with masks mirrored or turned, or with the area of a mask and not its place; or masks that fit their "
+        "image, wherever that is best, by 3 standard errors better than that of another, and where they are less "
+        "than half as well as there, chance taken off both; or that follow the targets by less than a fiftieth of "
+        "the slope of the best line, or differ ten times as much as they, or follow them half as far as would be "
+        "best where inputs are below .008; or an answer without a look at the image, nothing or everything, that "
+        "costs no more than the truth, where predictions have gone there; or weights or a smoothing of labels that "
+        "leave one class.",
         ("UNEXPLAINED_STALL", "LOSS_FLOOR", "SATURATED_GRADIENT"),
     ),
     "STARVED_COMPONENT": Code(

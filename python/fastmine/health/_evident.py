@@ -30,6 +30,7 @@ from ..losses import (
 from ._arrays import ARRAY_FIELDS, GEOMETRY_FIELDS, Geometry, of_arrays
 from ._clock import Clock
 from ._graph import bounds
+from ._images import PLACED_FIELDS, placed
 from ._look import FOREIGN, MINING, SEGMENTATION
 from ._probes import TRIVIAL, as_predicted, below_zero, by_appearance, labels_apart, trivial_answers
 from ._ring import Ring
@@ -207,6 +208,9 @@ class EvidentWatch(HeardWatch):
             return
         if pair[0].shape != pair[1].shape or ignored is not None:
             return
+        image = self._clock.image() if self._clock.gradient else None
+        if image is not None and (row := placed(image, pair[1])) is not None:
+            self._note(self._clock.step, PLACED_FIELDS, row)
         prediction, target = (x.detach() for x in pair)
         self.facts["prediction_shape"] = list(prediction.shape)
         found = together(prediction, target, logits=self.loss.options.get("mode") != "multiclass")

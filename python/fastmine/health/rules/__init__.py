@@ -13,7 +13,7 @@ from .._codes import CODES
 from .._finding import Finding
 from .._history import History, Table
 from .._thresholds import Thresholds
-from . import arrays, components, masks, numerics, pairs, predictions, probes, updates
+from . import arrays, components, images, masks, numerics, pairs, predictions, probes, updates
 from .reading import calls
 
 __all__ = ["examine"]
@@ -38,7 +38,7 @@ _INPUTS: tuple[Rule, ...] = (
 )  # fmt: skip
 _MASKS: tuple[Rule, ...] = (
     masks.nothing_valid, masks.targets_all_empty, masks.targets_all_full, masks.targets_suspect_unannotated,
-    masks.prediction_collapse, masks.smooth_dominates,
+    masks.prediction_collapse, masks.smooth_dominates, images.masks_elsewhere,
 )  # fmt: skip
 _OF_KIND: dict[str, tuple[Rule, ...]] = {
     "mining": (*_PAIRS, masks.broadcast, masks.labels_unused, probes.logits_wanted, probes.softmax_of_one),
