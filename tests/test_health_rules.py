@@ -554,7 +554,8 @@ class Bearing(nn.Module):
 
     def forward(self, x: Tensor) -> ArrayPrediction:
         R = self.covariance(x).view(-1, 3, 3, 2)
-        return ArrayPrediction(R + torch.eye(3)[..., None].expand(3, 3, 2), azimuth=self.azimuth(x))
+        # The trace, which the loss divides by, is to be far from 0.
+        return ArrayPrediction(R + 4 * torch.eye(3)[..., None].expand(3, 3, 2), azimuth=self.azimuth(x))
 
 
 def directions(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda x, a: (x, a)) -> Batch:

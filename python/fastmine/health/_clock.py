@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
+
+from torch import Tensor
+
 
 class Clock:
     """The number of the step that is under way, what is measured in it, and how many updates there have been.
@@ -12,14 +16,21 @@ class Clock:
     these, the last where ``foreign`` says that there is such a loss.
     """
 
-    __slots__ = ("close", "foreign", "gradient", "look", "measuring", "next", "sample", "step", "updates")
+    __slots__ = ("close", "foreign", "given", "gradient", "look", "measuring", "next", "sample", "step", "updates")
 
     def __init__(self) -> None:
         self.step = self.updates = 0
         self.foreign = False
         self.measuring = self.close = False
+        self.given: tuple[int, weakref.ref[Tensor]] | None = (
+            None  # what the model was called with last, and in which step
+        )
         self.next = 0  # the next close step
         self.decide()
+
+    def image(self) -> Tensor | None:
+        """What the model was called with in this step, while somebody holds it."""
+        return self.given[1]() if self.given is not None and self.given[0] == self.step else None
 
     def look_too(self) -> None:
         """There is a loss from elsewhere."""

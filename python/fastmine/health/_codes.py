@@ -164,8 +164,8 @@ CODES: dict[str, Code] = {
         "Crops that miss the object: draw them around it. Else pass valid=has_annotation ([B], boolean); an annotated "
         "empty mask keeps valid=True, and giving `valid` at all says that you know and silences this.",
         "The empty masks were annotated as empty.",
-        "Fewer than 30 % of the masks of a binary loss have any target, `valid` is not given, and objects are not "
-        "found: less than three quarters of what is predicted is target, or of what is target predicted.",
+        "Fewer than 30 % of the masks of a binary loss have any target, `valid` is not given, and less than three "
+        "quarters of what is predicted is target: it would lie on objects that nobody drew as it does on others.",
         ("PREDICTION_COLLAPSE",),
     ),
     # --- graph and weights ------------------------------------------------------------------------------------------
@@ -339,20 +339,22 @@ CODES: dict[str, Code] = {
         "Add an overlap term (Dice, Tversky), lower the learning rate, start the last bias at log(p / (1 - p)) of the "
         "share p of target pixels.",
         "The mean probability on target pixels is clearly above that elsewhere.",
-        "Mean probability on the target below .05 and no larger than elsewhere, not rising; or constant logits, up to "
-        "rounding, while inputs differ; or the mirror image; or one class alone among the targets that count, the "
-        "others being ignored; or targets that are all object; or predictions that do not correlate with their "
-        "targets, the mean of the batch taken off both, and not more so over time; or go against them; or no longer, "
-        "while the loss fell further; or follow the mean of a row's targets, and not what sets them apart; or labels "
-        "that are all the same before a learned bias; or a cross entropy twice that of even odds, and not falling; or "
-        "weights of which less than a tenth is left, and predictions that say nothing; or a matrix of weights that "
-        "moves and whose rows stay the same; or a "
-        "pos_weight that is the odds of the class, or a hundred times one over them; or a loss of masks that is larger "
-        "for the mask than for its opposite, or one of numbers that is larger for the truth than for that of other "
-        "rows; or predictions that go with masks mirrored or turned, or with the area of "
-        "a mask and not its place; or that follow the targets by less than a fiftieth of the slope of the best line, "
-        "or differ ten times as much as they, or follow them half as far as would be best where inputs are below .008; "
-        "or an answer without a look at the image, nothing or everything, that "
+        "Mean probability on the target below .05 and no larger than elsewhere, not rising; or constant logits, up "
+        "to rounding, while inputs differ; or the mirror image; or one class alone among the targets that count, "
+        "the others being ignored; or targets that are all object; or predictions that do not correlate with their "
+        "targets, the mean of the batch taken off both, and not more so over time (within .05, or within .1 where "
+        "the share that they explain as they are is below .0025); or go with the targets transposed; or go against "
+        "them; or no longer, while the loss fell further; or follow the mean of a row's targets, and not what sets "
+        "them apart; or labels that are all the same before a learned bias; or a cross entropy twice that of even "
+        "odds, and not falling; or weights of which less than a tenth is left, and predictions that say nothing; or "
+        "a matrix of weights that moves and whose rows stay the same; or a pos_weight that is the odds of the "
+        "class, or a hundred times one over them; or a loss of masks that is larger for the mask than for its "
+        "opposite, or one of numbers that is larger for the truth than for that of other rows; or predictions that "
+        "go with masks mirrored or turned, or with the area of a mask and not its place; or masks that fit their "
+        "image, wherever that is best, by 3 standard errors better than that of another, and where they are less "
+        "than half as well as there, chance taken off both; or that follow the targets by less than a fiftieth of "
+        "the slope of the best line, or differ ten times as much as they, or follow them half as far as would be "
+        "best where inputs are below .008; or an answer without a look at the image, nothing or everything, that "
         "costs no more than the truth, where predictions have gone there; or weights or a smoothing of labels that "
         "leave one class.",
         ("UNEXPLAINED_STALL", "LOSS_FLOOR", "SATURATED_GRADIENT"),
@@ -376,7 +378,11 @@ CODES: dict[str, Code] = {
         "Check the sign of the component: a small step down its gradient must improve its own metric (check_loss "
         "tests that).",
         "The cosine is far from -1 at the start; near convergence opposite gradients are natural.",
-        "A cosine below -.9 to the rest of the gradient in all measurements since the first step.",
+        "A cosine below -.9 to the rest of the gradient in all measurements since the first step; or, of a loss that "
+        "knows the array, true covariances (their fourth power, of which noise is next to nothing) of which less than "
+        "half lies in the span of the true directions, and more than half in that of an array of another size, "
+        "mirrored, with other axes or with angles in degrees, which was chosen in other steps: by 3 standard errors "
+        "more than in the true directions, and than in those of other recordings.",
     ),
     "LOSS_FLOOR": Code(
         "warning", 5,

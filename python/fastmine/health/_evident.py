@@ -21,16 +21,20 @@ from ..losses import (
     DeepSupervisionLoss,
     EvidentLoss,
     NTXentLoss,
+    PeakLoss,
     ProxyAnchorLoss,
     SegmentationLoss,
+    SubspaceLoss,
     SupConLoss,
 )
+from ._arrays import ARRAY_FIELDS, GEOMETRY_FIELDS, Geometry, of_arrays
 from ._clock import Clock
 from ._graph import bounds
+from ._images import PLACED_FIELDS, placed
 from ._look import FOREIGN, MINING, SEGMENTATION
 from ._probes import TRIVIAL, as_predicted, below_zero, by_appearance, labels_apart, trivial_answers
 from ._ring import Ring
-from ._together import ARRAY_FIELDS, SYMMETRIES, of_arrays, of_pixels, symmetries, together
+from ._together import SYMMETRIES, of_pixels, symmetries, together
 from ._watch import Watch
 
 COPIES = ("examined_rows", "distinct_rows", "distinct_values")
@@ -98,6 +102,7 @@ class EvidentWatch(HeardWatch):
         self._of_arrays = isinstance(loss, AngleLoss | ChamferLoss | CovarianceLoss)
         if self._of_arrays:
             clock.look_too()
+        self._geometry = Geometry(loss.positions) if isinstance(loss, SubspaceLoss | PeakLoss) else None
 
     def hear(self, evidence: Evidence, output: Tensor) -> None:  # noqa: ARG002
         """Its evidence, as it is: a tensor that the op has just made, so that its version is that of all others."""
@@ -137,12 +142,26 @@ class EvidentWatch(HeardWatch):
             self.facts["bounds"] = list(bounds(args[0]))
             self._compare(args)
             self._ask(args, output)
-        if self._of_arrays and self._clock.look and len(args) > 1 and not self.facts.get("valid_given"):
-            covariance = isinstance(self.loss, CovarianceLoss)
-            self._note(self._clock.step, ARRAY_FIELDS, of_arrays(*args[:2], covariance=covariance))
+        if len(args) > 1:
+            self._look_at_arrays(*args[:2])
         refs = kwargs.get("ref_embeddings")
         if refs is not None and refs.data_ptr() == args[0].data_ptr():
             self.facts["refs_are_embeddings"] = True
+
+    @torch.no_grad()
+    def _look_at_arrays(self, prediction: Any, target: Any) -> None:
+        """How answers go with the truth, and, at first, the truth with the array; where all of it counts."""
+        step, clock = self._clock.step, self._clock
+        if self.facts.get("valid_given"):
+            return
+        if self._of_arrays and clock.look:
+            covariance = isinstance(self.loss, CovarianceLoss)
+            if not covariance:
+                self.facts["bounds"] = list(bounds(prediction.azimuth))
+            self._note(step, ARRAY_FIELDS, of_arrays(prediction, target, covariance=covariance))
+        if self._geometry is not None and clock.gradient and step <= AT_FIRST:
+            with contextlib.suppress(Exception):  # what cannot be compared is not
+                self._note(step, GEOMETRY_FIELDS, self._geometry.read(target))
 
     def _label(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Whether rows of one class are nearer to each other; of a memory, to those that came before."""
@@ -189,6 +208,9 @@ class EvidentWatch(HeardWatch):
             return
         if pair[0].shape != pair[1].shape or ignored is not None:
             return
+        image = self._clock.image() if self._clock.gradient else None
+        if image is not None and (row := placed(image, pair[1])) is not None:
+            self._note(self._clock.step, PLACED_FIELDS, row)
         prediction, target = (x.detach() for x in pair)
         self.facts["prediction_shape"] = list(prediction.shape)
         found = together(prediction, target, logits=self.loss.options.get("mode") != "multiclass")

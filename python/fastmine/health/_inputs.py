@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -27,10 +28,11 @@ class Inputs:
     @torch.no_grad()
     def called(self, args: Any) -> None:
         """Read a call; nothing waits for the device."""
-        x = next((x.detach() for x in tensors(args) if x.is_floating_point()), None)
+        x = next((x for x in tensors(args) if x.is_floating_point()), None)
         if not self._clock.gradient or x is None or x.dim() < 2 or not x.numel():
             return
-        flat = x.reshape(len(x), -1)
+        self._clock.given = self._clock.step, weakref.ref(x)
+        flat = x.detach().reshape(len(x), -1)
         some: Tensor = flat[:, :: max(1, -(-flat.shape[1] // PLACES))].double()
         if self._ring is None:
             self._ring = Ring(FIELDS, x.device)

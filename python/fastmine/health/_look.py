@@ -77,6 +77,7 @@ INPUT_FIELDS = (
     "mean_followed",  # slope of the mean of a row's predictions over that of its targets; 1 where it is predicted
     "differences_followed",  # and of what is left of both when that is taken off: which place has which target
     "differences_share",  # of that in the targets
+    "read_across",  # correlation with targets of which columns are read for rows, as of a batch that was transposed
 )
 
 ASKED = (
@@ -210,7 +211,7 @@ class Look:
         row += [*of_classes(self.loss, target, x), *of_weights(self.loss, target, x), *both]
         row += [value.detach().double().mean(), self._of_probabilities(target, x)]
         row += self._of_sides(inputs, x, again)
-        row += [own_views(x, target), *self._of_places(x, target)]
+        row += [own_views(x, target), *self._of_places(x, target), self._across(x, target)]
         found = torch.stack([number.double() for number in row])
         if maps is not None:
             return torch.cat([found, maps[2:]])
@@ -279,6 +280,17 @@ class Look:
             ((a - mean) * rest).sum() / energy,
             energy / b.square().sum(),
         ]
+
+    def _across(self, x: Tensor, target: Tensor | None) -> Tensor:
+        """How predictions go with targets that are read column by column where they were read row by row."""
+        nothing = torch.full((), torch.nan, dtype=torch.float64, device=x.device)
+        if self.kind != FOREIGN or target is None or target.shape != x.shape or not target.is_floating_point():
+            return nothing
+        if x.dim() < 2 or min(x.shape[:2]) < 2:
+            return nothing
+        t = target.detach().to(x.device)
+        other = t.reshape(t.shape[1], t.shape[0], *t.shape[2:]).transpose(0, 1)
+        return together(x, other, logits=self.domain == "logits")[0]
 
     def _of_probabilities(self, target: Tensor | None, x: Tensor) -> Tensor:
         if isinstance(self.loss, nn.CrossEntropyLoss) and target is not None and target.shape == x.shape:

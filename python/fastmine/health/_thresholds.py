@@ -95,6 +95,9 @@ class Thresholds:
     """DEAD_COMPONENT: a share of the gradient that float32 cannot tell from 0, from the first measurement on."""
     resolution: float = 2.0**-20
     """PREDICTION_COLLAPSE: relative difference of predictions that is rounding, 8 units in the last place."""
+    half_power: float = 0.5
+    """CONFLICTING_COMPONENTS: share of a covariance, up to which a direction is within the beam of an array.
+    PREDICTION_COLLAPSE: share of the best correlation of an image with its mask that is left where the mask is."""
     conflict_cosine: float = -0.9
     """CONFLICTING_COMPONENTS: cosine to the rest, in every measurement."""
     probes: int = 4

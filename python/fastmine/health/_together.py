@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
-
-from ._graph import bounds
 
 
 def together(x: Tensor, target: Tensor, *, logits: bool) -> list[Tensor]:
@@ -70,40 +66,6 @@ def _apart(x: Tensor) -> Tensor:
     x = _thinned(x).double()
     x = x - x.mean(dim=0)
     return x - x.mean(dim=(-2, -1), keepdim=True)
-
-
-ARRAY_FIELDS = (
-    "agreement", "followed", "prediction_variation", "prediction_size", "target_variation", "unreachable",
-)  # fmt: skip
-"""Of losses of arrays: as of other losses, the largest number among predictions, and whether targets differ at all."""
-
-
-def of_arrays(prediction: Any, target: Any, *, covariance: bool) -> Tensor:
-    """How covariances, or directions in whatever order, go with the true ones."""
-    if covariance:
-        x, t = (_by_trace(_real(y.covariance.detach())).flatten(1) for y in (prediction, target))
-    else:  # the sum of unit vectors does not mind the order, nor where a circle begins
-        present = target.present.double()
-        x, t = (
-            torch.stack([(present * y.cos()).sum(dim=1), (present * y.sin()).sum(dim=1)], dim=1)
-            for y in (prediction.azimuth.detach(), target.azimuth.detach())
-        )
-    low, high = (-math.inf, math.inf) if covariance else bounds(prediction.azimuth)
-    # An angle is in reach if it is so some full circles away.
-    outside = torch.zeros_like(t) if low == -math.inf else (target.azimuth - low) % (2 * math.pi) > high - low
-    apart = [(y - y[:1]).abs().amax() for y in (x, t)]
-    found = [*together(x, t, logits=False), apart[0], x.abs().amax(), apart[1], outside.double().mean()]
-    return torch.stack([number.double() for number in found])
-
-
-def _real(x: Tensor) -> Tensor:
-    return torch.view_as_real(x) if x.is_complex() else x
-
-
-def _by_trace(x: Tensor) -> Tensor:
-    """Covariances [B, M, M, 2] whose power does not count, as to the loss."""
-    power = x[..., 0].diagonal(dim1=1, dim2=2).sum(dim=1)
-    return x / power[:, None, None, None]
 
 
 def _relation(product: Tensor, size: Tensor, of_targets: Tensor, followed: Tensor) -> list[Tensor]:

@@ -182,10 +182,14 @@ def targets_suspect_unannotated(table: Table, t: Thresholds) -> Finding | None:
 
 
 def _told_from_empty(table: Table, t: Thresholds) -> bool:
-    """Whether objects are found, and as much as there is: where annotation was missing, images would contradict it."""
+    """Whether what is predicted lies on targets: were objects in images with empty masks, it would lie on them too.
+
+    As much for each of them as where masks are, however much that is. So if only half of the empty masks were wrong,
+    less than half of what is predicted would be target.
+    """
     rows = table.recent(t.collapse_rows)
-    target, predicted, both = (rows[name].sum() for name in ("target_sum", "prediction_sum", "overlap_sum"))
-    return bool(both > 0.75 * target and both > 0.75 * predicted)
+    predicted, both = (rows[name].sum() for name in ("prediction_sum", "overlap_sum"))
+    return bool(both > 0.75 * predicted)
 
 
 def target_out_of_range(table: Table, _: Thresholds) -> Finding | None:
@@ -359,7 +363,11 @@ def target_out_of_reach(table: Table, t: Thresholds) -> Finding | None:
     outside = table["unreachable"] > t.unreachable
     if len(table) < t.rows or share(outside) < t.share or not _is_distance(table):
         return None
-    evidence: dict[str, Any] = {"share of targets out of reach": mean(table["unreachable"])}
+    low, high = table.facts.get("bounds") or (-math.inf, math.inf)
+    evidence: dict[str, Any] = {
+        "share of targets out of reach": mean(table["unreachable"]),
+        "range of the model's last operation": f"{low:.3g} to {high:.3g}",
+    }
     if table.facts.get("foreign"):
         evidence["targets"] = f"{table['target_min'].min():.3g} to {table['target_max'].max():.3g}"
         evidence["predictions"] = f"{table['prediction_min'].min():.3g} to {table['prediction_max'].max():.3g}"
@@ -367,7 +375,7 @@ def target_out_of_reach(table: Table, t: Thresholds) -> Finding | None:
         "TARGET_RANGE", table.name, int(table.steps[0]), evidence, confidence=0.95,
         title="the last operation of the model cannot reach these targets",
         cause="The model ends in a sigmoid, softmax, tanh or rectifier, and targets lie outside the range of it, as "
-        "standardised data do.",
+        "standardised data do, or directions on the other side of broadside.",
         remedy="End the model in a linear layer, or bring the targets into that range.",
         refute="Something that is not in the graph of the prediction changes its range before the loss.",
     )  # fmt: skip

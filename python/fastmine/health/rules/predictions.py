@@ -15,6 +15,8 @@ from .components import eraser
 from .masks import REGRESSIONS
 from .reading import is_all, mean, significant_gain
 
+ACROSS = "read_across"
+
 
 def nothing_explained(history: History, t: Thresholds) -> Iterator[Finding]:
     """Predictions that go with the targets no more than a constant would. The first loss that shows it is enough."""
@@ -36,8 +38,9 @@ def nothing_explained(history: History, t: Thresholds) -> Iterator[Finding]:
             continue
         error = float(half.std(ddof=1)) / np.sqrt(len(half))
         # Rows that belong to others of their batch go against their own: by one over the number of the others.
-        least = -t.explained - (_of_others(rows) if _must_agree(rows) else 0.0)
-        if mean(half) + 2 * error > t.explained or mean(half) - 2 * error < least:
+        within = t.explained * (2 if _no_better(rows, t) else 1)
+        least = -within - (_of_others(rows) if _must_agree(rows) else 0.0)
+        if mean(half) + 2 * error > within or mean(half) - 2 * error < least:
             yield from _unlearned(rows, t)
             continue
         evidence = {"correlation with the targets": mean(half), "standard error": error, "measurements": len(rows)}
@@ -56,6 +59,20 @@ def nothing_explained(history: History, t: Thresholds) -> Iterator[Finding]:
             refute="The targets are nearly noise, and this little is all there is to be learned.",
         )  # fmt: skip
         return
+
+
+def _no_better(rows: Table, t: Thresholds) -> bool:
+    """Whether the share of their variance that predictions explain as they are is surely next to nothing.
+
+    It is 2 slope - (deviation over that of the targets)^2. Where all predictions are nearly the same, it is known much
+    better than the correlation, whose square it cannot exceed.
+    """
+    if rows.facts.get("type") not in REGRESSIONS:
+        return False
+    later = rows.where(slice(len(rows) // 2, None))
+    times = np.where(later["followed"] == 0, 0, later["followed"] / later["agreement"])
+    explained = 2 * later["followed"] - times**2
+    return bool(mean(explained) + 2 * float(explained.std(ddof=1)) / np.sqrt(len(explained)) < t.explained**2)
 
 
 def _erased(rows: Table, by: tuple[str, float, float] | None, evidence: dict[str, float]) -> Finding | None:
@@ -115,11 +132,13 @@ def _against(rows: Table) -> Finding | None:
 def _turned(rows: Table, t: Thresholds) -> Finding | None:
     """Predictions that go with the masks of their images mirrored or turned, and not as they are."""
     later = rows.where(slice(len(rows) // 2, None))
-    own = later["as_it_is"]
-    for way in SYMMETRIES:
+    for way in (*SYMMETRIES, ACROSS):
+        own = later["agreement" if way == ACROSS else "as_it_is"]
         gain = later[way] - own
         error = float(gain.std(ddof=1)) / np.sqrt(len(gain))
         if mean(gain) - 3 * error > t.explained and mean(later[way]) > 4 * t.explained:
+            if way == ACROSS:
+                return _transposed(rows, mean(own), mean(later[way]))
             evidence = {
                 "correlation with the masks": mean(own),
                 f"with {way.replace('_', ' ')}": mean(later[way]),
@@ -135,6 +154,23 @@ def _turned(rows: Table, t: Thresholds) -> Finding | None:
                 refute="Objects lie where they are for a reason that the image does not show.",
             )  # fmt: skip
     return None
+
+
+def _transposed(rows: Table, own: float, across: float) -> Finding:
+    evidence = {
+        "correlation with the targets": own,
+        "with the targets transposed": across,
+        "prediction": str(rows.facts.get("prediction_shape")),
+    }
+    return finding(
+        "PREDICTION_COLLAPSE", rows.name, int(rows.steps[0]), evidence, severity="warning", confidence=0.9,
+        title="the predictions go with the targets transposed, and not with the targets: rows are held against columns",
+        cause="Targets are stored or stacked with samples in the second dimension, and were transposed, reshaped or "
+        "viewed to the shape of the predictions, or not at all, where shapes are the same: each sample is compared "
+        "with one target of every sample. The few places that both readings share teach what is learned.",
+        remedy="Compare one sample with its target by eye, as the loss gets them: target[0] belongs to prediction[0].",
+        refute="target[i, j] is meant for prediction[i, j], and the two are alike when they change places.",
+    )  # fmt: skip
 
 
 def _faint(rows: Table, t: Thresholds) -> Finding | None:
@@ -336,21 +372,6 @@ def one_answer_fits_all(history: History, t: Thresholds) -> Iterator[Finding]:
         title="every row has the same target, or is of one class: one answer fits all",
         cause="Labels were overwritten, cast to nothing, or read from a column that is constant; or data are sorted "
         "and not shuffled. The last bias alone can learn that.",
-        remedy="Print the targets of some batches as the loss gets them.",
-        refute="Targets of later batches differ.",
-    )  # fmt: skip
-
-
-def same_arrays(table: Table, t: Thresholds) -> Finding | None:
-    """True directions, or covariances, that are all the same."""
-    rows = table.measured("target_variation")
-    if len(rows) < 2 * t.rows or rows["target_variation"].any():
-        return None
-    return finding(
-        "PREDICTION_COLLAPSE", table.name, int(rows.steps[0]), {"largest difference of two targets": 0},
-        confidence=0.95, title="every sample of a batch has the same truth: one answer fits all",
-        cause="Labels were overwritten, cast to nothing or never filled; or a batch holds one recording again and "
-        "again.",
         remedy="Print the targets of some batches as the loss gets them.",
         refute="Targets of later batches differ.",
     )  # fmt: skip

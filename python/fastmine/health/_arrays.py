@@ -1,0 +1,120 @@
+"""What losses of arrays are given: do answers go with the truth, and does the truth go with the array?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..losses import ArrayPrediction, ArrayTarget, SubspaceLoss
+from ._graph import bounds
+from ._together import together
+
+ARRAY_FIELDS = (
+    "agreement", "followed", "prediction_variation", "prediction_size", "target_variation", "unreachable",
+)  # fmt: skip
+"""Of losses of arrays: as of other losses, the largest number among predictions, and whether targets differ at all."""
+
+
+def of_arrays(prediction: Any, target: Any, *, covariance: bool) -> Tensor:
+    """How covariances, or directions in whatever order, go with the true ones."""
+    if covariance:
+        x, t = (_by_trace(_real(y.covariance.detach())).flatten(1) for y in (prediction, target))
+    else:  # the sum of unit vectors does not mind the order, nor where a circle begins
+        present = target.present.double()
+        x, t = (
+            torch.stack([(present * y.cos()).sum(dim=1), (present * y.sin()).sum(dim=1)], dim=1)
+            for y in (prediction.azimuth.detach(), target.azimuth.detach())
+        )
+    low, high = (-math.inf, math.inf) if covariance else bounds(prediction.azimuth)
+    # An angle is in reach if it is so some full circles away.
+    outside = torch.zeros_like(t) if low == -math.inf else (target.azimuth - low) % (2 * math.pi) > high - low
+    apart = [(y - y[:1]).abs().amax() for y in (x, t)]
+    found = [*together(x, t, logits=False), apart[0], x.abs().amax(), apart[1], outside.double().mean()]
+    return torch.stack([number.double() for number in found])
+
+
+def _real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def _by_trace(x: Tensor) -> Tensor:
+    """Covariances [B, M, M, 2] whose power does not count, as to the loss."""
+    power = x[..., 0].diagonal(dim1=1, dim2=2).sum(dim=1)
+    return x / power[:, None, None, None]
+
+
+READINGS: dict[str, Callable[[Tensor, ArrayTarget], tuple[Tensor, ArrayTarget]]] = {
+    "mirrored": lambda positions, target: (-positions, target),
+    "x and y exchanged": lambda positions, target: (positions[:, [1, 0, 2]], target),
+    "angles from the axis": lambda positions, target: (positions[:, [2, 1, 0]], target),
+    "angles in degrees": lambda positions, target: (positions, _from_degrees(target)),
+}
+"""What else an array and the directions of its sources may have been meant as. The rest are arrays of another size."""
+
+QUARTERS = 64  # of a wavelength: so large are the arrays that are tried
+RECORDINGS = 8  # of a batch
+GEOMETRY_FIELDS = ("aperture", "own_leak", "reading", "leak", "leak_of_others")
+"""Largest extent in wavelengths; what of the true covariances is outside the span of the true directions; the reading
+that fitted best in the steps before, by its place, sizes last; what is outside of that in this step, and where it is
+given the directions of other recordings."""
+
+
+class Geometry:
+    """Whether true covariances have their sources in the true directions, of an array with sensors at ``positions``.
+
+    Of R = A S A^H + noise^2 I, whatever S is, no K vectors hold more than those of A: Ky Fan's maximum. Nor of R^4,
+    which has the same ones, and next to nothing of the noise. So another array never fits better on average.
+    """
+
+    def __init__(self, positions: Tensor) -> None:
+        self.positions = positions
+        self._sums: Tensor | None = None  # over the steps so far, of every reading
+
+    def read(self, target: ArrayTarget) -> Tensor:
+        """One row, of GEOMETRY_FIELDS. What is chosen knows nothing of the step that it is measured in."""
+        some = ArrayTarget._make(None if x is None else x[:RECORDINGS].detach() for x in target)
+        R = _of_size_one(some.covariance)
+        positions = self.positions.detach().to(R.device, torch.float64)
+        aperture = 2 * (positions - positions.mean(dim=0)).norm(dim=1).amax()
+        own = _leak(positions, some, R)
+        sizes = torch.arange(1, QUARTERS + 1, device=R.device) / 4 / aperture.clamp(min=1e-9)
+        others = ArrayTarget._make(None if x is None else x.roll(1, 0) for x in some)
+        leaks, of_others = (
+            torch.stack([_leak(*reading, R) for reading in self._readings(positions, sizes, given)])
+            for given in (some, others)
+        )
+        before, self._sums = self._sums, leaks if self._sums is None else self._sums + leaks
+        if before is None:
+            return torch.stack([aperture, own, *torch.full_like(leaks[:3], torch.nan)])
+        best = before.argmin()
+        chosen = torch.stack([leaks, of_others]).index_select(1, best[None])[:, 0]
+        return torch.stack([aperture, own, best.double(), *chosen])
+
+    def _readings(self, positions: Tensor, sizes: Tensor, target: ArrayTarget) -> Iterator[tuple[Tensor, ArrayTarget]]:
+        yield from (change(positions, target) for change in READINGS.values())
+        yield from ((size * positions, _at_distances(target, size)) for size in sizes)
+
+
+def _leak(positions: Tensor, target: ArrayTarget, R: Tensor) -> Tensor:
+    leak: Tensor = SubspaceLoss(positions)(ArrayPrediction(R, factors=R), target)
+    return leak.double()
+
+
+def _of_size_one(covariance: Tensor) -> Tensor:
+    """In double precision, and of a size whose powers neither overflow nor vanish."""
+    x = covariance.to(torch.complex128 if covariance.is_complex() else torch.float64)
+    return x / x.abs().flatten(1).amax(dim=1).view(-1, *[1] * (x.dim() - 1))
+
+
+def _from_degrees(target: ArrayTarget) -> ArrayTarget:
+    elevation = None if target.elevation is None else target.elevation.deg2rad()
+    return target._replace(azimuth=target.azimuth.deg2rad(), elevation=elevation)
+
+
+def _at_distances(target: ArrayTarget, times: Tensor) -> ArrayTarget:
+    """Distances are lengths as those of the array are."""
+    return target if target.distance is None else target._replace(distance=target.distance * times)
