@@ -44,10 +44,10 @@ class Reach:
         )  # fmt: skip
 
     @staticmethod
-    def find_factors(loss: Tensor, watches: Sequence[Watch]) -> None:
+    def find_factors(loss: Any, watches: Sequence[Watch]) -> None:
         """Whether the total multiplies a loss that is watched by a constant; only where backward() is still to come."""
         nodes = {node: watch for watch in watches for node in watch.nodes[-1:]}
-        if nodes and loss.grad_fn not in nodes:
+        if nodes and isinstance(loss, Tensor) and loss.grad_fn not in nodes:
             for factor, node in constant_factors(loss):
                 if node in nodes:
                     nodes[node].multiplied([factor])
