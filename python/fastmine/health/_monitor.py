@@ -28,7 +28,7 @@ from ._hooks import Hook, Told
 from ._inputs import Inputs
 from ._inside import inside_of_models, watches
 from ._optimizers import FollowedOptimizers
-from ._reach import Reach, is_compiled
+from ._reach import Reach, is_compiled, is_compiled_in_place
 from ._ring import AT_ONCE, Ring
 from ._thresholds import Thresholds
 from ._updates import Updates
@@ -209,11 +209,16 @@ class Monitor:
 
     def _observe_outputs(self, module: nn.Module, name: str) -> None:
         """Without a loss that can be hooked, what the model returns is what there is to see, and what it made it of."""
+        if is_compiled_in_place(module):  # and its hooks with it, anew whenever there are others
+            return
         watch = ForeignWatch(name, module, self._clock)
         self._watches.append(watch)
+        self._within.instead.append(watch)
 
         def hook(_: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
-            if is_training_call() and not self._within.returned(output) and isinstance(output, Tensor):
+            if not is_training_call() or self._within.returned(output):
+                return
+            if isinstance(output, Tensor) and watch in self._watches:
                 watch.called((output,), {}, output)
 
         self._hooks.append((module, Hook(hook)))

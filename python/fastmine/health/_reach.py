@@ -84,4 +84,9 @@ class Reach:
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether a hook on what is inside would have it compiled again."""
-    return original(module) is not module or getattr(module, "_compiled_call_impl", None) is not None
+    return original(module) is not module or is_compiled_in_place(module)
+
+
+def is_compiled_in_place(module: nn.Module) -> bool:
+    """Whether its own hooks are compiled with it."""
+    return getattr(module, "_compiled_call_impl", None) is not None

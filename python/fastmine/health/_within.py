@@ -72,6 +72,7 @@ class Within:
         self._outputs: list[weakref.ref[Tensor]] = []  # of the models, in this step
         self._seen_at = -1
         self._open = True
+        self.instead: list[Watch] = []  # of what models return, as long as nothing is found
         self.unseen: list[str] = []  # functions that the loss was made with, and whose inputs were not seen
 
     def stop(self) -> None:
@@ -120,7 +121,7 @@ class Within:
             alike = sum(name == term.name for name, *_ in self._found)
             name = f"loss.{term.name}" if not alike else f"loss.{term.name}.{alike + 1}"
             self._found[key] = TermWatch(name, term.kind(), self._clock)
-            self._watches.append(self._found[key])
+            self._watches[:] = [*(watch for watch in self._watches if watch not in self.instead), self._found[key]]
         return self._found[key]
 
 
