@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -68,18 +68,20 @@ _BETWEEN = frozenset(
 )  # fmt: skip
 
 
-def loss_nodes(number: Tensor) -> Iterator[Any]:
-    """The nodes of losses, the nearest first."""
+def loss_nodes(number: Tensor) -> list[Any]:
+    """The nodes of losses, in the order of their calls."""
+    found: list[Any] = []
     seen: set[Any] = {number.grad_fn} - {None}
     waiting = deque(seen)
     while waiting and len(seen) < NODES:
         node = waiting.popleft()
         if _kind(node) in _KINDS:
-            yield node
+            found.append(node)
         elif _kind(node) in _BETWEEN:
             following = [after for after, _ in node.next_functions if after is not None and after not in seen]
             seen.update(following)
             waiting.extend(dict.fromkeys(following))
+    return sorted(found, key=lambda node: node._sequence_nr())  # noqa: SLF001
 
 
 def _kind(node: Any) -> str:

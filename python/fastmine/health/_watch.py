@@ -64,13 +64,9 @@ class Watch:
             # What is learned from may be made from several terms that it returns, or from one of them.
             returned = [term for term in tensors([output]) if term.requires_grad]
             self._await_gradient(tensors([*args, *kwargs.values()]), returned)
-            self.remember([term.grad_fn for term in returned])
+            self.nodes += [term.grad_fn for term in returned][: NODES - len(self.nodes)]
             if self.facts["foreign"]:
                 self.multiplied([factor for factor, _ in constant_factors(value)])
-
-    def remember(self, nodes: Sequence[Any]) -> None:
-        """Keep the nodes of calls until the step ends."""
-        self.nodes += nodes[: NODES - len(self.nodes)]
 
     def multiplied(self, factors: list[Tensor]) -> None:
         """Remember what terms of this loss, or it as a whole, were multiplied by."""

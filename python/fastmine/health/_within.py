@@ -18,6 +18,7 @@ from ._terms import Term, names_of, terms_of
 from ._watch import Watch, is_training_call
 
 TERMS = 16  # of a total, that are watched
+CALLS = 4  # in one step, whose graphs are remembered until it ends; without backward() they hold what was computed
 NUMBERS = 2**24  # of a prediction, that are looked at: the logits of a language model may be gigabytes
 
 
@@ -34,7 +35,7 @@ class TermWatch(ForeignWatch):
         both = torch.broadcast_tensors(*inputs) if broadcast else inputs  # type: ignore[no-untyped-call]
         self._record(inputs, {}, self.loss(*both))
         if self._clock.gradient:
-            self.remember([term.node])
+            self.nodes = [*self.nodes[1 - CALLS :], term.node]
             self._await_gradient_of(term)
 
     def _await_gradient_of(self, term: Term) -> None:
@@ -86,23 +87,23 @@ class Within:
             return False
         outputs = tensors([output])
         self._outputs += [weakref.ref(x) for x in outputs if x.grad_fn is not None and x.dim()]
-        looked = [self._look(outputs[place], outputs) for place in terms(output)]
-        return any(looked)
+        return self._look([outputs[place] for place in terms(output)], outputs)
 
     def learned_from(self, loss: Any) -> None:
         """What :meth:`Monitor.step` got, where nothing was found before: perhaps before ``backward()``."""
         outputs = [x for x in (known() for known in self._outputs) if x is not None]
         self._outputs.clear()
         new = self._open and self._clock.look and self._seen_at != self._clock.step
-        if new and isinstance(loss, Tensor):
-            self.unseen = [] if self._look(loss, outputs) else names_of(loss)
+        if new and isinstance(loss, Tensor) and not self._look([loss], outputs):
+            self.unseen = names_of(loss)
 
-    def _look(self, number: Tensor, outputs: Sequence[Tensor]) -> bool:
-        """Whether a number is made with losses of torch that can be seen. Whatever fails here is not seen."""
-        if number.dim() or number.grad_fn is None or not is_training_call():
+    def _look(self, numbers: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
+        """Whether numbers are made with losses of torch that can be seen. Whatever fails here is not seen."""
+        learned = [number for number in numbers if not number.dim() and number.grad_fn is not None]
+        if not learned or not is_training_call():
             return False
         with contextlib.suppress(Exception):  # a monitor is a guest in somebody's training
-            found = terms_of(number, outputs)[:TERMS]
+            found = [term for number in learned for term in terms_of(number, outputs)][:TERMS]
             same: Counter[Any] = Counter()
             for term in found:
                 key = (term.name, term.prediction.dim(), term.prediction.shape[1:2])
@@ -112,6 +113,7 @@ class Within:
                 watch.seen(term)
             if found:
                 self._seen_at = self._clock.step
+                self.unseen.clear()
                 return True
         return False
 
