@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import is_dataclass
 from itertools import combinations
 from typing import Any
 
@@ -101,7 +102,7 @@ def compares_rows(loss: Tensor, rows: Tensor) -> bool | None:
         ways = [picks[after] for after, _ in node.next_functions if after in picks]
         if not ways:
             continue
-        name, shape = type(node).__name__, _shape(node)
+        name, shape = type(node).__name__, shape_of(node)
         if name.startswith("fastmine_") and any(part in name for part in _COMPARING):
             return True
         square = shape[-2:] == (len(rows),) * 2 or (len(shape) == 3 and shape[:2] == (len(rows),) * 2)
@@ -144,7 +145,7 @@ def _is_leaf(node: Any, leaf: Tensor | None) -> bool:
     return leaf is not None and getattr(node, "variable", None) is leaf
 
 
-def _shape(node: Any) -> tuple[int, ...]:
+def shape_of(node: Any) -> tuple[int, ...]:
     """Of what the operation returned."""
     known = getattr(node, "_input_metadata", ())
     return tuple(known[0].shape) if known else ()
@@ -178,8 +179,11 @@ _RANGES = {
 }  # fmt: skip
 _MOVES = frozenset(
     f"{name}Backward0"
-    for name in ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Permute", "Transpose", "T", "Clone")
-)
+    for name in (
+        "View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Permute", "Transpose", "T", "Clone", "ToCopy",
+        "Slice",
+    )
+)  # fmt: skip
 
 
 def bounds(x: Tensor) -> tuple[float, float]:
@@ -270,7 +274,7 @@ def softmax_of_one(output: Tensor, inputs: Iterable[Tensor]) -> bool:
 def ends_in_bias(x: Tensor) -> bool:
     """Whether the operation that made ``x`` adds a learned bias to it, so that any constant is within its reach."""
     node: Any = x.grad_fn
-    while node is not None and type(node).__name__ in _MOVES:
+    while node is not None and (type(node).__name__ in _MOVES or type(node).__name__ == "LogSoftmaxBackward0"):
         node = node.next_functions[0][0]
     if type(node).__name__ not in ("AddmmBackward0", "ConvolutionBackward0", "AddBackward0"):
         return False
@@ -321,7 +325,7 @@ def in_reentrant_checkpoint() -> bool:
 
 
 def tensors(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among arguments, in order, looking into lists, tuples and mappings."""
+    """The tensors among arguments, in order, looking into lists, tuples, mappings and dataclasses."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
@@ -330,6 +334,8 @@ def tensors(values: Iterable[Any]) -> list[Tensor]:
             found.extend(tensors(value))
         elif isinstance(value, dict):
             found.extend(tensors(value.values()))
+        elif is_dataclass(value) and not isinstance(value, type):
+            found.extend(tensors(vars(value).values()))
     return found
 
 

@@ -28,12 +28,13 @@ from ._hooks import Hook, Told
 from ._inputs import Inputs
 from ._inside import inside_of_models, watches
 from ._optimizers import FollowedOptimizers
-from ._reach import Reach, is_compiled
+from ._reach import Reach, is_compiled, is_compiled_in_place
 from ._ring import AT_ONCE, Ring
 from ._thresholds import Thresholds
 from ._updates import Updates
 from ._voice import Voice
 from ._watch import Watch, is_training_call, merged, original
+from ._within import Within
 from .rules import examine
 
 LossT = TypeVar("LossT", bound=Callable[..., Any])
@@ -111,6 +112,7 @@ class Monitor:
         self._pending = False
         self._steps_itself = False
         self._unwatched: list[str] = []  # plain functions
+        self._within = Within(self._clock, self._watches)
         self._inputs: list[Inputs] = []  # of the first model
         given = _given.several("optimizer", optimizer, torch.optim.Optimizer)
         self._optimizers = FollowedOptimizers(given, self._models, self._learning, self._clock)
@@ -134,6 +136,7 @@ class Monitor:
             return loss
         watch = ForeignWatch(name, loss, self._clock)
         self._watches.append(watch)
+        self._within.stop()
         self._unwatched = [other for other in self._unwatched if other != _name(loss)]
 
         @functools.wraps(loss)
@@ -178,6 +181,7 @@ class Monitor:
             self._unwatched.append(_name(criterion))
             return
         found = watches(criterion, self._clock, name)
+        self._within.stop()
         self._learning += [part for part in criterion.modules() if isinstance(part, EvidentLoss)]
         self._watches += found
         compiled = original(criterion) is not criterion
@@ -204,12 +208,17 @@ class Monitor:
             self._arm()
 
     def _observe_outputs(self, module: nn.Module, name: str) -> None:
-        """Without a loss that can be hooked, what the model returns is what there is to see."""
+        """Without a loss that can be hooked, what the model returns is what there is to see, and what it made it of."""
+        if is_compiled_in_place(module):  # and its hooks with it, anew whenever there are others
+            return
         watch = ForeignWatch(name, module, self._clock)
         self._watches.append(watch)
+        self._within.instead.append(watch)
 
         def hook(_: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
-            if is_training_call() and isinstance(output, Tensor):
+            if not is_training_call() or self._within.returned(output):
+                return
+            if isinstance(output, Tensor) and watch in self._watches:
                 watch.called((output,), {}, output)
 
         self._hooks.append((module, Hook(hook)))
@@ -284,8 +293,9 @@ class Monitor:
     ) -> None:
         if inputs is not None:
             self._take_inputs(inputs, loss)
+        self._within.learned_from(loss)
         self._record(loss, logged)
-        if self._clock.gradient and isinstance(loss, Tensor):
+        if self._clock.gradient:
             self._reach.find_factors(loss, self._watches)
         if self._clock.sample:
             self._optimizers.sample()
@@ -298,6 +308,7 @@ class Monitor:
         if watch is None:
             watch = ForeignWatch("inputs", None, self._clock)
             self._watches.append(watch)
+            self._within.stop()
         if isinstance(loss, Tensor):
             watch.called(inputs, {}, loss)
 
@@ -349,7 +360,7 @@ class Monitor:
         frozen = bool(ours) and bool(self._learning) and not any(p.requires_grad for p in ours)
         return {
             "checkpointed": self._reach.checkpointed,
-            "unwatched": self._unwatched,
+            "unwatched": [*self._unwatched, *(name for name in self._within.unseen if name not in self._unwatched)],
             "uncalled": self._uncalled(),
             "frozen": frozen,
         }

@@ -44,10 +44,10 @@ class Reach:
         )  # fmt: skip
 
     @staticmethod
-    def find_factors(loss: Tensor, watches: Sequence[Watch]) -> None:
+    def find_factors(loss: Any, watches: Sequence[Watch]) -> None:
         """Whether the total multiplies a loss that is watched by a constant; only where backward() is still to come."""
         nodes = {node: watch for watch in watches for node in watch.nodes[-1:]}
-        if nodes and loss.grad_fn not in nodes:
+        if nodes and isinstance(loss, Tensor) and loss.grad_fn not in nodes:
             for factor, node in constant_factors(loss):
                 if node in nodes:
                     nodes[node].multiplied([factor])
@@ -84,4 +84,9 @@ class Reach:
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether a hook on what is inside would have it compiled again."""
-    return original(module) is not module or getattr(module, "_compiled_call_impl", None) is not None
+    return original(module) is not module or is_compiled_in_place(module)
+
+
+def is_compiled_in_place(module: nn.Module) -> bool:
+    """Whether its own hooks are compiled with it."""
+    return getattr(module, "_compiled_call_impl", None) is not None
