@@ -191,6 +191,9 @@ def _value(edge: Edge, known: Mapping[Edge, Tensor]) -> Tensor:
     node, kind = edge[0], _kind(edge[0])
     if edge in known:
         return known[edge]
+    if hasattr(node, "variable"):  # a leaf
+        leaf: Tensor = node.variable
+        return leaf
     if hasattr(node, "_saved_result"):
         return _present(node, "result")
     if kind in _COPIES:

@@ -19,7 +19,7 @@ from ._watch import Watch, is_training_call
 
 TERMS = 16  # of a total, that are watched
 CALLS = 4  # in one step, whose graphs are remembered until it ends; without backward() they hold what was computed
-NUMBERS = 2**24  # of a prediction, that are looked at: the logits of a language model may be gigabytes
+NUMBERS = 2**22  # of a prediction, that are looked at: the logits of a language model may be gigabytes
 
 
 class TermWatch(ForeignWatch):
