@@ -55,8 +55,9 @@ class Monitor:
 
     ``model``: a module or several. ``criterion``: any ``nn.Module``, or several, in a list or by name; losses of
     fastmine leave their full evidence, of others the inputs are read on some steps; losses inside of one are watched
-    too; a plain function goes through :meth:`watch`. Without one, losses inside the model are watched, or else what it
-    returns. ``optimizer``: one or several; without it those are noticed that step parameters of the model. Everything
+    too; a plain function goes through :meth:`watch`. Without one, losses inside the model are watched, or else those of
+    torch that are found in the graph of the loss that it returns, or of what :meth:`step` gets before ``backward()``;
+    or what it returns. ``optimizer``: one or several; without it those are noticed that step parameters of the model. Everything
     is optional: what is not given is not judged.
 
     Nothing waits for the device until :meth:`check`, :meth:`history` or :meth:`report` is called: rows are copied into
