@@ -57,8 +57,8 @@ class Monitor:
     fastmine leave their full evidence, of others the inputs are read on some steps; losses inside of one are watched
     too; a plain function goes through :meth:`watch`. Without one, losses inside the model are watched, or else those of
     torch that are found in the graph of the loss that it returns, or of what :meth:`step` gets before ``backward()``;
-    or what it returns. ``optimizer``: one or several; without it those are noticed that step parameters of the model. Everything
-    is optional: what is not given is not judged.
+    after it, labels of a cross entropy are told from its gradient. ``optimizer``: one or several; without it those are
+    noticed that step parameters of the model. Everything is optional: what is not given is not judged.
 
     Nothing waits for the device until :meth:`check`, :meth:`history` or :meth:`report` is called: rows are copied into
     a ring of the device's memory. With ``speak``, the monitor also looks by itself at steps 32, 64, 128, 256 and
@@ -219,7 +219,7 @@ class Monitor:
         def hook(_: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
             if not is_training_call() or self._within.returned(output):
                 return
-            if isinstance(output, Tensor) and watch in self._watches:
+            if isinstance(output, Tensor):
                 watch.called((output,), {}, output)
 
         self._hooks.append((module, Hook(hook)))
@@ -343,25 +343,27 @@ class Monitor:
 
     def _history(self, *, staged: bool) -> History:
         tables: dict[str, Table] = {}
+        facts: dict[str, Any] = {}
         if self._started:
             steps, columns = self._loss.read(staged=staged)
             if self._logged is not None:
                 merged(steps, columns, *self._logged.read(staged=staged))
-            tables["loss"] = Table("loss", "loss", steps, columns, self._facts())
+            tables["loss"] = Table("loss", "loss", steps, columns, facts)
         for part in self._parts():
             table = part.table(staged=staged)
             if table is not None:
                 tables[_free(table.name, tables)] = table
             if table is not None and "loss" in tables and table.kind == "updates":
                 _take_back(tables["loss"], table)
+        facts.update(self._facts(self._within.leave_out(tables)))
         return History(self._clock.step, tables)
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self, unseen: Iterable[str]) -> dict[str, Any]:
         ours = [p for module in self._models for p in module.parameters()]
         frozen = bool(ours) and bool(self._learning) and not any(p.requires_grad for p in ours)
         return {
             "checkpointed": self._reach.checkpointed,
-            "unwatched": [*self._unwatched, *(name for name in self._within.unseen if name not in self._unwatched)],
+            "unwatched": [*self._unwatched, *(name for name in unseen if name not in self._unwatched)],
             "uncalled": self._uncalled(),
             "frozen": frozen,
         }

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._clock import Clock
+from ._deduced import DeducedWatch
 from ._foreign import ForeignWatch
 from ._graph import shape_of, tensors, terms
-from ._terms import Term, names_of, terms_of
+from ._history import Table
+from ._terms import Term, names_of, only_cross_entropy, terms_of
 from ._watch import Watch, is_training_call
 
 TERMS = 16  # of a total, that are watched
@@ -71,14 +73,17 @@ class Within:
         self._clock, self._watches = clock, watches  # what is found is added to them
         self._found: dict[tuple[Any, ...], TermWatch] = {}
         self._outputs: list[weakref.ref[Tensor]] = []  # of the models, in this step
+        self._deduced: dict[int, DeducedWatch] = {}  # by the dimensions of what the model returns
+        self._options: dict[str, Any] | None = None  # of the cross entropy that was not seen
         self._seen_at = -1
         self._open = True
         self.instead: list[Watch] = []  # of what models return, as long as nothing is found
-        self.unseen: list[str] = []  # functions that the loss was made with, and whose inputs were not seen
+        self.unseen: list[str] = []  # functions that the loss was made with
 
     def stop(self) -> None:
         """Somebody says what the losses are."""
         self._open = False
+        self._options = None
         self.unseen.clear()
 
     def returned(self, output: Any) -> bool:
@@ -87,7 +92,11 @@ class Within:
             return False
         outputs = tensors([output])
         self._outputs += [weakref.ref(x) for x in outputs if x.grad_fn is not None and x.dim()]
-        return self._look([outputs[place] for place in terms(output)], outputs)
+        if self._look([outputs[place] for place in terms(output)], outputs):
+            return True
+        if self._options is not None:
+            self._deduce([x for x in outputs if _may_be_scores(x)], self._options)
+        return False
 
     def learned_from(self, loss: Any) -> None:
         """What :meth:`Monitor.step` got, where nothing was found before: perhaps before ``backward()``."""
@@ -95,7 +104,25 @@ class Within:
         self._outputs.clear()
         new = self._open and self._clock.look and self._seen_at != self._clock.step
         if new and isinstance(loss, Tensor) and not self._look([loss], outputs):
-            self.unseen = names_of(loss)
+            self.unseen, self._options = names_of(loss), only_cross_entropy(loss)
+
+    def _deduce(self, scores: Sequence[Tensor], options: Mapping[str, Any]) -> None:
+        """Wait for the gradient at what the model returned, if that may be all that the cross entropy was given."""
+        if len(scores) != 1:
+            return
+        (x,) = scores
+        if x.dim() not in self._deduced:
+            watch = DeducedWatch("loss.cross_entropy", nn.CrossEntropyLoss(**options), self._clock)
+            self._deduced[x.dim()] = watch
+            self._watches.append(watch)
+        self._deduced[x.dim()].wait(x)
+
+    def leave_out(self, tables: MutableMapping[str, Table]) -> list[str]:
+        """What models returned, where it is known what the loss was given; and the functions of which it is not."""
+        known = [watch for watch in (*self._found.values(), *self._deduced.values()) if watch.name in tables]
+        for watch in self.instead if known else ():
+            tables.pop(watch.name, None)
+        return [] if known else self.unseen
 
     def _look(self, numbers: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
         """Whether numbers are made with losses of torch that can be seen. Whatever fails here is not seen."""
@@ -113,7 +140,6 @@ class Within:
                 watch.seen(term)
             if found:
                 self._seen_at = self._clock.step
-                self.unseen.clear()
                 return True
         return False
 
@@ -123,8 +149,14 @@ class Within:
             alike = sum(name == term.name for name, *_ in self._found)
             name = f"loss.{term.name}" if not alike else f"loss.{term.name}.{alike + 1}"
             self._found[key] = TermWatch(name, term.kind(), self._clock)
-            self._watches[:] = [*(watch for watch in self._watches if watch not in self.instead), self._found[key]]
+            self._watches.append(self._found[key])
         return self._found[key]
+
+
+def _may_be_scores(x: Tensor) -> bool:
+    """Whether labels can be told from the gradient at it: in half precision what is small is 0."""
+    wide = x.dtype in (torch.float32, torch.float64)
+    return wide and x.grad_fn is not None and x.dim() > 1 and x.shape[1] > 1 and x.numel() <= NUMBERS
 
 
 def _thinned(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
