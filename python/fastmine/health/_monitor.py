@@ -23,7 +23,7 @@ from ._finding import Finding
 from ._foreign import ForeignWatch
 from ._given import Criteria, Optimizers
 from ._graph import terms, total
-from ._history import History, Table
+from ._history import History, Table, free_name, take_back
 from ._hooks import Hook, Told
 from ._inputs import Inputs
 from ._inside import inside_of_models, watches
@@ -352,9 +352,9 @@ class Monitor:
         for part in self._parts():
             table = part.table(staged=staged)
             if table is not None:
-                tables[_free(table.name, tables)] = table
+                tables[free_name(table.name, tables)] = table
             if table is not None and "loss" in tables and table.kind == "updates":
-                _take_back(tables["loss"], table)
+                take_back(tables["loss"], table)
         facts.update(self._facts(self._within.leave_out(tables)))
         return History(self._clock.step, tables)
 
@@ -456,23 +456,5 @@ class Monitor:
             self._voice.tell(self.check())
 
 
-def _take_back(loss: Table, updates: Table) -> None:
-    """Updates that a fused optimizer refused were none, from the row on where that was seen; the last has them all."""
-    known = updates.measured("refused")
-    if len(known):
-        places = np.searchsorted(known.steps, loss.steps, side="right") - 1
-        refused = np.where(places >= 0, known["refused"][places], 0)
-        refused[-1:] = updates.facts.get("refused", refused[-1:])
-        loss["updates"][:] -= refused
-
-
 def _name(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", type(function).__name__)
-
-
-def _free(name: str, taken: Iterable[str]) -> str:
-    found, number = name, 1
-    while found in taken:
-        number += 1
-        found = f"{name}.{number}"
-    return found

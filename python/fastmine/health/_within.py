@@ -88,23 +88,52 @@ class Within:
 
     def returned(self, output: Any) -> bool:
         """What a model returned: whether a loss was found in it, and recorded."""
-        if not self._open or not self._clock.look:
-            return False
+        if self._open and self._clock.look:
+            with contextlib.suppress(Exception):  # a monitor is a guest in somebody's training
+                return self._returned(output)
+        return False
+
+    def _returned(self, output: Any) -> bool:
         outputs = tensors([output])
         self._outputs += [weakref.ref(x) for x in outputs if x.grad_fn is not None and x.dim()]
-        if self._look([outputs[place] for place in terms(output)], outputs):
-            return True
-        if self._options is not None:
+        found = self._look([outputs[place] for place in terms(output)], outputs)
+        if not found and self._options is not None:
             self._deduce([x for x in outputs if _may_be_scores(x)], self._options)
-        return False
+        return found
 
     def learned_from(self, loss: Any) -> None:
         """What :meth:`Monitor.step` got, where nothing was found before: perhaps before ``backward()``."""
         outputs = [x for x in (known() for known in self._outputs) if x is not None]
         self._outputs.clear()
-        new = self._open and self._clock.look and self._seen_at != self._clock.step
-        if new and isinstance(loss, Tensor) and not self._look([loss], outputs):
-            self.unseen, self._options = names_of(loss), only_cross_entropy(loss)
+        if not self._open or not self._clock.look or self._seen_at == self._clock.step or not isinstance(loss, Tensor):
+            return
+        with contextlib.suppress(Exception):
+            if not self._look([loss], outputs):
+                self.unseen, self._options = names_of(loss), only_cross_entropy(loss)
+
+    def leave_out(self, tables: MutableMapping[str, Table]) -> list[str]:
+        """What models returned, where it is known what the loss was given; and the functions of which it is not."""
+        known = [watch for watch in (*self._found.values(), *self._deduced.values()) if watch.name in tables]
+        for watch in self.instead if known else ():
+            tables.pop(watch.name, None)
+        return [] if known else self.unseen
+
+    def _look(self, numbers: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
+        """Whether numbers are made with losses of torch that can be seen."""
+        learned = [number for number in numbers if not number.dim() and number.grad_fn is not None]
+        if not learned or not is_training_call():
+            return False
+        found = [term for number in learned for term in terms_of(number, outputs)][:TERMS]
+        same: Counter[Any] = Counter()
+        for term in found:
+            key = (term.name, term.prediction.dim(), term.prediction.shape[1:2])
+            same[key] += 1
+            watch = self._watch((*key, same[key]), term)
+            watch.facts["component"] = len(found) > 1
+            watch.seen(term)
+        if found:
+            self._seen_at = self._clock.step
+        return bool(found)
 
     def _deduce(self, scores: Sequence[Tensor], options: Mapping[str, Any]) -> None:
         """Wait for the gradient at what the model returned, if that may be all that the cross entropy was given."""
@@ -116,32 +145,6 @@ class Within:
             self._deduced[x.dim()] = watch
             self._watches.append(watch)
         self._deduced[x.dim()].wait(x)
-
-    def leave_out(self, tables: MutableMapping[str, Table]) -> list[str]:
-        """What models returned, where it is known what the loss was given; and the functions of which it is not."""
-        known = [watch for watch in (*self._found.values(), *self._deduced.values()) if watch.name in tables]
-        for watch in self.instead if known else ():
-            tables.pop(watch.name, None)
-        return [] if known else self.unseen
-
-    def _look(self, numbers: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
-        """Whether numbers are made with losses of torch that can be seen. Whatever fails here is not seen."""
-        learned = [number for number in numbers if not number.dim() and number.grad_fn is not None]
-        if not learned or not is_training_call():
-            return False
-        with contextlib.suppress(Exception):  # a monitor is a guest in somebody's training
-            found = [term for number in learned for term in terms_of(number, outputs)][:TERMS]
-            same: Counter[Any] = Counter()
-            for term in found:
-                key = (term.name, term.prediction.dim(), term.prediction.shape[1:2])
-                same[key] += 1
-                watch = self._watch((*key, same[key]), term)
-                watch.facts["component"] = len(found) > 1
-                watch.seen(term)
-            if found:
-                self._seen_at = self._clock.step
-                return True
-        return False
 
     def _watch(self, key: tuple[Any, ...], term: Term) -> TermWatch:
         """That of the same place: the same loss, with as many classes, the first or second ... of its kind."""
