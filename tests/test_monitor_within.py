@@ -257,6 +257,24 @@ def test_scores_are_followed_through_views_of_them() -> None:
     assert table["target_max"][0] == float(tokens[:, 1:].max())
 
 
+def test_of_a_large_table_of_scores_some_rows_are_read() -> None:
+    scores, labels = numbers(1024, 1000).requires_grad_(), classes(1024)
+
+    class Large(nn.Module):
+        def forward(self) -> tuple[Tensor, Tensor]:
+            return F.cross_entropy(2 * scores, labels), scores
+
+    with Monitor(Large(), speak=False) as monitor:
+        loss = monitor._models[0]()[0]
+        loss.backward()
+        monitor.step(loss)
+    table = table_of(monitor)
+    assert table.facts["prediction_shape"] == [256, 1000]
+    rows = 2 * scores.detach()[::4]
+    assert table["value"][0] == pytest.approx(float(F.cross_entropy(rows, labels[::4])), rel=1e-5)
+    assert table["gradient_l1"][0] == pytest.approx(float(scores.grad.abs().sum()) / 2, rel=1e-5)
+
+
 def test_each_term_of_a_loss_is_watched_by_its_place() -> None:
     class Heads(nn.Module):
         def __init__(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ._foreign import ForeignWatch
 from ._graph import bounds, ends_in_bias, softmax_over_batch
 from ._history import Table
+from ._numbers import some_rows
 
 ROUNDING = 1e-3  # of the largest number of a row; and of 1, what float32 leaves of a probability less 1
 LAST = 1e-6
@@ -60,6 +61,7 @@ class DeducedWatch(ForeignWatch):
         handle = scores.register_hook(arrived)  # type: ignore[no-untyped-call]
 
     def _deduce(self, scores: Tensor, gradient: Tensor, known: Mapping[str, Any]) -> None:
+        scores, gradient = some_rows(scores, gradient)
         labels, self._sure = labels_of(scores, gradient, self.loss.ignore_index)
         with torch.enable_grad():  # as it was in the call
             scores = scores.requires_grad_()

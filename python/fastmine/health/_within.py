@@ -16,12 +16,12 @@ from ._deduced import DeducedWatch
 from ._foreign import ForeignWatch
 from ._graph import shape_of, tensors, terms
 from ._history import Table
+from ._numbers import some_rows
 from ._terms import Term, names_of, only_cross_entropy, terms_of
 from ._watch import Watch, is_training_call
 
 TERMS = 16  # of a total, that are watched
 CALLS = 4  # in one step, whose graphs are remembered until it ends; without backward() they hold what was computed
-NUMBERS = 2**22  # of a prediction, that are looked at: the logits of a language model may be gigabytes
 
 
 class TermWatch(ForeignWatch):
@@ -31,7 +31,7 @@ class TermWatch(ForeignWatch):
         """Record a call as that of a criterion that was given."""
         for name, value in term.options.items():
             setattr(self.loss, name, value)
-        inputs = _thinned(term.prediction, term.target)
+        inputs = some_rows(term.prediction, term.target)
         prediction, target = inputs
         broadcast = prediction.dtype == target.dtype and prediction.shape != target.shape
         both = torch.broadcast_tensors(*inputs) if broadcast else inputs  # type: ignore[no-untyped-call]
@@ -159,12 +159,4 @@ class Within:
 def _may_be_scores(x: Tensor) -> bool:
     """Whether labels can be told from the gradient at it: in half precision what is small is 0."""
     wide = x.dtype in (torch.float32, torch.float64)
-    return wide and x.grad_fn is not None and x.dim() > 1 and x.shape[1] > 1 and x.numel() <= NUMBERS
-
-
-def _thinned(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a large table of scores some of the rows."""
-    stride = -(-prediction.numel() // NUMBERS)
-    if stride < 2 or prediction.dim() != 2 or target.shape[:1] != prediction.shape[:1]:
-        return prediction, target
-    return prediction[::stride], target[::stride]
+    return wide and x.grad_fn is not None and x.dim() > 1 and x.shape[1] > 1
