@@ -7,6 +7,7 @@ import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cases import Calls
 from fastmine.health import Monitor
 from fastmine.health._deduced import labels_of
 from fastmine.health._history import Table
@@ -450,6 +452,20 @@ def test_nothing_hangs_on_the_model_between_close_steps() -> None:
     assert sum(count > 0 for count in hooked[128:]) == 5
 
 
+@pytest.mark.parametrize("returns_loss", [True, False])
+def test_nothing_waits_for_the_device(returns_loss: bool) -> None:
+    model = Own() if returns_loss else nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    with Monitor(model, speak=False) as monitor:
+        with Calls() as calls:
+            for step in range(8):
+                x, labels = batch(step)
+                loss = model(x, labels)["loss"] if returns_loss else F.cross_entropy(model(x), labels)
+                loss.backward()
+                monitor.step(loss)
+        assert len(monitor.history().tables["loss.cross_entropy"]) >= 7
+    assert not {name for name, _ in calls} & {"_local_scalar_dense", "nonzero", "equal", "masked_select"}
+
+
 @pytest.mark.parametrize("step_with", ["tensor", "number"])
 def test_no_graph_outlives_its_step(step_with: str) -> None:
     class Canary:
@@ -536,6 +552,16 @@ def test_a_body_in_a_checkpoint_and_half_precision_are_seen_through() -> None:
                 return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
     assert alarms(train(Body())) == [("INPUT_DOMAIN", "loss.cross_entropy")]
+
+
+@pytest.mark.parametrize("options", [{}, {"static_graph": True}, {"find_unused_parameters": True}])
+def test_a_model_that_is_trained_by_several_processes_is_seen_through(options: dict[str, bool], tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(Own(softmax=True), **options)
+        assert alarms(train(model)) == [("INPUT_DOMAIN", "loss.cross_entropy")]
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("in_place", [True, False])

@@ -211,6 +211,7 @@ class Monitor:
     def _observe_outputs(self, module: nn.Module, name: str) -> None:
         """Without a loss that can be hooked, what the model returns is what there is to see, and what it made it of."""
         if is_compiled_in_place(module):  # and its hooks with it, anew whenever there are others
+            self._clock.look_too()  # at what step() gets
             return
         watch = ForeignWatch(name, module, self._clock)
         self._watches.append(watch)
