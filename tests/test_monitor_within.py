@@ -277,6 +277,19 @@ def test_of_a_large_table_of_scores_some_rows_are_read() -> None:
     assert table["gradient_l1"][0] == pytest.approx(float(scores.grad.abs().sum()) / 2, rel=1e-5)
 
 
+def test_of_a_large_table_with_a_weight_for_every_number_all_rows_are_read() -> None:
+    scores, weight = numbers(512, 1024).requires_grad_(), numbers(512, 1024).abs()
+
+    class Large(nn.Module):
+        def forward(self) -> tuple[Tensor, Tensor]:
+            return F.binary_cross_entropy_with_logits(scores, weight.round().clamp(max=1), weight), scores
+
+    with Monitor(Large(), speak=False) as monitor:
+        loss = monitor._models[0]()[0]
+        monitor.step(loss)
+    assert table_of(monitor)["value"][0] == pytest.approx(float(loss.detach()), rel=1e-5)
+
+
 def test_each_term_of_a_loss_is_watched_by_its_place() -> None:
     class Heads(nn.Module):
         def __init__(self) -> None:
@@ -505,7 +518,15 @@ def test_weights_are_the_same_to_the_last_bit_with_nobody_watching() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["_within.terms_of", "_within.names_of", "_within.DeducedWatch.wait", "_deduced.labels_of"]
+    "name",
+    [
+        "_within.terms_of",
+        "_within.names_of",
+        "_within.DeducedWatch.wait",
+        "_deduced.labels_of",
+        "_within.TermWatch.gradient",
+        "_within.TermWatch._arrived",
+    ],
 )
 @pytest.mark.parametrize("loop", [lambda: train(Own(), steps=20), lambda: plain_loop(before=False, steps=20)])
 def test_what_fails_while_looking_does_not_end_the_training(

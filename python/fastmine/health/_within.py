@@ -31,7 +31,9 @@ class TermWatch(ForeignWatch):
         """Record a call as that of a criterion that was given."""
         for name, value in term.options.items():
             setattr(self.loss, name, value)
-        inputs = some_rows(term.prediction, term.target)
+        weight, inputs = term.options.get("weight"), (term.prediction, term.target)
+        if weight is None or weight.dim() < 2:  # of classes, not of every number
+            inputs = some_rows(*inputs)
         prediction, target = inputs
         broadcast = prediction.dtype == target.dtype and prediction.shape != target.shape
         both = torch.broadcast_tensors(*inputs) if broadcast else inputs  # type: ignore[no-untyped-call]
@@ -51,14 +53,16 @@ class TermWatch(ForeignWatch):
 
         def arrived(_: Any, at_value: Sequence[Tensor | None]) -> None:
             at_number.remove()
-            if number and at_value[0] is not None:
-                self._arrived(step, at_value[0].detach())
+            with contextlib.suppress(Exception):
+                if number and at_value[0] is not None:
+                    self._arrived(step, at_value[0].detach())
 
         def sent(at_inputs: Sequence[Tensor | None], _: Any) -> None:
             at_scores.remove()
             gradient = next((x for x in at_inputs if x is not None), None)
-            if gradient is not None and not self._clock.measuring:
-                self.gradient(step, gradient)
+            with contextlib.suppress(Exception):
+                if gradient is not None and not self._clock.measuring:
+                    self.gradient(step, gradient)
 
         at_number, at_scores = term.node.register_hook(arrived), term.scores.register_hook(sent)
 
