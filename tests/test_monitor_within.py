@@ -1,4 +1,4 @@
-"""A model that returns its own loss, or a loop whose criterion nobody was told of: what was given to it is seen."""
+"""A model that returns its own loss: what it was given is seen as if a criterion had been."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import gc
 import math
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,91 +17,20 @@ from torch.utils.checkpoint import checkpoint
 
 from cases import Calls
 from fastmine.health import Monitor
-from fastmine.health._deduced import labels_of
-from fastmine.health._history import Table
-
-ROWS = 128
-CENTRES = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
-
-
-@dataclass
-class Output:
-    loss: Tensor
-    logits: Tensor
-
-
-class Own(nn.Module):
-    """A classifier as those of Hugging Face are called: it computes its loss where it is given labels."""
-
-    def __init__(
-        self,
-        returned: Callable[[Tensor, Tensor], Any] = lambda loss, logits: {"loss": loss, "logits": logits},
-        *,
-        softmax: bool = False,
-        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-    ) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
-        self.returned, self.softmax, self.function = returned, softmax, loss
-
-    def forward(self, x: Tensor, labels: Tensor) -> Any:
-        logits = self.net(x)
-        if self.softmax:
-            logits = logits.softmax(dim=-1)
-        return self.returned(self.function(logits.view(-1, 4), labels.view(-1)), logits)
-
-
-def batch(step: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(step)
-    labels = torch.randint(4, (ROWS,), generator=generator)
-    return CENTRES[labels] + 0.5 * torch.randn(ROWS, 8, generator=generator), labels
-
-
-def ignored(step: int) -> tuple[Tensor, Tensor]:
-    x, labels = batch(step)
-    return x, torch.full_like(labels, -100)
-
-
-def by_lot(step: int) -> tuple[Tensor, Tensor]:
-    """The labels of other samples, as those of the next token are where they were shifted twice."""
-    return batch(step)[0], batch(step + 10_000)[1]
-
-
-def of_one_class(step: int) -> tuple[Tensor, Tensor]:
-    x, labels = batch(step)
-    return x, torch.full_like(labels, 2)
-
-
-def loss_of(output: Any) -> Tensor:
-    found: Tensor = output["loss"] if isinstance(output, dict) else getattr(output, "loss", None)
-    return output[0] if found is None else found
-
-
-def train(
-    model: nn.Module,
-    data: Callable[[int], tuple[Tensor, Tensor]] = batch,
-    steps: int = 200,
-    seed: int = 0,
-    **given: Any,
-) -> Monitor:
-    torch.manual_seed(seed)
-    for part in model.modules():
-        if isinstance(part, nn.Linear):
-            part.reset_parameters()
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    with Monitor(model, optimizer=optimizer, speak=False) as monitor:
-        for step in range(steps):
-            loss = loss_of(model(*data(1000 * seed + step)))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            monitor.step(loss)
-    return monitor
-
-
-def alarms(monitor: Monitor) -> list[tuple[str, str]]:
-    return [(found.code, found.component) for found in monitor.check() if found.is_alarm]
-
+from learners import (
+    Output,
+    Own,
+    alarms,
+    batch,
+    by_lot,
+    classes,
+    ignored,
+    numbers,
+    of_one_class,
+    plain_loop,
+    table_of,
+    train,
+)
 
 RETURNED: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "mapping": lambda loss, logits: {"loss": loss, "logits": logits},
@@ -148,11 +76,6 @@ def test_a_regression_whose_rows_meet_all_targets_is_named() -> None:
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
-def table_of(monitor: Monitor) -> Table:
-    (name,) = (name for name in monitor.history().tables if name.startswith(("loss.", "criterion")))
-    return monitor.history().tables[name]
-
-
 def test_what_is_recorded_are_the_numbers_of_the_call() -> None:
     model = Own(loss=lambda logits, labels: 3 * F.cross_entropy(logits, labels, weight=torch.tensor([1.0, 2, 3, 0])))
     x, labels = batch(0)
@@ -175,14 +98,6 @@ def test_what_is_recorded_are_the_numbers_of_the_call() -> None:
     }  # fmt: skip
     for name, number in expected.items():
         assert table[name][0] == pytest.approx(float(number), rel=1e-5), name
-
-
-def numbers(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(7))
-
-
-def classes(*shape: int) -> Tensor:
-    return torch.randint(5, shape, generator=torch.Generator().manual_seed(8))
 
 
 CALLS: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor], Tensor, tuple[int, ...]]] = {
@@ -317,135 +232,6 @@ def test_a_loss_that_is_averaged_by_hand_is_seen() -> None:
     table = train(Own(loss=masked), steps=20).history().tables["loss.cross_entropy"]
     assert table.facts["averaged"] is False
     assert table.steps.tolist() == [*range(17)]
-
-
-# --- loops ------------------------------------------------------------------------------------------------------------
-
-
-def plain_loop(before: bool, steps: int = 120, criterion: Any = None) -> Monitor:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4), nn.Softmax(dim=1))
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    with Monitor(model, criterion, optimizer, speak=False) as monitor:
-        for step in range(steps):
-            x, labels = batch(step)
-            loss = F.cross_entropy(model(x), labels)
-            optimizer.zero_grad()
-            if before:
-                monitor.step(loss)
-            loss.backward()
-            optimizer.step()
-            if not before:
-                monitor.step(loss)
-    return monitor
-
-
-@pytest.mark.parametrize("criterion", [None, F.cross_entropy])
-def test_a_step_before_backward_shows_what_the_loss_was_given(criterion: Any) -> None:
-    monitor = plain_loop(before=True, criterion=criterion)
-    assert alarms(monitor) == [("INPUT_DOMAIN", "loss.cross_entropy")]
-    assert len(monitor.history().tables["loss.cross_entropy"].measured("gradient_l1")) == 8
-
-
-def test_a_criterion_that_was_watched_is_not_seen_twice() -> None:
-    torch.manual_seed(0)
-    model = nn.Linear(8, 4)
-    with Monitor(model, speak=False) as monitor:
-        criterion = monitor.watch(F.cross_entropy)
-        for step in range(4):
-            x, labels = batch(step)
-            loss = criterion(model(x), labels)
-            monitor.step(loss)
-            loss.backward()
-    assert [name for name in monitor.history().tables if name.startswith(("loss.", "criterion"))] == ["criterion"]
-
-
-def after_backward(
-    data: Callable[[int], tuple[Tensor, Tensor]] = batch, seed: int = 0, steps: int = 200,
-    loss_of: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-) -> Monitor:  # fmt: skip
-    """The monitor is told of no criterion, and gets the loss when its graph is freed."""
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    with Monitor(model, optimizer=optimizer, speak=False) as monitor:
-        for step in range(steps):
-            x, labels = data(1000 * seed + step)
-            loss = loss_of(model(x), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            monitor.step(loss)
-    return monitor
-
-
-def test_labels_are_told_from_the_gradient_of_a_cross_entropy() -> None:
-    logits, labels = 3 * numbers(64, 5), classes(64)
-    logits[0, labels[0]] = 200.0  # certain: float32 has no gradient left of it
-    labels[1:9] = -100
-    scores = logits.clone().requires_grad_()
-    (7 * F.cross_entropy(scores, labels, weight=torch.tensor([1.0, 2, 3, 4, 5]))).backward()
-    assert scores.grad is not None
-    found, sure = labels_of(logits, scores.grad, -100)
-    assert sure
-    assert found.tolist() == labels.tolist()
-    maps, truth = numbers(2, 5, 3, 4).requires_grad_(), classes(2, 3, 4)
-    F.cross_entropy(maps, truth, reduction="sum").backward()
-    assert maps.grad is not None
-    found, sure = labels_of(maps.detach(), maps.grad, -100)
-    assert sure
-    assert torch.equal(found, truth)
-
-
-@pytest.mark.parametrize(
-    "loss_of",
-    [
-        lambda logits, labels: F.cross_entropy(logits, labels) + 0.01 * logits.square().mean(),
-        lambda logits, labels: -F.cross_entropy(logits, labels),
-        lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=0.2),
-        F.multi_margin_loss,
-        lambda logits, labels: F.mse_loss(logits.softmax(dim=1), F.one_hot(labels, 5).float()),
-        lambda logits, labels: 0 * F.cross_entropy(logits, labels),
-    ],
-    ids=["penalty", "negated", "smoothed", "margin", "squared", "times 0"],
-)
-def test_no_label_is_sure_where_the_gradient_is_of_another_loss(loss_of: Callable[[Tensor, Tensor], Tensor]) -> None:
-    scores, labels = numbers(64, 5).requires_grad_(), classes(64)
-    loss_of(scores, labels).backward()
-    assert scores.grad is not None
-    assert not labels_of(scores.detach(), scores.grad, -100)[1]
-
-
-def some_ignored(step: int) -> tuple[Tensor, Tensor]:
-    x, labels = batch(step)
-    return x, labels.index_fill(0, torch.arange(40), -100)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_faults_of_a_loop_that_tells_nothing_are_named(seed: int) -> None:
-    for data in (batch, some_ignored):
-        monitor = after_backward(data, seed)
-        assert alarms(monitor) == []
-        assert "not judged" not in monitor.report()
-    assert set(monitor.history().tables["loss.cross_entropy"]["class_ignored"]) == {40}
-    assert alarms(after_backward(by_lot, seed, steps=300)) == [("PREDICTION_COLLAPSE", "loss.cross_entropy")]
-    assert alarms(after_backward(of_one_class, seed)) == [("PREDICTION_COLLAPSE", "loss.cross_entropy")]
-    softmax = after_backward(batch, seed, loss_of=lambda scores, labels: F.cross_entropy(scores.softmax(dim=1), labels))
-    assert alarms(softmax) == []  # nothing is known of what was made of the output
-
-
-def test_a_softmax_at_the_end_of_a_model_is_named_in_such_a_loop() -> None:
-    assert alarms(plain_loop(before=False)) == [("INPUT_DOMAIN", "loss.cross_entropy")]
-
-
-def test_functions_whose_inputs_were_not_seen_are_named() -> None:
-    def penalised(logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels) + 0.1 * logits.square().mean()
-
-    report = after_backward(steps=40, loss_of=penalised).report()
-    assert "not judged: what cross_entropy is given, a function: use criterion = monitor.watch(cross_entropy)" in report
-    report = after_backward(steps=40, loss_of=lambda x, y: F.mse_loss(x[:, 0], 1.0 * y)).report()
-    assert "what mse_loss is given" in report
 
 
 # --- a guest in somebody's training -----------------------------------------------------------------------------------
