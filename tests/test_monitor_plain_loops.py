@@ -37,11 +37,11 @@ def test_a_criterion_that_was_watched_is_not_seen_twice() -> None:
 
 def after_backward(
     data: Callable[[int], tuple[Tensor, Tensor]] = batch, seed: int = 0, steps: int = 200,
-    loss_of: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    loss_of: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy, out: int = 4,
 ) -> Monitor:  # fmt: skip
     """The monitor is told of no criterion, and gets the loss when its graph is freed."""
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, out))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     with Monitor(model, optimizer=optimizer, speak=False) as monitor:
         for step in range(steps):
@@ -121,3 +121,14 @@ def test_functions_whose_inputs_were_not_seen_are_named() -> None:
     assert "not judged: what cross_entropy is given, a function: use criterion = monitor.watch(cross_entropy)" in report
     report = after_backward(steps=40, loss_of=lambda x, y: F.mse_loss(x[:, 0], 1.0 * y)).report()
     assert "what mse_loss is given" in report
+
+
+@pytest.mark.parametrize("actions", [2, 4])
+def test_an_agent_whose_actions_are_bad_every_other_time_is_quiet(actions: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def policy(logits: Tensor, labels: Tensor) -> Tensor:
+        good = torch.randn(len(labels), generator=generator)
+        return (good * F.cross_entropy(logits, labels % actions, reduction="none")).mean()
+
+    assert alarms(after_backward(by_lot, steps=300, loss_of=policy, out=actions)) == []

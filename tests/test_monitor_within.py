@@ -234,6 +234,18 @@ def test_a_loss_that_is_averaged_by_hand_is_seen() -> None:
     assert table.steps.tolist() == [*range(17)]
 
 
+@pytest.mark.parametrize(("centre", "expected"), [(0.0, []), (5.0, [("PREDICTION_COLLAPSE", "loss.cross_entropy")])])
+def test_an_agent_that_learns_from_bad_actions_is_no_classifier(centre: float, expected: list[tuple[str, str]]) -> None:
+    """Actions that have nothing to do with what is seen, and how good they were: never bad, or every other time."""
+    generator = torch.Generator().manual_seed(0)
+
+    def policy(logits: Tensor, actions: Tensor) -> Tensor:
+        good = centre + torch.randn(len(actions), generator=generator)
+        return (good * F.cross_entropy(logits, actions, reduction="none")).mean()
+
+    assert alarms(train(Own(loss=policy), by_lot, steps=300)) == expected
+
+
 # --- a guest in somebody's training -----------------------------------------------------------------------------------
 
 

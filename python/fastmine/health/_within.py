@@ -21,6 +21,7 @@ from ._terms import Term, names_of, only_cross_entropy, terms_of
 from ._watch import Watch, is_training_call
 
 TERMS = 16  # of a total, that are watched
+LEAST = ("factor_min",)  # of the numbers that the losses of samples are multiplied by
 CALLS = 4  # in one step, whose graphs are remembered until it ends; without backward() they hold what was computed
 
 
@@ -56,6 +57,8 @@ class TermWatch(ForeignWatch):
             with contextlib.suppress(Exception):
                 if number and at_value[0] is not None:
                     self._arrived(step, at_value[0].detach())
+                elif at_value[0] is not None:
+                    self._note(step, LEAST, at_value[0].detach().amin())
 
         def sent(at_inputs: Sequence[Tensor | None], _: Any) -> None:
             at_scores.remove()
@@ -65,6 +68,15 @@ class TermWatch(ForeignWatch):
                     self.gradient(step, gradient)
 
         at_number, at_scores = term.node.register_hook(arrived), term.scores.register_hook(sent)
+
+    def table(self, *, staged: bool = False) -> Table | None:
+        """What was recorded. Where some targets are to be unlikely, as bad actions of an agent are, that predictions go
+        with them is not asked."""
+        table = super().table(staged=staged)
+        if table is None or not (table[LEAST[0]] < 0).any():
+            return table
+        columns = {name: values for name, values in table.columns.items() if name not in ("agreement", "followed")}
+        return Table(table.name, table.kind, table.steps, columns, table.facts)
 
 
 class Within:
@@ -144,6 +156,8 @@ class Within:
         if len(scores) != 1:
             return
         (x,) = scores
+        if x.shape[1] == 2 and options["reduction"] == "none":  # a weight below 0 would pass for the other label
+            return
         if x.dim() not in self._deduced:
             watch = DeducedWatch("loss.cross_entropy", nn.CrossEntropyLoss(**options), self._clock)
             self._deduced[x.dim()] = watch
