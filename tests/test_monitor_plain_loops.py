@@ -132,3 +132,22 @@ def test_an_agent_whose_actions_are_bad_every_other_time_is_quiet(actions: int) 
         return (good * F.cross_entropy(logits, labels % actions, reduction="none")).mean()
 
     assert alarms(after_backward(by_lot, steps=300, loss_of=policy, out=actions)) == []
+
+
+def test_the_loss_of_a_forger_is_not_all_that_a_judge_learns_from() -> None:
+    torch.manual_seed(0)
+    forger, judge = nn.Linear(2, 8), nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+    of_forger, of_judge = (torch.optim.SGD(part.parameters(), 0.01) for part in (forger, judge))
+    truth = torch.cat([torch.ones(128, 1), torch.zeros(128, 1)])
+    with Monitor([forger, judge], None, [of_forger, of_judge], speak=False) as monitor:
+        for step in range(60):
+            real, forged = batch(step)[0], forger(torch.randn(128, 2))
+            of_judge.zero_grad()
+            F.mse_loss(judge(torch.cat([real, forged.detach()])), truth).backward()
+            of_judge.step()
+            loss = F.mse_loss(judge(forged), torch.ones(128, 1))
+            monitor.step(loss)
+            of_forger.zero_grad()
+            loss.backward()
+            of_forger.step()
+    assert alarms(monitor) == []

@@ -123,6 +123,8 @@ class Within:
         self._outputs.clear()
         if not self._open or not self._clock.look or self._seen_at == self._clock.step or not isinstance(loss, Tensor):
             return
+        if len(self.instead) > 1:  # models that learn from one loss each, of which this may be any
+            return
         with contextlib.suppress(Exception):
             if not self._look([loss], outputs):
                 self.unseen, self._options = names_of(loss), only_cross_entropy(loss)
