@@ -1,4 +1,4 @@
-"""A model that returns its own loss, or a loop whose criterion nobody was told of: what was given to it is seen."""
+"""A model that returns its own loss: what it was given is seen as if a criterion had been."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import math
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,91 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cases import Calls
 from fastmine.health import Monitor
-from fastmine.health._history import Table
-
-ROWS = 128
-CENTRES = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
-
-
-@dataclass
-class Output:
-    loss: Tensor
-    logits: Tensor
-
-
-class Own(nn.Module):
-    """A classifier as those of Hugging Face are called: it computes its loss where it is given labels."""
-
-    def __init__(
-        self,
-        returned: Callable[[Tensor, Tensor], Any] = lambda loss, logits: {"loss": loss, "logits": logits},
-        *,
-        softmax: bool = False,
-        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-    ) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
-        self.returned, self.softmax, self.function = returned, softmax, loss
-
-    def forward(self, x: Tensor, labels: Tensor) -> Any:
-        logits = self.net(x)
-        if self.softmax:
-            logits = logits.softmax(dim=-1)
-        return self.returned(self.function(logits.view(-1, 4), labels.view(-1)), logits)
-
-
-def batch(step: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(step)
-    labels = torch.randint(4, (ROWS,), generator=generator)
-    return CENTRES[labels] + 0.5 * torch.randn(ROWS, 8, generator=generator), labels
-
-
-def ignored(step: int) -> tuple[Tensor, Tensor]:
-    x, labels = batch(step)
-    return x, torch.full_like(labels, -100)
-
-
-def by_lot(step: int) -> tuple[Tensor, Tensor]:
-    """The labels of other samples, as those of the next token are where they were shifted twice."""
-    return batch(step)[0], batch(step + 10_000)[1]
-
-
-def of_one_class(step: int) -> tuple[Tensor, Tensor]:
-    x, labels = batch(step)
-    return x, torch.full_like(labels, 2)
-
-
-def loss_of(output: Any) -> Tensor:
-    found: Tensor = output["loss"] if isinstance(output, dict) else getattr(output, "loss", None)
-    return output[0] if found is None else found
-
-
-def train(
-    model: nn.Module,
-    data: Callable[[int], tuple[Tensor, Tensor]] = batch,
-    steps: int = 200,
-    seed: int = 0,
-    **given: Any,
-) -> Monitor:
-    torch.manual_seed(seed)
-    for part in model.modules():
-        if isinstance(part, nn.Linear):
-            part.reset_parameters()
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    with Monitor(model, optimizer=optimizer, speak=False) as monitor:
-        for step in range(steps):
-            loss = loss_of(model(*data(1000 * seed + step)))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            monitor.step(loss)
-    return monitor
-
-
-def alarms(monitor: Monitor) -> list[tuple[str, str]]:
-    return [(found.code, found.component) for found in monitor.check() if found.is_alarm]
-
+from learners import (
+    Output,
+    Own,
+    alarms,
+    batch,
+    by_lot,
+    classes,
+    ignored,
+    numbers,
+    of_one_class,
+    plain_loop,
+    table_of,
+    train,
+)
 
 RETURNED: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "mapping": lambda loss, logits: {"loss": loss, "logits": logits},
@@ -145,11 +76,6 @@ def test_a_regression_whose_rows_meet_all_targets_is_named() -> None:
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
-def table_of(monitor: Monitor) -> Table:
-    (name,) = (name for name in monitor.history().tables if name.startswith(("loss.", "criterion")))
-    return monitor.history().tables[name]
-
-
 def test_what_is_recorded_are_the_numbers_of_the_call() -> None:
     model = Own(loss=lambda logits, labels: 3 * F.cross_entropy(logits, labels, weight=torch.tensor([1.0, 2, 3, 0])))
     x, labels = batch(0)
@@ -172,14 +98,6 @@ def test_what_is_recorded_are_the_numbers_of_the_call() -> None:
     }  # fmt: skip
     for name, number in expected.items():
         assert table[name][0] == pytest.approx(float(number), rel=1e-5), name
-
-
-def numbers(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(7))
-
-
-def classes(*shape: int) -> Tensor:
-    return torch.randint(5, shape, generator=torch.Generator().manual_seed(8))
 
 
 CALLS: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor], Tensor, tuple[int, ...]]] = {
@@ -256,6 +174,37 @@ def test_scores_are_followed_through_views_of_them() -> None:
     assert table["target_max"][0] == float(tokens[:, 1:].max())
 
 
+def test_of_a_large_table_of_scores_some_rows_are_read() -> None:
+    scores, labels = numbers(1024, 1000).requires_grad_(), classes(1024)
+
+    class Large(nn.Module):
+        def forward(self) -> tuple[Tensor, Tensor]:
+            return F.cross_entropy(2 * scores, labels), scores
+
+    with Monitor(Large(), speak=False) as monitor:
+        loss = monitor._models[0]()[0]
+        loss.backward()
+        monitor.step(loss)
+    table = table_of(monitor)
+    assert table.facts["prediction_shape"] == [256, 1000]
+    rows = 2 * scores.detach()[::4]
+    assert table["value"][0] == pytest.approx(float(F.cross_entropy(rows, labels[::4])), rel=1e-5)
+    assert table["gradient_l1"][0] == pytest.approx(float(scores.grad.abs().sum()) / 2, rel=1e-5)
+
+
+def test_of_a_large_table_with_a_weight_for_every_number_all_rows_are_read() -> None:
+    scores, weight = numbers(512, 1024).requires_grad_(), numbers(512, 1024).abs()
+
+    class Large(nn.Module):
+        def forward(self) -> tuple[Tensor, Tensor]:
+            return F.binary_cross_entropy_with_logits(scores, weight.round().clamp(max=1), weight), scores
+
+    with Monitor(Large(), speak=False) as monitor:
+        loss = monitor._models[0]()[0]
+        monitor.step(loss)
+    assert table_of(monitor)["value"][0] == pytest.approx(float(loss.detach()), rel=1e-5)
+
+
 def test_each_term_of_a_loss_is_watched_by_its_place() -> None:
     class Heads(nn.Module):
         def __init__(self) -> None:
@@ -285,45 +234,16 @@ def test_a_loss_that_is_averaged_by_hand_is_seen() -> None:
     assert table.steps.tolist() == [*range(17)]
 
 
-# --- loops ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("centre", "expected"), [(0.0, []), (5.0, [("PREDICTION_COLLAPSE", "loss.cross_entropy")])])
+def test_an_agent_that_learns_from_bad_actions_is_no_classifier(centre: float, expected: list[tuple[str, str]]) -> None:
+    """Actions that have nothing to do with what is seen, and how good they were: never bad, or every other time."""
+    generator = torch.Generator().manual_seed(0)
 
+    def policy(logits: Tensor, actions: Tensor) -> Tensor:
+        good = centre + torch.randn(len(actions), generator=generator)
+        return (good * F.cross_entropy(logits, actions, reduction="none")).mean()
 
-def plain_loop(before: bool, steps: int = 120, criterion: Any = None) -> Monitor:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4), nn.Softmax(dim=1))
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    with Monitor(model, criterion, optimizer, speak=False) as monitor:
-        for step in range(steps):
-            x, labels = batch(step)
-            loss = F.cross_entropy(model(x), labels)
-            optimizer.zero_grad()
-            if before:
-                monitor.step(loss)
-            loss.backward()
-            optimizer.step()
-            if not before:
-                monitor.step(loss)
-    return monitor
-
-
-@pytest.mark.parametrize("criterion", [None, F.cross_entropy])
-def test_a_step_before_backward_shows_what_the_loss_was_given(criterion: Any) -> None:
-    monitor = plain_loop(before=True, criterion=criterion)
-    assert alarms(monitor) == [("INPUT_DOMAIN", "loss.cross_entropy")]
-    assert len(monitor.history().tables["loss.cross_entropy"].measured("gradient_l1")) == 8
-
-
-def test_a_criterion_that_was_watched_is_not_seen_twice() -> None:
-    torch.manual_seed(0)
-    model = nn.Linear(8, 4)
-    with Monitor(model, speak=False) as monitor:
-        criterion = monitor.watch(F.cross_entropy)
-        for step in range(4):
-            x, labels = batch(step)
-            loss = criterion(model(x), labels)
-            monitor.step(loss)
-            loss.backward()
-    assert [name for name in monitor.history().tables if name.startswith(("loss.", "criterion"))] == ["criterion"]
+    assert alarms(train(Own(loss=policy), by_lot, steps=300)) == expected
 
 
 # --- a guest in somebody's training -----------------------------------------------------------------------------------
@@ -341,6 +261,20 @@ def test_nothing_hangs_on_the_model_between_close_steps() -> None:
     assert hooked[0] > 0
     assert sum(count > 0 for count in hooked) == len(monitor.history().tables["loss.cross_entropy"])
     assert sum(count > 0 for count in hooked[128:]) == 5
+
+
+@pytest.mark.parametrize("returns_loss", [True, False])
+def test_nothing_waits_for_the_device(returns_loss: bool) -> None:
+    model = Own() if returns_loss else nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    with Monitor(model, speak=False) as monitor:
+        with Calls() as calls:
+            for step in range(8):
+                x, labels = batch(step)
+                loss = model(x, labels)["loss"] if returns_loss else F.cross_entropy(model(x), labels)
+                loss.backward()
+                monitor.step(loss)
+        assert len(monitor.history().tables["loss.cross_entropy"]) >= 7
+    assert not {name for name, _ in calls} & {"_local_scalar_dense", "nonzero", "equal", "masked_select"}
 
 
 @pytest.mark.parametrize("step_with", ["tensor", "number"])
@@ -381,13 +315,26 @@ def test_weights_are_the_same_to_the_last_bit_with_nobody_watching() -> None:
     assert torch.equal(weights(watched=True), weights(watched=False))
 
 
-def test_what_fails_while_looking_does_not_end_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_within.terms_of",
+        "_within.names_of",
+        "_within.DeducedWatch.wait",
+        "_deduced.labels_of",
+        "_within.TermWatch.gradient",
+        "_within.TermWatch._arrived",
+    ],
+)
+@pytest.mark.parametrize("loop", [lambda: train(Own(), steps=20), lambda: plain_loop(before=False, steps=20)])
+def test_what_fails_while_looking_does_not_end_the_training(
+    loop: Callable[[], Monitor], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(*_: Any) -> None:
         raise ValueError("a graph of tomorrow")
 
-    monkeypatch.setattr("fastmine.health._within.terms_of", fails)
-    monitor = train(Own(), steps=20)
-    assert "loss.cross_entropy" not in monitor.history().tables
+    monkeypatch.setattr(f"fastmine.health.{name}", fails)
+    assert len(loop().history().tables["loss"]) == 20
 
 
 def test_targets_that_were_changed_since_are_not_read() -> None:
@@ -424,6 +371,16 @@ def test_a_body_in_a_checkpoint_and_half_precision_are_seen_through() -> None:
                 return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
     assert alarms(train(Body())) == [("INPUT_DOMAIN", "loss.cross_entropy")]
+
+
+@pytest.mark.parametrize("options", [{}, {"static_graph": True}, {"find_unused_parameters": True}])
+def test_a_model_that_is_trained_by_several_processes_is_seen_through(options: dict[str, bool], tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(Own(softmax=True), **options)
+        assert alarms(train(model)) == [("INPUT_DOMAIN", "loss.cross_entropy")]
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("in_place", [True, False])

@@ -179,11 +179,8 @@ _RANGES = {
 }  # fmt: skip
 _MOVES = frozenset(
     f"{name}Backward0"
-    for name in (
-        "View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Permute", "Transpose", "T", "Clone", "ToCopy",
-        "Slice",
-    )
-)  # fmt: skip
+    for name in ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Permute", "Transpose", "T", "Clone")
+)
 
 
 def bounds(x: Tensor) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from ._finding import Finding
 from ._foreign import ForeignWatch
 from ._given import Criteria, Optimizers
 from ._graph import terms, total
-from ._history import History, Table
+from ._history import History, Table, free_name, take_back
 from ._hooks import Hook, Told
 from ._inputs import Inputs
 from ._inside import inside_of_models, watches
@@ -55,9 +55,10 @@ class Monitor:
 
     ``model``: a module or several. ``criterion``: any ``nn.Module``, or several, in a list or by name; losses of
     fastmine leave their full evidence, of others the inputs are read on some steps; losses inside of one are watched
-    too; a plain function goes through :meth:`watch`. Without one, losses inside the model are watched, or else what it
-    returns. ``optimizer``: one or several; without it those are noticed that step parameters of the model. Everything
-    is optional: what is not given is not judged.
+    too; a plain function goes through :meth:`watch`. Without one, losses inside the model are watched, or else those of
+    torch that are found in the graph of the loss that it returns, or of what :meth:`step` gets before ``backward()``;
+    after it, labels of a cross entropy are told from its gradient. ``optimizer``: one or several; without it those are
+    noticed that step parameters of the model. Everything is optional: what is not given is not judged.
 
     Nothing waits for the device until :meth:`check`, :meth:`history` or :meth:`report` is called: rows are copied into
     a ring of the device's memory. With ``speak``, the monitor also looks by itself at steps 32, 64, 128, 256 and
@@ -210,6 +211,7 @@ class Monitor:
     def _observe_outputs(self, module: nn.Module, name: str) -> None:
         """Without a loss that can be hooked, what the model returns is what there is to see, and what it made it of."""
         if is_compiled_in_place(module):  # and its hooks with it, anew whenever there are others
+            self._clock.look_too()  # at what step() gets
             return
         watch = ForeignWatch(name, module, self._clock)
         self._watches.append(watch)
@@ -218,7 +220,7 @@ class Monitor:
         def hook(_: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
             if not is_training_call() or self._within.returned(output):
                 return
-            if isinstance(output, Tensor) and watch in self._watches:
+            if isinstance(output, Tensor):
                 watch.called((output,), {}, output)
 
         self._hooks.append((module, Hook(hook)))
@@ -342,25 +344,27 @@ class Monitor:
 
     def _history(self, *, staged: bool) -> History:
         tables: dict[str, Table] = {}
+        facts: dict[str, Any] = {}
         if self._started:
             steps, columns = self._loss.read(staged=staged)
             if self._logged is not None:
                 merged(steps, columns, *self._logged.read(staged=staged))
-            tables["loss"] = Table("loss", "loss", steps, columns, self._facts())
+            tables["loss"] = Table("loss", "loss", steps, columns, facts)
         for part in self._parts():
             table = part.table(staged=staged)
             if table is not None:
-                tables[_free(table.name, tables)] = table
+                tables[free_name(table.name, tables)] = table
             if table is not None and "loss" in tables and table.kind == "updates":
-                _take_back(tables["loss"], table)
+                take_back(tables["loss"], table)
+        facts.update(self._facts(self._within.leave_out(tables)))
         return History(self._clock.step, tables)
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self, unseen: Iterable[str]) -> dict[str, Any]:
         ours = [p for module in self._models for p in module.parameters()]
         frozen = bool(ours) and bool(self._learning) and not any(p.requires_grad for p in ours)
         return {
             "checkpointed": self._reach.checkpointed,
-            "unwatched": [*self._unwatched, *(name for name in self._within.unseen if name not in self._unwatched)],
+            "unwatched": [*self._unwatched, *(name for name in unseen if name not in self._unwatched)],
             "uncalled": self._uncalled(),
             "frozen": frozen,
         }
@@ -453,23 +457,5 @@ class Monitor:
             self._voice.tell(self.check())
 
 
-def _take_back(loss: Table, updates: Table) -> None:
-    """Updates that a fused optimizer refused were none, from the row on where that was seen; the last has them all."""
-    known = updates.measured("refused")
-    if len(known):
-        places = np.searchsorted(known.steps, loss.steps, side="right") - 1
-        refused = np.where(places >= 0, known["refused"][places], 0)
-        refused[-1:] = updates.facts.get("refused", refused[-1:])
-        loss["updates"][:] -= refused
-
-
 def _name(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", type(function).__name__)
-
-
-def _free(name: str, taken: Iterable[str]) -> str:
-    found, number = name, 1
-    while found in taken:
-        number += 1
-        found = f"{name}.{number}"
-    return found

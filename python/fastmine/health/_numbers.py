@@ -74,3 +74,14 @@ def mask_sums(x: Tensor, target: Tensor, domain: str | None) -> Tensor:
 def flat(x: Tensor) -> Tensor:
     """Without a dimension of one channel."""
     return x.squeeze(1) if x.dim() > 1 else x
+
+
+NUMBERS, ROWS = 2**18, 128  # of a table of scores, that are looked at: those of a language model may be gigabytes
+
+
+def some_rows(scores: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a large table, and what goes with its rows, some of the rows."""
+    if scores.dim() != 2 or other.shape[:1] != scores.shape[:1]:
+        return scores, other
+    stride = min(-(-scores.numel() // NUMBERS), len(scores) // ROWS)
+    return (scores, other) if stride < 2 else (scores[::stride], other[::stride])

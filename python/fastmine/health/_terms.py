@@ -54,6 +54,14 @@ def names_of(number: Tensor) -> list[str]:
     return list(dict.fromkeys(_name(node) for node in loss_nodes(number)))
 
 
+def only_cross_entropy(number: Tensor) -> dict[str, Any] | None:
+    """The options of the cross entropy that is all of torch's losses in a number, its weights aside."""
+    nodes = loss_nodes(number)
+    if len(nodes) != 1 or _name(nodes[0]) != "cross_entropy":
+        return None
+    return _options(nodes[0])
+
+
 _Reader: TypeAlias = Callable[[Any, Mapping[Edge, Tensor]], Term]
 
 # What lies between a total and its terms: weighted sums, means, and what picks some of the values.
@@ -150,11 +158,7 @@ def _once(x: Tensor, repeated: Sequence[int]) -> Tensor:
 
 def _of_classes(node: Any, known: Mapping[Edge, Tensor]) -> Term:
     """A cross entropy, by its logits where they can be had: their log-probabilities have the same softmax."""
-    options = {
-        "reduction": _REDUCTIONS[_number(node, "reduction")],
-        "ignore_index": _number(node, "ignore_index"),
-        **_given(node, "weight"),
-    }
+    options = {**_options(node), **_given(node, "weight")}
     prediction, target = _present(node, "self"), _present(node, "target")
     scores = _log_softmax(node)
     if scores is None:
@@ -166,6 +170,10 @@ def _of_classes(node: Any, known: Mapping[Edge, Tensor]) -> Term:
     if logits.dim() < prediction.dim():  # [N, C, L], of which torch makes [N, C, 1, L]
         target = target.view(len(target), *logits.shape[2:])
     return Term(_name(node), nn.CrossEntropyLoss, options, logits, target, node, scores)
+
+
+def _options(node: Any) -> dict[str, Any]:
+    return {"reduction": _REDUCTIONS[_number(node, "reduction")], "ignore_index": _number(node, "ignore_index")}
 
 
 def _log_softmax(node: Any) -> Any:
@@ -191,6 +199,9 @@ def _value(edge: Edge, known: Mapping[Edge, Tensor]) -> Tensor:
     node, kind = edge[0], _kind(edge[0])
     if edge in known:
         return known[edge]
+    if hasattr(node, "variable"):  # a leaf
+        leaf: Tensor = node.variable
+        return leaf
     if hasattr(node, "_saved_result"):
         return _present(node, "result")
     if kind in _COPIES:

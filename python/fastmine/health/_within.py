@@ -5,21 +5,24 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._clock import Clock
+from ._deduced import DeducedWatch
 from ._foreign import ForeignWatch
 from ._graph import shape_of, tensors, terms
-from ._terms import Term, names_of, terms_of
+from ._history import Table
+from ._numbers import some_rows
+from ._terms import Term, names_of, only_cross_entropy, terms_of
 from ._watch import Watch, is_training_call
 
 TERMS = 16  # of a total, that are watched
+LEAST = ("factor_min",)  # of the numbers that the losses of samples are multiplied by
 CALLS = 4  # in one step, whose graphs are remembered until it ends; without backward() they hold what was computed
-NUMBERS = 2**24  # of a prediction, that are looked at: the logits of a language model may be gigabytes
 
 
 class TermWatch(ForeignWatch):
@@ -29,7 +32,9 @@ class TermWatch(ForeignWatch):
         """Record a call as that of a criterion that was given."""
         for name, value in term.options.items():
             setattr(self.loss, name, value)
-        inputs = _thinned(term.prediction, term.target)
+        weight, inputs = term.options.get("weight"), (term.prediction, term.target)
+        if weight is None or weight.dim() < 2:  # of classes, not of every number
+            inputs = some_rows(*inputs)
         prediction, target = inputs
         broadcast = prediction.dtype == target.dtype and prediction.shape != target.shape
         both = torch.broadcast_tensors(*inputs) if broadcast else inputs  # type: ignore[no-untyped-call]
@@ -49,16 +54,29 @@ class TermWatch(ForeignWatch):
 
         def arrived(_: Any, at_value: Sequence[Tensor | None]) -> None:
             at_number.remove()
-            if number and at_value[0] is not None:
-                self._arrived(step, at_value[0].detach())
+            with contextlib.suppress(Exception):
+                if number and at_value[0] is not None:
+                    self._arrived(step, at_value[0].detach())
+                elif at_value[0] is not None:
+                    self._note(step, LEAST, at_value[0].detach().amin())
 
         def sent(at_inputs: Sequence[Tensor | None], _: Any) -> None:
             at_scores.remove()
             gradient = next((x for x in at_inputs if x is not None), None)
-            if gradient is not None and not self._clock.measuring:
-                self.gradient(step, gradient)
+            with contextlib.suppress(Exception):
+                if gradient is not None and not self._clock.measuring:
+                    self.gradient(step, gradient)
 
         at_number, at_scores = term.node.register_hook(arrived), term.scores.register_hook(sent)
+
+    def table(self, *, staged: bool = False) -> Table | None:
+        """What was recorded. Where some targets are to be unlikely, as bad actions of an agent are, that predictions go
+        with them is not asked."""
+        table = super().table(staged=staged)
+        if table is None or not (table[LEAST[0]] < 0).any():
+            return table
+        columns = {name: values for name, values in table.columns.items() if name not in ("agreement", "followed")}
+        return Table(table.name, table.kind, table.steps, columns, table.facts)
 
 
 class Within:
@@ -71,51 +89,82 @@ class Within:
         self._clock, self._watches = clock, watches  # what is found is added to them
         self._found: dict[tuple[Any, ...], TermWatch] = {}
         self._outputs: list[weakref.ref[Tensor]] = []  # of the models, in this step
+        self._deduced: dict[int, DeducedWatch] = {}  # by the dimensions of what the model returns
+        self._options: dict[str, Any] | None = None  # of the cross entropy that was not seen
         self._seen_at = -1
         self._open = True
         self.instead: list[Watch] = []  # of what models return, as long as nothing is found
-        self.unseen: list[str] = []  # functions that the loss was made with, and whose inputs were not seen
+        self.unseen: list[str] = []  # functions that the loss was made with
 
     def stop(self) -> None:
         """Somebody says what the losses are."""
         self._open = False
+        self._options = None
         self.unseen.clear()
 
     def returned(self, output: Any) -> bool:
         """What a model returned: whether a loss was found in it, and recorded."""
-        if not self._open or not self._clock.look:
-            return False
+        if self._open and self._clock.look:
+            with contextlib.suppress(Exception):  # a monitor is a guest in somebody's training
+                return self._returned(output)
+        return False
+
+    def _returned(self, output: Any) -> bool:
         outputs = tensors([output])
         self._outputs += [weakref.ref(x) for x in outputs if x.grad_fn is not None and x.dim()]
-        return self._look([outputs[place] for place in terms(output)], outputs)
+        found = self._look([outputs[place] for place in terms(output)], outputs)
+        if not found and self._options is not None:
+            self._deduce([x for x in outputs if _may_be_scores(x)], self._options)
+        return found
 
     def learned_from(self, loss: Any) -> None:
         """What :meth:`Monitor.step` got, where nothing was found before: perhaps before ``backward()``."""
         outputs = [x for x in (known() for known in self._outputs) if x is not None]
         self._outputs.clear()
-        new = self._open and self._clock.look and self._seen_at != self._clock.step
-        if new and isinstance(loss, Tensor) and not self._look([loss], outputs):
-            self.unseen = names_of(loss)
+        if not self._open or not self._clock.look or self._seen_at == self._clock.step or not isinstance(loss, Tensor):
+            return
+        if len(self.instead) > 1:  # models that learn from one loss each, of which this may be any
+            return
+        with contextlib.suppress(Exception):
+            if not self._look([loss], outputs):
+                self.unseen, self._options = names_of(loss), only_cross_entropy(loss)
+
+    def leave_out(self, tables: MutableMapping[str, Table]) -> list[str]:
+        """What models returned, where it is known what the loss was given; and the functions of which it is not."""
+        known = [watch for watch in (*self._found.values(), *self._deduced.values()) if watch.name in tables]
+        for watch in self.instead if known else ():
+            tables.pop(watch.name, None)
+        return [] if known else self.unseen
 
     def _look(self, numbers: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
-        """Whether numbers are made with losses of torch that can be seen. Whatever fails here is not seen."""
+        """Whether numbers are made with losses of torch that can be seen."""
         learned = [number for number in numbers if not number.dim() and number.grad_fn is not None]
         if not learned or not is_training_call():
             return False
-        with contextlib.suppress(Exception):  # a monitor is a guest in somebody's training
-            found = [term for number in learned for term in terms_of(number, outputs)][:TERMS]
-            same: Counter[Any] = Counter()
-            for term in found:
-                key = (term.name, term.prediction.dim(), term.prediction.shape[1:2])
-                same[key] += 1
-                watch = self._watch((*key, same[key]), term)
-                watch.facts["component"] = len(found) > 1
-                watch.seen(term)
-            if found:
-                self._seen_at = self._clock.step
-                self.unseen.clear()
-                return True
-        return False
+        found = [term for number in learned for term in terms_of(number, outputs)][:TERMS]
+        same: Counter[Any] = Counter()
+        for term in found:
+            key = (term.name, term.prediction.dim(), term.prediction.shape[1:2])
+            same[key] += 1
+            watch = self._watch((*key, same[key]), term)
+            watch.facts["component"] = len(found) > 1
+            watch.seen(term)
+        if found:
+            self._seen_at = self._clock.step
+        return bool(found)
+
+    def _deduce(self, scores: Sequence[Tensor], options: Mapping[str, Any]) -> None:
+        """Wait for the gradient at what the model returned, if that may be all that the cross entropy was given."""
+        if len(scores) != 1:
+            return
+        (x,) = scores
+        if x.shape[1] == 2 and options["reduction"] == "none":  # a weight below 0 would pass for the other label
+            return
+        if x.dim() not in self._deduced:
+            watch = DeducedWatch("loss.cross_entropy", nn.CrossEntropyLoss(**options), self._clock)
+            self._deduced[x.dim()] = watch
+            self._watches.append(watch)
+        self._deduced[x.dim()].wait(x)
 
     def _watch(self, key: tuple[Any, ...], term: Term) -> TermWatch:
         """That of the same place: the same loss, with as many classes, the first or second ... of its kind."""
@@ -123,13 +172,11 @@ class Within:
             alike = sum(name == term.name for name, *_ in self._found)
             name = f"loss.{term.name}" if not alike else f"loss.{term.name}.{alike + 1}"
             self._found[key] = TermWatch(name, term.kind(), self._clock)
-            self._watches[:] = [*(watch for watch in self._watches if watch not in self.instead), self._found[key]]
+            self._watches.append(self._found[key])
         return self._found[key]
 
 
-def _thinned(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a large table of scores some of the rows."""
-    stride = -(-prediction.numel() // NUMBERS)
-    if stride < 2 or prediction.dim() != 2 or target.shape[:1] != prediction.shape[:1]:
-        return prediction, target
-    return prediction[::stride], target[::stride]
+def _may_be_scores(x: Tensor) -> bool:
+    """Whether labels can be told from the gradient at it: in half precision what is small is 0."""
+    wide = x.dtype in (torch.float32, torch.float64)
+    return wide and x.grad_fn is not None and x.dim() > 1 and x.shape[1] > 1
