@@ -143,6 +143,18 @@ def test_positions_and_directions_that_say_nothing_of_each_other() -> None:
     assert alarms_of_array(ARRAY, draw) == []
 
 
+@pytest.mark.parametrize("real", [False, True])
+def test_what_is_outside_of_the_true_directions_is_what_the_loss_of_subspaces_says(real: bool) -> None:
+    target = recordings(ARRAY, n=8)
+    present = torch.tensor([[True, True], [True, False], [False, False], *[[True, True]] * 5])
+    target = target._replace(present=present)
+    by_the_loss = SubspaceLoss(ARRAY)(ArrayPrediction(target.covariance, factors=target.covariance), target)
+    if real:
+        target = target._replace(covariance=torch.view_as_real(target.covariance))
+    own = Geometry(ARRAY).read(target)[1]
+    torch.testing.assert_close(own.float(), by_the_loss, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("sensors", [2, 3, 8])
 @pytest.mark.parametrize("sources", [1, 2])
 def test_no_directions_hold_more_of_a_covariance_than_those_of_its_sources(sensors: int, sources: int) -> None:
