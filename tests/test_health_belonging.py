@@ -354,6 +354,7 @@ def test_fits_are_those_of_every_place_one_by_one() -> None:
     image, mask = shapes()
     row = placed(image[:2], mask[:2])
     assert row is not None
+    *row, count, squared = row.tolist()
     x, t = (y.double().mean(dim=1) - y.double().mean(dim=(1, 2, 3))[:, None, None] for y in (image[:2], mask[:2]))
 
     def fit(one: Tensor, other: Tensor) -> list[float]:
@@ -371,7 +372,9 @@ def test_fits_are_those_of_every_place_one_by_one() -> None:
     here = sum(fits[0] - middle for fits, middle in zip(own, mean, strict=True))
     best = sum(max(fits) - middle for fits, middle in zip(own, mean, strict=True))
     expected = [sum(map(max, own)) / 2, sum(map(max, other)) / 2, here / best]
-    torch.testing.assert_close(row.tolist(), expected)
+    torch.testing.assert_close(row, expected)
+    gains = [max(fits) - max(others) for fits, others in zip(own, other, strict=True)]
+    assert (count, squared) == (2, pytest.approx(sum(gain**2 for gain in gains) / 2))
 
 
 # --- masks that nobody drew -------------------------------------------------------------------------------------------
