@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -338,6 +339,19 @@ def test_images_and_masks_that_are_augmented_apart(apart: str) -> None:
 )
 def test_images_and_masks_that_belong_together(kind: str) -> None:
     assert alarms_of_images(lambda: shapes(kind)) == []
+
+
+def test_an_image_is_not_kept_for_its_mask() -> None:
+    model, criterion = nn.Conv2d(1, 1, 3, padding=1), CombinedSegmentationLoss()
+    with Monitor(model, criterion, speak=False) as monitor:
+        image, mask = shapes()
+        seen = weakref.ref(image)
+        loss = criterion(model(image), mask)
+        assert monitor._clock.image() is image
+        monitor.step(loss)
+        del image, loss
+        assert seen() is None
+        assert np.isfinite(monitor.history().tables["criterion"]["in_place"]).all()
 
 
 def test_masks_of_other_images_are_not_in_other_places() -> None:
