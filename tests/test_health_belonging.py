@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -141,6 +142,18 @@ def test_positions_and_directions_that_say_nothing_of_each_other() -> None:
         return target._replace(azimuth=target.azimuth.roll(1, 0))
 
     assert alarms_of_array(ARRAY, draw) == []
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_what_is_outside_of_the_true_directions_is_what_the_loss_of_subspaces_says(real: bool) -> None:
+    target = recordings(ARRAY, n=8)
+    present = torch.tensor([[True, True], [True, False], [False, False], *[[True, True]] * 5])
+    target = target._replace(present=present)
+    by_the_loss = SubspaceLoss(ARRAY)(ArrayPrediction(target.covariance, factors=target.covariance), target)
+    if real:
+        target = target._replace(covariance=torch.view_as_real(target.covariance))
+    own = Geometry(ARRAY).read(target)[1]
+    torch.testing.assert_close(own.float(), by_the_loss, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("sensors", [2, 3, 8])
@@ -328,6 +341,19 @@ def test_images_and_masks_that_belong_together(kind: str) -> None:
     assert alarms_of_images(lambda: shapes(kind)) == []
 
 
+def test_an_image_is_not_kept_for_its_mask() -> None:
+    model, criterion = nn.Conv2d(1, 1, 3, padding=1), CombinedSegmentationLoss()
+    with Monitor(model, criterion, speak=False) as monitor:
+        image, mask = shapes()
+        seen = weakref.ref(image)
+        loss = criterion(model(image), mask)
+        assert monitor._clock.image() is image
+        monitor.step(loss)
+        del image, loss
+        assert seen() is None
+        assert np.isfinite(monitor.history().tables["criterion"]["in_place"]).all()
+
+
 def test_masks_of_other_images_are_not_in_other_places() -> None:
     """Nothing in an image is like the mask of another: that they lie elsewhere is not what is wrong."""
 
@@ -342,6 +368,7 @@ def test_fits_are_those_of_every_place_one_by_one() -> None:
     image, mask = shapes()
     row = placed(image[:2], mask[:2])
     assert row is not None
+    *row, count, squared = row.tolist()
     x, t = (y.double().mean(dim=1) - y.double().mean(dim=(1, 2, 3))[:, None, None] for y in (image[:2], mask[:2]))
 
     def fit(one: Tensor, other: Tensor) -> list[float]:
@@ -359,7 +386,9 @@ def test_fits_are_those_of_every_place_one_by_one() -> None:
     here = sum(fits[0] - middle for fits, middle in zip(own, mean, strict=True))
     best = sum(max(fits) - middle for fits, middle in zip(own, mean, strict=True))
     expected = [sum(map(max, own)) / 2, sum(map(max, other)) / 2, here / best]
-    torch.testing.assert_close(row.tolist(), expected)
+    torch.testing.assert_close(row, expected)
+    gains = [max(fits) - max(others) for fits, others in zip(own, other, strict=True)]
+    assert (count, squared) == (2, pytest.approx(sum(gain**2 for gain in gains) / 2))
 
 
 # --- masks that nobody drew -------------------------------------------------------------------------------------------

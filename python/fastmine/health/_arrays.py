@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..losses import ArrayPrediction, ArrayTarget, SubspaceLoss
+from ..losses import ArrayTarget, SubspaceLoss
 from ._graph import bounds
 from ._together import together
 
@@ -37,6 +37,10 @@ def of_arrays(prediction: Any, target: Any, *, covariance: bool) -> Tensor:
     return torch.stack([number.double() for number in found])
 
 
+def _as_complex(x: Tensor) -> Tensor:
+    return x if x.is_complex() else torch.view_as_complex(x.double().contiguous())
+
+
 def _real(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x
 
@@ -57,6 +61,7 @@ READINGS: dict[str, Callable[[Tensor, ArrayTarget], tuple[Tensor, ArrayTarget]]]
 
 QUARTERS = 64  # of a wavelength: so large are the arrays that are tried
 RECORDINGS = 8  # of a batch
+SENSORS = 64  # at most: more take too long to compare
 GEOMETRY_FIELDS = ("aperture", "own_leak", "reading", "leak", "leak_of_others")
 """Largest extent in wavelengths; what of the true covariances is outside the span of the true directions; the reading
 that fitted best in the steps before, by its place, sizes last; what is outside of that in this step, and where it is
@@ -77,37 +82,41 @@ class Geometry:
     def read(self, target: ArrayTarget) -> Tensor:
         """One row, of GEOMETRY_FIELDS. What is chosen knows nothing of the step that it is measured in."""
         some = ArrayTarget._make(None if x is None else x[:RECORDINGS].detach() for x in target)
-        R = _of_size_one(some.covariance)
-        positions = self.positions.detach().to(R.device, torch.float64)
+        positions = self.positions.detach().to(some.azimuth.device, torch.float64)
         aperture = 2 * (positions - positions.mean(dim=0)).norm(dim=1).amax()
-        own = _leak(positions, some, R)
-        sizes = torch.arange(1, QUARTERS + 1, device=R.device) / 4 / aperture.clamp(min=1e-9)
-        others = ArrayTarget._make(None if x is None else x.roll(1, 0) for x in some)
-        leaks, of_others = (
-            torch.stack([_leak(*reading, R) for reading in self._readings(positions, sizes, given)])
-            for given in (some, others)
-        )
-        before, self._sums = self._sums, leaks if self._sums is None else self._sums + leaks
+        R = _of_size_one(_as_complex(some.covariance))
+        readings = self._readings(positions, aperture, some)
+        A = torch.stack([SubspaceLoss(p)._steering(t) for p, t in readings])  # noqa: SLF001 - the one steering function
+        A = torch.where(some.present.unsqueeze(-2), A, 0).to(R.dtype)
+        (own, *leaks), (_, *of_others) = _leaks(A, R @ R), _leaks(A.roll(1, 1), R @ R)
+        found = torch.stack([torch.stack(leaks), torch.stack(of_others)])
+        before, self._sums = self._sums, found[0] if self._sums is None else self._sums + found[0]
         if before is None:
-            return torch.stack([aperture, own, *torch.full_like(leaks[:3], torch.nan)])
+            return torch.stack([aperture, own, *torch.full_like(found[0, :3], torch.nan)])
         best = before.argmin()
-        chosen = torch.stack([leaks, of_others]).index_select(1, best[None])[:, 0]
-        return torch.stack([aperture, own, best.double(), *chosen])
+        return torch.stack([aperture, own, best.double(), *found.index_select(1, best[None])[:, 0]])
 
-    def _readings(self, positions: Tensor, sizes: Tensor, target: ArrayTarget) -> Iterator[tuple[Tensor, ArrayTarget]]:
+    def _readings(
+        self, positions: Tensor, aperture: Tensor, target: ArrayTarget
+    ) -> Iterator[tuple[Tensor, ArrayTarget]]:
+        """As they were given, first."""
+        yield positions, target
         yield from (change(positions, target) for change in READINGS.values())
-        yield from ((size * positions, _at_distances(target, size)) for size in sizes)
+        for size in torch.arange(1, QUARTERS + 1, device=positions.device) / 4 / aperture.clamp(min=1e-9):
+            yield size * positions, _at_distances(target, size)
 
 
-def _leak(positions: Tensor, target: ArrayTarget, R: Tensor) -> Tensor:
-    leak: Tensor = SubspaceLoss(positions)(ArrayPrediction(R, factors=R), target)
-    return leak.double()
+def _leaks(A: Tensor, X: Tensor) -> Tensor:
+    """Mean share of the energy of X [B, M, M] outside the spans of A [..., B, M, K], over those that have one."""
+    inside = A.mH @ X
+    energy = (inside.conj() * (torch.linalg.pinv(A.mH @ A, hermitian=True) @ inside)).real.sum(dim=(-2, -1))
+    known = A.abs().flatten(-2).any(dim=-1)
+    return torch.where(known, 1 - energy / X.abs().square().sum(dim=(-2, -1)), torch.nan).nanmean(dim=-1)
 
 
 def _of_size_one(covariance: Tensor) -> Tensor:
     """In double precision, and of a size whose powers neither overflow nor vanish."""
-    x = covariance.to(torch.complex128 if covariance.is_complex() else torch.float64)
-    return x / x.abs().flatten(1).amax(dim=1).view(-1, *[1] * (x.dim() - 1))
+    return covariance.to(torch.complex128) / covariance.abs().flatten(1).amax(dim=1).double()[:, None, None]
 
 
 def _from_degrees(target: ArrayTarget) -> ArrayTarget:

@@ -351,7 +351,7 @@ CODES: dict[str, Code] = {
         "class, or a hundred times one over them; or a loss of masks that is larger for the mask than for its "
         "opposite, or one of numbers that is larger for the truth than for that of other rows; or predictions that "
         "go with masks mirrored or turned, or with the area of a mask and not its place; or masks that fit their "
-        "image, wherever that is best, by 3 standard errors better than that of another, and where they are less "
+        "image, wherever that is best, by 4 standard errors better than that of another, and where they are less "
         "than half as well as there, chance taken off both; or that follow the targets by less than a fiftieth of "
         "the slope of the best line, or differ ten times as much as they, or follow them half as far as would be "
         "best where inputs are below .008; or an answer without a look at the image, nothing or everything, that "

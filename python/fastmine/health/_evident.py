@@ -27,7 +27,7 @@ from ..losses import (
     SubspaceLoss,
     SupConLoss,
 )
-from ._arrays import ARRAY_FIELDS, GEOMETRY_FIELDS, Geometry, of_arrays
+from ._arrays import ARRAY_FIELDS, GEOMETRY_FIELDS, SENSORS, Geometry, of_arrays
 from ._clock import Clock
 from ._graph import bounds
 from ._images import PLACED_FIELDS, placed
@@ -49,6 +49,7 @@ WITHIN_HALVES = ("apart_in_halves",)  # the same within either half of the batch
 REFERENCES = {"ref_embeddings", "ref_labels", "ref_valid"}
 EXAMINED = (256, 32)  # rows, and values of a row
 ASKED_STEPS = 4  # that it is asked in, where gradients are measured too
+ARRAY_STEPS = 16  # in which it is held against the truth
 AT_FIRST = 64  # steps: a sampler that draws copies does so from the start
 
 _grad_enabled = torch.is_grad_enabled
@@ -102,7 +103,9 @@ class EvidentWatch(HeardWatch):
         self._of_arrays = isinstance(loss, AngleLoss | ChamferLoss | CovarianceLoss)
         if self._of_arrays:
             clock.look_too()
-        self._geometry = Geometry(loss.positions) if isinstance(loss, SubspaceLoss | PeakLoss) else None
+        self._geometry: Geometry | None = None
+        if isinstance(loss, SubspaceLoss | PeakLoss) and len(loss.positions) <= SENSORS:
+            self._geometry = Geometry(loss.positions)
 
     def hear(self, evidence: Evidence, output: Tensor) -> None:  # noqa: ARG002
         """Its evidence, as it is: a tensor that the op has just made, so that its version is that of all others."""
@@ -159,7 +162,7 @@ class EvidentWatch(HeardWatch):
             if not covariance:
                 self.facts["bounds"] = list(bounds(prediction.azimuth))
             self._note(step, ARRAY_FIELDS, of_arrays(prediction, target, covariance=covariance))
-        if self._geometry is not None and clock.gradient and step <= AT_FIRST:
+        if self._geometry is not None and clock.gradient and step <= ARRAY_STEPS:
             with contextlib.suppress(Exception):  # what cannot be compared is not
                 self._note(step, GEOMETRY_FIELDS, self._geometry.read(target))
 

@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 from ._together import SYMMETRIES
 
-PLACED_FIELDS = ("own_fit", "other_fit", "in_place")
+PLACED_FIELDS = ("own_fit", "other_fit", "in_place", "fits", "gain_squared")
 """How well masks fit their images, wherever that is best; how well those of other images do; and how well they fit
-where they are, 0 of anywhere and 1 of where that is best."""
+where they are, 0 of anywhere and 1 of where that is best. Of how many; and the mean square of the difference of the
+first two."""
 IMAGES = 8  # of a batch
 SIDE = 32  # of what is compared: larger images are averaged
 
@@ -32,7 +33,9 @@ def placed(image: Tensor, mask: Tensor) -> Tensor | None:
     best, of_others = own.amax(dim=1), other.amax(dim=1)
     anywhere, here = own.mean(dim=1), own[:, 0]
     above = ((here - anywhere) * known).sum() / ((best - anywhere) * known).sum()
-    return torch.stack([*((fit * known).sum() / known.sum() for fit in (best, of_others)), above])
+    n = known.sum()
+    means = [(x * known).sum() / n for x in (best, of_others, (best - of_others).square())]
+    return torch.stack([*means[:2], above, n, means[2]])
 
 
 def _of_size_one(x: Tensor) -> Tensor:

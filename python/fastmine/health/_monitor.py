@@ -68,7 +68,8 @@ class Monitor:
     of the end: ``health/alarms``, how many errors and warnings there are, ``health/found/CODE``, how sure each of
     them is, and every column of :meth:`history`, ``health/criterion/valid`` and the like.
 
-    Of the first model, unless it is compiled, the size of its inputs is read on some steps too.
+    Of the first model, unless it is compiled, the size of its inputs is read on some steps too, and whether they show
+    the objects of masks where these are; no input is kept.
 
     Under ``torch.compile``, of the loss or of a function that calls it, losses of fastmine leave all their evidence;
     others are read where they are called uncompiled.

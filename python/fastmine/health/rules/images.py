@@ -15,10 +15,14 @@ def masks_elsewhere(table: Table, t: Thresholds) -> Finding | None:
     rows = table.measured("in_place")
     if len(rows) < 2 * t.probes:
         return None
-    gain, place = rows["own_fit"] - rows["other_fit"], rows["in_place"]
-    of_gain, of_place = (3 * float(x.std(ddof=1)) / np.sqrt(len(x)) for x in (gain, place))
-    # Where masks belong to images at all, the shape of each is found in its own: somewhere.
-    if not mean(gain) > of_gain or not mean(place) + of_place < t.half_power:
+    place, n = rows["in_place"], rows["fits"]
+    error = float(place.std(ddof=1)) / np.sqrt(len(place))
+    gain, squared = (
+        float((n * x).sum() / n.sum()) for x in (rows["own_fit"] - rows["other_fit"], rows["gain_squared"])
+    )
+    # Where masks belong to images at all, the shape of each is found in its own: somewhere. Where nothing is to be
+    # seen of them, it is in none: that is told from chance by 4 standard errors, for the place of nothing is anywhere.
+    if not gain > 4 * np.sqrt((squared - gain**2) / n.sum()) or not mean(place) + 3 * error < t.half_power:
         return None
     evidence = {
         "best correlation of an image with its mask, wherever that is": mean(rows["own_fit"]),
