@@ -421,9 +421,9 @@ void large_logits(const Tables& tables) {
 /// Rows of hard targets that nothing masks: a GPU takes short ones pack by pack, long ones in rounds of packs.
 constexpr std::int64_t kPacks = 93;
 #ifdef FASTMINE_EMULATE_CUDA
-constexpr std::int64_t kRounds = 31001;
+constexpr std::int64_t kRounds = 31001, kLong = 122880;  // six steps of a run of the latter
 #else
-constexpr std::int64_t kRounds = 2001;
+constexpr std::int64_t kRounds = 2001, kLong = 2048;
 #endif
 
 void hard_targets(const Tables& tables) {
@@ -445,6 +445,24 @@ void hard_targets(const Tables& tables) {
         c.soft_every = 37;
         finish(tables, c, 15);
       }
+    }
+  }
+  for (const DType logits : kLogits) {
+    Case c = typical(SegmentationMode::binary, kRounds);
+    c.logits = logits;
+    c.weights[5] = 0;  // many cross entropies take one logarithm where nothing else needs them
+    finish(tables, c, 20);
+    c.scale = 0;
+    finish(tables, c, 21);
+    fill(c, 22);
+    for (std::size_t i = 0; i < c.x.size(); ++i) {  // all are right, and surer of it than 1 + e can say
+      c.t[i] = static_cast<double>(i % 3 == 0);
+      c.x[i] = (static_cast<double>(i % 7) + 16) * (i % 3 == 0 ? 0.5 : -0.5);
+    }
+    std::fill(std::begin(c.weights), std::end(c.weights), 0.0);
+    for (const int term : {0, 5}) {
+      c.weights[term] = logits == DType::float16 ? 4096 : 1;
+      finish(tables, c);
     }
   }
   for (const DType logits : kLogits) {
@@ -479,6 +497,70 @@ void hard_targets(const Tables& tables) {
   }
 }
 
+/// Few classes, rows of whole packs and nothing masked: a GPU takes positions about the logits of their targets, in
+/// several steps.
+void few_classes(const Tables& tables) {
+  constexpr DType kLogits[] = {DType::float32, DType::bfloat16, DType::float16};
+  constexpr DType kTypes[] = {DType::bool_, DType::uint8, DType::int8, DType::int16, DType::int32, DType::int64};
+  const auto several = [](std::int64_t classes, std::int64_t positions) {
+    Case c = typical(SegmentationMode::multiclass, positions);
+    c.classes = classes;
+    return c;
+  };
+  int which = 0;
+  for (const std::int64_t classes : {2, 3, 4, 5, 19, 24, 25}) {
+    for (const double focal : {0.0, 1.0}) {
+      Case c = several(classes, kLong);
+      c.logits = kLogits[++which % 3];
+      c.target = kTypes[which % 6];
+      c.weights[5] = focal;
+      c.focal.gamma = which % 4 == 0 ? 1.5 : 2;
+      c.scale = classes == 3 ? 0 : 4;  // 0: all of a position come to the same
+      finish(tables, c, 23);
+    }
+  }
+  for (const DType logits : kLogits) {
+    Case c = several(4, 1024);
+    c.logits = logits;
+    c.target = DType::int64;
+    c.scale = 16;  // some outdo the target by more than a product can hold
+    finish(tables, c, 24);
+    c.scale = 4;
+    fill(c, 25);
+    c.x[6] = logits == DType::float16 ? 65504 : 0x1.8p127;
+    finish(tables, c);
+    c.x[6] = 0;
+    c.ignores = true;  // by the target alone, be it none of the classes or one
+    for (const std::int64_t ignored : {255, 2}) {
+      c.ignored = ignored;
+      for (std::size_t i = 0; i < c.v.size(); ++i) {
+        c.v[i] = i % 100 != 0 && (i % 2 != 0 || c.t[i] != static_cast<double>(ignored));
+        c.t[i] = c.t[i] == static_cast<double>(ignored) ? 1 : c.t[i];
+      }
+      finish(tables, c);
+    }
+    // All are right, and surer of it than 1 + s can say.
+    Case sure = several(3, 1024);
+    sure.logits = logits;
+    fill(sure, 26);
+    std::fill(std::begin(sure.weights), std::end(sure.weights), 0.0);
+    for (std::int64_t i = 0; i < sure.samples * sure.positions; ++i) {
+      const std::int64_t b = i / sure.positions, position = i % sure.positions, target = i % sure.classes;
+      sure.t[sure.target_at(b, 0, position)] = static_cast<double>(target);
+      for (std::int64_t k = 0; k < sure.classes; ++k) {
+        sure.x[sure.at(b, k, position)] = static_cast<double>(k == target ? 10 + i % 5 : -(i % 7));
+      }
+    }
+    for (const int term : {1, 5}) {
+      sure.weights[term] = logits == DType::float16 ? 4096 : 1;
+      finish(tables, sure);
+    }
+  }
+  Case strided = several(4, 1024);
+  strided.layout = 1;
+  finish(tables, strided, 27);
+}
+
 /// A gradient that is not 0 where 1 - p rounds to 0: as long as float32 can say it.
 void confident_mistakes_keep_a_gradient(const cpu::KernelTable& table) {
   for (const SegmentationMode mode : kModes) {
@@ -502,9 +584,10 @@ void confident_mistakes_keep_a_gradient(const cpu::KernelTable& table) {
 void poison(const cpu::KernelTable& table) {
   for (const SegmentationMode mode : kModes) {
     for (const DType logits : {DType::float32, DType::float64}) {
-      for (const double bad : {kNan, kInf, -kInf}) {
+      for (const int which : {0, 1, 2, 3, 4, 5}) {
+        const double bad = which % 3 == 0 ? kNan : which % 3 == 1 ? kInf : -kInf;
         Case c = typical(mode, 520);
-        c.validity = 2;
+        c.validity = which < 3 ? 2 : 0;
         c.logits = logits;
         fill(c, 10);
         const auto at = static_cast<std::size_t>(std::find(c.v.begin(), c.v.end(), true) - c.v.begin());
@@ -620,9 +703,10 @@ void evidence_of_hard_targets(const cpu::KernelTable& table) {
 }
 
 void evidence_is_what_was_seen(const cpu::KernelTable& table) {
-  for (const SegmentationMode mode : kModes) {
+  for (const int which : {0, 1, 2, 3, 4, 5}) {
+    const SegmentationMode mode = kModes[which % 3];
     Case c = typical(mode, 700);
-    c.validity = 3;
+    c.validity = which < 3 ? 3 : 0;  // one of the two samples, or both
     fill(c, 13);
     const Outputs out = call(table, c, Order::serial);
     const auto field = [&](Segmentation f) { return out.evidence[static_cast<int>(f)]; };
@@ -639,9 +723,10 @@ void evidence_is_what_was_seen(const cpu::KernelTable& table) {
       }
     }
     check(field(Segmentation::groups) == static_cast<double>(c.samples * c.classes) &&
-              field(Segmentation::annotated) == static_cast<double>(c.classes) && field(Segmentation::items) == items &&
-              field(Segmentation::ignored) == items - valid && field(Segmentation::logit_min) == low &&
-              field(Segmentation::logit_max) == high && field(Segmentation::target_min) == 0 &&
+              field(Segmentation::annotated) == static_cast<double>(c.classes * (which < 3 ? 1 : 2)) &&
+              field(Segmentation::items) == items && field(Segmentation::ignored) == items - valid &&
+              field(Segmentation::logit_min) == low && field(Segmentation::logit_max) == high &&
+              field(Segmentation::target_min) == 0 &&
               field(Segmentation::target_max) == static_cast<double>(c.softmax() ? c.classes - 1 : 1),
           std::string(table.isa) + ": evidence, mode " + std::to_string(static_cast<int>(mode)));
   }
@@ -674,6 +759,7 @@ int main() {
   many_classes(tables);
   large_logits(tables);
   hard_targets(tables);
+  few_classes(tables);
   for (const fastmine::cpu::KernelTable* table : tables) {
     confident_mistakes_keep_a_gradient(*table);
     poison(*table);

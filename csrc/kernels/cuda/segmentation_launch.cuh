@@ -1,9 +1,9 @@
 // Starting the pass that the fused loss and the sums share: which kernel, how many blocks, how much memory.
 #pragma once
 
+#include "kernels/cuda/segmentation_few.cuh"
 #include "kernels/cuda/segmentation_finish.cuh"
 #include "kernels/cuda/segmentation_sigmoid.cuh"
-#include "kernels/cuda/segmentation_softmax.cuh"
 
 namespace fastmine::cuda {
 
@@ -24,6 +24,23 @@ Kernel<ForwardWork> sums_kernel(DType logits, bool softmax) {
       return softmax ? &softmax_sums<BFloat16, Group> : &sigmoid_sums<BFloat16, Group>;
     case DType::float16:
       return softmax ? &softmax_sums<Half, Group> : &sigmoid_sums<Half, Group>;
+    default:
+      return nullptr;
+  }
+}
+
+/// The kernel for few classes, where there is one for the type of the logits; else null.
+inline Kernel<ForwardWork> few_kernel(const SegmentationInputs& in) {
+  if (!segmentation::is_softmax(in) || in.classes > kFewClasses) {
+    return nullptr;
+  }
+  switch (in.logits.dtype) {
+    case DType::float32:
+      return &few_softmax_sums<float>;
+    case DType::bfloat16:
+      return &few_softmax_sums<BFloat16>;
+    case DType::float16:
+      return &few_softmax_sums<Half>;
     default:
       return nullptr;
   }
@@ -74,12 +91,14 @@ cudaError_t run_forward(const Problem& problem, const Asked& asked, Kernel<Finis
   auto* memory = static_cast<double*>(workspace);
   const ForwardWork work{in, asked, c, memory, memory + layout.rows};
   const bool softmax = segmentation::is_softmax(in);
-  const Kernel<ForwardWork> kernel = sums_kernel<Group>(in.logits.dtype, softmax);
+  const Kernel<ForwardWork> few = kAllSums<Group> ? nullptr : few_kernel(in);
+  const Kernel<ForwardWork> kernel = few != nullptr ? few : sums_kernel<Group>(in.logits.dtype, softmax);
   if (kernel == nullptr || c.rows * c.runs > kMostBlocks || c.rows * tiles > kMostBlocks) {
     return cudaErrorInvalidValue;
   }
   if (c.rows > 0) {
-    if (const cudaError_t error = launch(kernel, c.rows * c.runs, threads_of(softmax), stream, work)) {
+    const std::size_t shared = few != nullptr ? FewClasses::bytes(in.classes) : 0;
+    if (const cudaError_t error = launch(kernel, c.rows * c.runs, threads_of(softmax), stream, work, shared)) {
       return error;
     }
   }

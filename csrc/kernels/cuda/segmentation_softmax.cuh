@@ -153,9 +153,9 @@ FASTMINE_DEVICE void find_largest(Positions<S, kMerges>& at_hand, F see) {
   }
 }
 
-/// Second walk: the others' sum; `see(k, i, e)` gets every e_k but the largest.
-template <class S, bool kMerges, class F>
-FASTMINE_DEVICE void add_others(Positions<S, kMerges>& at_hand, F see) {
+/// Second walk: the others' sum; `see(k, i, e, look_up(k))` gets every e_k but the largest.
+template <class S, bool kMerges, class F, class G>
+FASTMINE_DEVICE void add_others(Positions<S, kMerges>& at_hand, F look_up, G see) {
   using T = Working<S>;
   constexpr int kItems = SoftmaxShape::kItems;
   FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
@@ -164,15 +164,21 @@ FASTMINE_DEVICE void add_others(Positions<S, kMerges>& at_hand, F see) {
   for (std::int64_t k = 0; k < at_hand.in.classes; ++k) {
     T x[kItems];
     at_hand.load_logits(k, x);
+    const auto own = look_up(k);
     FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
       const T e = exponential(x[i] - at_hand.largest[i]);
       if (k != at_hand.largest_class[i]) {
         at_hand.others[i] += e;
-        see(k, i, e);
+        see(k, i, e, own);
       }
     }
   }
   FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) { at_hand.inverse[i] = reciprocal(1 + at_hand.others[i]); }
+}
+
+template <class S, bool kMerges>
+FASTMINE_DEVICE void add_others(Positions<S, kMerges>& at_hand) {
+  add_others(at_hand, [](std::int64_t) { return 0; }, [](std::int64_t, int, Working<S>, int) {});
 }
 
 /// p_y, 1 - p_y and log p_y at a position with a target.
@@ -266,6 +272,22 @@ FASTMINE_DEVICE void add_class(const Positions<S, kMerges>& at_hand, std::int64_
   }
 }
 
+/// What a block found beside the sums of its classes: the part of its run.
+template <class T>
+FASTMINE_DEVICE void write_part(int items, double cross_entropy_sum, double focal_sum, const ClassRange& targets,
+                                const LogitRange<T>& logits, double* out) {
+  double columns[kPartColumns] = {static_cast<double>(items),
+                                  cross_entropy_sum,
+                                  focal_sum,
+                                  items > 0 ? static_cast<double>(targets.low) : segmentation::kInf,
+                                  items > 0 ? static_cast<double>(targets.high) : -segmentation::kInf,
+                                  logits.range.least(),
+                                  logits.range.most(),
+                                  static_cast<double>(logits.nonfinite),
+                                  static_cast<double>(targets.outside)};
+  add_threads<SoftmaxShape::kThreads>(columns, out);
+}
+
 /// One block: the sums over a run of positions of one sample, for all its classes.
 template <class S, class Group>
 FASTMINE_KERNEL(SoftmaxShape::kThreads, kAllSums<Group>           ? 3
@@ -294,7 +316,7 @@ softmax_sums(FASTMINE_PARAMETER ForwardWork work) {
     auto at_hand = positions_of<S, kMerges>(in, task, begin + thread_index() * kItems, merging, targets);
     if (at_hand.valid != 0) {
       find_largest(at_hand, [&](T x) { logits.add(x); });
-      add_others(at_hand, [](std::int64_t, int, T) {});
+      add_others(at_hand);
     }
     const Entropies<T> entropies = entropies_of(at_hand, work.asked, power);
     FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
@@ -330,16 +352,7 @@ softmax_sums(FASTMINE_PARAMETER ForwardWork work) {
     }
     begin += kThreads * kItems;
   } while (begin < task.end);
-  double columns[kPartColumns] = {static_cast<double>(items),
-                                  cross_entropy_sum,
-                                  focal_sum,
-                                  items > 0 ? static_cast<double>(targets.low) : segmentation::kInf,
-                                  items > 0 ? static_cast<double>(targets.high) : -segmentation::kInf,
-                                  logits.range.least(),
-                                  logits.range.most(),
-                                  static_cast<double>(logits.nonfinite),
-                                  static_cast<double>(targets.outside)};
-  add_threads<kThreads>(columns, out);
+  write_part(items, cross_entropy_sum, focal_sum, targets, logits, out);
 }
 
 /// What the gradient of some positions needs to know about them: with D_k the slope of class k by its probability about
@@ -372,8 +385,8 @@ FASTMINE_DEVICE PositionSlopes<Working<S>> slopes_of(const Problem& problem, con
     }
   }
   T squares[kAll ? kItems : 1] = {};  // weighted by e_k^2
-  add_others(at_hand, [&](std::int64_t k, int i, T e) {
-    const GroupSlopes<T> own = slopes.template at<T>(k);
+  const auto look_up = [&](std::int64_t k) { return slopes.template at<T>(k); };
+  add_others(at_hand, look_up, [&](std::int64_t k, int i, T e, const GroupSlopes<T>& own) {
     found.mean[i] += e * (own.everywhere + (k == at_hand.target[i] ? own.on_target : T{0}) - found.largest[i]);
     if constexpr (kAll) {
       squares[i] += e * e * own.squares;
