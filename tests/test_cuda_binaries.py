@@ -24,7 +24,7 @@ SEGMENTATION = {  # by the type of the logits, for the fused loss and for the su
     "sigmoid_gradient": ("SegmentationLossBackward", "SegmentationSumsBackward"),
     "softmax_gradient": ("SegmentationLossBackward", "SegmentationSumsBackward"),
 }
-FEW = "few_softmax_sums"  # by the type of the logits, but float64
+FEW = ("few_softmax_sums", "few_softmax_gradient")  # by the type of the logits, but float64
 ROWS = ("look_at_rows", "centre_rows", "fill_distances", "gather_pairs", "write_gradient")  # by the type of the rows
 UNTYPED = ("add_runs", "segmentation_formula", "finish_groups", "find_centreIf", "find_centreId")
 ERRORS = ("enter_errors", "sum_targets", "12write_shares")  # of the Lovász extension, by the type of the errors
@@ -58,6 +58,7 @@ INSTRUCTIONS = {  # by a part of the mangled name: what must be there, and how o
     "12softmax_sumsIf": {"LDG.E.128": 3, "SHFL.BFLY": 6},
     "16few_softmax_sumsIf": {"LDG.E.128": 2 * 4, "STS.128": 4, "LDS.128": 1, "MUFU.EX2": 16},
     "16few_softmax_sumsINS0_8BFloat16E": {"LDG.E.64": 2 * 4, "STS.128": 4, "LDS.128": 1, "MUFU.EX2": 16},
+    "20few_softmax_gradientIf": {"LDG.E.128": 2 * 4, "STS.128": 4, "LDS.128": 1, "MUFU.EX2": 16, "STG.E.128": 1},
     "14fill_distancesIfE": {"FFMA": 64 * 8, "LDS.128": 4 * 8, "STG.E.128": 16},
     "14fill_distancesIdE": {"DFMA": 16 * 8, "LDS.128": 4 * 8},
     "12gather_pairsIfE": {"FFMA": 16 * 8, "LDS.128": 2 * 8},
@@ -143,7 +144,7 @@ def test_every_kernel_is_there_for_every_architecture(usage: dict[tuple[str, str
         for variant in variants
         for dtype in DTYPES.values()
     ]
-    patterns += [f"{FEW}I{dtype}E" for name, dtype in DTYPES.items() if name != "float64"]
+    patterns += [f"{kernel}I{dtype}E" for kernel in FEW for name, dtype in DTYPES.items() if name != "float64"]
     patterns += [f"{kernel}I{dtype}E" for kernel in ROWS for dtype in DTYPES.values()]
     patterns += [f"{kernel}I{dtype}E" for kernel in (*ERRORS, *SOFTMAX) for dtype in "fd"]
     for architecture in architectures:

@@ -556,6 +556,15 @@ void few_classes(const Tables& tables) {
       finish(tables, sure);
     }
   }
+  for (const int term : {1, 2, 5}) {  // each alone: what cancels in a gradient hides behind no other
+    for (const double scale : {1.0, 8.0}) {
+      Case c = several(5, 1024);
+      std::fill(std::begin(c.weights), std::end(c.weights), 0.0);
+      c.weights[term] = 1;
+      c.scale = scale;
+      finish(tables, c, 28);
+    }
+  }
   Case strided = several(4, 1024);
   strided.layout = 1;
   finish(tables, strided, 27);
