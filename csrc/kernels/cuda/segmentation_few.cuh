@@ -286,7 +286,7 @@ constexpr std::size_t few_sums_bytes(std::int64_t classes) {
 
 /// One block: the sums over a run of positions of one sample, for its few classes.
 template <class S>
-FASTMINE_KERNEL(SoftmaxShape::kThreads, 5)
+FASTMINE_KERNEL(SoftmaxShape::kThreads, 4)
 few_softmax_sums(FASTMINE_PARAMETER ForwardWork work) {
   constexpr int kThreads = SoftmaxShape::kThreads, kItems = SoftmaxShape::kItems;
   const SegmentationInputs& in = work.in;
