@@ -524,7 +524,10 @@ void few_classes(const Tables& tables) {
     c.logits = logits;
     c.target = DType::int64;
     c.scale = 16;  // some outdo the target by more than a product can hold
-    finish(tables, c, 24);
+    for (const double focal : {0.0, 2.0}) {
+      c.weights[5] = focal;
+      finish(tables, c, 24);
+    }
     c.scale = 4;
     fill(c, 25);
     c.x[6] = logits == DType::float16 ? 65504 : 0x1.8p127;
@@ -570,6 +573,26 @@ void few_classes(const Tables& tables) {
     c.layout = layout;
     finish(tables, c, 27);
   }
+}
+
+/// A class that is the index to ignore, where nothing else says so: its logits are as good as any.
+void an_ignored_class_does_not_count(const cpu::KernelTable& table) {
+  Case c = typical(SegmentationMode::multiclass, 1024);
+  c.ignores = true;
+  c.ignored = 1;
+  fill(c, 29);
+  const Outputs out = call(table, c, Order::serial);
+  double ignored = 0;
+  bool zero = true;
+  for (std::int64_t i = 0; i < c.samples * c.positions; ++i) {
+    const std::int64_t b = i / c.positions, position = i % c.positions;
+    if (c.t[c.target_at(b, 0, position)] == 1) {
+      ignored += 1;
+      zero = zero && get(out.gradient.data() + c.at(b, 0, position) * sizeof(float), DType::float32) == 0;
+    }
+  }
+  check(out.evidence[static_cast<int>(Segmentation::ignored)] == ignored && zero,
+        std::string(table.isa) + ": an ignored class counts");
 }
 
 /// A gradient that is not 0 where 1 - p rounds to 0: as long as float32 can say it.
@@ -776,6 +799,7 @@ int main() {
     poison(*table);
     poison_among_hard_targets(*table);
     evidence_is_what_was_seen(*table);
+    an_ignored_class_does_not_count(*table);
     evidence_of_hard_targets(*table);
   }
   return report();
