@@ -452,6 +452,8 @@ void hard_targets(const Tables& tables) {
     c.logits = logits;
     c.weights[5] = 0;  // many cross entropies take one logarithm where nothing else needs them
     finish(tables, c, 20);
+    c.positions = (kRounds / 2048 + 1) * 2048 - 1;  // the last round lacks one element
+    finish(tables, c, 20);
     c.scale = 0;
     finish(tables, c, 21);
     fill(c, 22);
