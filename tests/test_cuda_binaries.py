@@ -24,6 +24,7 @@ SEGMENTATION = {  # by the type of the logits, for the fused loss and for the su
     "sigmoid_gradient": ("SegmentationLossBackward", "SegmentationSumsBackward"),
     "softmax_gradient": ("SegmentationLossBackward", "SegmentationSumsBackward"),
 }
+FEW = ("few_softmax_sums", "few_softmax_gradient")  # by the type of the logits, but float64
 ROWS = ("look_at_rows", "centre_rows", "fill_distances", "gather_pairs", "write_gradient")  # by the type of the rows
 UNTYPED = ("add_runs", "segmentation_formula", "finish_groups", "find_centreIf", "find_centreId")
 ERRORS = ("enter_errors", "sum_targets", "12write_shares")  # of the Lovász extension, by the type of the errors
@@ -55,6 +56,9 @@ INSTRUCTIONS = {  # by a part of the mangled name: what must be there, and how o
     "12sigmoid_sumsINS0_8BFloat16E": {"LDG.E.128": 4, "LDG.E.64": 4, "MUFU.EX2": 4 * 32},
     "16sigmoid_gradientIf": {"LDG.E.128": 2, "STG.E.128": 2},
     "12softmax_sumsIf": {"LDG.E.128": 3, "SHFL.BFLY": 6},
+    "16few_softmax_sumsIf": {"LDG.E.128": 2 * 4, "STS.128": 4, "LDS.128": 1, "MUFU.EX2": 16},
+    "16few_softmax_sumsINS0_8BFloat16E": {"LDG.E.64": 2 * 4, "STS.128": 4, "LDS.128": 1, "MUFU.EX2": 16},
+    "20few_softmax_gradientIf": {"LDG.E.128": 2 * 4, "STS.128": 4, "LDS.128": 1, "MUFU.EX2": 16, "STG.E.128": 1},
     "14fill_distancesIfE": {"FFMA": 64 * 8, "LDS.128": 4 * 8, "STG.E.128": 16},
     "14fill_distancesIdE": {"DFMA": 16 * 8, "LDS.128": 4 * 8},
     "12gather_pairsIfE": {"FFMA": 16 * 8, "LDS.128": 2 * 8},
@@ -72,6 +76,9 @@ INSTRUCTIONS = {  # by a part of the mangled name: what must be there, and how o
     "13gather_slopesIfLb1E": {"FFMA": 64 * 16 + 64 * 8, "LDS.128": 4 * 16 + 4 * 8, "MUFU.EX2": 2},
 }
 """Loads and stores of 16 bytes, products out of shared memory in registers, one exponential for each element."""
+STRAIGHT = {"12sigmoid_sumsIf": 25, "12sigmoid_sumsINS0_8BFloat16E": 25}
+"""By a part of the mangled name: at most so many instructions for each exponential, where 30 and more follow without a
+branch."""
 HOPPER = "20screen_by_warpgroupsE"
 HOPPER_INSTRUCTIONS = {
     "HGMMA.64x128x16.F32.BF16": 2,
@@ -137,6 +144,7 @@ def test_every_kernel_is_there_for_every_architecture(usage: dict[tuple[str, str
         for variant in variants
         for dtype in DTYPES.values()
     ]
+    patterns += [f"{kernel}I{dtype}E" for kernel in FEW for name, dtype in DTYPES.items() if name != "float64"]
     patterns += [f"{kernel}I{dtype}E" for kernel in ROWS for dtype in DTYPES.values()]
     patterns += [f"{kernel}I{dtype}E" for kernel in (*ERRORS, *SOFTMAX) for dtype in "fd"]
     for architecture in architectures:
@@ -184,6 +192,25 @@ def test_kernels_use_the_instructions_that_they_are_written_for(
                     # As it is, or with more said after a dot. A regular expression takes a second for each kernel.
                     found = sum(listings[name].count(f" {instruction}{end}") for end in " .")
                     assert found >= count, f"{name} for {architecture} has {found} {instruction}, not {count}"
+
+
+def test_hard_targets_take_few_instructions(library: Path, usage: dict[tuple[str, str], dict[str, int]]) -> None:
+    tool("nvdisasm")
+    for architecture in {architecture for architecture, _ in usage}:
+        limits = {
+            name: most
+            for found, name in usage
+            for part, most in STRAIGHT.items()
+            if found == architecture and part in name and "GroupSums" not in name
+        }
+        for name, listing in disassembled(library, architecture, list(limits)).items():
+            lines = [line for line in listing.splitlines() if re.search(r"/\*[0-9a-f]{4,}\*/ .*;", line)]
+            stretches = re.split(r".*\b(?:BRA|BSYNC|BSSY|EXIT|CALL|RET)\b.*", "\n".join(lines))
+            rounds = [(text.count("\n"), text.count("MUFU.EX2")) for text in stretches if text.count("MUFU.EX2") >= 30]
+            assert len(rounds) >= 3, f"{name} for {architecture} has {len(rounds)} rounds"
+            for instructions, elements in rounds:
+                most = limits[name] * elements
+                assert instructions <= most, f"{name} for {architecture}: {instructions} for {elements} elements"
 
 
 def test_warpgroups_multiply_on_hopper_and_its_kernel_is_empty_elsewhere(

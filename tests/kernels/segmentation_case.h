@@ -30,6 +30,9 @@ class Array {
         stride_[0] = 3 * classes * positions + 5, stride_[1] = 3 * positions, stride_[2] = -3;
         first_ = 3 * positions;
         break;
+      case 4:  // rows in order, each with room after it up to whole packs
+        stride_[1] = (positions + 7) / 8 * 8, stride_[0] = classes * stride_[1], stride_[2] = 1;
+        break;
       default:  // samples innermost
         stride_[0] = 1, stride_[1] = samples * positions, stride_[2] = samples;
         break;

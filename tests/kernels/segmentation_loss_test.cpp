@@ -421,9 +421,9 @@ void large_logits(const Tables& tables) {
 /// Rows of hard targets that nothing masks: a GPU takes short ones pack by pack, long ones in rounds of packs.
 constexpr std::int64_t kPacks = 93;
 #ifdef FASTMINE_EMULATE_CUDA
-constexpr std::int64_t kRounds = 31001;
+constexpr std::int64_t kRounds = 31001, kLong = 122880;  // six steps of a run of the latter
 #else
-constexpr std::int64_t kRounds = 2001;
+constexpr std::int64_t kRounds = 2001, kLong = 2048;
 #endif
 
 void hard_targets(const Tables& tables) {
@@ -445,6 +445,26 @@ void hard_targets(const Tables& tables) {
         c.soft_every = 37;
         finish(tables, c, 15);
       }
+    }
+  }
+  for (const DType logits : kLogits) {
+    Case c = typical(SegmentationMode::binary, kRounds);
+    c.logits = logits;
+    c.weights[5] = 0;  // many cross entropies take one logarithm where nothing else needs them
+    finish(tables, c, 20);
+    c.positions = (kRounds / 2048 + 1) * 2048 - 1;  // the last round lacks one element
+    finish(tables, c, 20);
+    c.scale = 0;
+    finish(tables, c, 21);
+    fill(c, 22);
+    for (std::size_t i = 0; i < c.x.size(); ++i) {  // all are right, and surer of it than 1 + e can say
+      c.t[i] = static_cast<double>(i % 3 == 0);
+      c.x[i] = (static_cast<double>(i % 7) + 16) * (i % 3 == 0 ? 0.5 : -0.5);
+    }
+    std::fill(std::begin(c.weights), std::end(c.weights), 0.0);
+    for (const int term : {0, 5}) {
+      c.weights[term] = logits == DType::float16 ? 4096 : 1;
+      finish(tables, c);
     }
   }
   for (const DType logits : kLogits) {
@@ -479,6 +499,104 @@ void hard_targets(const Tables& tables) {
   }
 }
 
+/// Few classes, rows of whole packs and nothing masked: a GPU takes positions about the logits of their targets, in
+/// several steps.
+void few_classes(const Tables& tables) {
+  constexpr DType kLogits[] = {DType::float32, DType::bfloat16, DType::float16};
+  constexpr DType kTypes[] = {DType::bool_, DType::uint8, DType::int8, DType::int16, DType::int32, DType::int64};
+  const auto several = [](std::int64_t classes, std::int64_t positions) {
+    Case c = typical(SegmentationMode::multiclass, positions);
+    c.classes = classes;
+    return c;
+  };
+  int which = 0;
+  for (const std::int64_t classes : {2, 3, 4, 5, 19, 24, 25}) {
+    for (const double focal : {0.0, 1.0}) {
+      Case c = several(classes, kLong);
+      c.logits = kLogits[++which % 3];
+      c.target = kTypes[which % 6];
+      c.weights[5] = focal;
+      c.focal.gamma = which % 4 == 0 ? 1.5 : 2;
+      c.scale = classes == 3 ? 0 : 4;  // 0: all of a position come to the same
+      finish(tables, c, 23);
+    }
+  }
+  for (const DType logits : kLogits) {
+    Case c = several(4, 1024);
+    c.logits = logits;
+    c.target = DType::int64;
+    c.scale = 16;  // some outdo the target by more than a product can hold
+    for (const double focal : {0.0, 2.0}) {
+      c.weights[5] = focal;
+      finish(tables, c, 24);
+    }
+    c.scale = 4;
+    fill(c, 25);
+    c.x[6] = logits == DType::float16 ? 65504 : 0x1.8p127;
+    finish(tables, c);
+    c.x[6] = 0;
+    c.ignores = true;  // by the target alone, be it none of the classes or one
+    for (const std::int64_t ignored : {255, 2}) {
+      c.ignored = ignored;
+      for (std::size_t i = 0; i < c.v.size(); ++i) {
+        c.v[i] = i % 100 != 0 && (i % 2 != 0 || c.t[i] != static_cast<double>(ignored));
+        c.t[i] = c.t[i] == static_cast<double>(ignored) ? 1 : c.t[i];
+      }
+      finish(tables, c);
+    }
+    // All are right, and surer of it than 1 + s can say.
+    Case sure = several(3, 1024);
+    sure.logits = logits;
+    fill(sure, 26);
+    std::fill(std::begin(sure.weights), std::end(sure.weights), 0.0);
+    for (std::int64_t i = 0; i < sure.samples * sure.positions; ++i) {
+      const std::int64_t b = i / sure.positions, position = i % sure.positions, target = i % sure.classes;
+      sure.t[sure.target_at(b, 0, position)] = static_cast<double>(target);
+      for (std::int64_t k = 0; k < sure.classes; ++k) {
+        sure.x[sure.at(b, k, position)] = static_cast<double>(k == target ? 10 + i % 5 : -(i % 7));
+      }
+    }
+    for (const int term : {1, 5}) {
+      sure.weights[term] = logits == DType::float16 ? 4096 : 1;
+      finish(tables, sure);
+    }
+  }
+  for (const int term : {1, 2, 5}) {  // each alone: what cancels in a gradient hides behind no other
+    for (const double scale : {1.0, 8.0}) {
+      Case c = several(5, 1024);
+      std::fill(std::begin(c.weights), std::end(c.weights), 0.0);
+      c.weights[term] = 1;
+      c.scale = scale;
+      finish(tables, c, 28);
+    }
+  }
+  for (const int layout : {1, 4}) {  // rows of logits that are no packs, and of a gradient alone
+    Case c = several(4, layout == 1 ? 1024 : 1023);
+    c.layout = layout;
+    finish(tables, c, 27);
+  }
+}
+
+/// A class that is the index to ignore, where nothing else says so: its logits are as good as any.
+void an_ignored_class_does_not_count(const cpu::KernelTable& table) {
+  Case c = typical(SegmentationMode::multiclass, 1024);
+  c.ignores = true;
+  c.ignored = 1;
+  fill(c, 29);
+  const Outputs out = call(table, c, Order::serial);
+  double ignored = 0;
+  bool zero = true;
+  for (std::int64_t i = 0; i < c.samples * c.positions; ++i) {
+    const std::int64_t b = i / c.positions, position = i % c.positions;
+    if (c.t[c.target_at(b, 0, position)] == 1) {
+      ignored += 1;
+      zero = zero && get(out.gradient.data() + c.at(b, 0, position) * sizeof(float), DType::float32) == 0;
+    }
+  }
+  check(out.evidence[static_cast<int>(Segmentation::ignored)] == ignored && zero,
+        std::string(table.isa) + ": an ignored class counts");
+}
+
 /// A gradient that is not 0 where 1 - p rounds to 0: as long as float32 can say it.
 void confident_mistakes_keep_a_gradient(const cpu::KernelTable& table) {
   for (const SegmentationMode mode : kModes) {
@@ -502,9 +620,10 @@ void confident_mistakes_keep_a_gradient(const cpu::KernelTable& table) {
 void poison(const cpu::KernelTable& table) {
   for (const SegmentationMode mode : kModes) {
     for (const DType logits : {DType::float32, DType::float64}) {
-      for (const double bad : {kNan, kInf, -kInf}) {
+      for (const int which : {0, 1, 2, 3, 4, 5}) {
+        const double bad = which % 3 == 0 ? kNan : which % 3 == 1 ? kInf : -kInf;
         Case c = typical(mode, 520);
-        c.validity = 2;
+        c.validity = which < 3 ? 2 : 0;
         c.logits = logits;
         fill(c, 10);
         const auto at = static_cast<std::size_t>(std::find(c.v.begin(), c.v.end(), true) - c.v.begin());
@@ -620,9 +739,10 @@ void evidence_of_hard_targets(const cpu::KernelTable& table) {
 }
 
 void evidence_is_what_was_seen(const cpu::KernelTable& table) {
-  for (const SegmentationMode mode : kModes) {
+  for (const int which : {0, 1, 2, 3, 4, 5}) {
+    const SegmentationMode mode = kModes[which % 3];
     Case c = typical(mode, 700);
-    c.validity = 3;
+    c.validity = which < 3 ? 3 : 0;  // one of the two samples, or both
     fill(c, 13);
     const Outputs out = call(table, c, Order::serial);
     const auto field = [&](Segmentation f) { return out.evidence[static_cast<int>(f)]; };
@@ -639,9 +759,10 @@ void evidence_is_what_was_seen(const cpu::KernelTable& table) {
       }
     }
     check(field(Segmentation::groups) == static_cast<double>(c.samples * c.classes) &&
-              field(Segmentation::annotated) == static_cast<double>(c.classes) && field(Segmentation::items) == items &&
-              field(Segmentation::ignored) == items - valid && field(Segmentation::logit_min) == low &&
-              field(Segmentation::logit_max) == high && field(Segmentation::target_min) == 0 &&
+              field(Segmentation::annotated) == static_cast<double>(c.classes * (which < 3 ? 1 : 2)) &&
+              field(Segmentation::items) == items && field(Segmentation::ignored) == items - valid &&
+              field(Segmentation::logit_min) == low && field(Segmentation::logit_max) == high &&
+              field(Segmentation::target_min) == 0 &&
               field(Segmentation::target_max) == static_cast<double>(c.softmax() ? c.classes - 1 : 1),
           std::string(table.isa) + ": evidence, mode " + std::to_string(static_cast<int>(mode)));
   }
@@ -674,11 +795,13 @@ int main() {
   many_classes(tables);
   large_logits(tables);
   hard_targets(tables);
+  few_classes(tables);
   for (const fastmine::cpu::KernelTable* table : tables) {
     confident_mistakes_keep_a_gradient(*table);
     poison(*table);
     poison_among_hard_targets(*table);
     evidence_is_what_was_seen(*table);
+    an_ignored_class_does_not_count(*table);
     evidence_of_hard_targets(*table);
   }
   return report();

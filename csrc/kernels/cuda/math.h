@@ -38,6 +38,9 @@ FASTMINE_DEVICE double log1p_unit(double e) { return log1p(e); }
 FASTMINE_DEVICE float log1p_positive(float s) { return log1pf(s); }
 FASTMINE_DEVICE double log1p_positive(double s) { return log1p(s); }
 
+/// log(1 + s) for 0 <= s, in few instructions; relative error 5e-7.
+FASTMINE_DEVICE float log1p_of_sum(float s) { return s < 1 ? log1p_unit(s) : binary_logarithm(1 + s) * 0.693147181F; }
+
 FASTMINE_DEVICE float logarithm(float x) { return logf(x); }
 FASTMINE_DEVICE double logarithm(double x) { return log(x); }
 

@@ -116,6 +116,14 @@ FASTMINE_DEVICE void warp_barrier() { __syncwarp(); }
 
 FASTMINE_DEVICE int count_bits(unsigned bits) { return __popc(bits); }
 
+/// The highest bytes of four words, that of the first lowest.
+FASTMINE_DEVICE std::uint32_t top_bytes(std::uint32_t a, std::uint32_t b, std::uint32_t c, std::uint32_t d) {
+  return __byte_perm(__byte_perm(a, b, 0x73), __byte_perm(c, d, 0x73), 0x5410);
+}
+
+/// A sum and the four bytes of a word.
+FASTMINE_DEVICE unsigned add_bytes(std::uint32_t word, unsigned sum) { return __dp4a(word, 0x01010101U, sum); }
+
 /// Whether bit i is 1. Written down as an instruction, which goes with the comparison into one: a compiler that sees
 /// through it shifts the bit down first.
 FASTMINE_DEVICE bool has_bit(unsigned bits, int i) {
@@ -146,11 +154,10 @@ FASTMINE_DEVICE float power_of_two(float x) {
   return y;
 }
 
-/// a b + c, rounded once; the second between 0 and 1, and 0 for NaN.
-FASTMINE_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
-FASTMINE_DEVICE float saturated_multiply_add(float a, float b, float c) {
+/// log2(x) for 2 <= x; relative error 2^-22.
+FASTMINE_DEVICE float binary_logarithm(float x) {
   float y;
-  asm("fma.rn.sat.f32 %0, %1, %2, %3;" : "=f"(y) : "f"(a), "f"(b), "f"(c));
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
@@ -342,6 +349,12 @@ inline unsigned ballot(bool bit) {
 inline void warp_barrier() { emulator::warp_barrier(0); }
 
 inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
+inline std::uint32_t top_bytes(std::uint32_t a, std::uint32_t b, std::uint32_t c, std::uint32_t d) {
+  return a >> 24 | b >> 24 << 8 | c >> 24 << 16 | d >> 24 << 24;
+}
+inline unsigned add_bytes(std::uint32_t word, unsigned sum) {
+  return sum + (word & 0xffU) + (word >> 8 & 0xffU) + (word >> 16 & 0xffU) + (word >> 24);
+}
 inline bool has_bit(unsigned bits, int i) { return (bits >> i & 1U) != 0; }
 inline int lowest_bit(unsigned bits) { return __builtin_ctz(bits); }
 inline int lowest_bit(std::uint64_t bits) { return __builtin_ctzll(bits); }
@@ -354,11 +367,7 @@ inline float power_of_two(float x) {
   const float y = __builtin_exp2f(x);
   return y < __FLT_MIN__ ? 0 : y;
 }
-inline float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-inline float saturated_multiply_add(float a, float b, float c) {
-  const float y = multiply_add(a, b, c);
-  return y >= 1 ? 1 : y > 0 ? y : 0;
-}
+inline float binary_logarithm(float x) { return __builtin_log2f(x); }
 
 inline float lower(float a, float b) { return a != a || a < b ? a : b; }
 inline float upper(float a, float b) { return a != a || a > b ? a : b; }

@@ -23,56 +23,58 @@ FASTMINE_DEVICE HardTerms hard_terms(const Asked& asked) {
                                                            : HardTerms::focal;
 }
 
-/// exp(-a) for a >= 0, 0 from 88 on. What the argument of 2^ loses by rounding is put back afterwards: relative error
-/// that of 2^ and 1e-7, which grows to 3.5e-7 at 87.
-FASTMINE_DEVICE float exponential_below(float a) {
-  const float argument = a * -1.44269504F, coarse = power_of_two(argument);
-  return saturated_multiply_add(coarse, multiply_add(argument, -0.693147181F, -a), coarse);  // 0 for Inf, too
-}
-
-/// Of one element: the wrong side's and the right side's probability, and the cross entropy.
+/// Of one element: the wrong side's and the right side's probability; e = exp(-|x|) and the smaller probability; and
+/// |x| where the sign is mistaken, else 0.
 struct HardElement {
-  float wrong, right, entropy;
+  float wrong, right, e, low, excess;
 };
 
-/// log(1 + e) = log y is odd in log y, as (y - 1 / y) R(y + 1 / y - 2) is: R to 1.7e-8, all of it to 2e-7, as rounded.
-template <HardTerms kTerms>
+/// The argument of 2^x is rounded, and nothing else of x: e is as exact as if the logit had been rounded once more.
 FASTMINE_DEVICE HardElement hard_element(float x, bool on) {
-  const float magnitude = fabsf(x), e = exponential_below(magnitude);
+  const float magnitude = fabsf(x), e = power_of_two(magnitude * -1.44269504F);
   const float high = reciprocal(1 + e), low = e * high;
   const bool mistaken = (x >= 0) != on;
-  HardElement element{mistaken ? high : low, mistaken ? low : high, 0};
-  if constexpr (kTerms != HardTerms::none) {
-    const float q = e * low;
-    float ratio = q * 0.0006048961F - 0.003493717F;
-    ratio = ratio * q + 0.01665319F;
-    ratio = ratio * q - 0.0833325F;
-    ratio = ratio * q + 0.49999999F;
-    element.entropy = (e + low) * ratio + (mistaken ? magnitude : 0.0F);
-  }
-  return element;
+  return {mistaken ? high : low, mistaken ? low : high, e, low, mistaken ? magnitude : 0.0F};
 }
 
-/// A bit for each of a pack's targets, 1 where it is 1; and bits of `soft` if one is neither 0 nor 1.
-FASTMINE_DEVICE unsigned hard_bits(const Pack<std::uint8_t, 8>& pack, std::uint32_t& soft) {
+/// Its cross entropy: log(1 + e) = log y is odd in log y, as (y - 1 / y) R(y + 1 / y - 2) is; R to 1.7e-8, all of it to
+/// 2e-7 of that of e.
+FASTMINE_DEVICE float entropy_of(const HardElement& element) {
+  const float q = element.e * element.low;
+  float ratio = q * 0.0006048961F - 0.003493717F;
+  ratio = ratio * q + 0.01665319F;
+  ratio = ratio * q - 0.0833325F;
+  ratio = ratio * q + 0.49999999F;
+  return (element.e + element.low) * ratio + element.excess;
+}
+
+/// Targets of a pack, a byte each, whose lowest bit is 1 where the target is; and bits of `soft` if one is neither 0
+/// nor 1. In bytes they are what was read.
+struct HardTargets {
   std::uint32_t word[2];
-  memcpy(word, &pack, sizeof word);
-  soft |= (word[0] | word[1]) & 0xfefefefeU;
-  return (word[0] + (word[1] << 4)) * 0x01020408U >> 24;  // bit 0 of byte i to bit 24 + i, bit 4 to 28 + i
+
+  FASTMINE_DEVICE bool on(int i) const { return has_bit(word[i / 4], i % 4 * 8); }
+  FASTMINE_DEVICE unsigned count(unsigned sum) const { return add_bytes(word[0], add_bytes(word[1], sum)); }
+};
+
+FASTMINE_DEVICE HardTargets hard_targets(const Pack<std::uint8_t, 8>& pack, std::uint32_t& soft) {
+  HardTargets targets;
+  memcpy(targets.word, &pack, sizeof targets.word);
+  soft |= (targets.word[0] | targets.word[1]) & 0xfefefefeU;
+  return targets;
 }
-FASTMINE_DEVICE std::uint32_t word_of(float x) {
-  std::uint32_t word;
-  memcpy(&word, &x, sizeof word);
-  return word;
-}
-FASTMINE_DEVICE unsigned hard_bits(const Pack<float, 8>& pack, std::uint32_t& soft) {
-  float sum = 8388608;  // 2^23: the low bits are a whole number
+FASTMINE_DEVICE HardTargets hard_targets(const Pack<float, 8>& pack, std::uint32_t& soft) {
+  std::uint32_t bits[8];
+  memcpy(bits, &pack, sizeof bits);
   FASTMINE_UNROLL for (int i = 0; i < 8; ++i) {
-    const float t = pack.item[i];
-    soft |= word_of(t * t - t);
-    sum += t * static_cast<float>(1 << i);
+    const float t = pack.item[i], between = t * t - t;
+    std::uint32_t rest;
+    memcpy(&rest, &between, sizeof rest);
+    soft |= rest;
   }
-  return word_of(sum) & 0xffU;
+  // 1 is 0x3f800000.
+  return {{top_bytes(bits[0], bits[1], bits[2], bits[3]) & 0x01010101U,
+           top_bytes(bits[4], bits[5], bits[6], bits[7]) & 0x01010101U}};
 }
 
 /// The row of a task, if its packs may be hard and lie so that they can be read whole.
@@ -95,28 +97,26 @@ class HardRow {
 
   FASTMINE_DEVICE bool readable() const { return readable_; }
 
-  /// kPacks packs, kStep positions apart from `position` on: the logits, and a bit for each target. False if one of the
-  /// targets is neither 0 nor 1.
+  /// kPacks packs, kStep positions apart from `position` on. False if one of the targets is neither 0 nor 1.
   template <int kPacks, int kStep>
-  FASTMINE_DEVICE bool load(std::int64_t position, Pack<S, kItems> (&logits)[kPacks], unsigned& on_target) const {
+  FASTMINE_DEVICE bool load(std::int64_t position, Pack<S, kItems> (&logits)[kPacks],
+                            HardTargets (&targets)[kPacks]) const {
     FASTMINE_UNROLL for (int k = 0; k < kPacks; ++k) {
       logits[k] = load_pack<S, kItems>(logits_ + position + k * kStep);
     }
-    return floating_ ? load_bits<float, kPacks, kStep>(position, on_target)
-                     : load_bits<std::uint8_t, kPacks, kStep>(position, on_target);
+    return floating_ ? load_targets<float, kPacks, kStep>(position, targets)
+                     : load_targets<std::uint8_t, kPacks, kStep>(position, targets);
   }
 
  private:
   template <class Target, int kPacks, int kStep>
-  FASTMINE_DEVICE bool load_bits(std::int64_t position, unsigned& on_target) const {
-    static_assert(kPacks * kItems <= 32);
+  FASTMINE_DEVICE bool load_targets(std::int64_t position, HardTargets (&targets)[kPacks]) const {
     Pack<Target, kItems> packs[kPacks];
     FASTMINE_UNROLL for (int k = 0; k < kPacks; ++k) {
       packs[k] = load_pack<Target, kItems>(static_cast<const Target*>(target_) + position + k * kStep);
     }
     std::uint32_t soft = 0;
-    on_target = 0;
-    FASTMINE_UNROLL for (int k = 0; k < kPacks; ++k) { on_target |= hard_bits(packs[k], soft) << k * kItems; }
+    FASTMINE_UNROLL for (int k = 0; k < kPacks; ++k) { targets[k] = hard_targets(packs[k], soft); }
     return soft == 0;
   }
 
@@ -180,33 +180,46 @@ struct HardSums {
   float on = 0, off = 0, entropy = 0, focal_on = 0, focal_off = 0;
 
   template <HardTerms kTerms, int kPacks, class S, int kItems>
-  FASTMINE_DEVICE void add(const Pack<S, kItems> (&logits)[kPacks], unsigned on_target) {
+  FASTMINE_DEVICE void add(const Pack<S, kItems> (&logits)[kPacks], const HardTargets (&targets)[kPacks]) {
+    float rest = 0;  // the product of all 1 + e, but for its 1: the sum of the cross entropies takes one logarithm
     FASTMINE_UNROLL for (int k = 0; k < kPacks; ++k) {
       float x[kItems];
       values_of(logits[k], x);
-      FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) { add<kTerms>(x[i], has_bit(on_target, k * kItems + i)); }
+      FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
+        const bool is_on = targets[k].on(i);
+        const HardElement element = hard_element(x[i], is_on);
+        add_probability(element, is_on);
+        if constexpr (kTerms == HardTerms::entropy) {
+          static_assert(kPacks * kItems <= 120);  // a float has 2^120
+          rest = rest * element.e + (rest + element.e);
+          entropy += element.excess;
+        } else if constexpr (kTerms != HardTerms::none) {
+          add_focal<kTerms == HardTerms::weighted_focal>(element, is_on);
+        }
+      }
+    }
+    if constexpr (kTerms == HardTerms::entropy) {
+      entropy += log1p_of_sum(rest);
     }
   }
 
  private:
-  template <HardTerms kTerms>
-  FASTMINE_DEVICE void add(float x, bool is_on) {
-    const HardElement element = hard_element<kTerms>(x, is_on);
+  FASTMINE_DEVICE void add_probability(const HardElement& element, bool is_on) {
     if (is_on) {
       on += element.right;
     } else {
       off += element.wrong;
     }
-    if constexpr (kTerms != HardTerms::none) {
-      entropy += element.entropy;
-    }
-    if constexpr (kTerms == HardTerms::focal || kTerms == HardTerms::weighted_focal) {
-      const float term = element.wrong * element.wrong * element.entropy;
-      if (kTerms == HardTerms::weighted_focal && is_on) {
-        focal_on += term;
-      } else {
-        focal_off += term;
-      }
+  }
+
+  template <bool kWeighted>
+  FASTMINE_DEVICE void add_focal(const HardElement& element, bool is_on) {
+    const float each = entropy_of(element), term = element.wrong * element.wrong * each;
+    entropy += each;
+    if (kWeighted && is_on) {
+      focal_on += term;
+    } else {
+      focal_off += term;
     }
   }
 };
@@ -224,17 +237,17 @@ struct HardSlopes {
         focal_off(slopes.focal_off) {}
 
   template <bool kFocal, class S, int kItems>
-  FASTMINE_DEVICE Pack<S, kItems> gradient(const Pack<S, kItems>& logits, unsigned on_target) const {
+  FASTMINE_DEVICE Pack<S, kItems> gradient(const Pack<S, kItems>& logits, const HardTargets& targets) const {
     float x[kItems];
     values_of(logits, x);
     Pack<S, kItems> out;
     FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
-      const bool is_on = has_bit(on_target, i);
-      const HardElement element = hard_element<kFocal ? HardTerms::focal : HardTerms::none>(x[i], is_on);
+      const bool is_on = targets.on(i);
+      const HardElement element = hard_element(x[i], is_on);
       const float wrong = element.wrong, right = element.right;
       float slope = (is_on ? right_on : right_off) * right + entropy;
       if constexpr (kFocal) {
-        slope += (is_on ? focal_on : focal_off) * wrong * (2 * right * element.entropy + wrong);
+        slope += (is_on ? focal_on : focal_off) * wrong * (2 * right * entropy_of(element) + wrong);
       }
       assign(out.item[i], slope * (is_on ? -wrong : wrong));
     }

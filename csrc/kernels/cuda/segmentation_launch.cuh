@@ -1,9 +1,9 @@
 // Starting the pass that the fused loss and the sums share: which kernel, how many blocks, how much memory.
 #pragma once
 
+#include "kernels/cuda/segmentation_few_backward.cuh"
 #include "kernels/cuda/segmentation_finish.cuh"
 #include "kernels/cuda/segmentation_sigmoid.cuh"
-#include "kernels/cuda/segmentation_softmax.cuh"
 
 namespace fastmine::cuda {
 
@@ -26,6 +26,41 @@ Kernel<ForwardWork> sums_kernel(DType logits, bool softmax) {
       return softmax ? &softmax_sums<Half, Group> : &sigmoid_sums<Half, Group>;
     default:
       return nullptr;
+  }
+}
+
+/// A kernel and the shared memory that it asks for; none where there is no kernel.
+template <class Work>
+struct Choice {
+  Kernel<Work> kernel = nullptr;
+  std::size_t shared = 0;
+};
+
+/// The kernels for few classes, forward and backward, where there are some for the type of the logits.
+struct FewKernels {
+  Choice<ForwardWork> sums;
+  Choice<BackwardWork<SegmentationLossBackward>> gradient;
+};
+
+template <class S>
+FewKernels few_kernels_of(std::int64_t classes) {
+  return {{&few_softmax_sums<S>, few_sums_bytes<S>(classes)},
+          {&few_softmax_gradient<S>, few_gradient_bytes<S>(classes)}};
+}
+
+inline FewKernels few_kernels(const SegmentationInputs& in) {
+  if (!segmentation::is_softmax(in) || in.classes > kFewClasses) {
+    return {};
+  }
+  switch (in.logits.dtype) {
+    case DType::float32:
+      return few_kernels_of<float>(in.classes);
+    case DType::bfloat16:
+      return few_kernels_of<BFloat16>(in.classes);
+    case DType::float16:
+      return few_kernels_of<Half>(in.classes);
+    default:
+      return {};
   }
 }
 
@@ -74,12 +109,17 @@ cudaError_t run_forward(const Problem& problem, const Asked& asked, Kernel<Finis
   auto* memory = static_cast<double*>(workspace);
   const ForwardWork work{in, asked, c, memory, memory + layout.rows};
   const bool softmax = segmentation::is_softmax(in);
-  const Kernel<ForwardWork> kernel = sums_kernel<Group>(in.logits.dtype, softmax);
+  Choice<ForwardWork> chosen;
+  if constexpr (!kAllSums<Group>) {
+    chosen = few_kernels(in).sums;
+  }
+  const Kernel<ForwardWork> kernel =
+      chosen.kernel != nullptr ? chosen.kernel : sums_kernel<Group>(in.logits.dtype, softmax);
   if (kernel == nullptr || c.rows * c.runs > kMostBlocks || c.rows * tiles > kMostBlocks) {
     return cudaErrorInvalidValue;
   }
   if (c.rows > 0) {
-    if (const cudaError_t error = launch(kernel, c.rows * c.runs, threads_of(softmax), stream, work)) {
+    if (const cudaError_t error = launch(kernel, c.rows * c.runs, threads_of(softmax), stream, work, chosen.shared)) {
       return error;
     }
   }
@@ -97,12 +137,18 @@ cudaError_t run_backward(const Problem& problem, cudaStream_t stream) {
   const SegmentationInputs& in = problem.in;
   const BackwardWork<Problem> work{problem, cut(in, 0)};
   const bool softmax = segmentation::is_softmax(in);
-  const Kernel<BackwardWork<Problem>> kernel = gradient_kernel<Problem>(in.logits.dtype, softmax);
+  Choice<BackwardWork<Problem>> chosen;
+  if constexpr (!Slopes<Problem>::kAll) {
+    chosen = few_kernels(in).gradient;
+  }
+  const Kernel<BackwardWork<Problem>> kernel =
+      chosen.kernel != nullptr ? chosen.kernel : gradient_kernel<Problem>(in.logits.dtype, softmax);
   const std::int64_t blocks = work.cut.rows * work.cut.runs;
   if (kernel == nullptr || blocks > kMostBlocks) {
     return cudaErrorInvalidValue;
   }
-  return blocks == 0 || in.positions == 0 ? cudaSuccess : launch(kernel, blocks, threads_of(softmax), stream, work);
+  return blocks == 0 || in.positions == 0 ? cudaSuccess
+                                          : launch(kernel, blocks, threads_of(softmax), stream, work, chosen.shared);
 }
 
 }  // namespace fastmine::cuda

@@ -127,25 +127,23 @@ class HardPacks {
   FASTMINE_DEVICE HardPacks(const SegmentationInputs& in, const Task& task, const Asked& asked)
       : row_(in, task), terms_(hard_terms(asked)) {}
 
-  /// Add the round, or the pack, from `position` on, `left` positions before the end of the task. False, and nothing
-  /// added, where it is not whole or not hard.
-  FASTMINE_DEVICE bool add_round(std::int64_t position, std::int64_t left) {
-    return left >= (kRound - 1) * kStep + kItems && add<kRound>(position, [&](const auto& logits, unsigned on_target) {
-             ++rounds_;
-             terms_ == HardTerms::none      ? sums_.template add<HardTerms::none, kRound>(logits, on_target)
-             : terms_ == HardTerms::entropy ? sums_.template add<HardTerms::entropy, kRound>(logits, on_target)
-             : terms_ == HardTerms::focal   ? sums_.template add<HardTerms::focal, kRound>(logits, on_target)
-                                            : sums_.template add<HardTerms::weighted_focal, kRound>(logits, on_target);
-           });
+  /// Add whole rounds from `position` on, up to `end` or what is not hard, and move on to there. What they add goes to
+  /// `total` whenever float32 has had enough.
+  template <class Sums>
+  FASTMINE_DEVICE void add_rounds(std::int64_t& position, std::int64_t end, Sums& total, const Asked& asked) {
+    if (row_.readable()) {
+      terms_ == HardTerms::none             ? add_rounds<HardTerms::none>(position, end, total, asked)
+      : terms_ == HardTerms::entropy        ? add_rounds<HardTerms::entropy>(position, end, total, asked)
+      : terms_ == HardTerms::focal          ? add_rounds<HardTerms::focal>(position, end, total, asked)
+      : terms_ == HardTerms::weighted_focal ? add_rounds<HardTerms::weighted_focal>(position, end, total, asked)
+                                            : void();
+    }
   }
+  /// Add one pack. False, and nothing added, where it is not whole or not hard.
   FASTMINE_DEVICE bool add_pack(std::int64_t position, std::int64_t left) {
-    return left >= kItems && add<1>(position, [&](const auto& logits, unsigned on_target) {
-             sums_.template add<HardTerms::weighted_focal, 1>(logits, on_target);
-           });
+    return left >= kItems && terms_ != HardTerms::others && row_.readable() &&
+           add<HardTerms::weighted_focal, 1>(position);
   }
-
-  /// Whether float32 has had enough.
-  FASTMINE_DEVICE bool is_due() const { return rounds_ == kRounds; }
 
   /// Hand the sums over.
   template <class Sums>
@@ -161,7 +159,6 @@ class HardPacks {
                         asked.alpha.off_target * static_cast<double>(sums_.focal_off);
     }
     sums_ = {};
-    rounds_ = 0;
   }
 
   /// And what has been seen beside them.
@@ -171,7 +168,7 @@ class HardPacks {
     if (items_ > 0) {
       total[SegmentationSum::t] += static_cast<double>(targets_);
       items += items_;
-      targets.range.add(targets_ == items_ ? 1.0F : 0.0F);
+      targets.range.add(targets_ == static_cast<unsigned>(items_) ? 1.0F : 0.0F);
       targets.range.add(targets_ == 0 ? 0.0F : 1.0F);
       logits.range.add(logits_.least);
       logits.range.add(logits_.most);
@@ -181,22 +178,30 @@ class HardPacks {
  private:
   static constexpr int kRounds = 4;
 
-  template <int kPacks, class F>
-  FASTMINE_DEVICE bool add(std::int64_t position, F add_to_sums) {
-    Pack<S, kItems> logits[kPacks];
-    unsigned on_target;
-    if (terms_ == HardTerms::others || !row_.readable()) {
-      return false;
+  template <HardTerms kTerms, class Sums>
+  FASTMINE_DEVICE void add_rounds(std::int64_t& position, std::int64_t end, Sums& total, const Asked& asked) {
+    const std::int64_t last = end - ((kRound - 1) * kStep + kItems);
+    for (int rounds = 1; position <= last && add<kTerms, kRound>(position); ++rounds) {
+      position += kRound * kStep;
+      if (rounds % kRounds == 0) {
+        give(total, asked);
+      }
     }
-    const bool hard = row_.template load<kPacks, kStep>(position, logits, on_target);
+  }
+
+  template <HardTerms kTerms, int kPacks>
+  FASTMINE_DEVICE bool add(std::int64_t position) {
+    Pack<S, kItems> logits[kPacks];
+    HardTargets targets[kPacks];
+    const bool hard = row_.template load<kPacks, kStep>(position, logits, targets);
     const Extremes seen = extremes_of(logits);
     if (!hard || !seen.finite()) {
       return false;
     }
-    add_to_sums(logits, on_target);
+    sums_.template add<kTerms, kPacks>(logits, targets);
     logits_ = {smaller(logits_.least, seen.least), larger(logits_.most, seen.most)};
     items_ += kPacks * kItems;
-    targets_ += count_bits(on_target);
+    FASTMINE_UNROLL for (const HardTargets& of_pack : targets) { targets_ = of_pack.count(targets_); }
     return true;
   }
 
@@ -204,7 +209,8 @@ class HardPacks {
   HardTerms terms_;
   HardSums sums_;
   Extremes logits_{kLargest<float>, -kLargest<float>};
-  int items_ = 0, targets_ = 0, rounds_ = 0;
+  int items_ = 0;
+  unsigned targets_ = 0;
 };
 
 /// One block: the sums over a run of positions of one (sample, class). S is the type of the logits.
@@ -226,13 +232,7 @@ sigmoid_sums(FASTMINE_PARAMETER ForwardWork work) {
   std::int64_t position = task.begin + thread_index() * kItems;
   while (position < task.end) {
     if constexpr (kMayBeHard) {
-      if (hard.add_round(position, task.end - position)) {
-        position += SigmoidShape::kRound * kStep;
-        if (hard.is_due()) {
-          hard.give(total, work.asked);
-        }
-        continue;
-      }
+      hard.add_rounds(position, task.end, total, work.asked);
     }
     SigmoidSums<T, kAll> sums;
     for (int round = 0; round < SigmoidShape::kRound && position < task.end; ++round, position += kStep) {
@@ -262,7 +262,6 @@ sigmoid_sums(FASTMINE_PARAMETER ForwardWork work) {
     }
   }
   if constexpr (kMayBeHard) {
-    hard.give(total, work.asked);
     hard.give_rest(total, items, targets, logits);
   }
   using Sum = SegmentationSum;
@@ -338,12 +337,12 @@ sigmoid_gradient(FASTMINE_PARAMETER BackwardWork<Problem> work) {
     if constexpr (kMayBeHard) {
       const bool focal = slopes.focal_on != 0 || slopes.focal_off != 0;
       Pack<S, kItems> logits[1];
-      unsigned on_target;
+      HardTargets targets[1];
       if (hard.readable() && (!focal || power == Power::two) && n >= kItems &&
-          hard.template load<1, kStep>(position, logits, on_target)) {
+          hard.template load<1, kStep>(position, logits, targets)) {
         const HardSlopes by(slopes);
-        const auto gradient = focal ? by.template gradient<true>(logits[0], on_target)
-                                    : by.template gradient<false>(logits[0], on_target);
+        const auto gradient = focal ? by.template gradient<true>(logits[0], targets[0])
+                                    : by.template gradient<false>(logits[0], targets[0]);
         store<S, kItems>(gradient, out + position, n);
         continue;
       }

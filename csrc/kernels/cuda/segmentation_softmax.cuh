@@ -153,9 +153,9 @@ FASTMINE_DEVICE void find_largest(Positions<S, kMerges>& at_hand, F see) {
   }
 }
 
-/// Second walk: the others' sum; `see(k, i, e)` gets every e_k but the largest.
-template <class S, bool kMerges, class F>
-FASTMINE_DEVICE void add_others(Positions<S, kMerges>& at_hand, F see) {
+/// Second walk: the others' sum; `see(k, i, e, look_up(k))` gets every e_k but the largest.
+template <class S, bool kMerges, class F, class G>
+FASTMINE_DEVICE void add_others(Positions<S, kMerges>& at_hand, F look_up, G see) {
   using T = Working<S>;
   constexpr int kItems = SoftmaxShape::kItems;
   FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
@@ -164,15 +164,21 @@ FASTMINE_DEVICE void add_others(Positions<S, kMerges>& at_hand, F see) {
   for (std::int64_t k = 0; k < at_hand.in.classes; ++k) {
     T x[kItems];
     at_hand.load_logits(k, x);
+    const auto own = look_up(k);
     FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
       const T e = exponential(x[i] - at_hand.largest[i]);
       if (k != at_hand.largest_class[i]) {
         at_hand.others[i] += e;
-        see(k, i, e);
+        see(k, i, e, own);
       }
     }
   }
   FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) { at_hand.inverse[i] = reciprocal(1 + at_hand.others[i]); }
+}
+
+template <class S, bool kMerges>
+FASTMINE_DEVICE void add_others(Positions<S, kMerges>& at_hand) {
+  add_others(at_hand, [](std::int64_t) { return 0; }, [](std::int64_t, int, Working<S>, int) {});
 }
 
 /// p_y, 1 - p_y and log p_y at a position with a target.
@@ -266,6 +272,22 @@ FASTMINE_DEVICE void add_class(const Positions<S, kMerges>& at_hand, std::int64_
   }
 }
 
+/// What a block found beside the sums of its classes: the part of its run.
+template <class T>
+FASTMINE_DEVICE void write_part(int items, double cross_entropy_sum, double focal_sum, const ClassRange& targets,
+                                const LogitRange<T>& logits, double* out) {
+  double columns[kPartColumns] = {static_cast<double>(items),
+                                  cross_entropy_sum,
+                                  focal_sum,
+                                  items > 0 ? static_cast<double>(targets.low) : segmentation::kInf,
+                                  items > 0 ? static_cast<double>(targets.high) : -segmentation::kInf,
+                                  logits.range.least(),
+                                  logits.range.most(),
+                                  static_cast<double>(logits.nonfinite),
+                                  static_cast<double>(targets.outside)};
+  add_threads<SoftmaxShape::kThreads>(columns, out);
+}
+
 /// One block: the sums over a run of positions of one sample, for all its classes.
 template <class S, class Group>
 FASTMINE_KERNEL(SoftmaxShape::kThreads, kAllSums<Group>           ? 3
@@ -294,7 +316,7 @@ softmax_sums(FASTMINE_PARAMETER ForwardWork work) {
     auto at_hand = positions_of<S, kMerges>(in, task, begin + thread_index() * kItems, merging, targets);
     if (at_hand.valid != 0) {
       find_largest(at_hand, [&](T x) { logits.add(x); });
-      add_others(at_hand, [](std::int64_t, int, T) {});
+      add_others(at_hand);
     }
     const Entropies<T> entropies = entropies_of(at_hand, work.asked, power);
     FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
@@ -330,146 +352,7 @@ softmax_sums(FASTMINE_PARAMETER ForwardWork work) {
     }
     begin += kThreads * kItems;
   } while (begin < task.end);
-  double columns[kPartColumns] = {static_cast<double>(items),
-                                  cross_entropy_sum,
-                                  focal_sum,
-                                  items > 0 ? static_cast<double>(targets.low) : segmentation::kInf,
-                                  items > 0 ? static_cast<double>(targets.high) : -segmentation::kInf,
-                                  logits.range.least(),
-                                  logits.range.most(),
-                                  static_cast<double>(logits.nonfinite),
-                                  static_cast<double>(targets.outside)};
-  add_threads<kThreads>(columns, out);
+  write_part(items, cross_entropy_sum, focal_sum, targets, logits, out);
 }
 
-/// What the gradient of some positions needs to know about them: with D_k the slope of class k by its probability about
-/// that of the likeliest class, and M the mean of all D_k, it is p_k (D_k - M) and what the entropies add.
-template <class T>
-struct PositionSlopes {
-  static constexpr int kItems = SoftmaxShape::kItems;
-
-  T largest[kItems] = {}, squares[kItems] = {};  // of the likeliest class; what its own squares add to the former
-  T mean[kItems] = {};
-  T on[kItems] = {}, off[kItems] = {};  // entropies: minus derivative by the target's logit; by any other's, over p_k
-};
-
-/// The first two walks over the classes, and what the third needs.
-template <class Problem, class S, bool kMerges>
-FASTMINE_DEVICE PositionSlopes<Working<S>> slopes_of(const Problem& problem, const Slopes<Problem>& slopes,
-                                                     Positions<S, kMerges>& at_hand) {
-  using T = Working<S>;
-  constexpr bool kAll = Slopes<Problem>::kAll;
-  constexpr int kItems = SoftmaxShape::kItems;
-  const Power power = power_of(gamma_of(problem));
-  const T gamma = static_cast<T>(gamma_of(problem));
-  PositionSlopes<T> found;
-  find_largest(at_hand, [](T) {});
-  FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
-    if (at_hand.largest_class[i] >= 0) {
-      const GroupSlopes<T> own = slopes.template at<T>(at_hand.largest_class[i]);
-      found.largest[i] = own.everywhere + (at_hand.largest_class[i] == at_hand.target[i] ? own.on_target : T{0});
-      found.squares[i] = own.squares;
-    }
-  }
-  T squares[kAll ? kItems : 1] = {};  // weighted by e_k^2
-  add_others(at_hand, [&](std::int64_t k, int i, T e) {
-    const GroupSlopes<T> own = slopes.template at<T>(k);
-    found.mean[i] += e * (own.everywhere + (k == at_hand.target[i] ? own.on_target : T{0}) - found.largest[i]);
-    if constexpr (kAll) {
-      squares[i] += e * e * own.squares;
-    }
-  });
-  FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
-    if constexpr (kAll) {
-      found.squares[i] *= at_hand.inverse[i];  // the probability of the likeliest class
-      found.mean[i] += squares[i] * at_hand.inverse[i] - found.squares[i] * at_hand.others[i];
-    }
-    found.mean[i] *= at_hand.inverse[i];
-    if (at_hand.target[i] >= 0) {
-      const GroupSlopes<T> own = slopes.template at<T>(at_hand.target[i]);
-      const TargetShare<T> share = target_share(at_hand, i);
-      found.on[i] = own.entropy_on * share.q;
-      found.off[i] = own.entropy_on;
-      if (own.focal_on != 0) {
-        const T focal = raise_complement(power, share.q, gamma) * (share.q - gamma * share.p * share.log_p);
-        found.on[i] += own.focal_on * focal;
-        found.off[i] += own.focal_on * (share.q > 0 ? focal / share.q : T{0});
-      }
-    }
-  }
-  return found;
-}
-
-/// Third walk: the gradient of the logit of class k, 0 where invalid. `linear`: the sum of those slopes over all
-/// classes.
-template <bool kAll, class S>
-FASTMINE_DEVICE void class_gradient(const Positions<S, kAll>& at_hand, std::int64_t k,
-                                    const GroupSlopes<Working<S>>& own, const PositionSlopes<Working<S>>& with,
-                                    Working<S> linear, Working<S> (&gradient)[SoftmaxShape::kItems]) {
-  using T = Working<S>;
-  constexpr int kItems = SoftmaxShape::kItems;
-  T x[kItems];
-  at_hand.load_logits(k, x);
-  FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
-    const bool is_target = k == at_hand.target[i];
-    const T p = exponential(x[i] - at_hand.largest[i]) * at_hand.inverse[i];
-    T slope = own.everywhere + (is_target ? own.on_target : T{0}) - with.largest[i];
-    if constexpr (kAll) {
-      // Exactly 0 for the likeliest, however the compiler rounds: its gradient may be smaller than that.
-      slope += k == at_hand.largest_class[i] ? T{0} : own.squares * p - with.squares[i];
-    }
-    T g = p * (slope - with.mean[i]) + (is_target ? -with.on[i] : p * with.off[i]);
-    if constexpr (kAll) {
-      g += p * linear - own.linear;
-    }
-    gradient[i] = at_hand.live(i) ? g : T{0};
-  }
-}
-
-/// One block: the gradient of a run of positions of one sample, for all its classes.
-template <class S, class Problem>
-FASTMINE_KERNEL(SoftmaxShape::kThreads, Slopes<Problem>::kAll || sizeof(Working<S>) == 8 ? 3 : 6)
-softmax_gradient(FASTMINE_PARAMETER BackwardWork<Problem> work) {
-  using T = Working<S>;
-  constexpr bool kAll = Slopes<Problem>::kAll;
-  constexpr int kItems = SoftmaxShape::kItems;
-  const SegmentationInputs& in = work.problem.in;
-  const Task task = task_of(work.cut, in);
-  const Slopes<Problem> slopes(work.problem, task.sample);
-  const bool merging = kAll && any_merged(in, task.sample);
-  T linear = 0;
-  for (std::int64_t k = 0; kAll && k < in.classes; ++k) {
-    linear += slopes.template at<T>(k).linear;
-  }
-  S* const out = static_cast<S*>(work.problem.grad_logits) + task.sample * in.classes * in.positions;
-  for (std::int64_t position = task.begin + thread_index() * kItems; position < task.end;
-       position += SoftmaxShape::kThreads * kItems) {
-    ClassRange unused;
-    auto at_hand = positions_of<S, kAll>(in, task, position, merging, unused);
-    PositionSlopes<T> with;
-    if (at_hand.valid != 0) {
-      with = slopes_of(work.problem, slopes, at_hand);
-    }
-    T background[kAll ? kItems : 1] = {};  // the gradient of the logit of class 0 and what is merged into it
-    for (std::int64_t k = 0; k < in.classes; ++k) {
-      T g[kItems] = {};
-      if (at_hand.valid != 0) {
-        class_gradient<kAll>(at_hand, k, slopes.template at<T>(k), with, linear, g);
-      }
-      if constexpr (kAll) {
-        if (at_hand.valid != 0 && at_hand.is_background(k)) {  // each class has a share of it
-          T x[kItems];
-          at_hand.load_raw(k, x);
-          FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) {
-            background[i] = k == 0 ? g[i] : background[i];
-            g[i] = background[i] * exponential(x[i] - at_hand.background[i]);
-          }
-        }
-      }
-      Pack<S, kItems> gradient;
-      FASTMINE_UNROLL for (int i = 0; i < kItems; ++i) { assign(gradient.item[i], g[i]); }
-      store<S, kItems>(gradient, out + k * in.positions + position, at_hand.n);
-    }
-  }
-}
 }  // namespace fastmine::cuda

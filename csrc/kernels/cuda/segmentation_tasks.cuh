@@ -9,8 +9,8 @@
 
 namespace fastmine::cuda {
 
-/// Threads of a block, positions of a thread at a time, and how often before float64 takes over; in the emulator fewer
-/// threads, which take longest to take turns.
+/// Threads of a block, positions of a thread at a time, and how often before float64 takes over (softmax: of few
+/// classes); in the emulator fewer threads, which take longest to take turns, and fewer steps.
 struct SigmoidShape {
 #ifdef FASTMINE_EMULATE_CUDA
   static constexpr int kThreads = 64;
@@ -20,6 +20,11 @@ struct SigmoidShape {
   static constexpr int kItems = 8, kRound = 4;
 };
 struct SoftmaxShape {
+#ifdef FASTMINE_EMULATE_CUDA
+  static constexpr int kSteps = 4;
+#else
+  static constexpr int kSteps = 16;
+#endif
   static constexpr int kThreads = 128, kItems = 4;
 };
 
