@@ -228,7 +228,7 @@ def test_a_wrong_option_failed_at_step_32(options: dict[str, Any], words: str) -
 
 def test_a_step_without_a_loss_is_refused_in_words() -> None:
     monitor = Monitor(net(), TripletLoss())
-    with pytest.raises(TypeError, match=r"step takes the loss that backward.* got NoneType"):
+    with pytest.raises(TypeError, match=r"a loss is the tensor that backward.* got NoneType"):
         monitor.step(None)
     monitor.close()
 

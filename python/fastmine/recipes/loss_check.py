@@ -36,7 +36,7 @@ def examine(name: str, inputs: str | None) -> LossReport:
         except Exception as error:  # noqa: BLE001 - a loss of anybody's
             refusals.append(f"{kind}: {raised(error)}")
         else:
-            return check_loss(loss, make_prediction, target)
+            return check_loss(loss, *INPUTS[kind]())  # of a target that the loss has not written to
     raise UsageError(
         f"{name} takes none of the inputs {', '.join(kinds)} ({'; '.join(refusals)}); call check_loss yourself"
     )
