@@ -324,7 +324,9 @@ class _Examination:
         x, n = self.random[0], len(self.random[0])
         value, again = (evaluate(self.loss, x, self.target)[0] for _ in range(2))
         if value != again and not math.isnan(value):
-            self._check("the order of the samples does not matter", None, f"{value:.6g}, then {again:.6g}: it is random")
+            self._check(
+                "the order of the samples does not matter", None, f"{value:.6g}, then {again:.6g}: it is random"
+            )
             return
         places = torch.randperm(n)
         moved = self._guarded(x[places], target=_each(self.target, n, lambda t: t[places.to(t.device)]))

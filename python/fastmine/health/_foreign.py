@@ -48,7 +48,11 @@ class ForeignWatch(Watch):
                 other._record(args, kwargs, output)
             return
         row = None if form is None else call(part, self._read, prediction, target, found, args, kwargs, output)
-        self._write(() if row is None or self._look is None else self._look.columns, row, host)
+        if row is None or self._look is None:
+            self._write((), None, host)
+            return
+        self.kind = self._look.kind
+        self._write(self._look.columns, row, host)
 
     def _read(
         self,
@@ -64,7 +68,7 @@ class ForeignWatch(Watch):
             several = any(x.requires_grad for x in found if x is not prediction)
             look = Look(self.loss, prediction, target, several=several, named=bool(kwargs))
             self.facts.update(self._facts(look, prediction, target, found, output))
-            self._look, self.kind = look, look.kind
+            self._look = look
 
         def again(others: Mapping[Tensor, Tensor]) -> Any:
             value = aside(self.loss, args, kwargs, others)

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.utils.hooks import unserializable_hook
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 
 _log = logging.getLogger("fastmine.health")
-is_traced = torch.compiler.is_dynamo_compiling  # cheaper than is_compiling
+# A compiler traces this call, or compiles what it calls.
+is_traced = torch.compiler.is_dynamo_compiling
+compiler = torch._C._dynamo.eval_frame.get_eval_frame_callback
 _PACKAGE = Path(__file__).parent.parent
 
 
@@ -71,7 +74,6 @@ class Guard:
     def over(self, part: str, function: Callable[..., Any]) -> Callable[..., None]:
         """The function, to be called as a hook."""
 
-        @unserializable_hook  # type: ignore[untyped-decorator]  # a tensor that is saved leaves it behind, without a word
         def guarded(*args: Any, **kwargs: Any) -> None:
             try:
                 function(*args, **kwargs)
@@ -80,7 +82,20 @@ class Guard:
             except Exception as problem:  # noqa: BLE001 - whatever it is
                 self.failed(part, problem)
 
-        return guarded  # type: ignore[no-any-return]
+        return guarded
+
+    def on_tensor(self, part: str, function: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+        """The same as a hook of a tensor: backward() may call it in the midst of a function that is being compiled."""
+        guarded = self.over(part, function)
+
+        @unserializable_hook  # type: ignore[untyped-decorator]  # a tensor that is saved leaves it behind, without a word
+        def hook(gradient: Tensor) -> None:
+            if is_traced() or compiler():
+                uncompiled(guarded, gradient)
+            else:
+                guarded(gradient)
+
+        return hook  # type: ignore[no-any-return]
 
     def failed(self, part: str, problem: Exception) -> None:
         """Remember a failure; of each part the first one is told at once."""

@@ -22,7 +22,7 @@ from ._finding import Finding
 from ._foreign import ForeignWatch
 from ._given import Criteria, Optimizers
 from ._graph import terms, total
-from ._guard import is_traced, uncompiled
+from ._guard import compiler, is_traced, uncompiled
 from ._history import History, Table
 from ._hooks import Hook, Told
 from ._inputs import Inputs
@@ -263,7 +263,7 @@ class Monitor:
         ``loss``: the tensor that ``backward()`` is called on. ``logged``: the number that goes to the log, to be held
         against it. ``inputs``: (predictions, targets) of a loss that is a plain function.
         """
-        if is_traced():
+        if is_traced() or compiler():
             uncompiled(self.step, loss, logged=logged, inputs=inputs)
             return
         # Most steps: the value of the loss, and nothing else. Each name looked up here is paid for in cold caches.

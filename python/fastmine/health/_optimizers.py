@@ -13,7 +13,7 @@ from torch.optim import optimizer as optim
 
 from ..losses import EvidentLoss
 from ._clock import Clock
-from ._guard import is_traced, uncompiled
+from ._guard import compiler, is_traced, uncompiled
 from ._updates import Updates
 
 OPTIMIZERS = 16  # that are followed at most
@@ -171,14 +171,14 @@ class _Told:
         return [one for reference in self._followed.valuerefs() if (one := reference()) is not None]
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if is_traced():
+        if is_traced() or compiler():
             uncompiled(self._before_step, optimizer, args, kwargs)
             return
         for one in self._alive():
             one.before_step(optimizer)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if is_traced():
+        if is_traced() or compiler():
             uncompiled(self._after_step, optimizer, args, kwargs)
             return
         for one in self._alive():

@@ -72,7 +72,7 @@ class Updates:
         if self._sample.last is not None:
             if self.optimizer is not None:
                 self._overwrites = Overwrites(self._sample.last)
-            arrive = self._clock.guard.over(f"the gradients of {self.name}", self._arrive)
+            arrive = self._clock.guard.on_tensor(f"the gradients of {self.name}", self._arrive)
             self._arrivals = self._sample.last.register_hook(arrive)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:

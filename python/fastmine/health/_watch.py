@@ -99,12 +99,12 @@ class Watch:
             if not self._clock.measuring:
                 self.gradient(step, gradient)
 
-        over, part = self._clock.guard.over, f"the gradient of {self.name}"
-        handle = wanted.register_hook(over(part, measure))  # type: ignore[no-untyped-call]
+        on_tensor, part = self._clock.guard.on_tensor, f"the gradient of {self.name}"
+        handle = wanted.register_hook(on_tensor(part, measure))  # type: ignore[no-untyped-call]
         numbers = [term for term in returned if term.dim() == 0]
         self.facts["awaited"] = self.facts.get("awaited", 0) + bool(numbers)
         for term in numbers:
-            arrived = over(part, lambda factor: self._arrived(step, factor.detach()))
+            arrived = on_tensor(part, lambda factor: self._arrived(step, factor.detach()))
             term.register_hook(arrived)  # type: ignore[no-untyped-call]
 
     def _arrived(self, step: int, factor: Tensor) -> None:
