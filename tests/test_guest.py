@@ -9,6 +9,7 @@ import json
 import logging
 import pickle
 import random
+import sys
 import threading
 import warnings
 import weakref
@@ -267,6 +268,29 @@ def test_threads_with_a_criterion_in_common() -> None:
         thread.join()
     assert problems == []
     assert [len(monitor.history().tables["loss"]) for monitor in monitors] == [200] * 3
+
+
+def test_who_begins_to_listen_in_another_thread_is_heard_too() -> None:
+    loss = TripletLoss()
+    ends: list[Callable[[], None]] = []
+
+    def listen() -> None:
+        ends.extend(loss.listen(lambda *_: None) for _ in range(300))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=listen) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert len(loss._listeners) == 1200
+    for end in ends:
+        end()
+    assert loss._listeners == ()
 
 
 def test_reports_in_another_thread_while_the_training_goes_on(tmp_path: Path) -> None:
@@ -530,7 +554,8 @@ def test_the_sum_of_all_losses_begins_with_the_first_and_made_it_no_number() -> 
         return loss
 
     train(model, loss_of, monitor)
-    assert alarms(monitor) == []
+    assert [found.code for found in monitor.check()] == []
+    assert np.isfinite(monitor.history().tables["loss"]["value"]).all()
 
 
 def test_a_loss_that_is_given_twice_was_no_number() -> None:

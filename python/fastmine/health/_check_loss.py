@@ -6,9 +6,8 @@ import inspect
 import math
 import random
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,13 +17,14 @@ from torch import Tensor, nn
 
 from ..losses import CompositeLoss, EvidentLoss
 from ._aside import copied, instead, random_numbers_kept
+from ._caught import caught_exceptions
 from ._finding import Finding, Number, finding
 from ._given import number
 from ._graph import terms, total
+from ._perfect import opposites, oracles
 
 LARGE = 1e4
 WEIGHTS = re.compile(r"weight|lambda|coef|scale|alpha|beta")
-HARMLESS = (StopIteration, StopAsyncIteration, GeneratorExit, AttributeError, KeyError, ImportError)
 SEED = 0x5EED_F00D
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -133,7 +133,7 @@ class _Examination:
 
     def value(self) -> None:
         """At a random prediction, unguarded: what the loss raises here is for the caller."""
-        with _caught_exceptions() as caught:
+        with caught_exceptions() as caught:
             value, gradient = evaluate(self.loss, self.random[0], self.target)
         self._check("no exception is caught inside", not caught, "; ".join(caught) or "none")
         if caught:
@@ -185,7 +185,7 @@ class _Examination:
 
     def oracle(self, given: Tensor | None) -> None:
         """Is a perfect prediction the best one?"""
-        candidates = [given] if given is not None else list(_oracles(self.random[0], self.first))
+        candidates = [given] if given is not None else list(oracles(self.random[0], self.first))
         values = [(self._guarded(x), place) for place, x in enumerate(candidates)]
         known = [(value, place) for value, place in values if value is not None and math.isfinite(value)]
         if not known:
@@ -221,7 +221,7 @@ class _Examination:
     def opposite(self) -> None:
         """Is a prediction better than its opposite, whether it is taken for a probability or for a logit?"""
         learned = isinstance(self.loss, nn.Module) and any(True for _ in self.loss.parameters())
-        pair = None if learned else _opposites(self.random[0], self.first)
+        pair = None if learned else opposites(self.random[0], self.first)
         if pair is None:  # with class vectors of its own, which are random yet, any direction may be right
             return
         right, wrong = (self._guarded(x) for x in pair)
@@ -401,41 +401,6 @@ def _each(target: Sequence[Any], n: int, change: Callable[[Tensor], Tensor]) -> 
     return tuple(change(t) if pick else t for t, pick in zip(target, chosen, strict=True))
 
 
-def _oracles(x: Tensor, target: Any) -> Iterator[Tensor]:
-    """What may be a perfect prediction of this target."""
-    if not isinstance(target, Tensor):
-        return
-    if target.shape == x.shape:
-        same = target.to(x.dtype)
-        yield same
-        if bool(((same >= 0) & (same <= 1)).all()):  # probabilities: perhaps of logits
-            yield 20 * (2 * same - 1)
-    elif target.dim() == x.dim() - 1 and not target.is_floating_point() and target.numel():
-        classes, labels = x.shape[1], target.long()
-        if int(labels.min()) >= 0 and int(labels.max()) < classes:
-            yield 20 * (2 * nn.functional.one_hot(labels, classes).movedim(-1, 1).to(x.dtype) - 1)
-        if x.dim() == 2:
-            _, places = torch.unique(labels, return_inverse=True)
-            points = nn.functional.normalize(torch.randn(int(places.max()) + 1, classes, dtype=x.dtype), dim=1)
-            yield points[places]
-            yield 1000 * points[places]
-
-
-def _opposites(x: Tensor, target: Any) -> tuple[Tensor, Tensor] | None:
-    """A prediction that goes with the target, and one that goes against it in every place; None where unknown."""
-    if not isinstance(target, Tensor) or target.numel() == 0:
-        return None
-    if target.shape == x.shape:
-        same = target.to(x.dtype)
-        return (same, 1 - same) if bool(((same >= 0) & (same <= 1)).all()) else None
-    if target.dim() == x.dim() - 1 and not target.is_floating_point():
-        labels = target.long()
-        if int(labels.min()) >= 0 and int(labels.max()) < x.shape[1]:
-            one_hot = nn.functional.one_hot(labels, x.shape[1]).movedim(-1, 1).to(x.dtype)
-            return one_hot, -one_hot
-    return None
-
-
 def _reweighted(loss: Callable[..., Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
     """The loss with one weight changed, for each of its weights."""
     if isinstance(loss, CompositeLoss):
@@ -472,27 +437,3 @@ def _with_other_defaults(function: Callable[..., Any]) -> Iterator[tuple[str, Ca
                 return function(*args, **changed)
 
             yield name, other
-
-
-@contextmanager
-def _caught_exceptions() -> Iterator[list[str]]:
-    """What is raised meanwhile in code that is not torch's nor ours, and does not come through."""
-    found: list[str] = []
-    library = (str(torch.__path__[0]), str(sys.prefix), str(sys.base_prefix))
-
-    def trace(frame: Any, event: str, argument: Any) -> Any:
-        name = frame.f_code.co_filename
-        if name.startswith(library) or "fastmine" in name.replace("\\", "/").split("/") or name.startswith("<frozen"):
-            return None
-        if event == "exception" and not issubclass(argument[0], HARMLESS):
-            text = f"{argument[0].__name__} in {frame.f_code.co_name}, line {frame.f_lineno}: {argument[1]}"
-            if text not in found:
-                found.append(text)
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield found
-    finally:
-        sys.settrace(before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -110,3 +110,22 @@ def _derive_segmentation(c: dict[str, Floats], classes: int) -> None:
     c["target_share"] = c["target_sum"] / seen
     c["prediction_share"] = c["prediction_sum"] / seen
     c["nonempty_share"] = c["nonempty"] / c["annotated"]
+
+
+def take_back(loss: Table, updates: Table) -> None:
+    """Updates that a fused optimizer refused were none, from the row on where that was seen; the last has them all."""
+    known = updates.measured("refused")
+    if len(known):
+        places = np.searchsorted(known.steps, loss.steps, side="right") - 1
+        refused = np.where(places >= 0, known["refused"][places], 0)
+        refused[-1:] = updates.facts.get("refused", refused[-1:])
+        loss["updates"][:] -= refused
+
+
+def free(name: str, taken: Iterable[str]) -> str:
+    """The name, with a number if there is one of that name."""
+    found, number = name, 1
+    while found in taken:
+        number += 1
+        found = f"{name}.{number}"
+    return found

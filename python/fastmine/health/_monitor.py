@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..losses import EvidentLoss
 from . import _given, _report
@@ -23,8 +22,8 @@ from ._foreign import ForeignWatch
 from ._given import Criteria, Optimizers
 from ._graph import terms, total
 from ._guard import compiler, is_traced, uncompiled
-from ._history import History, Table
-from ._hooks import Hook, Told
+from ._history import History, Table, free, take_back
+from ._hooks import Calls
 from ._inputs import Inputs
 from ._inside import inside_of_models, watches
 from ._optimizers import FollowedOptimizers
@@ -71,10 +70,15 @@ class Monitor:
     Under ``torch.compile``, of the loss or of a function that calls it, losses of fastmine leave all their evidence;
     others are read where they are called uncompiled.
 
+    What fails in the monitor, or in a writer, does not end the training: it is told as a warning once, and is in every
+    report, as what is not judged for it. Only findings that :mod:`warnings` makes errors come out of :meth:`step`.
+
     No value, gradient or random number of the training is changed. A loss of others that takes (embeddings [N, D],
     labels [N]), pairs and labels, images and masks, or broadcasts is called a few times more, without gradient, at its
     first step: with classes renamed, targets exchanged or made equal, the target or a constant as prediction, or one
-    side of a pair as the other, which tells who is compared with whom and what costs nothing. One with buffers is not.
+    side of a pair as the other, which tells who is compared with whom and what costs nothing: a copy of it, on copies
+    of its inputs. One with buffers is not, nor what runs a module that has some; a function has no copy, and if it
+    counts its calls, it counts these.
     Losses of masks of ours are asked the same, in the first three close steps, and leave no evidence of it.
     """
 
@@ -96,8 +100,7 @@ class Monitor:
         self._models = _given.several("model", model, nn.Module)
         self._watches: list[Watch] = []
         self._polled: list[HeardWatch] = []  # losses that were called inside a compiled function
-        self._hooks: list[tuple[nn.Module, Told]] = []
-        self._armed: list[RemovableHandle] = []
+        self._calls = Calls(self._guard)
         self._endings: list[Callable[[], None]] = []
         self._loss = Ring(
             ("value",),
@@ -203,7 +206,8 @@ class Monitor:
                 self._called(output)
 
         if watch.module is not None:
-            self._hook_module(watch.module, part, hook)
+            self._calls.of(watch.module, part, hook)
+            self._arm()
 
     def _observe_outputs(self, module: nn.Module, name: str) -> None:
         """Without a loss that can be hooked, what the model returns is what there is to see."""
@@ -214,7 +218,8 @@ class Monitor:
             if isinstance(output, Tensor):
                 watch.called((output,), {}, output)
 
-        self._hook_module(module, f"what {name} returns", hook)
+        self._calls.of(module, f"what {name} returns", hook)
+        self._arm()
 
     def _observe_inputs(self, module: nn.Module) -> None:
         """Of a model that is not compiled: what it is called with to be learned from."""
@@ -223,27 +228,12 @@ class Monitor:
         inputs = Inputs("model.inputs", self._clock)
         self._inputs.append(inputs)
 
-        self._hook_module(module, "the inputs of the model", lambda args, _kwargs, _output: inputs.called(args))
-
-    def _hook_module(self, module: nn.Module, part: str, told: Callable[[Any, Any, Any], None]) -> None:
-        """Tell of the calls of a module that can be learned from."""
-
-        def hook(_: nn.Module, args: Any, *given: Any) -> None:
-            # Torch calls a hook that was removed by another one, or in another thread, once more without the kwargs.
-            if len(given) == 2 and is_training_call():
-                told(args, *given)
-
-        self._hooks.append((module, Hook(self._guard.over(part, hook))))
+        self._calls.of(module, "the inputs of the model", lambda args, _kwargs, _output: inputs.called(args))
         self._arm()
 
     def _arm(self) -> None:
-        """Hook the losses in close steps only: a module with hooks is called a slower way."""
-        wanted = self._hooks if self._clock.close or self._steps_itself else []
-        if len(wanted) == len(self._armed):
-            return
-        for handle in self._armed:
-            handle.remove()
-        self._armed = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in wanted]
+        """Hook the losses in close steps only, unless their calls are the steps."""
+        self._calls.arm(wanted=self._clock.close or self._steps_itself)
 
     def _called(self, output: Any) -> None:
         if self._steps_itself and (value := total(output, terms(output))) is not None:
@@ -358,9 +348,9 @@ class Monitor:
         for part in self._parts():
             table = self._guard.call(part.name, part.table, staged=staged)
             if table is not None:
-                tables[_free(table.name, tables)] = table
+                tables[free(table.name, tables)] = table
             if table is not None and loss is not None and table.kind == "updates":
-                _take_back(loss, table)
+                take_back(loss, table)
         for name, ring in self._rings():
             if ring.problem is not None:
                 self._guard.failed(f"a row of {name}", ring.problem)
@@ -450,8 +440,7 @@ class Monitor:
         """Remove every hook, and write the last scalars. What was recorded stays readable; further steps are not."""
         if self.writer is not None and self._open and self._started:
             self._voice.write(*self._examined())
-        self._hooks.clear()
-        self._arm()
+        self._calls.close()
         for end in self._endings:
             end()
         self._endings.clear()
@@ -475,23 +464,5 @@ def _closed() -> Monitor:
     return monitor
 
 
-def _take_back(loss: Table, updates: Table) -> None:
-    """Updates that a fused optimizer refused were none, from the row on where that was seen; the last has them all."""
-    known = updates.measured("refused")
-    if len(known):
-        places = np.searchsorted(known.steps, loss.steps, side="right") - 1
-        refused = np.where(places >= 0, known["refused"][places], 0)
-        refused[-1:] = updates.facts.get("refused", refused[-1:])
-        loss["updates"][:] -= refused
-
-
 def _name(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", type(function).__name__)
-
-
-def _free(name: str, taken: Iterable[str]) -> str:
-    found, number = name, 1
-    while found in taken:
-        number += 1
-        found = f"{name}.{number}"
-    return found
