@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fastmine import cli
 from fastmine.health import HealthWarning, Monitor, check_loss
 from fastmine.losses import CompositeLoss, SupConLoss, TripletLoss
 
@@ -718,6 +719,30 @@ def test_an_examination_leaves_the_loss_its_target_and_random_numbers_as_they_we
     assert int(norm.num_batches_tracked) == 0
     assert torch.equal(target, LABELS)
     assert numbers() == expected
+
+
+def test_a_loss_that_fails_later_does_not_pass() -> None:
+    calls = 0
+
+    def loss(z: Tensor, labels: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 5:
+            raise KeyError("later")
+        return cross_entropy(z, labels)
+
+    report = examined(loss)
+    assert not report.passed
+    assert "KeyError: 'later'" in str(report)
+
+
+def test_a_loss_that_returns_nothing_is_one_line_on_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "returns_nothing.py").write_text("def loss(z, labels):\n    return None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cli.main(["doctor", "loss", "returns_nothing:loss"]) == 2
+    assert "cannot be examined: TypeError" in capsys.readouterr().err
 
 
 def test_a_random_loss_was_said_to_mind_the_order() -> None:

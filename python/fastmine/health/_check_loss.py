@@ -171,9 +171,7 @@ class _Examination:
         except RuntimeError:
             return
         if size > max(prediction.numel(), target.numel()):
-            value, other = (
-                evaluate(self.loss, prediction, (t, *self.target[1:]))[0] for t in (target, target.roll(1, 0))
-            )
+            value, other = (self._known(prediction, (t, *self.target[1:]))[0] for t in (target, target.roll(1, 0)))
             same = math.isclose(value, other, rel_tol=1e-5)
             self._check("samples meet their own targets", not same, "the value with targets exchanged is the same")
             if same:
@@ -193,7 +191,7 @@ class _Examination:
             return
         least, place = min(known)
         self.perfect = candidates[place]
-        at_random = min(evaluate(self.loss, x, self.target)[0] for x in self.random)
+        at_random = min(self._known(x)[0] for x in self.random)
         scale = max(abs(at_random), 1e-12)
         detail = f"{least:.4g} at a perfect prediction, {at_random:.4g} at random"
         self._check("least at a perfect prediction", least <= at_random + 1e-6 * scale, detail)
@@ -249,7 +247,7 @@ class _Examination:
                 self._check(f"{name} has a weight", False, f"0, last written by {self.loss.last_writer(name)}")
                 self._found("ZERO_WEIGHT", {"weight": 0, "last writer": self.loss.last_writer(name)}, name)
                 continue
-            points = [evaluate(component, x, self.target) for x in self.random]
+            points = [self._known(x, loss=component) for x in self.random]
             alive = any(g is not None and bool((g != 0).any()) for _, g in points)
             self._check(f"{name} has a gradient", alive, f"value {points[0][0]:.4g}")
             if not alive:
@@ -322,7 +320,7 @@ class _Examination:
     def order(self) -> None:
         """Samples have no order; and no number, if the loss is a mean."""
         x, n = self.random[0], len(self.random[0])
-        value, again = (evaluate(self.loss, x, self.target)[0] for _ in range(2))
+        value, again = (self._known(x)[0] for _ in range(2))
         if value != again and not math.isnan(value):
             self._check(
                 "the order of the samples does not matter", None, f"{value:.6g}, then {again:.6g}: it is random"
@@ -353,6 +351,16 @@ class _Examination:
                 self._found(
                     "UNUSED_WEIGHT", {"weight": name, "value": before, "value with another weight": after}, name
                 )
+
+    def _known(
+        self, x: Tensor, target: Sequence[Any] | None = None, loss: Callable[..., Any] | None = None
+    ) -> tuple[float, Tensor | None]:
+        """Value and gradient where a loss has had them before: it fails if it raises now."""
+        try:
+            return evaluate(loss or self.loss, x, self.target if target is None else target)
+        except Exception as problem:
+            self._check("has a value whenever it is asked", False, f"{type(problem).__name__}: {problem}"[:200])
+            raise
 
     def _guarded(self, x: Tensor | None, loss: Callable[..., Any] | None = None, target: Any = None) -> float | None:
         """The value, or None where the loss refuses the input: an error is not silent."""
