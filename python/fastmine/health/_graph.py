@@ -51,8 +51,9 @@ def mark(node: Any) -> Mark:
     """What tells a node from all others that this thread has made, and keeps it no longer.
 
     A node that is held holds all that its graph saved: after an error in backward, memory that the next batch needs.
+    A leaf has no node, and what no node has.
     """
-    return node.name(), node._sequence_nr()
+    return ("", 0) if node is None else (node.name(), node._sequence_nr())
 
 
 # The nodes of a weighted sum: what is above its terms.
