@@ -16,6 +16,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a missing native library is said below, and tested in test_fallback.py
     import fastmine
     from fastmine import _ops
+    from fastmine.health._guard import Guard
     from support import absent
 
 # The same examples on every machine and in every worker, and nothing written to disk.
@@ -37,6 +38,17 @@ def _repeatable() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_fails_inside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails in a monitor is kept from the training, and from no test but those of that."""
+
+    def fail(_: Guard, part: str, problem: Exception) -> None:
+        raise AssertionError(f"{part} failed") from problem
+
+    if request.node.get_closest_marker("failures") is None:
+        monkeypatch.setattr(Guard, "failed", fail)
 
 
 @pytest.fixture

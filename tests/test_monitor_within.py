@@ -327,6 +327,8 @@ def test_weights_are_the_same_to_the_last_bit_with_nobody_watching() -> None:
     ],
 )
 @pytest.mark.parametrize("loop", [lambda: train(Own(), steps=20), lambda: plain_loop(before=False, steps=20)])
+@pytest.mark.failures
+@pytest.mark.filterwarnings("ignore:not judged")
 def test_what_fails_while_looking_does_not_end_the_training(
     loop: Callable[[], Monitor], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

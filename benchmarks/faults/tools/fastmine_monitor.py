@@ -39,6 +39,8 @@ class FastmineMonitor(Watcher):
 
     def alarms(self) -> list[Alarm]:
         found = [finding for finding in self.monitor.check() if finding.severity != "info"]
+        if failures := self.monitor.history().failures:
+            raise RuntimeError("; ".join(failures))  # a row of the table, not a silence
         return [Alarm(f"{finding.code}: {finding.title}", frozenset([finding.code])) for finding in found]
 
     def close(self) -> None:

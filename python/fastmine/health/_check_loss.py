@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
+import random
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..losses import CompositeLoss, EvidentLoss
+from ._aside import copied, instead, random_numbers_kept
+from ._caught import caught_exceptions
 from ._finding import Finding, Number, finding
-from ._graph import tensors
+from ._given import number
+from ._graph import terms, total
+from ._perfect import opposites, oracles
 
 LARGE = 1e4
 WEIGHTS = re.compile(r"weight|lambda|coef|scale|alpha|beta")
-HARMLESS = (StopIteration, StopAsyncIteration, GeneratorExit, AttributeError, KeyError, ImportError)
-REFUSALS = (RuntimeError, ValueError, TypeError, IndexError)
 SEED = 0x5EED_F00D
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -86,20 +88,25 @@ def check_loss(
     float16 · does the order of the samples matter, does giving all of them twice · does every weight change the total
     · is an exception caught on the way.
 
-    A bad loss does not raise: it has findings. What the loss raises at a random prediction goes through to you. The
-    loss's weights are changed on copies, and the random numbers are those of ``seed`` and of nobody else.
+    A bad loss does not raise: it has findings. What the loss raises at a random prediction goes through to you. A
+    copy of it is called, with copies of the target, whatever it keeps or writes to; and the random numbers are those
+    of ``seed`` and of nobody else.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed ^ SEED)  # or a target drawn after manual_seed(0) would be the "random" prediction
+    with random_numbers_kept(()), torch.inference_mode(mode=False), torch.enable_grad():
+        # Or a target drawn after manual_seed(0) would be the "random" prediction.
+        torch.manual_seed(seed ^ SEED)
+        random.seed(seed ^ SEED)
+        np.random.seed((seed ^ SEED) % 2**32)  # noqa: NPY002 - that of everybody
         examined = _Examination(loss, make_prediction, target if isinstance(target, tuple) else (target,))
         examined.value()
-        examined.oracle(oracle)
-        examined.opposite()
-        examined.components()
-        examined.descent()
-        examined.finiteness()
-        examined.order()
-        examined.weights()
+        examined.ask("samples meet their own targets", examined.broadcast)
+        examined.ask("least at a perfect prediction", examined.oracle, oracle)
+        examined.ask("agreeing with the target is better than the opposite", examined.opposite)
+        examined.ask("components", examined.components)
+        examined.ask("a step down the gradient lowers it", examined.descent)
+        examined.ask("finite", examined.finiteness)
+        examined.ask("the order of the samples does not matter", examined.order)
+        examined.ask("weights change the value", examined.weights)
         return examined.report
 
 
@@ -118,6 +125,7 @@ class _Examination:
 
     def __init__(self, loss: Callable[..., Any], make: Callable[[], Tensor] | Tensor, target: tuple[Any, ...]) -> None:
         self.loss, self.target = loss, target
+        self.first = target[0] if target else None
         self.random = [_prediction(make() if callable(make) else make) for _ in range(3)]
         self.name = type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__name__", repr(loss))
         self.report = LossReport(self.name)
@@ -125,7 +133,7 @@ class _Examination:
 
     def value(self) -> None:
         """At a random prediction, unguarded: what the loss raises here is for the caller."""
-        with _caught_exceptions() as caught:
+        with caught_exceptions() as caught:
             value, gradient = evaluate(self.loss, self.random[0], self.target)
         self._check("no exception is caught inside", not caught, "; ".join(caught) or "none")
         if caught:
@@ -145,10 +153,17 @@ class _Examination:
         self._check("has a gradient", alive, f"L1 norm {float(gradient.abs().sum()):.4g}")
         if not alive:
             self._found("LOSS_FLOOR", {"value": value, "gradient": 0, "random predictions": len(points)})
-        self._broadcast(value)
 
-    def _broadcast(self, value: float) -> None:
-        prediction, target = self.random[0], self.target[0]
+    def ask(self, name: str, question: Callable[..., None], *args: Any) -> None:
+        """A question that cannot be asked, of whatever is given, has no answer, and the others have theirs."""
+        try:
+            question(*args)
+        except Exception as problem:  # noqa: BLE001 - such as that of a prediction without samples
+            self._check(name, None, f"could not be asked: {type(problem).__name__}: {problem}"[:200])
+
+    def broadcast(self) -> None:
+        """Is the loss the same whichever sample has which target?"""
+        prediction, target = self.random[0], self.first
         if not (isinstance(target, Tensor) and target.is_floating_point()) or prediction.shape == target.shape:
             return
         try:
@@ -156,7 +171,7 @@ class _Examination:
         except RuntimeError:
             return
         if size > max(prediction.numel(), target.numel()):
-            other, _ = evaluate(self.loss, prediction, (target.roll(1, 0), *self.target[1:]))
+            value, other = (self._known(prediction, (t, *self.target[1:]))[0] for t in (target, target.roll(1, 0)))
             same = math.isclose(value, other, rel_tol=1e-5)
             self._check("samples meet their own targets", not same, "the value with targets exchanged is the same")
             if same:
@@ -168,7 +183,7 @@ class _Examination:
 
     def oracle(self, given: Tensor | None) -> None:
         """Is a perfect prediction the best one?"""
-        candidates = [given] if given is not None else list(_oracles(self.random[0], self.target[0]))
+        candidates = [given] if given is not None else list(oracles(self.random[0], self.first))
         values = [(self._guarded(x), place) for place, x in enumerate(candidates)]
         known = [(value, place) for value, place in values if value is not None and math.isfinite(value)]
         if not known:
@@ -176,7 +191,7 @@ class _Examination:
             return
         least, place = min(known)
         self.perfect = candidates[place]
-        at_random = min(evaluate(self.loss, x, self.target)[0] for x in self.random)
+        at_random = min(self._known(x)[0] for x in self.random)
         scale = max(abs(at_random), 1e-12)
         detail = f"{least:.4g} at a perfect prediction, {at_random:.4g} at random"
         self._check("least at a perfect prediction", least <= at_random + 1e-6 * scale, detail)
@@ -204,7 +219,7 @@ class _Examination:
     def opposite(self) -> None:
         """Is a prediction better than its opposite, whether it is taken for a probability or for a logit?"""
         learned = isinstance(self.loss, nn.Module) and any(True for _ in self.loss.parameters())
-        pair = None if learned else _opposites(self.random[0], self.target[0])
+        pair = None if learned else opposites(self.random[0], self.first)
         if pair is None:  # with class vectors of its own, which are random yet, any direction may be right
             return
         right, wrong = (self._guarded(x) for x in pair)
@@ -232,7 +247,7 @@ class _Examination:
                 self._check(f"{name} has a weight", False, f"0, last written by {self.loss.last_writer(name)}")
                 self._found("ZERO_WEIGHT", {"weight": 0, "last writer": self.loss.last_writer(name)}, name)
                 continue
-            points = [evaluate(component, x, self.target) for x in self.random]
+            points = [self._known(x, loss=component) for x in self.random]
             alive = any(g is not None and bool((g != 0).any()) for _, g in points)
             self._check(f"{name} has a gradient", alive, f"value {points[0][0]:.4g}")
             if not alive:
@@ -305,7 +320,12 @@ class _Examination:
     def order(self) -> None:
         """Samples have no order; and no number, if the loss is a mean."""
         x, n = self.random[0], len(self.random[0])
-        value, _ = evaluate(self.loss, x, self.target)
+        value, again = (self._known(x)[0] for _ in range(2))
+        if value != again and not math.isnan(value):
+            self._check(
+                "the order of the samples does not matter", None, f"{value:.6g}, then {again:.6g}: it is random"
+            )
+            return
         places = torch.randperm(n)
         moved = self._guarded(x[places], target=_each(self.target, n, lambda t: t[places.to(t.device)]))
         same = moved is not None and math.isclose(value, moved, rel_tol=1e-4, abs_tol=1e-6)
@@ -332,20 +352,30 @@ class _Examination:
                     "UNUSED_WEIGHT", {"weight": name, "value": before, "value with another weight": after}, name
                 )
 
+    def _known(
+        self, x: Tensor, target: Sequence[Any] | None = None, loss: Callable[..., Any] | None = None
+    ) -> tuple[float, Tensor | None]:
+        """Value and gradient where a loss has had them before: it fails if it raises now."""
+        try:
+            return evaluate(loss or self.loss, x, self.target if target is None else target)
+        except Exception as problem:
+            self._check("has a value whenever it is asked", False, f"{type(problem).__name__}: {problem}"[:200])
+            raise
+
     def _guarded(self, x: Tensor | None, loss: Callable[..., Any] | None = None, target: Any = None) -> float | None:
         """The value, or None where the loss refuses the input: an error is not silent."""
         if x is None:
             return None
         try:
             return evaluate(loss or self.loss, x, self.target if target is None else target)[0]
-        except REFUSALS:
+        except Exception:  # noqa: BLE001 - whatever it raises, it says so
             return None
 
     def _guarded_gradient(self, x: Tensor) -> tuple[float | None, Tensor | None]:
         """The same with the gradient; where the types do not go together, floating-point targets follow the input."""
         following = _each(self.target, -1, lambda t: t.to(x.dtype) if t.is_floating_point() else t)
         for target in (self.target, following):
-            with suppress(*REFUSALS):
+            with suppress(Exception):
                 return evaluate(self.loss, x, target)
         return None, None
 
@@ -359,10 +389,12 @@ class _Examination:
 def evaluate(loss: Callable[..., Any], x: Tensor, target: Sequence[Any]) -> tuple[float, Tensor | None]:
     """Value and gradient at ``x``; the gradient is None where the value is not connected to ``x``."""
     x = x.detach().clone().requires_grad_()
-    output = loss(x, *target)
-    value = next(iter(tensors([output])), None)
+    output = copied(loss)(x.clone(), *instead(target, {}, {}))  # no leaf, as what a model returns is none
+    value = total(output, terms(output))
     if value is None:
-        return float(output), None
+        return number(output), None
+    if value.is_complex():
+        raise TypeError("the loss is complex, and backward() takes a real number; use its magnitude, or a part of it")
     if value.dim():
         value = value.mean()
     if not value.requires_grad:
@@ -377,46 +409,11 @@ def _each(target: Sequence[Any], n: int, change: Callable[[Tensor], Tensor]) -> 
     return tuple(change(t) if pick else t for t, pick in zip(target, chosen, strict=True))
 
 
-def _oracles(x: Tensor, target: Any) -> Iterator[Tensor]:
-    """What may be a perfect prediction of this target."""
-    if not isinstance(target, Tensor):
-        return
-    if target.shape == x.shape:
-        same = target.to(x.dtype)
-        yield same
-        if bool(((same >= 0) & (same <= 1)).all()):  # probabilities: perhaps of logits
-            yield 20 * (2 * same - 1)
-    elif target.dim() == x.dim() - 1 and not target.is_floating_point() and target.numel():
-        classes, labels = x.shape[1], target.long()
-        if int(labels.min()) >= 0 and int(labels.max()) < classes:
-            yield 20 * (2 * nn.functional.one_hot(labels, classes).movedim(-1, 1).to(x.dtype) - 1)
-        if x.dim() == 2:
-            _, places = torch.unique(labels, return_inverse=True)
-            points = nn.functional.normalize(torch.randn(int(places.max()) + 1, classes, dtype=x.dtype), dim=1)
-            yield points[places]
-            yield 1000 * points[places]
-
-
-def _opposites(x: Tensor, target: Any) -> tuple[Tensor, Tensor] | None:
-    """A prediction that goes with the target, and one that goes against it in every place; None where unknown."""
-    if not isinstance(target, Tensor) or target.numel() == 0:
-        return None
-    if target.shape == x.shape:
-        same = target.to(x.dtype)
-        return (same, 1 - same) if bool(((same >= 0) & (same <= 1)).all()) else None
-    if target.dim() == x.dim() - 1 and not target.is_floating_point():
-        labels = target.long()
-        if int(labels.min()) >= 0 and int(labels.max()) < x.shape[1]:
-            one_hot = nn.functional.one_hot(labels, x.shape[1]).movedim(-1, 1).to(x.dtype)
-            return one_hot, -one_hot
-    return None
-
-
 def _reweighted(loss: Callable[..., Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
     """The loss with one weight changed, for each of its weights."""
     if isinstance(loss, CompositeLoss):
         for name, weight in loss.weights().items():
-            doubled = copy.deepcopy(loss)
+            doubled: CompositeLoss = copied(loss)
             doubled.set_weight(name, 2 * weight or 1.0, writer="check_loss")
             yield name, doubled
     elif isinstance(loss, nn.Module):
@@ -424,7 +421,7 @@ def _reweighted(loss: Callable[..., Any]) -> Iterator[tuple[str, Callable[..., A
             return
         for name, value in vars(loss).items():
             if _is_weight(name, value):
-                other_module = copy.deepcopy(loss)
+                other_module = copied(loss)
                 setattr(other_module, name, 2 * value or 1.0)
                 yield name, other_module
     else:
@@ -448,27 +445,3 @@ def _with_other_defaults(function: Callable[..., Any]) -> Iterator[tuple[str, Ca
                 return function(*args, **changed)
 
             yield name, other
-
-
-@contextmanager
-def _caught_exceptions() -> Iterator[list[str]]:
-    """What is raised meanwhile in code that is not torch's nor ours, and does not come through."""
-    found: list[str] = []
-    library = (str(torch.__path__[0]), str(sys.prefix), str(sys.base_prefix))
-
-    def trace(frame: Any, event: str, argument: Any) -> Any:
-        name = frame.f_code.co_filename
-        if name.startswith(library) or "fastmine" in name.replace("\\", "/").split("/") or name.startswith("<frozen"):
-            return None
-        if event == "exception" and not issubclass(argument[0], HARMLESS):
-            text = f"{argument[0].__name__} in {frame.f_code.co_name}, line {frame.f_lineno}: {argument[1]}"
-            if text not in found:
-                found.append(text)
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield found
-    finally:
-        sys.settrace(before)

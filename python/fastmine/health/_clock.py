@@ -6,6 +6,8 @@ import weakref
 
 from torch import Tensor
 
+from ._guard import Guard
+
 
 class Clock:
     """The number of the step that is under way, what is measured in it, and how many updates there have been.
@@ -13,13 +15,16 @@ class Clock:
     ``gradient``: gradients at the inputs of the losses, one pass over them, at steps 0, 1, 2, 4, 8, 16, 32 and every
     64th. ``sample``: weights and their gradients, 1,024 numbers, in the first four steps and every 16th. ``look``: what
     a loss from elsewhere is given, every step up to 16, every 4th up to 128 and every 16th then. ``close``: any of
-    these, the last where ``foreign`` says that there is such a loss.
+    these, the last where ``foreign`` says that there is such a loss. ``guard``: what is called in it does not fail.
     """
 
-    __slots__ = ("close", "foreign", "given", "gradient", "look", "measuring", "next", "sample", "step", "updates")
+    __slots__ = (
+        "close", "foreign", "given", "gradient", "guard", "look", "measuring", "next", "sample", "step", "updates",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.step = self.updates = 0
+        self.guard = Guard(self)
         self.foreign = False
         self.measuring = self.close = False
         self.given: tuple[int, weakref.ref[Tensor]] | None = (
@@ -40,7 +45,7 @@ class Clock:
     def advance(self) -> None:
         """The next step begins. Between close steps, which are known before, adding 1 to ``step`` is all of it."""
         self.step += 1
-        if self.step == self.next:
+        if self.step >= self.next:
             self.decide()
         else:
             self.gradient = self.sample = self.look = self.close = False

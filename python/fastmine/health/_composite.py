@@ -18,6 +18,8 @@ from ._history import Table
 from ._ring import Ring
 from ._watch import as_real, measured, merged
 
+KINDS = ("gradient", "gradient_share", "cosine")  # of every component, where its gradient could be measured
+
 
 class CompositeWatch(HeardWatch):
     """A weighted sum: weight, value, connection and share in the gradient of every component."""
@@ -108,7 +110,12 @@ class CompositeWatch(HeardWatch):
         self.facts["to_come"] = {name: _to_come(schedule, loss.steps) for name, schedule in loss.schedule.items()}
         found = super().table(staged=staged)
         if found is not None and self._shares is not None:
-            merged(found.steps, found.columns, *measured(*self._shares.read(staged=staged)))
+            steps, columns = measured(*self._shares.read(staged=staged))
+            for name in self._names:
+                unknown = columns.pop(f"{name}.measured") == 0
+                for kind in KINDS:
+                    columns[f"{name}.{kind}"][unknown] = np.nan
+            merged(found.steps, found.columns, steps, columns)
         return found
 
     @torch.no_grad()
@@ -131,15 +138,16 @@ class CompositeWatch(HeardWatch):
         row = []
         for name in self._names:
             if name not in flat:
-                row += [torch.full_like(zero, torch.nan)] * 3
+                row += [zero] * 3
                 continue
             rest = [_minus(t, g) for t, g in zip(total, flat[name], strict=True)]
             against = norms[name] * torch.sqrt(_dot(rest, rest, zero))
             row += [norms[name], norms[name] / whole, _dot(flat[name], rest, zero) / against]
         if self._shares is None:
-            kinds = ("gradient", "gradient_share", "cosine")
-            self._shares = Ring([f"{name}.{kind}" for name in self._names for kind in kinds], device)
-        self._shares.write(self._clock.step, torch.stack([number.double() for number in row]))
+            columns = [f"{name}.{kind}" for name in self._names for kind in KINDS]
+            self._shares = Ring(columns, device, [f"{name}.measured" for name in self._names])
+        known = [float(name in flat) for name in self._names]
+        self._shares.write(self._clock.step, torch.stack([number.double() for number in row]), known)
 
 
 def _to_come(schedule: Callable[[int], float], step: int) -> float:

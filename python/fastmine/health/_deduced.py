@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,12 +52,12 @@ class DeducedWatch(ForeignWatch):
 
         def arrived(gradient: Tensor) -> None:
             handle.remove()
-            with contextlib.suppress(Exception):  # a monitor is a guest in somebody's training
-                self._deduce(values, gradient.detach(), known)
-                if self._clock.gradient:
-                    self.gradient(step, gradient)
+            self._deduce(values, gradient.detach(), known)
+            if self._clock.gradient:
+                self.gradient(step, gradient)
 
-        handle = scores.register_hook(arrived)  # type: ignore[no-untyped-call]
+        hook = self._clock.guard.on_tensor("what a model returned", arrived)
+        handle = scores.register_hook(hook)  # type: ignore[no-untyped-call]
 
     def _deduce(self, scores: Tensor, gradient: Tensor, known: Mapping[str, Any]) -> None:
         scores, gradient = some_rows(scores, gradient)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ._aside import aside
 from ._clock import Clock
 from ._graph import bounds, compares_rows, ends_in_bias, softmax_of_one, softmax_over_batch, tensors, total
 from ._look import AGREEING, MINING, Look
@@ -24,9 +24,6 @@ class ForeignWatch(Watch):
         clock.look_too()
         self._look: Look | None = None
         self._form: tuple[Any, ...] | None = None  # of what it is given
-        smooth = getattr(loss, "smooth", None)
-        if isinstance(smooth, int | float):
-            self.facts["options"] = {"smooth": float(smooth)}
 
     def _host_columns(self) -> tuple[str, ...]:
         return ("connected", "input_connected")
@@ -42,51 +39,72 @@ class ForeignWatch(Watch):
             return
         others = [x for x in found if x is not prediction]
         target = next((x for x in others if not x.requires_grad), others[0] if others else None)
-        form = _form(prediction, target)
+        call, part = self._clock.guard.call, f"what {self.name} is given"
+        form = call(part, _form, prediction, target)
         self._form = self._form or form
         if form != self._form:
-            if (other := self._other(form)) is not None:
+            if form is not None and (other := self._other(form)) is not None:
                 other.terms = self.terms
                 other._record(args, kwargs, output)
             return
+        row = None if form is None else call(part, self._read, prediction, target, found, args, kwargs, output)
+        if row is None or self._look is None:
+            self._write((), None, host)
+            return
+        self.kind = self._look.kind
+        self._write(self._look.columns, row, host)
+
+    def _read(
+        self,
+        prediction: Tensor,
+        target: Tensor | None,
+        found: Sequence[Tensor],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        output: Tensor,
+    ) -> Tensor:
+        """One row of what the loss was given."""
         if self._look is None:
-            several = any(x.requires_grad for x in others)
-            self._look = Look(self.loss, prediction, target, several=several, named=bool(kwargs))
-            self.kind = self._look.kind
-            self.facts.update(
-                domain=self._look.domain,
-                bounds=list(bounds(prediction)),
-                broadcast=self._look.broadcast,
-                matched=self._look.matched,
-                signed=self._look.signed,
-                elementwise=self._look.certain,
-                agreeing=isinstance(self.loss, AGREEING),
-                biased=ends_in_bias(prediction),
-                softmax_of_one=softmax_of_one(output, found),
-                softmax_over_batch=softmax_over_batch(prediction) and target is not None and len(prediction) > 1,
-                indices=target is not None and not target.is_floating_point(),
-                compares=compares_rows(output, prediction) if self.kind == MINING else None,
-                margin=getattr(self.loss, "margin", None),
-                sides=sum(x.requires_grad and x.shape == prediction.shape for x in found),
-                label_smoothing=getattr(self.loss, "label_smoothing", None),
-                averaged=getattr(self.loss, "reduction", None) == "mean",
-                weighted=any(getattr(self.loss, name, None) is not None for name in ("weight", "pos_weight")),
-                dtype=str(prediction.dtype),
-                prediction_shape=list(prediction.shape),
-                target_shape=None if target is None else list(target.shape),
-            )
+            several = any(x.requires_grad for x in found if x is not prediction)
+            look = Look(self.loss, prediction, target, several=several, named=bool(kwargs))
+            self.facts.update(self._facts(look, prediction, target, found, output))
+            self._look = look
 
         def again(others: Mapping[Tensor, Tensor]) -> Any:
-            """The loss on other inputs, leaving no trace: not in the graph, nor in the random numbers."""
-            call = self.loss.forward if isinstance(self.loss, nn.Module) else self.loss
-            replaced = [_other(x, others) for x in args]
-            named = {name: _other(x, others) for name, x in kwargs.items()}
-            with torch.random.fork_rng(devices=_cuda_devices(prediction)):
-                value = call(*replaced, **named)
+            value = aside(self.loss, args, kwargs, others)
             return value if isinstance(value, Tensor) else total(value, self.terms)
 
         inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-        self._write(self._look.columns, self._look.read(prediction, target, output, again, inputs), host)
+        return self._look.read(prediction, target, output, again, inputs)
+
+    def _facts(
+        self, look: Look, prediction: Tensor, target: Tensor | None, found: Sequence[Tensor], output: Tensor
+    ) -> dict[str, Any]:
+        """What does not change from call to call."""
+        smooth = getattr(self.loss, "smooth", None)
+        return {
+            **({"options": {"smooth": float(smooth)}} if isinstance(smooth, int | float) else {}),
+            "domain": look.domain,
+            "bounds": list(bounds(prediction)),
+            "broadcast": look.broadcast,
+            "matched": look.matched,
+            "signed": look.signed,
+            "elementwise": look.certain,
+            "agreeing": isinstance(self.loss, AGREEING),
+            "biased": ends_in_bias(prediction),
+            "softmax_of_one": softmax_of_one(output, found),
+            "softmax_over_batch": softmax_over_batch(prediction) and target is not None and len(prediction) > 1,
+            "indices": target is not None and not target.is_floating_point(),
+            "compares": compares_rows(output, prediction) if look.kind == MINING else None,
+            "margin": getattr(self.loss, "margin", None),
+            "sides": sum(x.requires_grad and x.shape == prediction.shape for x in found),
+            "label_smoothing": getattr(self.loss, "label_smoothing", None),
+            "averaged": getattr(self.loss, "reduction", None) == "mean",
+            "weighted": any(getattr(self.loss, name, None) is not None for name in ("weight", "pos_weight")),
+            "dtype": str(prediction.dtype),
+            "prediction_shape": list(prediction.shape),
+            "target_shape": None if target is None else list(target.shape),
+        }
 
     def _other(self, form: tuple[Any, ...]) -> ForeignWatch | None:
         """The watch of calls of another form: two heads of a model may share a criterion."""
@@ -104,11 +122,3 @@ def _form(prediction: Tensor, target: Tensor | None) -> tuple[Any, ...]:
     if target is None:
         return (prediction.dim(),)
     return prediction.dim(), target.dim(), target.is_floating_point(), prediction.shape == target.shape
-
-
-def _other(x: Any, others: Mapping[Tensor, Tensor]) -> Any:
-    return others.get(x, x) if isinstance(x, Tensor) else x  # tensors are found by identity
-
-
-def _cuda_devices(x: Tensor) -> list[int]:
-    return [x.get_device()] if x.device.type == "cuda" else []

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ._thresholds import Thresholds
 
 Criteria: TypeAlias = Callable[..., Any] | Sequence[Callable[..., Any]] | Mapping[str, Callable[..., Any]] | None
 Optimizers: TypeAlias = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
 GivenT = TypeVar("GivenT")
+REPORTS = (".txt", ".json", ".html")
 
 
 def several(name: str, given: GivenT | Iterable[GivenT] | None, kind: type[GivenT]) -> list[GivenT]:
@@ -53,8 +55,23 @@ def number(loss: Any) -> float:
         return float(loss)
     except (TypeError, ValueError):
         raise TypeError(
-            f"step takes the loss that backward() is called on, or its value; got {type(loss).__name__}"
+            f"a loss is the tensor that backward() is called on, or its value; got {type(loss).__name__}"
         ) from None
+
+
+def loss(given: Any, logged: Any) -> None:
+    """Refuse what is no loss, nor the value of one."""
+    for one in (given, 0.0 if logged is None else logged):
+        if not isinstance(one, Tensor):
+            number(one)
+
+
+def report(path: str | Path) -> Path:
+    """Where to write a report; what it is written as follows from the name."""
+    target = Path(path)
+    if target.suffix.lower() not in REPORTS:
+        raise ValueError(f"a report is written as .txt, .json or .html; got {target.name}")
+    return target
 
 
 def thresholds(given: Any) -> Thresholds:

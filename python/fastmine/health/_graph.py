@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
+
+Mark: TypeAlias = tuple[str, int]
 
 LIMIT = 20_000  # nodes; a larger graph is not walked to its end
 
@@ -43,6 +45,15 @@ def reached(loss: Tensor) -> tuple[set[int], set[Any], bool]:
         if len(seen) > LIMIT:
             return found, seen, False
     return found, seen, certain
+
+
+def mark(node: Any) -> Mark:
+    """What tells a node from all others that this thread has made, and keeps it no longer.
+
+    A node that is held holds all that its graph saved: after an error in backward, memory that the next batch needs.
+    A leaf has no node, and what no node has.
+    """
+    return ("", 0) if node is None else (node.name(), node._sequence_nr())
 
 
 # The nodes of a weighted sum: what is above its terms.
@@ -342,7 +353,7 @@ TOTALS = ("loss", "total_loss", "total")
 def terms(output: Any) -> list[int]:
     """Which of the tensors that a criterion returns are the loss: what is called so, the terms of a mapping, or the
     first of several that a gradient can come from."""
-    found = tensors([output])
+    found = _returned(output)
     for name in TOTALS:
         named = output.get(name) if isinstance(output, dict) else getattr(output, name, None)
         if isinstance(named, Tensor) and not isinstance(output, Tensor):
@@ -352,9 +363,16 @@ def terms(output: Any) -> list[int]:
     return (usable if several else usable[:1]) or list(range(len(found)))[:1]
 
 
+def _returned(output: Any) -> list[Tensor]:
+    """The tensors among what a criterion returns, a dataclass of them among others."""
+    if is_dataclass(output) and not isinstance(output, type | Mapping):
+        return tensors(vars(output).values())
+    return tensors([output])
+
+
 def total(output: Any, places: Sequence[int]) -> Tensor | None:
     """The loss among what a criterion returns, of these of its tensors; None where there are fewer."""
-    found = tensors([output])
+    found = _returned(output)
     if not places or len(found) <= max(places):
         return None
     return found[places[0]] if len(places) == 1 else torch.stack([found[place] for place in places]).sum()

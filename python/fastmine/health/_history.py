@@ -55,10 +55,11 @@ class Table:
 
 @dataclass(frozen=True)
 class History:
-    """All tables by name, and the number of steps that the monitor saw."""
+    """All tables by name, the number of steps that the monitor saw, and what failed in it, in words."""
 
     steps: int
     tables: Mapping[str, Table]
+    failures: tuple[str, ...] = ()
 
     def of_kind(self, *kinds: str) -> list[Table]:
         """The tables of these kinds."""

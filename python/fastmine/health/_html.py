@@ -79,12 +79,13 @@ def render(history: History, findings: Sequence[Finding], *, title: str = "Train
 
 def _lead(history: History, findings: Sequence[Finding], found: str) -> str:
     alarms = [finding for finding in findings if finding.is_alarm]
+    failed = "".join(f" {escape(_sentence(f'not judged: {failure}'))}" for failure in history.failures)
     if alarms:
         more = len(alarms) - 1
         rest = f" And {more} more {'cause' if more == 1 else 'causes'}, below." if more else ""
-        return f"{escape(_sentence(alarms[0].title))}{rest}"
+        return f"{escape(_sentence(alarms[0].title))}{rest}{failed}"
     if found == "unknown":
-        return f"{_count(history.steps, 'step')} recorded; the first verdict takes a few more."
+        return f"{_count(history.steps, 'step')} recorded; the first verdict takes a few more.{failed}"
     said = [f"Nothing that keeps this run from learning was found in {_count(history.steps, 'step')}."]
     return " ".join([*said, *(escape(_sentence(reservation)) for reservation in reservations(history, findings))])
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -12,9 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from .. import __version__
 from ..losses import EvidentLoss
 from . import _given, _report
 from ._clock import Clock
@@ -23,8 +21,9 @@ from ._finding import Finding
 from ._foreign import ForeignWatch
 from ._given import Criteria, Optimizers
 from ._graph import terms, total
+from ._guard import compiler, is_traced, uncompiled
 from ._history import History, Table, free_name, take_back
-from ._hooks import Hook, Told
+from ._hooks import Calls
 from ._inputs import Inputs
 from ._inside import inside_of_models, watches
 from ._optimizers import FollowedOptimizers
@@ -74,10 +73,15 @@ class Monitor:
     Under ``torch.compile``, of the loss or of a function that calls it, losses of fastmine leave all their evidence;
     others are read where they are called uncompiled.
 
+    What fails in the monitor, or in a writer, does not end the training: it is told as a warning once, and is in every
+    report, as what is not judged for it. Only findings that :mod:`warnings` makes errors come out of :meth:`step`.
+
     No value, gradient or random number of the training is changed. A loss of others that takes (embeddings [N, D],
     labels [N]), pairs and labels, images and masks, or broadcasts is called a few times more, without gradient, at its
     first step: with classes renamed, targets exchanged or made equal, the target or a constant as prediction, or one
-    side of a pair as the other, which tells who is compared with whom and what costs nothing. One with buffers is not.
+    side of a pair as the other, which tells who is compared with whom and what costs nothing: a copy of it, on copies
+    of its inputs. One with buffers is not, nor what runs a module that has some; a function has no copy, and if it
+    counts its calls, it counts these.
     Losses of masks of ours are asked the same, in the first three close steps, and leave no evidence of it.
     """
 
@@ -92,14 +96,14 @@ class Monitor:
         speak: bool = True,
     ) -> None:
         self.thresholds, self.speak = _given.thresholds(thresholds), speak
-        self._voice = Voice(_given.writer(writer))
         self._clock = Clock()
+        self._guard = self._clock.guard
+        self._voice = Voice(_given.writer(writer), self._guard)
         self._learning: list[EvidentLoss[Any]] = []  # losses that may have parameters, as a classifier has
         self._models = _given.several("model", model, nn.Module)
         self._watches: list[Watch] = []
         self._polled: list[HeardWatch] = []  # losses that were called inside a compiled function
-        self._hooks: list[tuple[nn.Module, Told]] = []
-        self._armed: list[RemovableHandle] = []
+        self._calls = Calls(self._guard)
         self._endings: list[Callable[[], None]] = []
         self._loss = Ring(
             ("value",),
@@ -118,7 +122,7 @@ class Monitor:
         self._inputs: list[Inputs] = []  # of the first model
         given = _given.several("optimizer", optimizer, torch.optim.Optimizer)
         self._optimizers = FollowedOptimizers(given, self._models, self._learning, self._clock)
-        self._reach = Reach(self._models, self._optimizers)
+        self._reach = Reach(self._models, self._optimizers, self._guard)
         self._observe_all(criterion)
 
     @property
@@ -141,12 +145,14 @@ class Monitor:
         self._within.stop()
         self._unwatched = [other for other in self._unwatched if other != _name(loss)]
 
+        part = f"calls of {name}"
+
         @functools.wraps(loss)
         def observed(*args: Any, **kwargs: Any) -> Any:
             output = loss(*args, **kwargs)
-            if is_training_call():
-                watch.called(args, kwargs, output)
-                self._called(output)
+            if self._open and is_training_call():
+                self._guard.call(part, watch.called, args, kwargs, output)
+                self._guard.call(part, self._called, output)
             return output
 
         return observed  # type: ignore[return-value]
@@ -191,22 +197,22 @@ class Monitor:
             if compiled and isinstance(watch, HeardWatch):
                 self._polled.append(watch)  # what is inside is compiled as it is
             elif isinstance(watch, HeardWatch):
-                self._endings.append(watch.loss.listen(watch.hear))
+                self._endings.append(watch.loss.listen(self._guard.over(f"the evidence of {watch.name}", watch.hear)))
             if watch is found[0] or not compiled:
                 self._hook(watch, whole=watch is found[0])
 
     def _hook(self, watch: Watch, *, whole: bool) -> None:
-        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if not is_training_call():
-                return
+        part = f"calls of {watch.name}"
+
+        def hook(args: Any, kwargs: Any, output: Any) -> None:
             if watch.composite is not None:
-                watch.composite.component_called(watch.part, args, kwargs, output)
-            watch.called(args, kwargs, output)
+                self._guard.call(part, watch.composite.component_called, watch.part, args, kwargs, output)
+            self._guard.call(part, watch.called, args, kwargs, output)
             if whole:
                 self._called(output)
 
         if watch.module is not None:
-            self._hooks.append((watch.module, Hook(hook)))
+            self._calls.of(watch.module, part, hook)
             self._arm()
 
     def _observe_outputs(self, module: nn.Module, name: str) -> None:
@@ -218,13 +224,12 @@ class Monitor:
         self._watches.append(watch)
         self._within.instead.append(watch)
 
-        def hook(_: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
-            if not is_training_call() or self._within.returned(output):
-                return
-            if isinstance(output, Tensor):
+        def hook(_args: Any, _kwargs: Any, output: Any) -> None:
+            found = self._guard.call("losses inside of the model", self._within.returned, output)
+            if not found and isinstance(output, Tensor):
                 watch.called((output,), {}, output)
 
-        self._hooks.append((module, Hook(hook)))
+        self._calls.of(module, f"what {name} returns", hook)
         self._arm()
 
     def _observe_inputs(self, module: nn.Module) -> None:
@@ -234,21 +239,12 @@ class Monitor:
         inputs = Inputs("model.inputs", self._clock)
         self._inputs.append(inputs)
 
-        def hook(_: nn.Module, args: Any, _kwargs: Any, _output: Any) -> None:
-            if is_training_call():
-                inputs.called(args)
-
-        self._hooks.append((module, Hook(hook)))
+        self._calls.of(module, "the inputs of the model", lambda args, _kwargs, _output: inputs.called(args))
         self._arm()
 
     def _arm(self) -> None:
-        """Hook the losses in close steps only: a module with hooks is called a slower way."""
-        wanted = self._hooks if self._clock.close or self._steps_itself else []
-        if len(wanted) == len(self._armed):
-            return
-        for handle in self._armed:
-            handle.remove()
-        self._armed = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in wanted]
+        """Hook the losses in close steps only, unless their calls are the steps."""
+        self._calls.arm(wanted=self._clock.close or self._steps_itself)
 
     def _called(self, output: Any) -> None:
         if self._steps_itself and (value := total(output, terms(output))) is not None:
@@ -268,43 +264,56 @@ class Monitor:
         ``loss``: the tensor that ``backward()`` is called on. ``logged``: the number that goes to the log, to be held
         against it. ``inputs``: (predictions, targets) of a loss that is a plain function.
         """
+        if is_traced() or compiler():
+            uncompiled(self.step, loss, logged=logged, inputs=inputs)
+            return
         # Most steps: the value of the loss, and nothing else. Each name looked up here is paid for in cold caches.
         if self._plain and logged is None and inputs is None and type(loss) is Tensor:
             clock, ring = self._clock, self._loss
             step = clock.step
             ring.waiting.append((step, loss.detach(), (not loss.is_leaf, clock.updates), ring.version))
             clock.step = step = step + 1
-            if step == clock.next:
+            if step >= clock.next:
                 clock.decide()
                 self._turn()
             return
+        if not self._open:
+            self._guard.failed("further steps", RuntimeError("the monitor is closed, or a copy: make a new one"))
+            return
+        if self._clock.step == 0:
+            _given.loss(loss, logged)  # later, what cannot be read must not end what has run for hours
         self._look_closely(loss, logged, inputs)
         self._clock.advance()
         self._turn()
 
     def _turn(self) -> None:
         """A close step begins, or ends."""
-        self._loss.settle_if_many()
-        self._arm()
-        if self.speak or self.writer is not None:
-            self._maybe_speak()
-        busy = self._clock.close or self._pending or self._polled or self._loss.together == AT_ONCE
-        self._plain = self._scalar and not busy
+        try:
+            self._guard.call("the loss", self._loss.settle_if_many)
+            self._arm()
+            if self.speak or self.writer is not None:
+                self._guard.call("what is said meanwhile", self._maybe_speak)
+        finally:  # a finding may be an error, if the user wants that
+            busy = self._clock.close or self._pending or self._polled or self._loss.together == AT_ONCE
+            self._plain = self._scalar and not busy
 
     def _look_closely(
         self, loss: Tensor | float, logged: Tensor | float | None, inputs: tuple[Tensor, Tensor] | None
     ) -> None:
+        call = self._guard.call
         if inputs is not None:
-            self._take_inputs(inputs, loss)
-        self._within.learned_from(loss)
-        self._record(loss, logged)
-        if self._clock.gradient:
-            self._reach.find_factors(loss, self._watches)
+            call("the inputs that step() gets", self._take_inputs, inputs, loss)
+        call("losses inside of the loss", self._within.learned_from, loss)
+        call("the loss", self._record, loss, logged)
+        if self._clock.gradient and isinstance(loss, Tensor):
+            call("what the loss is multiplied by", self._reach.find_factors, loss, self._watches)
         if self._clock.sample:
             self._optimizers.sample()
         for watch in self._polled if not self._clock.close else self._watches:
-            if isinstance(watch, HeardWatch) and watch.overlooked() and watch not in self._polled:
-                self._polled.append(watch)
+            if isinstance(watch, HeardWatch):
+                overlooked = call(f"the evidence of {watch.name}", watch.overlooked)
+                if overlooked and watch not in self._polled:
+                    self._polled.append(watch)
 
     def _take_inputs(self, inputs: tuple[Tensor, Tensor], loss: Tensor | float) -> None:
         watch = next((watch for watch in self._watches if watch.name == "inputs"), None)
@@ -319,12 +328,14 @@ class Monitor:
         step, updates = self._clock.step, self._clock.updates
         told = float("nan") if logged is None or isinstance(logged, Tensor) else float(logged)
         if not isinstance(loss, Tensor):
-            self._write_loss(torch.tensor(_given.number(loss)), (np.nan, updates, told))
+            self._write_loss(torch.tensor(_given.number(loss), device="cpu"), (np.nan, updates, told))
             return
         value = loss.detach()
         self._scalar = value.dim() == 0
-        depends = self._reach.depends(loss, self._watches) if self._clock.gradient else ()
-        host = (loss.grad_fn is not None, updates, told, *depends)
+        depends = None
+        if self._clock.gradient:
+            depends = self._guard.call("what the loss depends on", self._reach.depends, loss, self._watches)
+        host = (loss.grad_fn is not None, updates, told, *(depends or ()))
         self._write_loss(value if self._scalar else value.mean(), host)
         if isinstance(logged, Tensor):
             if self._logged is None:
@@ -346,19 +357,36 @@ class Monitor:
     def _history(self, *, staged: bool) -> History:
         tables: dict[str, Table] = {}
         facts: dict[str, Any] = {}
-        if self._started:
-            steps, columns = self._loss.read(staged=staged)
-            if self._logged is not None:
-                merged(steps, columns, *self._logged.read(staged=staged))
-            tables["loss"] = Table("loss", "loss", steps, columns, facts)
+        loss = self._guard.call("the loss", self._loss_table, facts, staged=staged)
+        if loss is not None:
+            tables["loss"] = loss
         for part in self._parts():
-            table = part.table(staged=staged)
+            table = self._guard.call(part.name, part.table, staged=staged)
             if table is not None:
                 tables[free_name(table.name, tables)] = table
-            if table is not None and "loss" in tables and table.kind == "updates":
-                take_back(tables["loss"], table)
+            if table is not None and loss is not None and table.kind == "updates":
+                take_back(loss, table)
         facts.update(self._facts(self._within.leave_out(tables)))
-        return History(self._clock.step, tables)
+        for name, ring in self._rings():
+            if ring.problem is not None:
+                self._guard.failed(f"a row of {name}", ring.problem)
+                ring.problem = None
+        return History(self._clock.step, tables, self._guard.failures)
+
+    def _loss_table(self, facts: dict[str, Any], *, staged: bool) -> Table | None:
+        if not self._started:
+            return None
+        steps, columns = self._loss.read(staged=staged)
+        if not len(steps):
+            return None
+        if self._logged is not None:
+            merged(steps, columns, *self._logged.read(staged=staged))
+        return Table("loss", "loss", steps, columns, facts)
+
+    def _examined(self, *, staged: bool = False) -> tuple[History, list[Finding]]:
+        history = self._history(staged=staged)
+        findings = examine(history, self.thresholds, self._guard.failed)
+        return replace(history, failures=self._guard.failures), findings
 
     def _facts(self, unseen: Iterable[str]) -> dict[str, Any]:
         ours = [p for module in self._models for p in module.parameters()]
@@ -378,7 +406,7 @@ class Monitor:
 
     def check(self) -> list[Finding]:
         """What is wrong, causes before their consequences; and information, marked as such."""
-        return examine(self.history(), self.thresholds)
+        return self._examined()[1]
 
     @property
     def verdict(self) -> str:
@@ -387,46 +415,36 @@ class Monitor:
 
     def report(self, path: str | Path | None = None) -> str:
         """The findings as text. With ``path``, also written there as .txt, .json or .html."""
-        history = self.history()
-        findings = examine(history, self.thresholds)
-        text = _report.text(history, findings)
-        if path is not None:
-            target = Path(path)
-            match target.suffix.lower():
-                case ".json":
-                    found = json.dumps(_report.as_dict(history, findings, __version__), indent=1, allow_nan=False)
-                    target.write_text(found, encoding="utf-8")
-                case ".html":
-                    from . import _html
-
-                    target.write_text(_html.render(history, findings), encoding="utf-8")
-                case ".txt":
-                    target.write_text(text + "\n", encoding="utf-8")
-                case _:
-                    raise ValueError(f"a report is written as .txt, .json or .html; got {target.name}")
-        return text
+        target = None if path is None else _given.report(path)
+        history, findings = self._examined()
+        if target is not None:
+            _report.write(target, history, findings)
+        return _report.text(history, findings)
 
     def _maybe_speak(self) -> None:
         step = self._clock.step
         if step % 256 == 0 or step in (32, 64, 128):
-            for ring in self._rings():
+            for _, ring in self._rings():
                 ring.stage()
             self._pending = True
-        if self._pending and all(ring.staged() for ring in self._rings()):
+        if self._pending and all(ring.staged() for _, ring in self._rings()):
             self._pending = False
-            history = self._history(staged=True)
-            findings = examine(history, self.thresholds)
+            history, findings = self._examined(staged=True)
+            self._voice.write(history, findings)
             if self.speak:
                 self._voice.tell(findings)
-            self._voice.write(history, findings)
 
     def _parts(self) -> list[Watch | Updates | Inputs]:
         watches = [each for watch in self._watches for each in (watch, *watch.others)]
         return [*watches, *self._optimizers.records, *self._inputs]
 
-    def _rings(self) -> list[Ring]:
-        parts = [ring for part in self._parts() for ring in part.rings]
-        return [self._loss, *parts, *([] if self._logged is None else [self._logged])]
+    def _rings(self) -> list[tuple[str, Ring]]:
+        of_loss = [("the loss", ring) for ring in (self._loss, self._logged) if ring is not None]
+        return [*of_loss, *((part.name, ring) for part in self._parts() for ring in part.rings)]
+
+    def __reduce__(self) -> tuple[Callable[[], Monitor], tuple[()]]:
+        """A copy, or what is loaded from a file, watches nothing, and says so when it is used."""
+        return _closed, ()
 
     def __repr__(self) -> str:
         watched = [*(watch.name for watch in self._watches), *self._optimizers.names]
@@ -435,19 +453,17 @@ class Monitor:
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Remove every hook, and write the last scalars. What was recorded stays readable."""
+        """Remove every hook, and write the last scalars. What was recorded stays readable; further steps are not."""
         if self.writer is not None and self._open and self._started:
-            history = self.history()
-            self._voice.write(history, examine(history, self.thresholds))
-        self._hooks.clear()
-        self._arm()
+            self._voice.write(*self._examined())
+        self._calls.close()
         for end in self._endings:
             end()
         self._endings.clear()
         self._optimizers.close()
         self._reach.close()
         self._polled.clear()
-        self._open = False
+        self._open = self._plain = False
 
     def __enter__(self) -> Monitor:  # noqa: PYI034 (Self is of Python 3.11)
         return self
@@ -456,6 +472,12 @@ class Monitor:
         self.close()
         if kind is None and self.speak:
             self._voice.tell(self.check())
+
+
+def _closed() -> Monitor:
+    monitor = Monitor(speak=False)
+    monitor.close()
+    return monitor
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from torch.optim import optimizer as optim
 
 from ..losses import EvidentLoss
 from ._clock import Clock
+from ._guard import compiler, is_traced, uncompiled
 from ._updates import Updates
 
 OPTIMIZERS = 16  # that are followed at most
@@ -64,9 +66,9 @@ class FollowedOptimizers:
 
     def sample(self) -> None:
         """A row for each."""
-        self._hold_rest()
+        self._clock.guard.call("the weights that no optimizer holds", self._hold_rest)
         for updates in self.records:
-            updates.sample(self._clock.step)
+            self._clock.guard.call(updates.name, updates.sample, self._clock.step)
 
     def close(self) -> None:
         """Remove every hook."""
@@ -120,16 +122,22 @@ class FollowedOptimizers:
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer, ours or not, is about to step."""
-        if (updates := self._of(optimizer)) is not None:
-            updates.before_step()
+        try:
+            if (updates := self._of(optimizer)) is not None:
+                updates.before_step()
+        except Exception as problem:  # noqa: BLE001 - whatever it is
+            self._clock.guard.failed("steps of the optimizer", problem)
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """It has stepped."""
-        if (updates := self._of(optimizer)) is not None:
-            updates.after_step()
-            self._clock.updates += 1
-            for each in self._updates:
-                each.after_any_step()
+        try:
+            if (updates := self._of(optimizer)) is not None:
+                self._clock.updates += 1
+                updates.after_step()
+                for each in self._updates:
+                    each.after_any_step()
+        except Exception as problem:  # noqa: BLE001 - whatever it is
+            self._clock.guard.failed("steps of the optimizer", problem)
 
 
 class _Told:
@@ -142,16 +150,18 @@ class _Told:
     def __init__(self) -> None:
         self._followed: weakref.WeakValueDictionary[int, FollowedOptimizers] = weakref.WeakValueDictionary()
         self._hooked = False
+        self._hooking = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._followed)
 
     def add(self, one: FollowedOptimizers) -> None:
         self._followed[id(one)] = one
-        if not self._hooked:
-            self._hooked = True
-            optim.register_optimizer_step_pre_hook(self._before_step)
-            optim.register_optimizer_step_post_hook(self._after_step)
+        with self._hooking:  # twice, every step would count twice
+            if not self._hooked:
+                self._hooked = True
+                optim.register_optimizer_step_pre_hook(self._before_step)
+                optim.register_optimizer_step_post_hook(self._after_step)
 
     def discard(self, one: FollowedOptimizers) -> None:
         self._followed.pop(id(one), None)
@@ -160,11 +170,17 @@ class _Told:
         # A list of the references is made in one go, where an iterator would meet what comes and goes.
         return [one for reference in self._followed.valuerefs() if (one := reference()) is not None]
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if is_traced() or compiler():
+            uncompiled(self._before_step, optimizer, args, kwargs)
+            return
         for one in self._alive():
             one.before_step(optimizer)
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if is_traced() or compiler():
+            uncompiled(self._after_step, optimizer, args, kwargs)
+            return
         for one in self._alive():
             one.after_step(optimizer)
 

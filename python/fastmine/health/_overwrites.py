@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,8 +30,8 @@ class Overwrites:
         self._bytes: Any = None
         self._after: Any = None
         self._copy: Tensor | None = None  # the weights after a step, where they are not read as bytes
+        self._written = torch.empty(0)  # as the last write left them, or as they were at first
         self._see()
-        self._written = self._view.clone()  # as the last write left them, or as they were at first
         self._seen = 0
         self.ring: Ring | None = None
 
@@ -43,15 +44,18 @@ class Overwrites:
 
     def before_step(self, step: int) -> None:
         """An optimizer is about to step: are the weights what they were?"""
-        if self._after is not None and self._state() != self._after:
+        state = self._state()
+        if self._after is not None and state != self._after:
             self._look(step)
 
     def _see(self) -> None:
-        """The weights may have moved to another place in memory."""
-        self._place = self._weights.data_ptr()
+        """The weights may have moved to another place in memory; of another type, they are other weights."""
         self._view = some(self._weights.detach())
-        if self._view.device.type == "cpu" and self._view.dtype in (torch.float32, torch.float64):
-            self._bytes = self._view.numpy()
+        self._place = self._weights.data_ptr()
+        if _kind(self._view) != _kind(self._written):
+            self._after, self._copy, self._written = None, None, self._view.clone()
+        known = self._view.device.type == "cpu" and self._view.dtype in (torch.float32, torch.float64)
+        self._bytes = np.from_dlpack(self._view) if known else None  # Tensor.numpy() forbids to resize it
 
     def _state(self) -> Any:
         weights = self._weights
@@ -75,3 +79,7 @@ class Overwrites:
                 self.ring = Ring(FIELDS, row.device)
             self.ring.write(step, row)
         self._written = now
+
+
+def _kind(x: Tensor) -> tuple[Any, ...]:
+    return x.shape, x.dtype, x.device

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ._graph import constant_factors, in_reentrant_checkpoint, reached, unregistered
+from ._graph import constant_factors, in_reentrant_checkpoint, mark, reached, unregistered
+from ._guard import Guard
 from ._hooks import Hook
 from ._optimizers import FollowedOptimizers
 from ._watch import Watch, original
@@ -17,8 +18,8 @@ from ._watch import Watch, original
 class Reach:
     """Walks the graph of a loss in the few steps where that is asked."""
 
-    def __init__(self, models: Sequence[nn.Module], optimizers: FollowedOptimizers) -> None:
-        self._models, self._optimizers = models, optimizers
+    def __init__(self, models: Sequence[nn.Module], optimizers: FollowedOptimizers, guard: Guard) -> None:
+        self._models, self._optimizers, self._guard = models, optimizers, guard
         self._cut: dict[nn.Module, bool] = {}  # modules that it does not reach: did they run in a checkpoint?
         self._endings: list[Callable[[], None]] = []
 
@@ -38,7 +39,8 @@ class Reach:
         self._find_cut(found if sure else set(trainable))
         held = self._optimizers.reached(found)
         called = [node for watch in watches for node in watch.nodes]
-        part = any(node in nodes for node in called)
+        marks = {mark(node) for node in nodes} if called else set()
+        part = any(node in marks for node in called)
         return (
             model if trainable else np.nan, held if len(self._optimizers) else np.nan, part if called else np.nan, sure,
         )  # fmt: skip
@@ -47,10 +49,10 @@ class Reach:
     def find_factors(loss: Any, watches: Sequence[Watch]) -> None:
         """Whether the total multiplies a loss that is watched by a constant; only where backward() is still to come."""
         nodes = {node: watch for watch in watches for node in watch.nodes[-1:]}
-        if nodes and isinstance(loss, Tensor) and loss.grad_fn not in nodes:
+        if nodes and loss.grad_fn is not None and mark(loss.grad_fn) not in nodes:
             for factor, node in constant_factors(loss):
-                if node in nodes:
-                    nodes[node].multiplied([factor])
+                if (known := nodes.get(mark(node))) is not None:
+                    known.multiplied([factor])
         for watch in watches:
             watch.nodes.clear()
 
@@ -78,7 +80,7 @@ class Reach:
             if part in self._cut:
                 self._cut[part] = in_reentrant_checkpoint()
 
-        handle = part.register_forward_pre_hook(Hook(asked))
+        handle = part.register_forward_pre_hook(Hook(self._guard.over("modules that the loss does not reach", asked)))
         self._endings.append(handle.remove)
 
 

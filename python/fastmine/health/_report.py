@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import __version__
 from ._finding import Finding
 from ._history import Floats, History, Table
 
@@ -39,7 +42,7 @@ def reservations(history: History, findings: Sequence[Finding]) -> list[str]:
     words += [f"what {name} is given, a function: use criterion = monitor.watch({name})" for name in unwatched]
     uncalled = loss.facts.get("uncalled", ())
     words += [f"what {name} is given, of which no call was seen: a copy of it may be called" for name in uncalled]
-    return [*told, *(f"not judged: {what}" for what in words)]
+    return [*told, *(f"not judged: {what}" for what in (*words, *history.failures))]
 
 
 def _unknown(values: Floats) -> bool:
@@ -58,6 +61,8 @@ def text(history: History, findings: Sequence[Finding]) -> str:
     lines = [f"{history.steps} steps: {head}"]
     if found == "healthy":
         lines += [f"  {reservation}" for reservation in reservations(history, findings)]
+    else:
+        lines += [f"  not judged: {failure}" for failure in history.failures]
     lines += [f"\n{finding}" for finding in findings]
     lines += ["", *(line for table in history.tables.values() if (line := _line(table)))]
     return "\n".join(lines)
@@ -86,14 +91,30 @@ def _line(table: Table) -> str:
     return f"{table.name}: {', '.join(numbers)}" if numbers else ""
 
 
-def as_dict(history: History, findings: Sequence[Finding], version: str) -> dict[str, Any]:
+def as_dict(history: History, findings: Sequence[Finding]) -> dict[str, Any]:
     """Everything, as JSON has it."""
     return {
         "schema": 1,
-        "fastmine": version,
+        "fastmine": __version__,
         "steps": history.steps,
         "verdict": verdict(findings, history.steps),
         "reservations": reservations(history, findings),
+        "failures": list(history.failures),
         "findings": [finding.as_dict() for finding in findings],
         "tables": {name: table.as_dict() for name, table in history.tables.items()},
     }
+
+
+def write(path: Path, history: History, findings: Sequence[Finding]) -> None:
+    """As text, as JSON or as a page, as the name says."""
+    kind = path.suffix.lower()
+    if kind == ".json":
+        found = json.dumps(as_dict(history, findings), indent=1, allow_nan=False)
+    elif kind == ".html":
+        from ._html import render  # which takes words from here
+
+        found = render(history, findings)
+    else:
+        found = text(history, findings) + "\n"
+    # A name may hold half of a pair, as one does that was made from a file name: no file takes that.
+    path.write_text(found, encoding="utf-8", errors="backslashreplace")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ._history import Floats, Ints
+
+Row: TypeAlias = tuple[int, Tensor, Sequence[float], int]
 
 RECENT = 256  # rows kept in full
 FIRST, TOGETHER = 16, 64  # rows copied by one operation, the first time and then
@@ -27,28 +30,32 @@ class Ring:
     """
 
     __slots__ = (
-        "_array", "_empty", "_host", "_memory", "_newest", "_staged", "_steps", "_stride", "_thinned", "_written",
-        "columns", "host", "together", "version", "waiting",
+        "_array", "_empty", "_host", "_lock", "_memory", "_newest", "_staged", "_steps", "_stride", "_thinned",
+        "_written", "columns", "host", "problem", "together", "version", "waiting",
     )  # fmt: skip
 
     def __init__(self, columns: Sequence[str], device: torch.device, host: Sequence[str] = ()) -> None:
         self.columns, self.host = tuple(columns), tuple(host)
         shape = (RECENT + THINNED, len(self.columns))
         self._array: Floats | None = None
-        if device.type == "cpu":
-            self._array = np.full(shape, np.nan)
-            self._memory = torch.from_numpy(self._array)
-        else:
-            dtype = torch.float32 if device.type == "mps" else torch.float64
-            self._memory = torch.full(shape, torch.nan, dtype=dtype, device=device)
-        self._empty = torch.full(shape[1:], torch.nan, dtype=self._memory.dtype, device=device)
-        self.waiting: list[tuple[int, Tensor, Sequence[float], int]] = []
+        with torch.inference_mode(mode=False):  # it is written to later, wherever the first row comes from
+            if device.type == "cpu":
+                self._array = np.full(shape, np.nan)
+                self._memory = torch.from_numpy(self._array)
+            else:
+                dtype = torch.float32 if device.type == "mps" else torch.float64
+                self._memory = torch.full(shape, torch.nan, dtype=dtype, device=device)
+            self._empty = torch.full(shape[1:], torch.nan, dtype=self._memory.dtype, device=device)
+        self.waiting: list[Row] = []
         """(step, row, the first columns of the host, row._version). In most steps who has the row appends it here,
         with ``version`` for the last: to ask a tensor for its own costs more than all the rest."""
         self.version = 0
         """That of the last row that was written by :meth:`write`."""
         self.together = FIRST
+        self._lock = threading.RLock()  # a report may be asked for in another thread, or by a signal
         """How many rows wait before they are copied."""
+        self.problem: Exception | None = None
+        """Why a row could not be kept."""
         self._host = np.full((RECENT + THINNED, len(self.host)), np.nan)
         self._steps = np.zeros(RECENT + THINNED, dtype=np.int64)
         self._written = 0
@@ -71,7 +78,7 @@ class Ring:
         that is scaled in place, is left out, and from then on rows are copied one by one.
         """
         row = self._empty if row is None else row
-        self.version = row._version
+        self.version = _version(row)
         self.waiting.append((step, row, host, self.version))
         self.settle_if_many()
 
@@ -81,39 +88,69 @@ class Ring:
             self.settle()
 
     def settle(self) -> None:
-        """Copy the rows that wait."""
-        if not self.waiting:
+        """Copy the rows that wait; under torch.func transforms, which let nothing outside be written to, later."""
+        if transformed():
             return
-        if self.together == FIRST:
-            self.together = TOGETHER
-        try:
-            places = {row.data_ptr() for _, row, _, _ in self.waiting}
-        except RuntimeError:
-            self.waiting[:] = [kept for kept in self.waiting if _has_memory(kept[1])]
-            self.settle()
+        with self._lock:
+            count = len(self.waiting)
+            taken = self.waiting[:count]
+            del self.waiting[:count]  # what came in another thread meanwhile waits on
+            if self.together == FIRST and taken:
+                self.together = TOGETHER
+            try:
+                places = {row.data_ptr() for _, row, _, _ in taken}
+            except RuntimeError:
+                taken = [kept for kept in taken if _has_memory(kept[1])]
+                places = {row.data_ptr() for _, row, _, _ in taken}
+            if taken:
+                self._settle(taken, len(places))
+
+    def _settle(self, taken: Sequence[Row], places: int) -> None:
+        written = [_version(row) != known for _, row, _, known in taken]
+        if places < len(taken) or any(written):
+            taken = self._unspoiled(taken, written)
+        if not taken:
             return
-        steps, rows, hosts, versions = zip(*self.waiting, strict=True)
-        self.waiting.clear()
+        steps, rows, hosts, _ = zip(*taken, strict=True)
         self._newest = rows[-1]
-        if len(places) < len(rows) or any(row._version != known for row, known in zip(rows, versions, strict=True)):
-            rows = self._unspoiled(rows, versions)
-        if len(self.columns) == 1:  # a number, or the mean of several
-            rows = tuple(row.mean() if row.dim() else row for row in rows)
         unknown = (np.nan,) * len(self.host)
         known = np.array([(*host, *unknown[len(host) :]) for host in hosts], dtype=np.float64)
-        self._keep(torch.stack(rows).reshape(len(rows), -1), np.array(steps), known)
+        self._keep(self._block(rows), np.array(steps), known)
 
-    def _unspoiled(self, waiting: Sequence[Tensor], versions: Sequence[int]) -> tuple[Tensor, ...]:
-        """The rows with nothing in the place of those that were not measured, or overwritten while they waited."""
-        missing = self._empty.reshape(next((row.shape for row in waiting if row is not self._empty), (-1,)))
-        rows, places = [], set()
-        for row, version in zip(waiting, versions, strict=True):
-            place = row.data_ptr()
-            written = row is not self._empty and (row._version != version or place in places)
-            self.together = AT_ONCE if written else self.together
-            rows.append(missing if written or row is self._empty else row)
-            places.add(place)
-        return tuple(rows)
+    def _block(self, rows: Sequence[Tensor]) -> Tensor:
+        """The rows as one tensor."""
+        try:
+            return torch.stack([self._row(row) for row in rows]).reshape(len(rows), len(self.columns))
+        except Exception:  # noqa: BLE001 - one is on another device, or of whatever kind a loss may be
+            return torch.cat([self._alone(row) for row in rows])
+
+    def _alone(self, row: Tensor) -> Tensor:
+        """A row that others do not go with; nothing in its place if it cannot be read at all."""
+        try:
+            return self._row(row).to(self._empty).reshape(1, len(self.columns))
+        except Exception as problem:  # noqa: BLE001
+            self.problem = problem.with_traceback(None)
+            return self._empty[None]
+
+    def _row(self, row: Tensor) -> Tensor:
+        """Of a number, or several of which the mean is meant, without a dimension."""
+        return row.mean() if len(self.columns) == 1 and row.dim() else row
+
+    def _unspoiled(self, taken: Sequence[Row], written: Sequence[bool]) -> list[Row]:
+        """The rows without what was overwritten while it waited: nothing is in its place, or of a number no row at all.
+
+        A loss is overwritten where it is scaled in place, or where the sum of all losses begins with the first.
+        """
+        empty = self._empty.reshape(next((row.shape for _, row, _, _ in taken if row is not self._empty), (-1,)))
+        kept, places = [], set()
+        for (step, row, host, version), changed in zip(taken, written, strict=True):
+            spoiled = row is not self._empty and (changed or row.data_ptr() in places)
+            places.add(row.data_ptr())
+            if spoiled:
+                self.together = AT_ONCE
+            if not (spoiled and len(self.columns) == 1):
+                kept.append((step, empty if spoiled or row is self._empty else row, host, version))
+        return kept
 
     def _keep(self, block: Tensor, steps: Ints, hosts: Floats) -> None:
         """All rows among the recent ones, and every so manieth in the thinned run."""
@@ -149,11 +186,12 @@ class Ring:
         """Start to copy everything to the host, and do not wait for it."""
         self.settle()
         if self._array is None:
-            memory = torch.empty(self._memory.shape, dtype=self._memory.dtype, pin_memory=True)
-            memory.copy_(self._memory, non_blocking=True)
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
-            self._staged = _Staged(memory, event, self._order(), self._steps.copy(), self._host.copy())
+            with self._lock:
+                memory = torch.empty(self._memory.shape, dtype=self._memory.dtype, pin_memory=True)
+                memory.copy_(self._memory, non_blocking=True)
+                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                event.record()
+                self._staged = _Staged(memory, event, self._order(), self._steps.copy(), self._host.copy())
 
     def staged(self) -> bool:
         """Whether what :meth:`stage` began has arrived, asked without waiting."""
@@ -161,16 +199,18 @@ class Ring:
 
     def read(self, *, staged: bool = False) -> tuple[Ints, dict[str, Floats]]:
         """Steps and columns, in order. Waits for the device unless the rows are the staged ones, or on the CPU."""
-        if staged and self._staged is not None:
-            found = self._staged
-            order, steps, host, rows = found.order, found.steps, found.host, found.memory.numpy()
-        else:
+        if not (staged and self._staged is not None):
             self.settle()
-            rows = self._array if self._array is not None else self._memory.cpu().numpy()
-            order, steps, host = self._order(), self._steps, self._host
-        columns = {name: rows[order, place].astype(np.float64) for place, name in enumerate(self.columns)}
-        columns.update({name: host[order, place] for place, name in enumerate(self.host)})
-        return steps[order], columns
+        with self._lock:
+            if staged and self._staged is not None:
+                found = self._staged
+                order, steps, host, rows = found.order, found.steps, found.host, found.memory.numpy()
+            else:
+                rows = self._array if self._array is not None else self._memory.cpu().numpy()
+                order, steps, host = self._order(), self._steps, self._host
+            columns = {name: rows[order, place].astype(np.float64) for place, name in enumerate(self.columns)}
+            columns.update({name: host[order, place] for place, name in enumerate(self.host)})
+            return steps[order], columns
 
     def _order(self) -> Ints:
         """Places of the rows from the oldest to the newest, none twice."""
@@ -187,6 +227,14 @@ def _has_memory(row: Tensor) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _version(row: Tensor) -> int:
+    """How often it was written to; that of an inference tensor is not known."""
+    return 0 if row.is_inference() else row._version
+
+
+transformed = torch._C._are_functorch_transforms_active
 
 
 @dataclass

@@ -54,7 +54,7 @@ class Sample:
         """How many matrices of weights have moved since this was asked last, and still have rows that are the same."""
         rows = [_some_rows(p.detach()) for p in self._tensors if p.dim() > 1 and len(p) > 1 and p[0].numel() > 1]
         before, self._units = self._units, [row[0].clone() for row in rows]
-        nothing = torch.full((), torch.nan)
+        nothing = torch.full((), torch.nan, device="cpu")
         if len(before) != len(rows) or not rows:
             return nothing if not rows else nothing.to(rows[0].device)
         found = [(x == x[:1]).all() & (x[0] != b).any() for x, b in zip(rows, before, strict=True)]
@@ -73,7 +73,7 @@ class Sample:
         plain = [p.grad if _is_plain(p.grad) else None for p in matrices]
         given = [gradient is not None for gradient in plain]
         now = torch.stack([no if gradient is None else gradient.any() for gradient in plain])
-        self._silent = torch.tensor(given) & (True if self._silent is None else self._silent)
+        self._silent = torch.tensor(given, device="cpu") & (True if self._silent is None else self._silent)
         self._heard = now if self._heard is None else self._heard | now
         return (self._silent.to(no.device, non_blocking=True) & ~self._heard).sum(), self._heard.sum()
 

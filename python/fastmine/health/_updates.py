@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.hooks import unserializable_hook
 
 from ._clock import Clock
 from ._history import Table
@@ -40,6 +39,7 @@ class Updates:
         self.name, self.optimizer = name, optimizer
         self._clock = clock
         self._groups: list[int] = []
+        self._held: list[int] = []  # the ids of the parameters, in order
         self.parameters: list[Tensor] = []
         self.ids: frozenset[int] = frozenset()
         self.updates = 0
@@ -72,7 +72,8 @@ class Updates:
         if self._sample.last is not None:
             if self.optimizer is not None:
                 self._overwrites = Overwrites(self._sample.last)
-            self._arrivals = self._sample.last.register_hook(self._arrive)  # type: ignore[no-untyped-call]
+            arrive = self._clock.guard.on_tensor(f"the gradients of {self.name}", self._arrive)
+            self._arrivals = self._sample.last.register_hook(arrive)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Remove the hook."""
@@ -80,7 +81,6 @@ class Updates:
             self._arrivals.remove()
             self._arrivals = None
 
-    @unserializable_hook  # type: ignore[untyped-decorator]  # a model that is saved leaves it behind, without a word
     def _arrive(self, gradient: Tensor) -> None:
         """What backward brings to one of the tensors: gone again when the optimizer steps, it was cleared."""
         if self._clock.sample and gradient.layout == torch.strided:
@@ -90,10 +90,11 @@ class Updates:
 
     def _follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Take up groups that were added, thawed or replaced."""
-        counts = [len(group["params"]) for group in optimizer.param_groups]
-        if counts != self._groups:
-            self._groups = counts
-            self.hold(p for group in optimizer.param_groups for p in group["params"])
+        self._groups = [len(group["params"]) for group in optimizer.param_groups]
+        now = [p for group in optimizer.param_groups for p in group["params"]]
+        if [id(p) for p in now] != self._held:
+            self._held = [id(p) for p in now]
+            self.hold(now)
 
     def before_step(self) -> None:
         """The optimizer is about to step."""
@@ -146,13 +147,14 @@ class Updates:
             self._take_gradient()
         weights, gradient = self._sample.weights(), self._gradient
         self._gradient = None
-        if weights is None:
+        if weights is None or weights.numel() == 0:  # emptied, as by what shards them, until they are used
             return
         if self._ring is None:
             self._ring = Ring(FIELDS, weights.device, COUNTS)
-        before = weights if self._before is None else self._before
+        before = self._before
+        same = before is not None and (before.shape, before.device) == (weights.shape, weights.device)
         nothing = torch.full((), torch.nan, dtype=torch.float64, device=weights.device)
-        moved = (weights - before).abs() if self._before is not None else None
+        moved = (weights - before).abs() if before is not None and same else None
         row = [
             nothing if moved is None else (moved != 0).sum(),
             nothing if moved is None else moved.sum(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ._finding import Finding, HealthWarning
+from ._guard import Guard, frames_to_the_loop
 from ._history import History
 
 _log = logging.getLogger("fastmine.health")
@@ -19,8 +19,8 @@ _log = logging.getLogger("fastmine.health")
 class Voice:
     """Passes every cause on once, and the numbers to ``writer`` if there is one."""
 
-    def __init__(self, writer: Any) -> None:
-        self.writer = writer
+    def __init__(self, writer: Any, guard: Guard) -> None:
+        self.writer, self._guard = writer, guard
         self._told: set[tuple[str, str]] = set()
 
     def tell(self, findings: Sequence[Finding]) -> None:
@@ -31,14 +31,16 @@ class Voice:
                 continue
             self._told.add(key)
             if finding.is_alarm:
-                warnings.warn(f"\n{finding}", HealthWarning, stacklevel=_frames_to_the_loop())
+                warnings.warn(f"\n{finding}", HealthWarning, stacklevel=frames_to_the_loop())
             else:
-                _log.info("%s", finding)
+                self._guard.call("the log", _log.info, "%s", finding)
 
     def write(self, history: History, findings: Sequence[Finding]) -> None:
         """The last numbers of every table, how many alarms there are, and how sure each of them is."""
-        if self.writer is None:
-            return
+        if self.writer is not None:
+            self._guard.call("the writer", self._write, history, findings)
+
+    def _write(self, history: History, findings: Sequence[Finding]) -> None:
         alarms = [finding for finding in findings if finding.is_alarm]
         self.writer.add_scalar("health/alarms", len(alarms), history.steps)
         for finding in reversed(alarms):
@@ -48,11 +50,3 @@ class Voice:
                 known = np.flatnonzero(np.isfinite(values))
                 if len(known):
                     self.writer.add_scalar(f"health/{name}/{column}", values[known[-1]], int(table.steps[known[-1]]))
-
-
-def _frames_to_the_loop() -> int:
-    """How many frames up the training loop is, so that a warning names its line: past this package and torch."""
-    frame, level = sys._getframe(2), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in {"fastmine", "torch"}:
-        frame, level = frame.f_back, level + 1
-    return level

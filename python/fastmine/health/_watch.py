@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ._clock import Clock
-from ._graph import constant_factors, tensors, terms, total
+from ._graph import Mark, constant_factors, mark, tensors, terms, total
 from ._history import Floats, Ints, Table, derived
 from ._look import FOREIGN
-from ._ring import Ring
+from ._ring import Ring, transformed
 
 if TYPE_CHECKING:
     from ._composite import CompositeWatch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 GRADIENT = ("gradient_l1",)
 FACTOR = ("factor",)  # that the total multiplies the loss by: the scale of a scaler, a weight, a share of a sum
 FAR_MORE = 4  # times as many calls as most steps have
-NODES = 64  # calls of a loss in one step that are remembered
+NODES = 4096  # calls of a loss in one step that are remembered
 
 
 class Watch:
@@ -40,13 +40,13 @@ class Watch:
         self.part = name  # under this name
         self.terms: list[int] = []  # of what it returns, those that are the loss
         self.others: list[Watch] = []  # the same loss, given something of another kind
-        self.nodes: list[Any] = []  # of the calls in this step, on some steps: to be found in the graph of the total
+        self.nodes: list[Mark] = []  # of the calls in this step, on some steps: to be found in the graph of the total
         self._factors: list[tuple[int, list[Tensor]]] = []
 
     @property
     def rings(self) -> list[Ring]:
         """The memory of it."""
-        return [*([] if self._ring is None else [self._ring]), *self._measures.values()]
+        return [*([] if self._ring is None else [self._ring]), *list(self._measures.values())]
 
     @property
     def silent(self) -> bool:
@@ -64,7 +64,7 @@ class Watch:
             # What is learned from may be made from several terms that it returns, or from one of them.
             returned = [term for term in tensors([output]) if term.requires_grad]
             self._await_gradient(tensors([*args, *kwargs.values()]), returned)
-            self.nodes += [term.grad_fn for term in returned][: NODES - len(self.nodes)]
+            self.nodes = [*self.nodes, *(mark(term.grad_fn) for term in returned)][-NODES:]
             if self.facts["foreign"]:
                 self.multiplied([factor for factor, _ in constant_factors(value)])
 
@@ -77,7 +77,8 @@ class Watch:
         raise NotImplementedError
 
     def _write(self, columns: Sequence[str], row: Tensor | None, host: Sequence[float]) -> None:
-        if self._ring is None:
+        # A first call that could not be read, as of an empty batch, had no columns yet.
+        if self._ring is None or (columns and not self._ring.columns):
             device = torch.device("cpu") if row is None else row.device
             self._ring = Ring(columns, device, self._host_columns())
         self._ring.write(self._clock.step, row, host)
@@ -98,11 +99,13 @@ class Watch:
             if not self._clock.measuring:
                 self.gradient(step, gradient)
 
-        handle = wanted.register_hook(measure)  # type: ignore[no-untyped-call]
+        on_tensor, part = self._clock.guard.on_tensor, f"the gradient of {self.name}"
+        handle = wanted.register_hook(on_tensor(part, measure))  # type: ignore[no-untyped-call]
         numbers = [term for term in returned if term.dim() == 0]
         self.facts["awaited"] = self.facts.get("awaited", 0) + bool(numbers)
         for term in numbers:
-            term.register_hook(lambda factor: self._arrived(step, factor.detach()))  # type: ignore[no-untyped-call]
+            arrived = on_tensor(part, lambda factor: self._arrived(step, factor.detach()))
+            term.register_hook(arrived)  # type: ignore[no-untyped-call]
 
     def _arrived(self, step: int, factor: Tensor) -> None:
         """Record what the first of the terms that backward() comes to is multiplied by."""
@@ -131,9 +134,10 @@ class Watch:
             self.facts["pos_weight"] = float(weight)
         if self._factors and not staged:
             self.facts["factors"] = {step: [float(factor) for factor in found] for step, found in self._factors}
-        for ring in self._measures.values():
+        for ring in list(self._measures.values()):  # a report may be asked for in another thread
             merged(steps, columns, *measured(*ring.read(staged=staged)))
-        return Table(self.name, self.kind, steps, derived(self.kind, columns, self.facts.get("classes", 0)), self.facts)
+        facts = dict(self.facts)
+        return Table(self.name, self.kind, steps, derived(self.kind, columns, facts.get("classes", 0)), facts)
 
 
 def original(loss: Any) -> Any:
@@ -165,8 +169,8 @@ def measured(steps: Ints, columns: dict[str, Floats]) -> tuple[Ints, dict[str, F
 
 
 def is_training_call() -> bool:
-    """Whether a call is one that gradients are wanted of, and not seen by a compiler."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Whether a call is one that gradients are wanted of, and seen by neither a compiler nor a torch.func transform."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transformed()
 
 
 def _type(loss: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from collections import Counter
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -14,15 +13,14 @@ from torch import Tensor, nn
 from ._clock import Clock
 from ._deduced import DeducedWatch
 from ._foreign import ForeignWatch
-from ._graph import shape_of, tensors, terms
+from ._graph import mark, shape_of, tensors, terms
 from ._history import Table
 from ._numbers import some_rows
 from ._terms import Term, names_of, only_cross_entropy, terms_of
-from ._watch import Watch, is_training_call
+from ._watch import NODES, Watch, is_training_call
 
 TERMS = 16  # of a total, that are watched
 LEAST = ("factor_min",)  # of the numbers that the losses of samples are multiplied by
-CALLS = 4  # in one step, whose graphs are remembered until it ends; without backward() they hold what was computed
 
 
 class TermWatch(ForeignWatch):
@@ -40,7 +38,7 @@ class TermWatch(ForeignWatch):
         both = torch.broadcast_tensors(*inputs) if broadcast else inputs  # type: ignore[no-untyped-call]
         self._record(inputs, {}, self.loss(*both))
         if self._clock.gradient:
-            self.nodes = [*self.nodes[1 - CALLS :], term.node]
+            self.nodes = [*self.nodes, mark(term.node)][-NODES:]
             self._await_gradient_of(term)
 
     def _await_gradient_of(self, term: Term) -> None:
@@ -54,20 +52,19 @@ class TermWatch(ForeignWatch):
 
         def arrived(_: Any, at_value: Sequence[Tensor | None]) -> None:
             at_number.remove()
-            with contextlib.suppress(Exception):
-                if number and at_value[0] is not None:
-                    self._arrived(step, at_value[0].detach())
-                elif at_value[0] is not None:
-                    self._note(step, LEAST, at_value[0].detach().amin())
+            if number and at_value[0] is not None:
+                self._arrived(step, at_value[0].detach())
+            elif at_value[0] is not None:
+                self._note(step, LEAST, at_value[0].detach().amin())
 
         def sent(at_inputs: Sequence[Tensor | None], _: Any) -> None:
             at_scores.remove()
             gradient = next((x for x in at_inputs if x is not None), None)
-            with contextlib.suppress(Exception):
-                if gradient is not None and not self._clock.measuring:
-                    self.gradient(step, gradient)
+            if gradient is not None and not self._clock.measuring:
+                self.gradient(step, gradient)
 
-        at_number, at_scores = term.node.register_hook(arrived), term.scores.register_hook(sent)
+        over, part = self._clock.guard.over, f"the gradient of {self.name}"
+        at_number, at_scores = term.node.register_hook(over(part, arrived)), term.scores.register_hook(over(part, sent))
 
     def table(self, *, staged: bool = False) -> Table | None:
         """What was recorded. Where some targets are to be unlikely, as bad actions of an agent are, that predictions go
@@ -104,12 +101,8 @@ class Within:
 
     def returned(self, output: Any) -> bool:
         """What a model returned: whether a loss was found in it, and recorded."""
-        if self._open and self._clock.look:
-            with contextlib.suppress(Exception):  # a monitor is a guest in somebody's training
-                return self._returned(output)
-        return False
-
-    def _returned(self, output: Any) -> bool:
+        if not self._open or not self._clock.look:
+            return False
         outputs = tensors([output])
         self._outputs += [weakref.ref(x) for x in outputs if x.grad_fn is not None and x.dim()]
         found = self._look([outputs[place] for place in terms(output)], outputs)
@@ -125,9 +118,8 @@ class Within:
             return
         if len(self.instead) > 1:  # models that learn from one loss each, of which this may be any
             return
-        with contextlib.suppress(Exception):
-            if not self._look([loss], outputs):
-                self.unseen, self._options = names_of(loss), only_cross_entropy(loss)
+        if not self._look([loss], outputs):
+            self.unseen, self._options = names_of(loss), only_cross_entropy(loss)
 
     def leave_out(self, tables: MutableMapping[str, Table]) -> list[str]:
         """What models returned, where it is known what the loss was given; and the functions of which it is not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -11,6 +12,8 @@ from .._evidence import Evidence
 
 EvidenceT = TypeVar("EvidenceT", bound=Evidence)
 Listener: TypeAlias = Callable[[Evidence, Tensor], None]
+
+_LISTENING = threading.Lock()  # several threads may have one loss
 
 
 class EvidentLoss(nn.Module, Generic[EvidenceT]):
@@ -55,10 +58,12 @@ class EvidentLoss(nn.Module, Generic[EvidenceT]):
 
         Cheaper than a forward hook. Copies and pickles of the loss have no listeners.
         """
-        self._listeners += (listener,)
+        with _LISTENING:
+            self._listeners += (listener,)
 
         def end() -> None:
-            self._listeners = tuple(kept for kept in self._listeners if kept is not listener)
+            with _LISTENING:
+                self._listeners = tuple(kept for kept in self._listeners if kept is not listener)
 
         return end
 

@@ -36,10 +36,18 @@ def examine(name: str, inputs: str | None) -> LossReport:
         except Exception as error:  # noqa: BLE001 - a loss of anybody's
             refusals.append(f"{kind}: {raised(error)}")
         else:
-            return check_loss(loss, make_prediction, target)
+            return _checked(name, loss, kind)
     raise UsageError(
         f"{name} takes none of the inputs {', '.join(kinds)} ({'; '.join(refusals)}); call check_loss yourself"
     )
+
+
+def _checked(name: str, loss: Callable[..., Any], kind: str) -> LossReport:
+    """Of a target that the loss has not written to."""
+    try:
+        return check_loss(loss, *INPUTS[kind]())
+    except Exception as error:
+        raise UsageError(f"{name} cannot be examined: {raised(error)}") from error
 
 
 def load(name: str) -> Callable[..., Any]:

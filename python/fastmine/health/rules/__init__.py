@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -11,6 +10,7 @@ import numpy as np
 
 from .._codes import CODES
 from .._finding import Finding
+from .._guard import tell
 from .._history import History, Table
 from .._thresholds import Thresholds
 from . import arrays, components, images, masks, numerics, pairs, predictions, probes, updates
@@ -21,6 +21,7 @@ __all__ = ["examine"]
 Rule: TypeAlias = Callable[[Table, Thresholds], Finding | None]
 HistoryRule: TypeAlias = Callable[[History, Thresholds], Iterable[Finding]]
 AnyRule: TypeAlias = Callable[[Any, Thresholds], Finding | Iterable[Finding] | None]
+Failed: TypeAlias = Callable[[str, Exception], None]
 
 _PAIRS: tuple[Rule, ...] = (
     pairs.nothing_admitted, pairs.no_positives, pairs.no_negatives, pairs.few_valid, pairs.invalid_pairs, pairs.copies,
@@ -77,10 +78,17 @@ _OF_ALL: tuple[HistoryRule, ...] = (
 )  # fmt: skip
 
 
-def examine(history: History, thresholds: Thresholds) -> list[Finding]:
-    """All findings, in the order of causes; what follows from an earlier one is left out."""
+def _tell(part: str, problem: Exception) -> None:
+    tell(f"{part} failed: {problem!r}")
+
+
+def examine(history: History, thresholds: Thresholds, failed: Failed = _tell) -> list[Finding]:
+    """All findings, in the order of causes; what follows from an earlier one is left out.
+
+    ``failed`` is told of rules that do, which find nothing.
+    """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # what was not measured is NaN
-        found = _found(history, thresholds)
+        found = _found(history, thresholds, failed)
     found.sort(key=lambda f: (not f.is_alarm, CODES[f.code].stage, f.severity != "error", f.first_step, -f.confidence))
     inside = _said_inside(history, found)
     found = [f for f in found if (f.code, f.component) not in inside]
@@ -95,32 +103,32 @@ def _said_inside(history: History, found: Iterable[Finding]) -> set[tuple[str, s
     return {(code, table.name) for code, table in outer if table is not None and table.kind != "composite"}
 
 
-def _found(history: History, t: Thresholds) -> list[Finding]:
+def _found(history: History, t: Thresholds, failed: Failed) -> list[Finding]:
     """What each rule finds by itself."""
     found = []
     for table in history.tables.values():
         rules = _OF_KIND.get(table.kind, ())
-        whole = [made for rule in rules for made in _asked(rule, table, t)]
-        found += [*whole, *_of_one_call(table, t, rules, {f.code for f in whole})]
+        whole = [made for rule in rules for made in _asked(rule, table, t, failed)]
+        found += [*whole, *_of_one_call(table, t, rules, {f.code for f in whole}, failed)]
     for of_all in _OF_ALL:
-        found += _asked(of_all, history, t)
+        found += _asked(of_all, history, t, failed)
     # A gradient that something makes small moves nothing, either: then that is the cause. What has no mechanism to show
     # is asked last.
     if all(f.code in _OF_STANDING_STILL for f in found if f.is_alarm):
-        found += _asked(updates.standing_still, history, t)
+        found += _asked(updates.standing_still, history, t, failed)
     if not any(f.is_alarm for f in found):
-        found += _asked(predictions.nothing_explained, history, t)
+        found += _asked(predictions.nothing_explained, history, t, failed)
     if not any(f.is_alarm for f in found):
-        found += _asked(updates.silent_layers, history, t)
+        found += _asked(updates.silent_layers, history, t, failed)
     return found
 
 
-def _of_one_call(table: Table, t: Thresholds, rules: Iterable[Rule], known: set[str]) -> list[Finding]:
+def _of_one_call(table: Table, t: Thresholds, rules: Iterable[Rule], known: set[str], failed: Failed) -> list[Finding]:
     """What a rule finds in the rows of one of several calls of a step, where it is not true of all of them."""
     found = []
     for number, rows in enumerate(calls(table), start=1):
         for rule in rules:
-            made = _asked(rule, rows, t) if rule in _OF_A_CALL else []
+            made = _asked(rule, rows, t, failed) if rule in _OF_A_CALL else []
             found += [
                 replace(f, evidence={**f.evidence, "call of each step": number})
                 for f in made
@@ -129,14 +137,13 @@ def _of_one_call(table: Table, t: Thresholds, rules: Iterable[Rule], known: set[
     return found
 
 
-def _asked(rule: AnyRule, of: Any, t: Thresholds) -> list[Finding]:
+def _asked(rule: AnyRule, of: Any, t: Thresholds, failed: Failed) -> list[Finding]:
     """What it finds. One that fails is told of and left out: a monitor is a guest in somebody's training."""
     try:
         found = rule(of, t)
         return [] if found is None else [found] if isinstance(found, Finding) else list(found)
     except Exception as problem:  # noqa: BLE001 - whatever it is
-        words = f"a rule of fastmine.health failed, {rule.__name__}: {problem!r}; please report it"
-        warnings.warn(words, stacklevel=2)
+        failed(f"the rule {rule.__name__}", problem)
         return []
 
 
