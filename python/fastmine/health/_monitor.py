@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from .. import __version__
 from ..losses import EvidentLoss
 from . import _given, _report
+from ._axes import Axes
 from ._clock import Clock
 from ._evident import HeardWatch
 from ._finding import Finding
@@ -28,9 +29,10 @@ from ._hooks import Hook, Told
 from ._inputs import Inputs
 from ._inside import inside_of_models, watches
 from ._optimizers import FollowedOptimizers
-from ._reach import Reach, is_compiled, is_compiled_in_place
+from ._reach import Reach
 from ._ring import AT_ONCE, Ring
 from ._thresholds import Thresholds
+from ._unlearned import is_compiled, is_compiled_in_place
 from ._updates import Updates
 from ._voice import Voice
 from ._watch import Watch, is_training_call, merged, original
@@ -116,7 +118,8 @@ class Monitor:
         self._inputs: list[Inputs] = []  # of the first model
         given = _given.several("optimizer", optimizer, torch.optim.Optimizer)
         self._optimizers = FollowedOptimizers(given, self._models, self._learning, self._clock)
-        self._reach = Reach(self._models, self._optimizers)
+        self._reach = Reach(self._models, self._optimizers, self._clock)
+        self._axes = Axes(self._models, self._clock)
         self._observe_all(criterion)
 
     @property
@@ -169,6 +172,7 @@ class Monitor:
         if not self._watches and not self._unwatched:
             for name, loss in inside_of_models(self._models):
                 self._observe(loss, name)
+        self._hooks += self._axes.hooks()
         for module in self._models[:1]:
             self._observe_inputs(module)
         if not self._watches:
@@ -296,6 +300,7 @@ class Monitor:
         self._within.learned_from(loss)
         self._record(loss, logged)
         if self._clock.gradient:
+            self._axes.settle(loss, (watch for watch in self._watches if watch not in self._within.instead))
             self._reach.find_factors(loss, self._watches)
         if self._clock.sample:
             self._optimizers.sample()
@@ -359,7 +364,8 @@ class Monitor:
         ours = [p for module in self._models for p in module.parameters()]
         frozen = bool(ours) and bool(self._learning) and not any(p.requires_grad for p in ours)
         return {
-            "checkpointed": self._reach.checkpointed,
+            **self._reach.facts(),
+            "exchanged": self._axes.facts(),
             "unwatched": [*self._unwatched, *(name for name in self._within.unseen if name not in self._unwatched)],
             "uncalled": self._uncalled(),
             "frozen": frozen,

@@ -1,31 +1,34 @@
-"""What the loss that is learned from depends on: weights of the model and of the optimizers, and criteria."""
+"""What the loss that is learned from depends on: criteria, and weights of the model, of optimizers, or of nobody."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from ._clock import Clock
 from ._graph import constant_factors, in_reentrant_checkpoint, reached, unregistered
 from ._hooks import Hook
 from ._optimizers import FollowedOptimizers
-from ._watch import Watch, original
+from ._unlearned import Anew, Idle, is_compiled
+from ._watch import Watch
 
 
 class Reach:
     """Walks the graph of a loss in the few steps where that is asked."""
 
-    def __init__(self, models: Sequence[nn.Module], optimizers: FollowedOptimizers) -> None:
-        self._models, self._optimizers = models, optimizers
+    def __init__(self, models: Sequence[nn.Module], optimizers: FollowedOptimizers, clock: Clock) -> None:
+        self._models, self._optimizers, self._clock = models, optimizers, clock
+        self._idle, self._anew = Idle(models, clock), Anew()
         self._cut: dict[nn.Module, bool] = {}  # modules that it does not reach: did they run in a checkpoint?
         self._endings: list[Callable[[], None]] = []
 
-    @property
-    def checkpointed(self) -> int:
-        """How many modules that should learn were seen to run inside a checkpoint that cuts them off."""
-        return sum(self._cut.values())
+    def facts(self) -> dict[str, Any]:
+        """How many modules that should learn were seen to run inside a checkpoint that cuts them off; which run and
+        lead nowhere; and in how many measurements all weights beside those of the model were new."""
+        return {"checkpointed": sum(self._cut.values()), "idle": self._idle.facts(), "anew": self._anew.measurements}
 
     def depends(self, loss: Tensor, watches: Sequence[Watch]) -> tuple[float, float, float, float]:
         """How many parameters of the model and of the optimizers the loss depends on, whether on a criterion that was
@@ -35,8 +38,11 @@ class Reach:
         model = sum(number in found for number in trainable)
         hidden = (p for module in self._models for p in unregistered(module))
         self._optimizers.unregistered = [p for p in hidden if id(p) in found]
-        self._find_cut(found if sure else set(trainable))
-        held = self._optimizers.reached(found)
+        ids = set(found) if sure else set(trainable)
+        self._find_cut(ids)
+        self._idle.look(ids, nodes, self._optimizers.held())
+        self._anew.look(self._strays(found, watches) if model else ())
+        held = self._optimizers.reached(set(found))
         called = [node for watch in watches for node in watch.nodes]
         part = any(node in nodes for node in called)
         return (
@@ -59,6 +65,19 @@ class Reach:
         for end in self._endings:
             end()
         self._endings.clear()
+        self._idle.close()
+
+    def _strays(self, found: Mapping[int, Tensor], watches: Sequence[Watch]) -> list[Tensor]:
+        """Weights that belong to no model, criterion or optimizer, and are not as large as what the model is given,
+        as a change of it that is learned would be."""
+        modules = [*self._models, *(watch.loss for watch in watches if isinstance(watch.loss, nn.Module))]
+        known = {id(p) for module in modules for p in module.parameters()} | self._optimizers.known()
+        known.update(map(id, self._optimizers.unregistered))
+        image = self._clock.image()
+        given = None if image is None else image.shape
+        return [
+            x for number, x in found.items() if type(x) is nn.Parameter and number not in known and x.shape != given
+        ]
 
     def _find_cut(self, found: set[int]) -> None:
         """Ask the modules whose weights an optimizer holds and the loss does not reach where they run, once each."""
@@ -80,13 +99,3 @@ class Reach:
 
         handle = part.register_forward_pre_hook(Hook(asked))
         self._endings.append(handle.remove)
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether a hook on what is inside would have it compiled again."""
-    return original(module) is not module or is_compiled_in_place(module)
-
-
-def is_compiled_in_place(module: nn.Module) -> bool:
-    """Whether its own hooks are compiled with it."""
-    return getattr(module, "_compiled_call_impl", None) is not None

@@ -13,7 +13,7 @@ from .._codes import CODES
 from .._finding import Finding
 from .._history import History, Table
 from .._thresholds import Thresholds
-from . import arrays, components, images, masks, numerics, pairs, predictions, probes, updates
+from . import arrays, components, images, masks, numerics, pairs, predictions, probes, unlearned, updates
 from .reading import calls
 
 __all__ = ["examine"]
@@ -67,7 +67,8 @@ _OF_A_CALL: tuple[Rule, ...] = (
 _OF_STANDING_STILL = {"EMBEDDING_COLLAPSE", "LOSS_FLOOR", "NO_SEPARATION", "PREDICTION_COLLAPSE"}
 _SURE = 0.95  # of what is true of one of several calls alone
 _OF_ALL: tuple[HistoryRule, ...] = (
-    updates.detached_graph, updates.checkpoint_cut, updates.nothing_to_train, components.zero_weight,
+    updates.detached_graph, updates.checkpoint_cut, updates.nothing_to_train, unlearned.idle_parts,
+    unlearned.made_anew, unlearned.samples_for_places, components.zero_weight,
     components.zero_factor, components.dead_component, components.left_out, components.never_learned_from,
     updates.no_update, numerics.nonfinite, numerics.reported_loss_mismatch, components.starved_component,
     components.conflicting_components, arrays.sources_elsewhere, numerics.saturated_gradient, numerics.staircase,
