@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 
+import torch
 from torch import Tensor
 
 
@@ -22,9 +23,8 @@ class Clock:
         self.step = self.updates = 0
         self.foreign = False
         self.measuring = self.close = False
-        self.given: tuple[int, weakref.ref[Tensor]] | None = (
-            None  # what the model was called with last, and in which step
-        )
+        # What the model was called with last, its shape, and in which step.
+        self.given: tuple[int, weakref.ref[Tensor], torch.Size] | None = None
         self.next = 0  # the next close step
         self.decide()
 

@@ -73,8 +73,7 @@ class Reach:
         modules = [*self._models, *(watch.loss for watch in watches if isinstance(watch.loss, nn.Module))]
         known = {id(p) for module in modules for p in module.parameters()} | self._optimizers.known()
         known.update(map(id, self._optimizers.unregistered))
-        image = self._clock.image()
-        given = None if image is None else image.shape
+        given = None if self._clock.given is None else self._clock.given[2]
         return [
             x for number, x in found.items() if type(x) is nn.Parameter and number not in known and x.shape != given
         ]
