@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.checkpoint import checkpoint
 
 from fastmine.health import Finding, Monitor
 from fastmine.losses import ArcFaceLoss
@@ -216,13 +217,88 @@ def test_parts_that_learn_now_and_then_are_no_fault(period: int) -> None:
     assert not parts(train(model, loss_of, steps=70))
 
 
-def test_nothing_hangs_on_a_part_that_learns_again_or_when_the_monitor_is_closed() -> None:
+def test_hooks_hang_on_a_part_in_the_steps_alone_that_are_measured() -> None:
     model = Frozen()
-    monitor = train(model, classified(model))
-    assert model.body._forward_hooks
+    hung = []
+    monitor = train(model, classified(model), after=lambda: hung.append(bool(model.body._forward_hooks)), steps=20)
+    assert [step for step, hooks in enumerate(hung) if hooks] == [1, 2, 4, 8, 16]
     monitor.close()
     assert not model.body._forward_hooks
     assert not model._forward_hooks
+
+
+class Straight(torch.autograd.Function):
+    """Codes on the way there, and nothing on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, codes: Tensor) -> Tensor:
+        return codes.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def test_parts_behind_functions_of_the_user_are_judged_by_their_gradients() -> None:
+    body = nn.Linear(8, 16)
+
+    def behind(model: nn.Module) -> nn.Module:
+        return nn.Sequential(model, _Twice())
+
+    for passed, layers in ((lambda _, codes: codes, ["0.encoder"]), (Straight.apply, [])):
+        model = behind(Codes(passed))
+        assert parts(train(model, classified(model))) == layers
+    model = nn.Sequential(body, _Twice(), nn.Linear(16, CLASSES))
+    assert not parts(train(model, classified(model)))
+
+
+class _Twice(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        doubled: Tensor = _Double.apply(x)
+        return doubled
+
+
+class _Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * gradient
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_parts_in_a_checkpoint_are_no_fault(reentrant: bool) -> None:
+    class Checkpointed(Heads):
+        def forward(self, x: Tensor) -> Any:
+            return checkpoint(super().forward, x.requires_grad_(), use_reentrant=reentrant)
+
+    model = Checkpointed(lambda *both: both, (16, CLASSES))
+    assert not parts(train(model, classified(model, lambda out: out[1])))
+
+
+def test_a_criterion_inside_of_the_model_ends_a_step_before_the_model_returns() -> None:
+    class Whole(Heads):
+        def __init__(self) -> None:
+            super().__init__(lambda *both: both, (16, CLASSES))
+            self.criterion = nn.CrossEntropyLoss()
+
+        def forward(self, x: Tensor, labels: Tensor) -> Any:
+            features, logits = super().forward(x)
+            return self.criterion(logits, labels), features
+
+    model = Whole()
+    optimizer = torch.optim.Adam(model.parameters())
+    monitor = Monitor.attach(model, model.criterion, optimizer, speak=False)
+    for step in range(20):
+        optimizer.zero_grad()
+        model(*batch(step))[0].backward()
+        optimizer.step()
+    assert not parts(monitor)
+
+
+def test_nothing_hangs_on_a_part_that_learns_again() -> None:
     late = Routed(factor=False)
 
     def thawed(step: int) -> Tensor:

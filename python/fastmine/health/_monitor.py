@@ -287,6 +287,7 @@ class Monitor:
         """A close step begins, or ends."""
         self._loss.settle_if_many()
         self._arm()
+        self._reach.turn()
         if self.speak or self.writer is not None:
             self._maybe_speak()
         busy = self._clock.close or self._pending or self._polled or self._loss.together == AT_ONCE

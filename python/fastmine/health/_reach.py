@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ._clock import Clock
-from ._graph import constant_factors, in_reentrant_checkpoint, reached, unregistered
+from ._graph import LIMIT, constant_factors, in_reentrant_checkpoint, reached, unregistered
 from ._hooks import Hook
 from ._optimizers import FollowedOptimizers
 from ._unlearned import Anew, Idle, is_compiled
@@ -40,7 +40,8 @@ class Reach:
         self._optimizers.unregistered = [p for p in hidden if id(p) in found]
         ids = set(found) if sure else set(trainable)
         self._find_cut(ids)
-        self._idle.look(ids, nodes, self._optimizers.held())
+        # What the graph hides, in nodes that are not its own, is seen by the gradients of it.
+        self._idle.look(found if len(nodes) <= LIMIT else ids, nodes, self._optimizers.held())
         self._anew.look(self._strays(found, watches) if model else ())
         held = self._optimizers.reached(set(found))
         called = [node for watch in watches for node in watch.nodes]
@@ -59,6 +60,10 @@ class Reach:
                     nodes[node].multiplied([factor])
         for watch in watches:
             watch.nodes.clear()
+
+    def turn(self) -> None:
+        """A step begins."""
+        self._idle.turn()
 
     def close(self) -> None:
         """Remove every hook."""

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ._clock import Clock
 from ._graph import reached, tensors
@@ -45,13 +46,22 @@ class Part:
         self._rival: Any = None  # the node of what the model returns beside what this part made
         self.measurements = 0  # in which it ran, and led nowhere
         self.leads = False  # whether what it makes is the first of two like answers, of which the other is learned from
-        self._hooks = [module.register_forward_hook(Hook(self._runs))]
-        self._hooks += [one.register_forward_hook(Hook(self._above(one is above[-1]))) for one in above]
+        self._above = above
+        self._inside = False  # the model has been called, and has not returned
+        self._hooks: list[RemovableHandle] = []
+
+    def listen(self) -> None:
+        """Hang hooks on it, and on what it lies in."""
+        if not self._hooks:
+            self._hooks = [self.module.register_forward_hook(Hook(self._runs))]
+            self._hooks += [one.register_forward_hook(Hook(self._returns)) for one in self._above]
+            self._hooks += [one.register_forward_pre_hook(Hook(self._enters)) for one in self._above[-1:]]
 
     def close(self) -> None:
         """Remove every hook."""
         for hook in self._hooks:
             hook.remove()
+        self._hooks.clear()
 
     @property
     def untouched(self) -> bool:
@@ -62,28 +72,31 @@ class Part:
 
     def judge(self, nodes: Collection[Any]) -> None:
         """A step has ended whose loss has these nodes, and does not reach the part."""
-        if self._ran == self._clock.step:
+        if self._ran == self._clock.step and not self._inside:
             self.leads = self._rival is not None and self._rival in nodes
             self.measurements = self.measurements + 1 if self.leads or not self._returned else 0
         self._rival = None
 
+    def _enters(self, _: nn.Module, _args: Any) -> None:
+        self._inside = True
+
     def _runs(self, _: nn.Module, _args: Any, output: Any) -> None:
-        if self._clock.gradient and is_training_call() and any(x.requires_grad for x in tensors([output])):
+        new = self._clock.gradient and self._ran != self._clock.step
+        if new and is_training_call() and any(x.requires_grad for x in tensors([output])):
             self._ran, self._returned, self._rival = self._clock.step, False, None
 
-    def _above(self, is_model: bool) -> Any:
+    def _returns(self, module: nn.Module, _args: Any, output: Any) -> None:
         """What the innermost one that called it returns, tells where what the part makes has gone."""
-
-        def returns(_: nn.Module, _args: Any, output: Any) -> None:
-            if self._ran == self._clock.step != self._judged:
-                self._judged = self._ran
-                answers = [x for x in tensors([output]) if x.grad_fn is not None]
-                own = [x for x in answers if self._made(x)]
-                self._returned = bool(own)
-                if own and is_model and not isinstance(output, list):  # a list has stages, one after the other
-                    self._rival = _rival(own, answers)
-
-        return returns
+        is_model = module is self._above[-1]
+        self._inside &= not is_model
+        if self._ran != self._clock.step or self._judged == self._ran:
+            return
+        self._judged = self._ran
+        answers = [x for x in tensors([output]) if x.grad_fn is not None]
+        own = [x for x in answers if self._made(x)]
+        self._returned = bool(own)
+        if own and is_model and not isinstance(output, list):  # a list has stages, one after the other
+            self._rival = _rival(own, answers)
 
     def _made(self, x: Tensor) -> bool:
         """Whether it depends on the weights of the part, or may."""
@@ -118,6 +131,11 @@ class Idle:
                 self._parts[module] = Part(name, module, above, self._clock)
             self._parts[module].judge(nodes)
 
+    def turn(self) -> None:
+        """A step begins: hooks hang on modules in those alone whose graph will be walked."""
+        for part in self._parts.values():
+            part.listen() if self._clock.gradient else part.close()
+
     def close(self) -> None:
         """Remove every hook; what was found so far is kept."""
         for part in self._parts.values():
@@ -133,14 +151,15 @@ class Idle:
 
     def _cut(self, leaves: Collection[int], held: Collection[int]) -> Iterator[tuple[str, nn.Module, list[nn.Module]]]:
         """The largest modules that have weights to learn, none of which the loss reaches, and what they lie in."""
-        for model in uncompiled(self._models):
+        missing = set(held).difference(leaves)
+        for model in uncompiled(self._models) if missing else ():
             named = dict(model.named_modules())
             inside = ""
             for name, module in named.items():
                 if inside and name.startswith(inside):
                     continue
                 ids = {id(p) for p in module.parameters() if p.requires_grad}.intersection(held)
-                if ids and ids.isdisjoint(leaves):
+                if ids and ids <= missing:
                     inside = f"{name}."
                     yield name or type(module).__name__, module, _above(name, named)
                     if not name:
