@@ -57,7 +57,7 @@ class Axes:
         def called(module: Any, args: Any, kwargs: Any, _: Any) -> None:
             if self._clock.gradient and is_training_call():
                 x = next(iter(tensors([*args, *kwargs.values()])), None)
-                if x is not None and x.dim() == 3:
+                if x is not None and x.dim() == 3 and not x.is_nested:
                     self._seen[name] = int(not module.batch_first), tuple(x.shape)
 
         return called

@@ -67,8 +67,8 @@ _OF_A_CALL: tuple[Rule, ...] = (
 _OF_STANDING_STILL = {"EMBEDDING_COLLAPSE", "LOSS_FLOOR", "NO_SEPARATION", "PREDICTION_COLLAPSE"}
 _SURE = 0.95  # of what is true of one of several calls alone
 _OF_ALL: tuple[HistoryRule, ...] = (
-    updates.detached_graph, updates.checkpoint_cut, updates.nothing_to_train, unlearned.idle_parts,
-    unlearned.made_anew, unlearned.samples_for_places, components.zero_weight,
+    updates.detached_graph, updates.checkpoint_cut, updates.nothing_to_train, unlearned.made_anew,
+    unlearned.samples_for_places, components.zero_weight,
     components.zero_factor, components.dead_component, components.left_out, components.never_learned_from,
     updates.no_update, numerics.nonfinite, numerics.reported_loss_mismatch, components.starved_component,
     components.conflicting_components, arrays.sources_elsewhere, numerics.saturated_gradient, numerics.staircase,

@@ -11,7 +11,7 @@ from .._finding import Finding, finding
 from .._history import History, Table
 from .._thresholds import Thresholds
 from .reading import began, lasting, losses, mean, share, significant_gain
-from .unlearned import rate_as_factor, saddle
+from .unlearned import idle_parts, rate_as_factor, saddle
 
 
 def _arrives(history: History) -> bool:
@@ -82,6 +82,7 @@ def no_update(history: History, t: Thresholds) -> Iterator[Finding]:
     yield from _head_not_in_optimizer(tables, t)
     yield from _never_handed_over(tables, t)
     yield from _one_never_steps(history, held, t)
+    yield from idle_parts(history, t)
 
 
 def _one_never_steps(history: History, held: Sequence[Table], t: Thresholds) -> Iterator[Finding]:
