@@ -105,6 +105,9 @@ def _found(history: History, t: Thresholds) -> list[Finding]:
         found += [*whole, *_of_one_call(table, t, rules, {f.code for f in whole})]
     for of_all in _OF_ALL:
         found += _asked(of_all, history, t)
+    # What never had a gradient was not brought there by predictions, but they by it.
+    if saddles := _asked(unlearned.saddle, history, t):
+        found = [*saddles, *(f for f in found if CODES[f.code].stage < CODES["SATURATED_GRADIENT"].stage)]
     # A gradient that something makes small moves nothing, either: then that is the cause. What has no mechanism to show
     # is asked last.
     if all(f.code in _OF_STANDING_STILL for f in found if f.is_alarm):

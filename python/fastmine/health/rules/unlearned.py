@@ -85,19 +85,22 @@ def samples_for_places(history: History, t: Thresholds) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def saddle(_: History, table: Table, t: Thresholds) -> Finding | None:
+def saddle(history: History, t: Thresholds) -> Iterator[Finding]:
     """Matrices of zeros whose gradient is exactly 0 whenever it is looked at: two factors that wait for each other."""
-    rows = table.measured("stuck")
-    if len(rows) < t.probes or not rows["stuck"][-1] > 1:
-        return None
+    for table in history.of_kind("updates"):
+        rows = table.measured("stuck")
+        if table.facts.get("held") and len(rows) >= t.probes and rows["stuck"][-1] > 1:
+            yield _saddle(table, rows)
+
+
+def _saddle(table: Table, rows: Table) -> Finding:
     evidence = {
-        "variant": "saddle",
         "matrices of zeros whose gradient is all 0": float(rows["stuck"][-1]),
         "matrices that get one": float(rows["heard"][-1]),
         "measurements": len(rows),
     }
     return finding(
-        "NO_UPDATE", table.name, int(rows.steps[0]), evidence, confidence=0.95,
+        "SATURATED_GRADIENT", table.name, int(rows.steps[0]), evidence, severity="error", confidence=0.95,
         title="matrices start at 0 and stay there: each waits for another that is 0 as well",
         cause="The gradient of one factor of a product is multiplied by the other. Where both are 0, as both sides of "
         "a low-rank adapter or two layers in a row, both gradients are 0 for ever.",

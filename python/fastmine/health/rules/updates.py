@@ -11,7 +11,7 @@ from .._finding import Finding, finding
 from .._history import History, Table
 from .._thresholds import Thresholds
 from .reading import began, lasting, losses, mean, share, significant_gain
-from .unlearned import idle_parts, rate_as_factor, saddle
+from .unlearned import idle_parts, rate_as_factor
 
 
 def _arrives(history: History) -> bool:
@@ -70,7 +70,7 @@ def no_update(history: History, t: Thresholds) -> Iterator[Finding]:
         yield idle
         return
     rules = (
-        _lr_zero, _not_in_optimizer, _without_gradient, saddle, _overwritten, _rounded, rate_as_factor, _spent,
+        _lr_zero, _not_in_optimizer, _without_gradient, _overwritten, _rounded, rate_as_factor, _spent,
         _crawling, _clipped_away, _below_epsilon,
     )  # fmt: skip
     for rule in rules:
