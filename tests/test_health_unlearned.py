@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -227,6 +229,15 @@ def test_hooks_hang_on_a_part_in_the_steps_alone_that_are_measured() -> None:
     assert not model._forward_hooks
 
 
+def test_a_model_with_such_a_part_goes_with_its_monitor() -> None:
+    model = Frozen()
+    monitor = train(model, classified(model))
+    gone = weakref.ref(model)
+    del monitor, model
+    gc.collect()
+    assert gone() is None
+
+
 class Straight(torch.autograd.Function):
     """Codes on the way there, and nothing on the way back."""
 
@@ -432,6 +443,16 @@ def test_a_net_of_zeros_whose_last_bias_alone_learns_is_named() -> None:
     monitor = train(model, classified(model), steps=130)
     assert stuck(monitor) == [2.0]
     assert [f.code for f in monitor.check() if f.is_alarm] == ["SATURATED_GRADIENT"]
+
+
+@pytest.mark.parametrize(("share", "named"), [(0.0, True), (0.1, False)])
+def test_layers_without_a_gradient_where_a_bias_alone_has_one_are_named(share: float, named: bool) -> None:
+    class Gated(Heads):
+        def forward(self, x: Tensor) -> Any:
+            return self.heads[0](share * self.body(x).relu())
+
+    model = Gated(lambda out: out, (CLASSES,))
+    assert bool(said(train(model, classified(model)), "silent")) == named
 
 
 # --- rates that are taken for factors ---------------------------------------------------------------------------------
