@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 
+import torch
 from torch import Tensor
 
 from ._guard import Guard
@@ -27,9 +28,8 @@ class Clock:
         self.guard = Guard(self)
         self.foreign = False
         self.measuring = self.close = False
-        self.given: tuple[int, weakref.ref[Tensor]] | None = (
-            None  # what the model was called with last, and in which step
-        )
+        # What the model was called with last, its shape, and in which step.
+        self.given: tuple[int, weakref.ref[Tensor], torch.Size] | None = None
         self.next = 0  # the next close step
         self.decide()
 

@@ -39,7 +39,8 @@ CODES: dict[str, Code] = {
         "Two floating-point tensors of different shapes whose broadcast is larger than either, where the loss is "
         "elementwise; or a loss of pairs that changes with its labels and not with who has which, or not with labels "
         "at all, or of numbers that does not change with its targets; or a loss of classes of pixels that is larger "
-        "for the truth than for logits of 0.",
+        "for the truth than for logits of 0; or a recurrence or attention of torch, where the loss has a row for each "
+        "of what it takes for a place, and none for each of what it takes for a sample.",
         _DYNAMICS,
     ),
     "TARGET_RANGE": Code(
@@ -224,9 +225,13 @@ CODES: dict[str, Code] = {
         "lr0: every learning rate is 0 · gated: the optimizer does not step · skipped: it does not because gradients "
         "are not finite (GradScaler) · not_in_optimizer: what the loss depends on is not what the optimizer updates, "
         "nor are layers that were thawed or lie in a plain list, nor any in a group that is empty · silent: the "
-        "gradient of some layers is exactly 0 in every measurement · cleared: gradients are gone when it steps · "
+        "gradient of some layers is exactly 0 in every measurement · idle: layers run in every step, and no "
+        "result of what called them depends on them, or of two results of one shape the first alone, while the second "
+        "is learned from · anew: weights beside those of the model, others in every step · cleared: gradients are gone "
+        "when it steps · "
         "no_backward: none was computed · overwritten: whenever the weights were written to between two steps, less "
         "than a tenth was left of their way since · rounded: steps are smaller than the resolution of the weights · "
+        "scheduled: the top of a schedule is behind, and below a hundredth of the rate that the optimizer was given · "
         "spent: the learning rate fell to next to nothing in the first quarter of the steps · crawling: a step moves "
         "the weights by less than 1e-8 of their size, or all together by less than 3e-5, or by less than a hundredth "
         "and nothing was learned · clipped: less than a thousandth of the gradient is left when the optimizer steps, "
@@ -402,8 +407,8 @@ CODES: dict[str, Code] = {
         "Use a loss on logits instead of probabilities, lower the learning rate, normalise before the saturated "
         "layer, scale the loss in half precision.",
         "Some weights of every layer have a non-zero gradient.",
-        "A gradient at the inputs of the loss, and exactly 0 at all sampled weights; or logits beyond +-30 while the "
-        "loss is high.",
+        "A gradient at the inputs of the loss, and exactly 0 at all sampled weights; or at two matrices that are 0 "
+        "themselves, in every measurement; or logits beyond +-30 while the loss is high.",
         ("UNEXPLAINED_STALL", "NO_SEPARATION"),
     ),
     "UNEXPLAINED_STALL": Code(

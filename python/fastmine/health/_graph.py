@@ -18,16 +18,16 @@ Mark: TypeAlias = tuple[str, int]
 LIMIT = 20_000  # nodes; a larger graph is not walked to its end
 
 
-def reached(loss: Tensor) -> tuple[set[int], set[Any], bool]:
-    """The ids of the leaf tensors that ``loss`` depends on, the nodes in between, and whether these are surely all.
+def reached(loss: Tensor) -> tuple[dict[int, Tensor], set[Any], bool]:
+    """The leaf tensors that ``loss`` depends on, by id, the nodes in between, and whether these are surely all.
 
     Not certain where the graph is very large, or has nodes that run a graph of their own (reentrant checkpoints,
     user-defined functions): what those reach cannot be seen.
     """
     root = loss.grad_fn
     if root is None:
-        return ({id(loss)} if loss.requires_grad else set()), set(), True
-    found: set[int] = set()
+        return ({id(loss): loss} if loss.requires_grad else {}), set(), True
+    found: dict[int, Tensor] = {}
     seen: set[Any] = {root}
     stack: list[Any] = [root]
     certain = True
@@ -35,7 +35,7 @@ def reached(loss: Tensor) -> tuple[set[int], set[Any], bool]:
         node = stack.pop()
         variable = getattr(node, "variable", None)
         if variable is not None:
-            found.add(id(variable))
+            found[id(variable)] = variable
         elif _is_opaque(node):
             certain = False
         for following, _ in node.next_functions:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..losses import EvidentLoss
 from . import _given, _report
+from ._axes import Axes
 from ._clock import Clock
 from ._evident import HeardWatch
 from ._finding import Finding
@@ -27,9 +28,10 @@ from ._hooks import Calls
 from ._inputs import Inputs
 from ._inside import inside_of_models, watches
 from ._optimizers import FollowedOptimizers
-from ._reach import Reach, is_compiled, is_compiled_in_place
+from ._reach import Reach
 from ._ring import AT_ONCE, Ring
 from ._thresholds import Thresholds
+from ._unlearned import is_compiled, is_compiled_in_place
 from ._updates import Updates
 from ._voice import Voice
 from ._watch import Watch, is_training_call, merged, original
@@ -122,7 +124,8 @@ class Monitor:
         self._inputs: list[Inputs] = []  # of the first model
         given = _given.several("optimizer", optimizer, torch.optim.Optimizer)
         self._optimizers = FollowedOptimizers(given, self._models, self._learning, self._clock)
-        self._reach = Reach(self._models, self._optimizers, self._guard)
+        self._reach = Reach(self._models, self._optimizers, self._clock)
+        self._axes = Axes(self._models, self._clock)
         self._observe_all(criterion)
 
     @property
@@ -177,6 +180,7 @@ class Monitor:
         if not self._watches and not self._unwatched:
             for name, loss in inside_of_models(self._models):
                 self._observe(loss, name)
+        self._axes.hang_on(self._calls)
         for module in self._models[:1]:
             self._observe_inputs(module)
         if not self._watches:
@@ -291,6 +295,7 @@ class Monitor:
         try:
             self._guard.call("the loss", self._loss.settle_if_many)
             self._arm()
+            self._guard.call("parts that lead nowhere", self._reach.turn)
             if self.speak or self.writer is not None:
                 self._guard.call("what is said meanwhile", self._maybe_speak)
         finally:  # a finding may be an error, if the user wants that
@@ -305,6 +310,9 @@ class Monitor:
             call("the inputs that step() gets", self._take_inputs, inputs, loss)
         call("losses inside of the loss", self._within.learned_from, loss)
         call("the loss", self._record, loss, logged)
+        if self._clock.gradient:
+            watches = [watch for watch in self._watches if watch not in self._within.instead]
+            call("how sequences lie", self._axes.settle, loss, watches)
         if self._clock.gradient and isinstance(loss, Tensor):
             call("what the loss is multiplied by", self._reach.find_factors, loss, self._watches)
         if self._clock.sample:
@@ -392,7 +400,8 @@ class Monitor:
         ours = [p for module in self._models for p in module.parameters()]
         frozen = bool(ours) and bool(self._learning) and not any(p.requires_grad for p in ours)
         return {
-            "checkpointed": self._reach.checkpointed,
+            **self._reach.facts(),
+            "exchanged": self._axes.facts(),
             "unwatched": [*self._unwatched, *(name for name in unseen if name not in self._unwatched)],
             "uncalled": self._uncalled(),
             "frozen": frozen,

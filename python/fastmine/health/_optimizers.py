@@ -60,6 +60,11 @@ class FollowedOptimizers:
         """The ids of all weights that some optimizer holds."""
         return frozenset[int]().union(*(updates.ids for updates in self._updates))
 
+    def known(self) -> set[int]:
+        """The same, and those of optimizers that were seen to step others than the model's."""
+        theirs = (p for one in self._foreign for group in one.param_groups for p in group["params"])
+        return {*self.held(), *map(id, theirs)}
+
     def reached(self, found: set[int]) -> int:
         """How many of these weights optimizers hold, each its own."""
         return sum(len(updates.ids & found) for updates in self._updates)

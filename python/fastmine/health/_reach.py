@@ -1,32 +1,34 @@
-"""What the loss that is learned from depends on: weights of the model and of the optimizers, and criteria."""
+"""What the loss that is learned from depends on: criteria, and weights of the model, of optimizers, or of nobody."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from ._graph import constant_factors, in_reentrant_checkpoint, mark, reached, unregistered
-from ._guard import Guard
+from ._clock import Clock
+from ._graph import LIMIT, constant_factors, in_reentrant_checkpoint, mark, reached, unregistered
 from ._hooks import Hook
 from ._optimizers import FollowedOptimizers
-from ._watch import Watch, original
+from ._unlearned import Anew, Idle, is_compiled
+from ._watch import Watch
 
 
 class Reach:
     """Walks the graph of a loss in the few steps where that is asked."""
 
-    def __init__(self, models: Sequence[nn.Module], optimizers: FollowedOptimizers, guard: Guard) -> None:
-        self._models, self._optimizers, self._guard = models, optimizers, guard
+    def __init__(self, models: Sequence[nn.Module], optimizers: FollowedOptimizers, clock: Clock) -> None:
+        self._models, self._optimizers, self._clock = models, optimizers, clock
+        self._idle, self._anew = Idle(models, clock), Anew()
         self._cut: dict[nn.Module, bool] = {}  # modules that it does not reach: did they run in a checkpoint?
         self._endings: list[Callable[[], None]] = []
 
-    @property
-    def checkpointed(self) -> int:
-        """How many modules that should learn were seen to run inside a checkpoint that cuts them off."""
-        return sum(self._cut.values())
+    def facts(self) -> dict[str, Any]:
+        """How many modules that should learn were seen to run inside a checkpoint that cuts them off; which run and
+        lead nowhere; and in how many measurements all weights beside those of the model were new."""
+        return {"checkpointed": sum(self._cut.values()), "idle": self._idle.facts(), "anew": self._anew.measurements}
 
     def depends(self, loss: Tensor, watches: Sequence[Watch]) -> tuple[float, float, float, float]:
         """How many parameters of the model and of the optimizers the loss depends on, whether on a criterion that was
@@ -36,10 +38,14 @@ class Reach:
         model = sum(number in found for number in trainable)
         hidden = (p for module in self._models for p in unregistered(module))
         self._optimizers.unregistered = [p for p in hidden if id(p) in found]
-        self._find_cut(found if sure else set(trainable))
-        held = self._optimizers.reached(found)
+        ids = set(found) if sure else set(trainable)
+        self._find_cut(ids)
+        # What the graph hides, in nodes that are not its own, is seen by the gradients of it.
+        marks = {mark(node) for node in nodes}
+        self._idle.look(found if len(nodes) <= LIMIT else ids, marks, self._optimizers.held())
+        self._anew.look(self._strays(found, watches) if model else ())
+        held = self._optimizers.reached(set(found))
         called = [node for watch in watches for node in watch.nodes]
-        marks = {mark(node) for node in nodes} if called else set()
         part = any(node in marks for node in called)
         return (
             model if trainable else np.nan, held if len(self._optimizers) else np.nan, part if called else np.nan, sure,
@@ -56,11 +62,27 @@ class Reach:
         for watch in watches:
             watch.nodes.clear()
 
+    def turn(self) -> None:
+        """A step begins."""
+        self._idle.turn()
+
     def close(self) -> None:
         """Remove every hook."""
         for end in self._endings:
             end()
         self._endings.clear()
+        self._idle.close()
+
+    def _strays(self, found: Mapping[int, Tensor], watches: Sequence[Watch]) -> list[Tensor]:
+        """Weights that belong to no model, criterion or optimizer, and are not as large as what the model is given,
+        as a change of it that is learned would be."""
+        modules = [*self._models, *(watch.loss for watch in watches if isinstance(watch.loss, nn.Module))]
+        known = {id(p) for module in modules for p in module.parameters()} | self._optimizers.known()
+        known.update(map(id, self._optimizers.unregistered))
+        given = None if self._clock.given is None else self._clock.given[2]
+        return [
+            x for number, x in found.items() if type(x) is nn.Parameter and number not in known and x.shape != given
+        ]
 
     def _find_cut(self, found: set[int]) -> None:
         """Ask the modules whose weights an optimizer holds and the loss does not reach where they run, once each."""
@@ -80,15 +102,7 @@ class Reach:
             if part in self._cut:
                 self._cut[part] = in_reentrant_checkpoint()
 
-        handle = part.register_forward_pre_hook(Hook(self._guard.over("modules that the loss does not reach", asked)))
+        handle = part.register_forward_pre_hook(
+            Hook(self._clock.guard.over("modules that the loss does not reach", asked))
+        )
         self._endings.append(handle.remove)
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether a hook on what is inside would have it compiled again."""
-    return original(module) is not module or is_compiled_in_place(module)
-
-
-def is_compiled_in_place(module: nn.Module) -> bool:
-    """Whether its own hooks are compiled with it."""
-    return getattr(module, "_compiled_call_impl", None) is not None

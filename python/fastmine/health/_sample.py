@@ -61,8 +61,9 @@ class Sample:
         return torch.stack(found).sum()
 
     @torch.no_grad()
-    def said(self) -> tuple[Tensor, Tensor] | None:
-        """How many matrices have had a gradient whenever this was asked, all of it 0; and how many have had another.
+    def said(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """How many matrices have had a gradient whenever this was asked, all of it 0; how many have had another; and
+        how many of the former are 0 themselves.
 
         That of a bias may well be 0: what is the same in all rows, a difference of rows does not show.
         """
@@ -75,7 +76,9 @@ class Sample:
         now = torch.stack([no if gradient is None else gradient.any() for gradient in plain])
         self._silent = torch.tensor(given, device="cpu") & (True if self._silent is None else self._silent)
         self._heard = now if self._heard is None else self._heard | now
-        return (self._silent.to(no.device, non_blocking=True) & ~self._heard).sum(), self._heard.sum()
+        silent = self._silent.to(no.device, non_blocking=True) & ~self._heard
+        zero = ~torch.stack([p.any() for p in matrices])
+        return silent.sum(), self._heard.sum(), (silent & zero).sum()
 
     @torch.no_grad()
     def gradients(self) -> Tensor | None:

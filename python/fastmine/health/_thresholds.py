@@ -128,6 +128,9 @@ class Thresholds:
     steps that is loaded every 10 leaves .005, one of two sets of weights .5."""
     left: float = 1e-3
     """NO_UPDATE: share of a gradient that clipping leaves. A norm of 1 where gradients have one of 1,000 is rare."""
+    scheduled: float = 0.01
+    """NO_UPDATE: share of the rate of an optimizer that its schedule has at its top. Schedules that end at 1e-3 of the
+    rate began with all of it."""
     spent: float = 0.99
     """NO_UPDATE: share of all learning rates so far, added up, that came in the first quarter of the steps. A rate
     that is divided by 10 after half of them and again after three quarters has spent .9 in its first half."""

@@ -27,7 +27,8 @@ FIELDS = (
     "kept",  # whether the gradient is the sum of those of two steps
     "refused",  # steps in which a fused optimizer was told by its scaler to do nothing
     "silent",  # matrices whose gradient was there, and all of it 0, wherever that was looked at,
-    "heard",  # and those where it was not
+    "heard",  # those where it was not,
+    "stuck",  # and those of the silent that are 0 themselves
 )
 COUNTS = ("lr_min", "lr_max", "updates", "tensors", "without_gradient", "sampled")
 
@@ -53,9 +54,10 @@ class Updates:
         self._brought: Tensor | None = None  # all that backward brought to one of the tensors since the last step
         self._stepped: tuple[int, Tensor | None] = (-1, None)  # the number of that step, and the gradient in it
         self._kept: Tensor | None = None
-        self._said: tuple[Tensor, Tensor] | None = None
+        self._said: tuple[Tensor, Tensor, Tensor] | None = None
         self._arrivals: Any = None
         self._overwrites: Overwrites | None = None
+        self._fresh: bool | None = None  # whether the optimizer knew nothing before its first step
         self._ring: Ring | None = None
         self.facts: dict[str, Any] = {}
         if optimizer is not None:
@@ -107,6 +109,8 @@ class Updates:
         if self._overwrites is not None:
             self._overwrites.before_step(self._clock.step)
         if self._clock.sample and self.optimizer is not None:
+            if self._fresh is None:
+                self._fresh = not self.optimizer.state
             self._follow(self.optimizer)
             self._take_gradient()
             self._compare()
@@ -166,7 +170,7 @@ class Updates:
             self._sample.alike() if self._clock.gradient else nothing,
             nothing if self._kept is None else self._kept.to(weights.device),
             nothing if self._refused is None else self._refused.sum().to(weights.device),
-            *((nothing, nothing) if self._said is None else self._said),
+            *((nothing, nothing, nothing) if self._said is None else self._said),
         ]
         self._before, self._arrived, self._kept, self._said = weights, None, None, None
         low, high = self._lr if self._lr[1] >= self._lr[0] else (torch.nan, torch.nan)
@@ -196,6 +200,11 @@ class Updates:
             facts["type"] = type(self.optimizer).__name__
             # Those that divide by the size of gradients have it: what is smaller than that is no longer magnified.
             scaled = [group.get("eps") for group in self.optimizer.param_groups if "betas" in group or "alpha" in group]
+            facts["fresh"] = self._fresh and bool(self.optimizer.state)
+            # Where a schedule is at work: what it multiplies, of all groups the least.
+            facts["initial_lr"] = min(
+                (group.get("initial_lr", 0.0) for group in self.optimizer.param_groups), default=0.0
+            )
             facts["empty_groups"] = self._groups.count(0)
             facts["epsilon"] = max((float(eps) for eps in scaled if isinstance(eps, float | int)), default=0.0)
             facts["epsilon_lost"] = any(_is_lost(group) for group in self.optimizer.param_groups)

@@ -41,6 +41,7 @@ class Watch:
         self.terms: list[int] = []  # of what it returns, those that are the loss
         self.others: list[Watch] = []  # the same loss, given something of another kind
         self.nodes: list[Mark] = []  # of the calls in this step, on some steps: to be found in the graph of the total
+        self.given: tuple[int, tuple[int, ...]] = (-1, ())  # the last close step, and the shape of the prediction in it
         self._factors: list[tuple[int, list[Tensor]]] = []
 
     @property
@@ -60,6 +61,9 @@ class Watch:
         if value is None:
             return
         self._record(args, kwargs, value)
+        if self._clock.gradient:
+            prediction = next((x for x in tensors([*args, *kwargs.values()]) if x.requires_grad), None)
+            self.given = self._clock.step, () if prediction is None else tuple(prediction.shape)
         if self._clock.gradient and not self.component:
             # What is learned from may be made from several terms that it returns, or from one of them.
             returned = [term for term in tensors([output]) if term.requires_grad]

@@ -39,6 +39,7 @@ class TermWatch(ForeignWatch):
         self._record(inputs, {}, self.loss(*both))
         if self._clock.gradient:
             self.nodes = [*self.nodes, mark(term.node)][-NODES:]
+            self.given = self._clock.step, tuple(prediction.shape)
             self._await_gradient_of(term)
 
     def _await_gradient_of(self, term: Term) -> None:

@@ -13,7 +13,7 @@ from .._finding import Finding
 from .._guard import tell
 from .._history import History, Table
 from .._thresholds import Thresholds
-from . import arrays, components, images, masks, numerics, pairs, predictions, probes, updates
+from . import arrays, components, images, masks, numerics, pairs, predictions, probes, unlearned, updates
 from .reading import calls
 
 __all__ = ["examine"]
@@ -68,7 +68,8 @@ _OF_A_CALL: tuple[Rule, ...] = (
 _OF_STANDING_STILL = {"EMBEDDING_COLLAPSE", "LOSS_FLOOR", "NO_SEPARATION", "PREDICTION_COLLAPSE"}
 _SURE = 0.95  # of what is true of one of several calls alone
 _OF_ALL: tuple[HistoryRule, ...] = (
-    updates.detached_graph, updates.checkpoint_cut, updates.nothing_to_train, components.zero_weight,
+    updates.detached_graph, updates.checkpoint_cut, updates.nothing_to_train, unlearned.made_anew,
+    unlearned.samples_for_places, components.zero_weight,
     components.zero_factor, components.dead_component, components.left_out, components.never_learned_from,
     updates.no_update, numerics.nonfinite, numerics.reported_loss_mismatch, components.starved_component,
     components.conflicting_components, arrays.sources_elsewhere, numerics.saturated_gradient, numerics.staircase,
@@ -112,6 +113,9 @@ def _found(history: History, t: Thresholds, failed: Failed) -> list[Finding]:
         found += [*whole, *_of_one_call(table, t, rules, {f.code for f in whole}, failed)]
     for of_all in _OF_ALL:
         found += _asked(of_all, history, t, failed)
+    # What never had a gradient was not brought there by predictions, but they by it.
+    if saddles := _asked(unlearned.saddle, history, t, failed):
+        found = [*saddles, *(f for f in found if CODES[f.code].stage < CODES["SATURATED_GRADIENT"].stage)]
     # A gradient that something makes small moves nothing, either: then that is the cause. What has no mechanism to show
     # is asked last.
     if all(f.code in _OF_STANDING_STILL for f in found if f.is_alarm):

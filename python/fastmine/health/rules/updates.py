@@ -11,6 +11,7 @@ from .._finding import Finding, finding
 from .._history import History, Table
 from .._thresholds import Thresholds
 from .reading import began, lasting, losses, mean, share, significant_gain
+from .unlearned import idle_parts, rate_as_factor
 
 
 def _arrives(history: History) -> bool:
@@ -69,8 +70,8 @@ def no_update(history: History, t: Thresholds) -> Iterator[Finding]:
         yield idle
         return
     rules = (
-        _lr_zero, _not_in_optimizer, _without_gradient, _overwritten, _rounded, _spent, _crawling, _clipped_away,
-        _below_epsilon,
+        _lr_zero, _not_in_optimizer, _without_gradient, _overwritten, _rounded, rate_as_factor, _spent,
+        _crawling, _clipped_away, _below_epsilon,
     )  # fmt: skip
     for rule in rules:
         found = [made for table in held if (made := rule(history, table, t))]
@@ -81,6 +82,7 @@ def no_update(history: History, t: Thresholds) -> Iterator[Finding]:
     yield from _head_not_in_optimizer(tables, t)
     yield from _never_handed_over(tables, t)
     yield from _one_never_steps(history, held, t)
+    yield from idle_parts(history, t)
 
 
 def _one_never_steps(history: History, held: Sequence[Table], t: Thresholds) -> Iterator[Finding]:
@@ -105,7 +107,10 @@ def silent_layers(history: History, t: Thresholds) -> Iterator[Finding]:
     """Layers whose gradient is exactly 0 wherever it was looked at, beside others that get one."""
     for table in history.of_kind("updates"):
         rows = table.measured("silent")
-        if not table.facts.get("held") or len(rows) < t.probes or not rows["silent"][-1] > 0 < rows["heard"][-1]:
+        others = (
+            bool((rows["heard"][-1:] > 0).all()) or (rows["gradient_l1"] > 0).all()
+        )  # a bias hears what no matrix does
+        if not table.facts.get("held") or len(rows) < t.probes or not rows["silent"][-1] > 0 or not others:
             continue
         evidence = {
             "variant": "silent",
