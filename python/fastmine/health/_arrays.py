@@ -15,8 +15,12 @@ from ._together import together
 
 ARRAY_FIELDS = (
     "agreement", "followed", "prediction_variation", "prediction_size", "target_variation", "unreachable",
+    "truth_min", "truth_max", "target_skew", "target_power", "prediction_skew", "prediction_asymmetry",
 )  # fmt: skip
-"""Of losses of arrays: as of other losses, the largest number among predictions, and whether targets differ at all."""
+"""Of losses of arrays: as of other losses, the largest number among predictions, and whether targets differ at all, in
+a batch and between batches. Of covariances: the largest distance from the conjugate transpose, of the true ones and of
+those that are predicted, and of the latter from the transpose, over the largest number; and the least number on the
+diagonal of the true ones, over the largest."""
 
 
 def of_arrays(prediction: Any, target: Any, *, covariance: bool) -> Tensor:
@@ -33,12 +37,29 @@ def of_arrays(prediction: Any, target: Any, *, covariance: bool) -> Tensor:
     # An angle is in reach if it is so some full circles away.
     outside = torch.zeros_like(t) if low == -math.inf else (target.azimuth - low) % (2 * math.pi) > high - low
     apart = [(y - y[:1]).abs().amax() for y in (x, t)]
-    found = [*together(x, t, logits=False), apart[0], x.abs().amax(), apart[1], outside.double().mean()]
+    found = [*together(x, t, logits=False), apart[0], x.abs().amax(), apart[1], outside.double().mean(), *t.aminmax()]
+    found += _of_covariances(prediction.covariance, target.covariance) if covariance else [t.new_tensor(math.nan)] * 4
     return torch.stack([number.double() for number in found])
+
+
+def _of_covariances(prediction: Tensor, target: Tensor) -> list[Tensor]:
+    """What sets matrices apart from covariances, each of which is its own conjugate transpose and has powers on its
+    diagonal."""
+    x, t = (_complex(y.detach()) for y in (prediction, target))
+    power = t.diagonal(dim1=1, dim2=2).real
+    return [_apart(t, t.mH), power.amin() / t.abs().amax(), _apart(x, x.mH), _apart(x, x.mT)]
+
+
+def _apart(x: Tensor, y: Tensor) -> Tensor:
+    return (x - y).abs().amax() / x.abs().amax()
 
 
 def _real(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x
+
+
+def _complex(x: Tensor) -> Tensor:
+    return x if x.is_complex() else torch.view_as_complex(x.double().contiguous())
 
 
 def _by_trace(x: Tensor) -> Tensor:

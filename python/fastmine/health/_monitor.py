@@ -20,7 +20,7 @@ from . import _given, _report
 from ._clock import Clock
 from ._evident import HeardWatch
 from ._finding import Finding
-from ._foreign import ForeignWatch
+from ._foreign import ForeignWatch, OutputWatch
 from ._given import Criteria, Optimizers
 from ._graph import terms, total
 from ._history import History, Table
@@ -211,7 +211,7 @@ class Monitor:
         """Without a loss that can be hooked, what the model returns is what there is to see, and what it made it of."""
         if is_compiled_in_place(module):  # and its hooks with it, anew whenever there are others
             return
-        watch = ForeignWatch(name, module, self._clock)
+        watch = OutputWatch(name, module, self._clock)
         self._watches.append(watch)
         self._within.instead.append(watch)
 
@@ -361,6 +361,7 @@ class Monitor:
         return {
             "checkpointed": self._reach.checkpointed,
             "unwatched": [*self._unwatched, *(name for name in self._within.unseen if name not in self._unwatched)],
+            "bounded": dict(self._within.bounded),
             "uncalled": self._uncalled(),
             "frozen": frozen,
         }

@@ -39,6 +39,9 @@ class Thresholds:
     """EMBEDDING_COLLAPSE: relative difference of a loss to that of one point, whatever the directions of rows."""
     collapse_rows: int = 20
     """EMBEDDING_COLLAPSE, PREDICTION_COLLAPSE: rows in a row."""
+    relative: float = 1e-4
+    """EMBEDDING_COLLAPSE: change of a loss, of the most that there could be, that is rounding where rows are moved or
+    turned all alike."""
     cosine: float = 2.0**-24
     """EMBEDDING_COLLAPSE: spread at which the cosine of any two directions is 1 to the last bit of float32."""
     separation_rows: int = 200
@@ -95,6 +98,9 @@ class Thresholds:
     """DEAD_COMPONENT: a share of the gradient that float32 cannot tell from 0, from the first measurement on."""
     resolution: float = 2.0**-20
     """PREDICTION_COLLAPSE: relative difference of predictions that is rounding, 8 units in the last place."""
+    conjugate: float = 2.0**-7
+    """TARGET_RANGE, INPUT_DOMAIN: distance of a covariance from its conjugate transpose, over its largest number, that
+    may be rounding: that of bfloat16."""
     half_power: float = 0.5
     """CONFLICTING_COMPONENTS: share of a covariance, up to which a direction is within the beam of an array.
     PREDICTION_COLLAPSE: share of the best correlation of an image with its mask that is left where the mask is."""

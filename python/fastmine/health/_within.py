@@ -14,10 +14,11 @@ from torch import Tensor
 from ._clock import Clock
 from ._foreign import ForeignWatch
 from ._graph import shape_of, tensors, terms
-from ._terms import Term, names_of, terms_of
+from ._terms import Term, lowest, names_of, terms_of
 from ._watch import Watch, is_training_call
 
 TERMS = 16  # of a total, that are watched
+ROWS = 64  # of steps, of which it is remembered what the loss was made with
 CALLS = 4  # in one step, whose graphs are remembered until it ends; without backward() they hold what was computed
 NUMBERS = 2**24  # of a prediction, that are looked at: the logits of a language model may be gigabytes
 
@@ -75,6 +76,7 @@ class Within:
         self._open = True
         self.instead: list[Watch] = []  # of what models return, as long as nothing is found
         self.unseen: list[str] = []  # functions that the loss was made with, and whose inputs were not seen
+        self.bounded: dict[int, tuple[str | None, tuple[str, ...]]] = {}  # by step: how it follows from which of them
 
     def stop(self) -> None:
         """Somebody says what the losses are."""
@@ -96,6 +98,9 @@ class Within:
         new = self._open and self._clock.look and self._seen_at != self._clock.step
         if new and isinstance(loss, Tensor) and not self._look([loss], outputs):
             self.unseen = names_of(loss)
+            if self.unseen and not loss.dim():
+                self.bounded = dict([*self.bounded.items()][1 - ROWS :])
+                self.bounded[self._clock.step] = lowest(loss), tuple(self.unseen)
 
     def _look(self, numbers: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
         """Whether numbers are made with losses of torch that can be seen. Whatever fails here is not seen."""
