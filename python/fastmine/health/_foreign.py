@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -120,7 +121,8 @@ class OutputWatch(ForeignWatch):
         def measure(gradient: Tensor) -> None:
             handle.remove()
             if not self._clock.measuring:
-                self._note(step, WAYS, self._ways.add(step, gradient.detach(), values))
+                with contextlib.suppress(Exception):  # inside of backward(): what cannot be measured is not
+                    self._note(step, WAYS, self._ways.add(step, gradient.detach(), values))
 
         handle = output.register_hook(measure)  # type: ignore[no-untyped-call]
 
