@@ -282,11 +282,9 @@ def learned(model: Factor, change: Callable[[Tensor], Tensor], *, given: str = "
     return trained(model, loss_of, criterion=criterion, steps=60)
 
 
-def standardised(covariance: Tensor) -> Tensor:
-    """Real and imaginary parts, each number by itself."""
-    parts = torch.view_as_real(covariance)
-    parts = (parts - parts.mean(dim=0)) / (parts.std(dim=0) + 1e-6)
-    return torch.view_as_complex(parts) + 0.5 * torch.eye(8)
+def loaded(covariance: Tensor) -> Tensor:
+    """With noise taken off, where it was to be added, and too much of it."""
+    return covariance - 2 * covariance[:, :1, :1].abs() * torch.eye(8)
 
 
 def transposed_parts(covariance: Tensor) -> Tensor:
@@ -295,7 +293,7 @@ def transposed_parts(covariance: Tensor) -> Tensor:
     return torch.view_as_complex(parts.view(-1, 8, 8, 2))
 
 
-@pytest.mark.parametrize("change", [torch.triu, standardised, transposed_parts, lambda R: R * R[:, :1, :1].conj() * 1j])
+@pytest.mark.parametrize("change", [torch.triu, loaded, transposed_parts, lambda R: R * R[:, :1, :1].conj() * 1j])
 def test_targets_that_are_no_covariances(change: Callable[[Tensor], Tensor]) -> None:
     found = learned(Factor(), change)
     assert codes(found) == ["TARGET_RANGE"]
@@ -311,6 +309,10 @@ def test_a_predicted_covariance_without_its_conjugate() -> None:
 @pytest.mark.parametrize("given", ["complex", "rounded", "parts"])
 def test_covariances_that_are_some(given: str) -> None:
     assert learned(Factor(), lambda R: 1e-6 * R, given=given) == []
+
+
+def test_true_covariances_with_noise_of_their_own() -> None:
+    assert learned(Factor(), lambda R: R + 0.05 * torch.randn_like(R) * R.abs().amax()) == []
 
 
 def test_covariances_of_real_signals_are_symmetric() -> None:

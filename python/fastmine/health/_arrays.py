@@ -15,12 +15,12 @@ from ._together import together
 
 ARRAY_FIELDS = (
     "agreement", "followed", "prediction_variation", "prediction_size", "target_variation", "unreachable",
-    "truth_min", "truth_max", "target_skew", "target_power", "prediction_skew", "prediction_asymmetry",
+    "truth_min", "truth_max", "target_skew", "target_below", "prediction_skew", "prediction_odd",
 )  # fmt: skip
 """Of losses of arrays: as of other losses, the largest number among predictions, and whether targets differ at all, in
-a batch and between batches. Of covariances: the largest distance from the conjugate transpose, of the true ones and of
-those that are predicted, and of the latter from the transpose, over the largest number; and the least number on the
-diagonal of the true ones, over the largest."""
+a batch and between batches. Of covariances, the share of their energy that is in what differs from the conjugate
+transpose, of the true ones and of those that are predicted, and of the latter from the transpose; and the share of the
+energy of the diagonals of the true ones that is below 0."""
 
 
 def of_arrays(prediction: Any, target: Any, *, covariance: bool) -> Tensor:
@@ -46,12 +46,19 @@ def _of_covariances(prediction: Tensor, target: Tensor) -> list[Tensor]:
     """What sets matrices apart from covariances, each of which is its own conjugate transpose and has powers on its
     diagonal."""
     x, t = (_complex(y.detach()) for y in (prediction, target))
-    power = t.diagonal(dim1=1, dim2=2).real
-    return [_apart(t, t.mH), power.amin() / t.abs().amax(), _apart(x, x.mH), _apart(x, x.mT)]
+    power = t.diagonal(dim1=1, dim2=2).real.double()
+    below = power.clamp(max=0).square().sum() / power.square().sum()
+    return [_odd(t, t.mH), below, _odd(x, x.mH), _odd(x, x.mT)]
 
 
-def _apart(x: Tensor, y: Tensor) -> Tensor:
-    return (x - y).abs().amax() / x.abs().amax()
+def _odd(x: Tensor, turned: Tensor) -> Tensor:
+    """The share of the energy that is in the odd part: of an even and an odd one, at a right angle, is the sum."""
+    share: Tensor = _energy((x - turned) / 2) / _energy(x)
+    return share
+
+
+def _energy(x: Tensor) -> Tensor:
+    return torch.view_as_real(x).double().square().sum()
 
 
 def _real(x: Tensor) -> Tensor:

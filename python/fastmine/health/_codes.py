@@ -52,8 +52,8 @@ CODES: dict[str, Code] = {
         "none of which ever reaches 1/2; or targets outside the range of the model's last operation; or class "
         "probabilities that do not add up to 1; or others than 1 and -1 where their sign is read; or angles beyond a "
         "full circle; or a binary cross entropy below 0, alone, in a sum of losses of torch or times a number that "
-        "left it above 0 at first; or covariances that differ from their conjugate transposes, or have powers below 0, "
-        "by more than bfloat16 rounds.",
+        "left it above 0 at first; or covariances of whose energy a tenth is in what differs from their conjugate "
+        "transposes, or of that of their diagonals in powers below 0.",
         ("NONFINITE", *_DYNAMICS),
     ),
     "INPUT_DOMAIN": Code(

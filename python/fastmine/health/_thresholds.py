@@ -85,7 +85,8 @@ class Thresholds:
     """PREDICTION_COLLAPSE: share that is within the rows of targets. Of up to 4 noisy readings of one value, whose mean
     is known to 90 %, it is less."""
     unreachable: float = 0.1
-    """TARGET_RANGE: share of the targets outside the range of the model's last operation; a few may be outliers."""
+    """TARGET_RANGE: share of the targets outside the range of the model's last operation; a few may be outliers. Also
+    INPUT_DOMAIN: share of the energy of matrices that no covariance has."""
     gradient_share: float = 1e-3
     """STARVED_COMPONENT: share of the norm of the gradient."""
     heard: float = 0.01
@@ -98,9 +99,6 @@ class Thresholds:
     """DEAD_COMPONENT: a share of the gradient that float32 cannot tell from 0, from the first measurement on."""
     resolution: float = 2.0**-20
     """PREDICTION_COLLAPSE: relative difference of predictions that is rounding, 8 units in the last place."""
-    conjugate: float = 2.0**-7
-    """TARGET_RANGE, INPUT_DOMAIN: distance of a covariance from its conjugate transpose, over its largest number, that
-    may be rounding: that of bfloat16."""
     half_power: float = 0.5
     """CONFLICTING_COMPONENTS: share of a covariance, up to which a direction is within the beam of an array.
     PREDICTION_COLLAPSE: share of the best correlation of an image with its mask that is left where the mask is."""

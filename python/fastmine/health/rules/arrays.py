@@ -34,27 +34,28 @@ def same_arrays(table: Table, t: Thresholds) -> Finding | None:
 def no_covariances(table: Table, t: Thresholds) -> Finding | None:
     """Matrices that no signal has for its covariance."""
     rows = table.measured("target_skew")
-    skew, mirrored = rows["target_skew"], rows["prediction_skew"]
-    negative = rows["target_power"] < -t.conjugate
+    skew, below, mirrored, odd = (
+        rows[name] for name in ("target_skew", "target_below", "prediction_skew", "prediction_odd")
+    )
     evidence: dict[str, Any] = {}
     if len(rows) < t.rows:
         return None
-    if share(skew > t.conjugate) >= t.share:
+    if share(skew > t.unreachable) >= t.share:
         code, what = "TARGET_RANGE", "the true covariances are none: they are not their own conjugate transposes"
-        evidence["distance of targets from their conjugate transposes"] = mean(skew)
-    elif share(negative) >= t.share:
+        evidence["share of their energy that no covariance has"] = mean(skew)
+    elif share(below > t.unreachable) >= t.share:
         code, what = "TARGET_RANGE", "the true covariances are none: there are powers below 0 on their diagonals"
-        evidence["least number on a diagonal, over the largest of all"] = float(rows["target_power"].min())
-    elif share((mirrored > t.conjugate) & (rows["prediction_asymmetry"] <= t.resolution)) >= t.share:
+        evidence["share of the energy of the diagonals that is below 0"] = mean(below)
+    elif share((mirrored > t.unreachable) & (odd <= t.resolution)) >= t.share:
         code, what = "INPUT_DOMAIN", "the predicted covariances are none: symmetric, and not their conjugate transposes"
-        evidence["distance of predictions from their conjugate transposes"] = mean(mirrored)
-        evidence["and from their transposes"] = mean(rows["prediction_asymmetry"])
+        evidence["share of their energy that no covariance has"] = mean(mirrored)
+        evidence["share that differs from the transposes"] = mean(odd)
     else:
         return None
     return finding(
         code, table.name, int(rows.steps[0]), evidence, severity="error", confidence=0.98, title=what,
         cause="The conjugate is missing in Y Y^H, or only one triangle was stored; real and imaginary parts were read "
-        "in another order, or each number was standardised by itself.",
+        "in another order; or more noise was taken off than there is.",
         remedy="covariance = snapshots @ snapshots.mH / n, or fastmine.array.sample_covariance; print (R - R.mH).abs()."
         "max() as the loss gets it.",
         refute="R equals R.mH, and its diagonal is real and not below 0.",

@@ -45,8 +45,8 @@ def called_valid(table: Table, t: Thresholds) -> Finding | None:
     rows = table.measured("in_empty")
     rows = rows.where(slice(len(rows) // 2, None))
     empty, drawn = (rows[name].sum() for name in ("empty_masks", "drawn_masks"))
-    filled = drawn / (empty + drawn)
-    if empty + drawn < t.groups or not 0 < filled < t.nonempty_share:
+    seen, filled = table["annotated"].sum(), table["nonempty"].sum()
+    if empty + drawn < t.groups or not drawn or not filled / seen < t.nonempty_share:
         return None
     if table["ignored"].any() or (table["annotated"] < table["groups"]).any():
         return None
@@ -54,8 +54,8 @@ def called_valid(table: Table, t: Thresholds) -> Finding | None:
     if not on_target > in_drawn / 2 or not in_empty / empty > in_drawn / drawn / 2:
         return None
     evidence = {
-        "non-empty share": filled,
-        "masks": empty + drawn,
+        "non-empty share": filled / seen,
+        "masks": seen,
         "predicted in images with empty masks, over that in others": in_empty / empty / (in_drawn / drawn),
         "share of the latter that lies on the masks": on_target / in_drawn,
     }
