@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -113,6 +114,26 @@ def test_an_adversary_climbs_the_loss_of_another() -> None:
         return loss if step % 2 else -0.1 * loss
 
     assert trained(guess, loss_of) == []
+
+
+def test_what_is_known_of_the_first_steps_is_known_in_a_long_run() -> None:
+    model = net()
+    found = trained(model, lambda step: 0.5 * entropy(model(rows(step)[0]), rows(step)[1]), steps=1500, lr=1e-3)
+    assert codes(found) == ["TARGET_RANGE"]
+
+
+def test_a_look_between_backward_and_the_end_of_a_step() -> None:
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters())
+    with warnings.catch_warnings(), Monitor(model, None, optimizer, speak=False) as monitor:
+        warnings.simplefilter("error")
+        for step in range(129):
+            loss = unnormalised(model(rows(step)[0]), rows(step)[1])
+            optimizer.zero_grad()
+            loss.backward()
+            monitor.check()
+            optimizer.step()
+            monitor.step(loss)
 
 
 @pytest.mark.parametrize(("scores", "expected"), [("softmax", ["INPUT_DOMAIN"]), ("log_softmax", [])])

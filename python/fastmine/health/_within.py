@@ -18,7 +18,7 @@ from ._terms import Term, lowest, names_of, terms_of
 from ._watch import Watch, is_training_call
 
 TERMS = 16  # of a total, that are watched
-ROWS = 64  # of steps, of which it is remembered what the loss was made with
+ROWS = 64  # of steps, half of them the first, of which it is remembered what the loss was made with
 CALLS = 4  # in one step, whose graphs are remembered until it ends; without backward() they hold what was computed
 NUMBERS = 2**24  # of a prediction, that are looked at: the logits of a language model may be gigabytes
 
@@ -99,8 +99,8 @@ class Within:
         if new and isinstance(loss, Tensor) and not self._look([loss], outputs):
             self.unseen = names_of(loss)
             if self.unseen and not loss.dim():
-                self.bounded = dict([*self.bounded.items()][1 - ROWS :])
-                self.bounded[self._clock.step] = lowest(loss), tuple(self.unseen)
+                known = [*self.bounded.items(), (self._clock.step, (lowest(loss), tuple(self.unseen)))]
+                self.bounded = dict(known if len(known) <= ROWS else known[: ROWS // 2] + known[-ROWS // 2 :])
 
     def _look(self, numbers: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
         """Whether numbers are made with losses of torch that can be seen. Whatever fails here is not seen."""

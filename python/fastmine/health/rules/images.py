@@ -54,10 +54,10 @@ def called_valid(table: Table, t: Thresholds) -> Finding | None:
     if not on_target > in_drawn / 2 or not in_empty / empty > in_drawn / drawn / 2:
         return None
     evidence = {
-        "non-empty share": filled / seen,
-        "masks": seen,
-        "predicted in images with empty masks, over that in others": in_empty / empty / (in_drawn / drawn),
-        "share of the latter that lies on the masks": on_target / in_drawn,
+        "non-empty share": float(filled / seen),
+        "masks": float(seen),
+        "predicted in images with empty masks, over that in others": float(in_empty / empty / (in_drawn / drawn)),
+        "share of the latter that lies on the masks": float(on_target / in_drawn),
     }
     return finding(
         "TARGETS_SUSPECT_UNANNOTATED", table.name, int(table.steps[0]), evidence, confidence=0.8,

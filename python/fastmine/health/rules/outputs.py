@@ -76,7 +76,8 @@ def _without_end(history: History, t: Thresholds) -> Iterator[Finding]:
     for table in _outputs(history) if loss is not None else ():
         assert loss is not None
         rows = table.measured("outward")
-        value = loss["value"][np.searchsorted(loss.steps, rows.steps)] if len(rows) else rows["outward"]
+        rows = rows.where(np.isin(rows.steps, loss.steps))
+        value = loss["value"][np.searchsorted(loss.steps, rows.steps)]
         start = lasting(value < 0)
         start = min((len(value) + start) // 2, max(start, len(value) - t.probes))  # it is on its way
         value, rest = value[start:], (value - rows["outward"])[start:]
@@ -89,8 +90,8 @@ def _without_end(history: History, t: Thresholds) -> Iterator[Finding]:
         evidence = {
             "loss": float(value[-1]),
             "change of it where all predictions grow alike": float(rows["outward"][-1]),
-            "largest prediction": _size(table)[-1],
-            "largest prediction at first": _size(table)[0],
+            "largest prediction": float(_size(table)[-1]),
+            "largest prediction at first": float(_size(table)[0]),
         }
         yield finding(
             "INPUT_DOMAIN", table.name, int(rows.steps[start]), evidence, severity="error", confidence=0.9,
