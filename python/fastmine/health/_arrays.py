@@ -15,8 +15,12 @@ from ._together import together
 
 ARRAY_FIELDS = (
     "agreement", "followed", "prediction_variation", "prediction_size", "target_variation", "unreachable",
+    "truth_min", "truth_max", "target_skew", "target_below", "prediction_skew", "prediction_odd",
 )  # fmt: skip
-"""Of losses of arrays: as of other losses, the largest number among predictions, and whether targets differ at all."""
+"""Of losses of arrays: as of other losses, the largest number among predictions, and whether targets differ at all, in
+a batch and between batches. Of covariances, the share of their energy that is in what differs from the conjugate
+transpose, of the true ones and of those that are predicted, and of the latter from the transpose; and the share of the
+energy of the diagonals of the true ones that is below 0."""
 
 
 def of_arrays(prediction: Any, target: Any, *, covariance: bool) -> Tensor:
@@ -33,16 +37,36 @@ def of_arrays(prediction: Any, target: Any, *, covariance: bool) -> Tensor:
     # An angle is in reach if it is so some full circles away.
     outside = torch.zeros_like(t) if low == -math.inf else (target.azimuth - low) % (2 * math.pi) > high - low
     apart = [(y - y[:1]).abs().amax() for y in (x, t)]
-    found = [*together(x, t, logits=False), apart[0], x.abs().amax(), apart[1], outside.double().mean()]
+    found = [*together(x, t, logits=False), apart[0], x.abs().amax(), apart[1], outside.double().mean(), *t.aminmax()]
+    found += _of_covariances(prediction.covariance, target.covariance) if covariance else [t.new_tensor(math.nan)] * 4
     return torch.stack([number.double() for number in found])
 
 
-def _as_complex(x: Tensor) -> Tensor:
-    return x if x.is_complex() else torch.view_as_complex(x.double().contiguous())
+def _of_covariances(prediction: Tensor, target: Tensor) -> list[Tensor]:
+    """What sets matrices apart from covariances, each of which is its own conjugate transpose and has powers on its
+    diagonal."""
+    x, t = (_complex(y.detach()) for y in (prediction, target))
+    power = t.diagonal(dim1=1, dim2=2).real.double()
+    below = power.clamp(max=0).square().sum() / power.square().sum()
+    return [_odd(t, t.mH), below, _odd(x, x.mH), _odd(x, x.mT)]
+
+
+def _odd(x: Tensor, turned: Tensor) -> Tensor:
+    """The share of the energy that is in the odd part: of an even and an odd one, at a right angle, is the sum."""
+    share: Tensor = _energy((x - turned) / 2) / _energy(x)
+    return share
+
+
+def _energy(x: Tensor) -> Tensor:
+    return torch.view_as_real(x).double().square().sum()
 
 
 def _real(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x
+
+
+def _complex(x: Tensor) -> Tensor:
+    return x if x.is_complex() else torch.view_as_complex(x.double().contiguous())
 
 
 def _by_trace(x: Tensor) -> Tensor:
@@ -84,7 +108,7 @@ class Geometry:
         some = ArrayTarget._make(None if x is None else x[:RECORDINGS].detach() for x in target)
         positions = self.positions.detach().to(some.azimuth.device, torch.float64)
         aperture = 2 * (positions - positions.mean(dim=0)).norm(dim=1).amax()
-        R = _of_size_one(_as_complex(some.covariance))
+        R = _of_size_one(_complex(some.covariance))
         readings = self._readings(positions, aperture, some)
         A = torch.stack([SubspaceLoss(p)._steering(t) for p, t in readings])  # noqa: SLF001 - the one steering function
         A = torch.where(some.present.unsqueeze(-2), A, 0).to(R.dtype)

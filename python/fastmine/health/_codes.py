@@ -52,7 +52,9 @@ CODES: dict[str, Code] = {
         "Targets outside [0, 1] (or outside 0 .. C-1) where the loss takes probabilities (or class indices); or masks "
         "none of which ever reaches 1/2; or targets outside the range of the model's last operation; or class "
         "probabilities that do not add up to 1; or others than 1 and -1 where their sign is read; or angles beyond a "
-        "full circle.",
+        "full circle; or a binary cross entropy below 0, alone, in a sum of losses of torch or times a number that "
+        "left it above 0 at first; or covariances of whose energy a tenth is in what differs from their conjugate "
+        "transposes, or of that of their diagonals in powers below 0.",
         ("NONFINITE", *_DYNAMICS),
     ),
     "INPUT_DOMAIN": Code(
@@ -66,7 +68,9 @@ CODES: dict[str, Code] = {
         "that come out of a tanh, sigmoid or softmax; a positive input to a loss on log-probabilities; an input "
         "outside [0, 1] to one on probabilities, or to one of masks whose least value is at numbers 0 and 1; or "
         "probabilities to one that is 0 for logits of +-15 and not for 0 and 1; or a softmax over "
-        "a dimension of one, or over that of the samples.",
+        "a dimension of one, or over that of the samples; or an nll_loss below 0; or predicted covariances that are "
+        "equal to their transposes and not to their conjugate transposes; or a loss that falls below 0 with every "
+        "measurement, all of it (within 5 %) by its gradient times the predictions.",
         ("DEAD_COMPONENT", *_DYNAMICS),
     ),
     # --- data -------------------------------------------------------------------------------------------------------
@@ -154,7 +158,7 @@ CODES: dict[str, Code] = {
         "Look at a mask as the loss gets it. Mark samples without annotation with valid= instead of giving zeros.",
         "target.sum() > 0 for some batch.",
         "No non-empty group among at least 64 over at least 16 steps; or no target but 0 of a cross entropy of single "
-        "classes.",
+        "classes; or none but 0 and what is ignored.",
         ("TARGETS_SUSPECT_UNANNOTATED", *_DYNAMICS),
     ),
     "TARGETS_SUSPECT_UNANNOTATED": Code(
@@ -163,10 +167,13 @@ CODES: dict[str, Code] = {
         "Samples that nobody annotated were probably given empty masks. The model is taught that there is no object "
         "where nobody looked.",
         "Crops that miss the object: draw them around it. Else pass valid=has_annotation ([B], boolean); an annotated "
-        "empty mask keeps valid=True, and giving `valid` at all says that you know and silences this.",
+        "empty mask keeps valid=True, and giving `valid` says that you know and silences this, unless predictions show "
+        "that it is wrong.",
         "The empty masks were annotated as empty.",
         "Fewer than 30 % of the masks of a binary loss have any target, `valid` is not given, and less than three "
-        "quarters of what is predicted is target: it would lie on objects that nobody drew as it does on others.",
+        "quarters of what is predicted is target: it would lie on objects that nobody drew as it does on others. Or "
+        "`valid` is given and leaves out nothing, in images with masks most of what is predicted lies on them, and in "
+        "those with empty masks there is more than half as much.",
         ("PREDICTION_COLLAPSE",),
     ),
     # --- graph and weights ------------------------------------------------------------------------------------------
@@ -294,7 +301,10 @@ CODES: dict[str, Code] = {
         "spread = 1 - ||mean z||^2 / mean ||z||^2 below .05 in the last steps, not recovering, negatives no farther "
         "than positives or all distances of a batch exactly 0, and distances below the margin of the loss; or, of a "
         "loss from elsewhere that compares rows, directions whose spread fell below .05 while the loss is no less than "
-        "that of one single point; or a matrix of weights that moves and whose rows stay the same.",
+        "that of one single point; or, where no loss was seen, rows that a model returns of different inputs, whose "
+        "differences or directions fell as far, and the gradient at them to a fiftieth, under a loss that never "
+        "changed (within 1e-4) where all rows are moved, or all are turned; or a matrix of weights that moves and "
+        "whose rows stay the same.",
         ("NO_SEPARATION", "LOSS_FLOOR", "SATURATED_GRADIENT", "UNEXPLAINED_STALL", "MARGIN_UNREACHABLE"),
     ),
     "ALL_EASY_FROM_START": Code(

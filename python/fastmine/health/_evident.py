@@ -32,6 +32,7 @@ from ._clock import Clock
 from ._graph import bounds
 from ._images import PLACED_FIELDS, placed
 from ._look import FOREIGN, MINING, SEGMENTATION
+from ._numbers import DRAWN_FIELDS, of_drawn
 from ._probes import TRIVIAL, as_predicted, below_zero, by_appearance, labels_apart, trivial_answers
 from ._ring import Ring
 from ._together import SYMMETRIES, of_pixels, symmetries, together
@@ -202,7 +203,11 @@ class EvidentWatch(HeardWatch):
     def _compare(self, args: Sequence[Any]) -> None:
         """Whether the prediction goes with the masks of its own image; where all of it counts."""
         pair = [x for x in args[:2] if isinstance(x, Tensor)]
-        if len(pair) < 2 or len(pair[0]) < 2 or self.facts.get("valid_given"):
+        if len(pair) < 2 or len(pair[0]) < 2:
+            return
+        if self.facts.get("valid_given"):
+            if self.loss.options.get("mode") == "binary" and pair[0].shape == pair[1].shape:
+                self._note(self._clock.step, DRAWN_FIELDS, of_drawn(*pair))
             return
         ignored = self.loss.options.get("ignore_index")
         if self.loss.options.get("mode") == "multiclass" and pair[0].dim() == 4 and pair[1].dim() == 3:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._aside import aside
 from ._clock import Clock
 from ._graph import bounds, compares_rows, ends_in_bias, softmax_of_one, softmax_over_batch, tensors, total
 from ._look import AGREEING, MINING, Look
 from ._watch import Watch
+from ._ways import WAYS, Ways
 
 FORMS = 3  # of inputs, beside the first, that are looked at
 
@@ -115,6 +116,32 @@ class ForeignWatch(Watch):
             found._form = form
             self.others.append(found)
         return found
+
+
+class OutputWatch(ForeignWatch):
+    """What a model returns, in the place of a loss that cannot be seen."""
+
+    def __init__(self, name: str, module: nn.Module, clock: Clock) -> None:
+        super().__init__(name, module, clock)
+        self.facts["of_outputs"] = True
+        self._ways = Ways()
+
+    def _record(self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor) -> None:
+        super()._record(args, kwargs, output)
+        if self._clock.gradient and output.requires_grad and output.dim() and not output.is_complex():
+            self._await_ways(output)
+
+    def _await_ways(self, output: Tensor) -> None:
+        """Of every call in this step; the values are held without the graph, which keeps the hook."""
+        step, values = self._clock.step, output.detach()
+
+        def measure(gradient: Tensor) -> None:
+            handle.remove()
+            if not self._clock.measuring:
+                self._note(step, WAYS, self._ways.add(step, gradient.detach(), values))
+
+        hook = self._clock.guard.on_tensor(f"the gradient at what {self.name} returns", measure)
+        handle = output.register_hook(hook)  # type: ignore[no-untyped-call]
 
 
 def _form(prediction: Tensor, target: Tensor | None) -> tuple[Any, ...]:

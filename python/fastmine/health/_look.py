@@ -248,12 +248,13 @@ class Look:
         sides = [side for side in inputs if side.requires_grad and side.shape == x.shape]
         nothing = torch.full((), torch.nan, dtype=torch.float64, device=x.device)
         known = isinstance(self.loss, PAIRED) or not _of_torch(self.loss)
+        if len(inputs) == 1 and x.dim() == 2 and x.shape[1] > 1:
+            return [nothing, _spread(x), *[nothing] * 5]
         if len(sides) < 2 or sides[0].dim() != 2 or not known:
             return [nothing] * 7
         # One tensor on both sides is how all pairs of a batch are compared; losses of torch compare row by row.
         different = [(a, b) for a, b in combinations(sides, 2) if a is not b or _of_torch(self.loss)]
         apart = [(a.detach() - b.detach()).abs().amax() for a, b in different]
-        direction = nn.functional.normalize(sides[0].detach().double(), dim=1)
         collapsed, near = nothing, [nothing] * 3
         if not self._once:
             self._once = True
@@ -262,9 +263,8 @@ class Look:
                 collapsed = torch.as_tensor(again(dict.fromkeys(sides, point))).detach().double().mean()
                 if len(sides) == len(inputs):
                     near = at_equal(sides, self.positive_first, again)
-        spread = 1 - direction.mean(dim=0).square().sum()
         unit = torch.stack([(side.detach().double().norm(dim=1) - 1).abs().amax() for side in sides]).amax()
-        return [torch.stack(apart).amin() if apart else nothing, spread, unit, collapsed, *near]
+        return [torch.stack(apart).amin() if apart else nothing, _spread(sides[0].detach()), unit, collapsed, *near]
 
     def _of_places(self, x: Tensor, target: Tensor | None) -> list[Tensor]:
         """Of a few targets a row: is their mean predicted, and is what sets them apart?"""
@@ -297,6 +297,11 @@ class Look:
             error: Tensor = (target.detach().to(x.device).sum(dim=min(1, x.dim() - 1)) - 1).abs().amax()
             return error
         return torch.full((), torch.nan, dtype=torch.float64, device=x.device)
+
+
+def _spread(x: Tensor) -> Tensor:
+    """Of the directions of rows."""
+    return 1 - nn.functional.normalize(x.double(), dim=1).mean(dim=0).square().sum()
 
 
 def _of_numbers(x: Tensor, target: Tensor, value: Tensor, again: Again) -> Iterator[tuple[str, Tensor]]:

@@ -19,7 +19,7 @@ from ._axes import Axes
 from ._clock import Clock
 from ._evident import HeardWatch
 from ._finding import Finding
-from ._foreign import ForeignWatch
+from ._foreign import ForeignWatch, OutputWatch
 from ._given import Criteria, Optimizers
 from ._graph import terms, total
 from ._guard import compiler, is_traced, uncompiled
@@ -224,7 +224,7 @@ class Monitor:
         if is_compiled_in_place(module):  # and its hooks with it, anew whenever there are others
             self._clock.look_too()  # at what step() gets
             return
-        watch = ForeignWatch(name, module, self._clock)
+        watch = OutputWatch(name, module, self._clock)
         self._watches.append(watch)
         self._within.instead.append(watch)
 
@@ -403,6 +403,7 @@ class Monitor:
             **self._reach.facts(),
             "exchanged": self._axes.facts(),
             "unwatched": [*self._unwatched, *(name for name in unseen if name not in self._unwatched)],
+            "bounded": dict(self._within.bounded),
             "uncalled": self._uncalled(),
             "frozen": frozen,
         }

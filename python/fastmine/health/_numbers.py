@@ -57,6 +57,20 @@ def of_weights(loss: Any, target: Tensor | None, x: Tensor) -> list[Tensor]:
     return [seen[:-1].sum(), (seen[:-1] & (weight != 0)).sum()]
 
 
+DRAWN_FIELDS = ("empty_masks", "in_empty", "drawn_masks", "in_drawn", "on_target")
+"""Of masks: how many are empty, and what is predicted in the images of these; how many are not, what is predicted in
+theirs, and on the masks."""
+
+
+def of_drawn(logits: Tensor, target: Tensor) -> Tensor:
+    """One row, of DRAWN_FIELDS."""
+    p, mask = (y.detach().flatten(1).double() for y in (logits, target))
+    p, drawn = p.sigmoid(), (mask > 0).any(dim=1).double()
+    inside = p.sum(dim=1)
+    empty = 1 - drawn
+    return torch.stack([empty.sum(), empty @ inside, drawn.sum(), drawn @ inside, (p * mask).sum()])
+
+
 def mask_sums(x: Tensor, target: Tensor, domain: str | None) -> Tensor:
     """The counts and sums that a segmentation loss of ours would leave, in the order of MASK_FIELDS."""
     x, t = flat(x).double(), flat(target.detach()).to(x.device).double()

@@ -14,6 +14,14 @@ from ._graph import shape_of
 
 NODES = 128  # that are walked from a number on
 
+# What leaves numbers on their side of 0, a division being one by how many there are; and what may turn all of them.
+_ADDING = frozenset(
+    f"{name}Backward{number}"
+    for name in ("Add", "Div", "Sum", "Mean", "Stack", "Cat", "Clone", "ToCopy", "View", "Reshape", "Squeeze", "Select")
+    for number in ("", 0, 1)
+)
+_SCALING = frozenset(("MulBackward0",))
+
 Edge: TypeAlias = tuple[Any, int]  # a node of the graph, and which of its results
 
 
@@ -60,6 +68,28 @@ def only_cross_entropy(number: Tensor) -> dict[str, Any] | None:
     if len(nodes) != 1 or _name(nodes[0]) != "cross_entropy":
         return None
     return _options(nodes[0])
+
+
+def lowest(number: Tensor) -> str | None:
+    """How a number that is made with losses of torch alone follows from them, none of which is ever below 0: as their
+    "sum", then neither is it; or as a "multiple" of one, then it is never on both sides of 0. None where there is more
+    to it. The graph may be freed: which factors there are is not asked."""
+    seen: set[Any] = {number.grad_fn}
+    waiting = deque(seen)
+    found, scaled = 0, False
+    while waiting:
+        node = waiting.popleft()
+        kind = _kind(node)
+        if kind in _KINDS:
+            found += 1
+            continue
+        if len(seen) > NODES or kind not in _ADDING | _SCALING or getattr(node, "_saved_alpha", 1) < 0:
+            return None
+        scaled |= kind in _SCALING
+        following = {after for after, _ in node.next_functions if after is not None} - seen
+        seen |= following
+        waiting.extend(following)
+    return None if not found or (scaled and found > 1) else "multiple" if scaled else "sum"
 
 
 _Reader: TypeAlias = Callable[[Any, Mapping[Edge, Tensor]], Term]

@@ -39,6 +39,9 @@ class Thresholds:
     """EMBEDDING_COLLAPSE: relative difference of a loss to that of one point, whatever the directions of rows."""
     collapse_rows: int = 20
     """EMBEDDING_COLLAPSE, PREDICTION_COLLAPSE: rows in a row."""
+    relative: float = 1e-4
+    """EMBEDDING_COLLAPSE: change of a loss, of the most that there could be, that is rounding where rows are moved or
+    turned all alike."""
     cosine: float = 2.0**-24
     """EMBEDDING_COLLAPSE: spread at which the cosine of any two directions is 1 to the last bit of float32."""
     separation_rows: int = 200
@@ -82,7 +85,8 @@ class Thresholds:
     """PREDICTION_COLLAPSE: share that is within the rows of targets. Of up to 4 noisy readings of one value, whose mean
     is known to 90 %, it is less."""
     unreachable: float = 0.1
-    """TARGET_RANGE: share of the targets outside the range of the model's last operation; a few may be outliers."""
+    """TARGET_RANGE: share of the targets outside the range of the model's last operation; a few may be outliers. Also
+    INPUT_DOMAIN: share of the energy of matrices that no covariance has."""
     gradient_share: float = 1e-3
     """STARVED_COMPONENT: share of the norm of the gradient."""
     heard: float = 0.01

@@ -16,10 +16,11 @@ from ._foreign import ForeignWatch
 from ._graph import mark, shape_of, tensors, terms
 from ._history import Table
 from ._numbers import some_rows
-from ._terms import Term, names_of, only_cross_entropy, terms_of
+from ._terms import Term, lowest, names_of, only_cross_entropy, terms_of
 from ._watch import NODES, Watch, is_training_call
 
 TERMS = 16  # of a total, that are watched
+ROWS = 64  # of steps, half of them the first, of which it is remembered what the loss was made with
 LEAST = ("factor_min",)  # of the numbers that the losses of samples are multiplied by
 
 
@@ -92,7 +93,8 @@ class Within:
         self._seen_at = -1
         self._open = True
         self.instead: list[Watch] = []  # of what models return, as long as nothing is found
-        self.unseen: list[str] = []  # functions that the loss was made with
+        self.unseen: list[str] = []  # functions that the loss was made with, and whose inputs were not seen
+        self.bounded: dict[int, tuple[str | None, tuple[str, ...]]] = {}  # by step: how it follows from which of them
 
     def stop(self) -> None:
         """Somebody says what the losses are."""
@@ -121,6 +123,13 @@ class Within:
             return
         if not self._look([loss], outputs):
             self.unseen, self._options = names_of(loss), only_cross_entropy(loss)
+            self._remember(loss)
+
+    def _remember(self, loss: Tensor) -> None:
+        """How it follows from the functions that it was made with."""
+        if self.unseen and not loss.dim():
+            known = [*self.bounded.items(), (self._clock.step, (lowest(loss), tuple(self.unseen)))]
+            self.bounded = dict(known if len(known) <= ROWS else known[: ROWS // 2] + known[-ROWS // 2 :])
 
     def leave_out(self, tables: MutableMapping[str, Table]) -> list[str]:
         """What models returned, where it is known what the loss was given; and the functions of which it is not."""

@@ -13,7 +13,7 @@ from .._finding import Finding
 from .._guard import tell
 from .._history import History, Table
 from .._thresholds import Thresholds
-from . import arrays, components, images, masks, numerics, pairs, predictions, probes, unlearned, updates
+from . import arrays, components, images, masks, numerics, outputs, pairs, predictions, probes, unlearned, updates
 from .reading import calls
 
 __all__ = ["examine"]
@@ -39,7 +39,7 @@ _INPUTS: tuple[Rule, ...] = (
 )  # fmt: skip
 _MASKS: tuple[Rule, ...] = (
     masks.nothing_valid, masks.targets_all_empty, masks.targets_all_full, masks.targets_suspect_unannotated,
-    masks.prediction_collapse, masks.smooth_dominates, images.masks_elsewhere,
+    masks.prediction_collapse, masks.smooth_dominates, images.masks_elsewhere, images.called_valid,
 )  # fmt: skip
 _OF_KIND: dict[str, tuple[Rule, ...]] = {
     "mining": (*_PAIRS, masks.broadcast, masks.labels_unused, probes.logits_wanted, probes.softmax_of_one),
@@ -50,6 +50,7 @@ _OF_KIND: dict[str, tuple[Rule, ...]] = {
         masks.all_ignored,
         masks.angles_beyond_a_circle,
         masks.no_source,
+        arrays.no_covariances,
         arrays.same_arrays,
         masks.targets_all_empty,
         components.finest_left_out,
@@ -74,6 +75,7 @@ _OF_ALL: tuple[HistoryRule, ...] = (
     updates.no_update, numerics.nonfinite, numerics.reported_loss_mismatch, components.starved_component,
     components.conflicting_components, arrays.sources_elsewhere, numerics.saturated_gradient, numerics.staircase,
     numerics.constant_loss,
+    outputs.no_minimum, outputs.one_point,
     predictions.one_answer_fits_all, predictions.small_inputs, updates.units_alike, updates.gradients_accumulate,
     probes.trivial_answer, probes.near_costs_more, probes.target_unused, probes.others_cost_less,
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -10,21 +11,54 @@ from .._arrays import READINGS
 from .._finding import Finding, finding
 from .._history import Floats, History, Table
 from .._thresholds import Thresholds
-from .reading import mean
+from .reading import mean, share
 
 
 def same_arrays(table: Table, t: Thresholds) -> Finding | None:
-    """True directions, or covariances, that are all the same."""
+    """True directions, or covariances, that are all the same: in each batch, and from batch to batch."""
     rows = table.measured("target_variation")
-    if len(rows) < 2 * t.rows or rows["target_variation"].any():
+    if len(rows) < 2 * t.rows or any(np.ptp(rows[name]) for name in ("truth_min", "truth_max")):
+        return None
+    if rows["target_variation"].any():
         return None
     return finding(
         "PREDICTION_COLLAPSE", table.name, int(rows.steps[0]), {"largest difference of two targets": 0},
-        confidence=0.95, title="every sample of a batch has the same truth: one answer fits all",
-        cause="Labels were overwritten, cast to nothing or never filled; or a batch holds one recording again and "
+        confidence=0.95, title="every sample has the same truth: one answer fits all",
+        cause="Labels were overwritten, cast to nothing or never filled; or batches hold one recording again and "
         "again.",
         remedy="Print the targets of some batches as the loss gets them.",
         refute="Targets of later batches differ.",
+    )  # fmt: skip
+
+
+def no_covariances(table: Table, t: Thresholds) -> Finding | None:
+    """Matrices that no signal has for its covariance."""
+    rows = table.measured("target_skew")
+    skew, below, mirrored, odd = (
+        rows[name] for name in ("target_skew", "target_below", "prediction_skew", "prediction_odd")
+    )
+    evidence: dict[str, Any] = {}
+    if len(rows) < t.rows:
+        return None
+    if share(skew > t.unreachable) >= t.share:
+        code, what = "TARGET_RANGE", "the true covariances are none: they are not their own conjugate transposes"
+        evidence["share of their energy that no covariance has"] = mean(skew)
+    elif share(below > t.unreachable) >= t.share:
+        code, what = "TARGET_RANGE", "the true covariances are none: there are powers below 0 on their diagonals"
+        evidence["share of the energy of the diagonals that is below 0"] = mean(below)
+    elif share((mirrored > t.unreachable) & (odd <= t.resolution)) >= t.share:
+        code, what = "INPUT_DOMAIN", "the predicted covariances are none: symmetric, and not their conjugate transposes"
+        evidence["share of their energy that no covariance has"] = mean(mirrored)
+        evidence["share that differs from the transposes"] = mean(odd)
+    else:
+        return None
+    return finding(
+        code, table.name, int(rows.steps[0]), evidence, severity="error", confidence=0.98, title=what,
+        cause="The conjugate is missing in Y Y^H, or only one triangle was stored; real and imaginary parts were read "
+        "in another order; or more noise was taken off than there is.",
+        remedy="covariance = snapshots @ snapshots.mH / n, or fastmine.array.sample_covariance; print (R - R.mH).abs()."
+        "max() as the loss gets it.",
+        refute="R equals R.mH, and its diagonal is real and not below 0.",
     )  # fmt: skip
 
 

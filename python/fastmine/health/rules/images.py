@@ -38,3 +38,35 @@ def masks_elsewhere(table: Table, t: Thresholds) -> Finding | None:
         remedy="Give one call of the augmentation both, image and mask; overlay a few as the loss gets them.",
         refute="The mask is meant for another moment or view than the one that the image shows.",
     )  # fmt: skip
+
+
+def called_valid(table: Table, t: Thresholds) -> Finding | None:
+    """Most masks are empty, `valid` leaves out nothing, and predictions show that it should have.
+
+    As much of what is predicted is in images with empty masks as in others, where it lies on the masks. Half as much
+    means that half of the empty masks are wrong.
+    """
+    rows = table.measured("in_empty")
+    rows = rows.where(slice(len(rows) // 2, None))
+    empty, drawn = (rows[name].sum() for name in ("empty_masks", "drawn_masks"))
+    seen, filled = table["annotated"].sum(), table["nonempty"].sum()
+    if empty + drawn < t.groups or not drawn or not filled / seen < t.nonempty_share:
+        return None
+    if table["ignored"].any() or (table["annotated"] < table["groups"]).any():
+        return None
+    in_empty, in_drawn, on_target = (rows[name].sum() for name in ("in_empty", "in_drawn", "on_target"))
+    if not on_target > in_drawn / 2 or not in_empty / empty > in_drawn / drawn / 2:
+        return None
+    evidence = {
+        "non-empty share": float(filled / seen),
+        "masks": float(seen),
+        "predicted in images with empty masks, over that in others": float(in_empty / empty / (in_drawn / drawn)),
+        "share of the latter that lies on the masks": float(on_target / in_drawn),
+    }
+    return finding(
+        "TARGETS_SUSPECT_UNANNOTATED", table.name, int(table.steps[0]), evidence, confidence=0.8,
+        title="most masks are empty, `valid` is true for all of them, and objects are predicted in them as in others",
+        cause="`valid` was made after what it asks for was gone: from masks in which the mark of what nobody annotated "
+        "had become background, or it is all true by default.",
+        remedy="valid = mask != 255 on the mask as it is stored, then target = mask == 1; print valid.float().mean().",
+    )  # fmt: skip

@@ -401,6 +401,15 @@ def one_class(table: Table, t: Thresholds) -> Finding | None:
         return None
     rows = table.where(some)
     evidence = {"classes that count": 1, "class": float(largest[some][0]), "ignored": mean(ignored[some])}
+    if not largest[some].any():
+        return finding(
+            "TARGETS_ALL_EMPTY", table.name, int(rows.steps[0]), evidence, confidence=0.95,
+            title="every target that counts is 0, and all others are ignored: padding or background alone is learned",
+            cause="What is to be ignored and what is to be learned have changed places, such as the tokens that are "
+            "read and the padding: a mask where its opposite is meant.",
+            remedy="labels.masked_fill(~attended, -100); print labels[labels != -100] of one batch.",
+            refute="Targets that are not ignored are of several classes.",
+        )  # fmt: skip
     return finding(
         "PREDICTION_COLLAPSE", table.name, int(rows.steps[0]), evidence, confidence=0.9,
         title="every target that counts is of one class: one answer fits all",
