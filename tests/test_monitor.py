@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import optimizer as optim
 
 from fastmine.health import History, Monitor, Thresholds, check_loss
-from fastmine.health._optimizers import told
+from fastmine.health._optimizers import followers
 from fastmine.losses import CompositeLoss, TripletLoss
 
 
@@ -170,10 +170,10 @@ def test_inputs_given_after_backward_raised_of_a_graph_that_is_freed() -> None:
 
 
 def test_attach_to_a_plain_function_counted_no_step() -> None:
-    before = len(told)
+    before = len(followers)
     with pytest.raises(TypeError, match=r"criterion = monitor.watch\(function\)"):
         Monitor.attach(net(), my_loss)
-    assert len(told) == before
+    assert len(followers) == before
 
 
 def test_a_number_for_a_loss_was_blamed_on_a_missing_model() -> None:
@@ -311,7 +311,7 @@ def test_a_model_with_a_head_that_is_not_used_could_not_be_saved(copied: Callabl
 
 def test_a_monitor_that_was_never_closed_kept_its_model_for_ever() -> None:
     gc.collect()  # of other tests
-    before = len(told)
+    before = len(followers)
 
     def cell() -> tuple[weakref.ref[nn.Module], weakref.ref[Monitor]]:
         model, criterion = net(), TripletLoss()
@@ -323,7 +323,7 @@ def test_a_monitor_that_was_never_closed_kept_its_model_for_ever() -> None:
     references = cell()
     gc.collect()
     assert [reference() for reference in references] == [None, None]
-    assert len(told) == before
+    assert len(followers) == before
 
 
 def forgotten() -> weakref.ref[Monitor]:

@@ -41,7 +41,7 @@ class FollowedOptimizers:
             self._follow(one)
         self._rest = Updates("model", clock)
         self._hold_rest()
-        told.add(self)
+        followers.add(self)
 
     def __len__(self) -> int:
         return len(self._updates)
@@ -77,7 +77,7 @@ class FollowedOptimizers:
 
     def close(self) -> None:
         """Remove every hook."""
-        told.discard(self)
+        followers.discard(self)
         for updates in self.records:
             updates.close()
 
@@ -145,7 +145,7 @@ class FollowedOptimizers:
             self._clock.guard.failed("steps of the optimizer", problem)
 
 
-class _Told:
+class _Followers:
     """Who is told of every step of every optimizer, for as long as somebody else holds them.
 
     Torch iterates over its hooks of all optimizers while it calls them, so none may come or go in the meantime, be it
@@ -190,4 +190,4 @@ class _Told:
             one.after_step(optimizer)
 
 
-told = _Told()
+followers = _Followers()

@@ -13,7 +13,20 @@ from .._finding import Finding
 from .._guard import tell
 from .._history import History, Table
 from .._thresholds import Thresholds
-from . import arrays, components, images, masks, numerics, outputs, pairs, predictions, probes, unlearned, updates
+from . import (
+    arrays,
+    components,
+    images,
+    masks,
+    numerics,
+    outputs,
+    pairs,
+    predictions,
+    probes,
+    ranges,
+    unlearned,
+    updates,
+)  # fmt: skip
 from .reading import calls
 
 __all__ = ["examine"]
@@ -31,11 +44,11 @@ _PAIRS: tuple[Rule, ...] = (
     pairs.views_of_strangers,
 )  # fmt: skip
 _INPUTS: tuple[Rule, ...] = (
-    masks.broadcast, masks.target_out_of_range, masks.target_not_signed, masks.target_no_distribution,
-    masks.target_out_of_reach, masks.target_never_half, masks.logits_are_probabilities, masks.probabilities_are_logits,
-    masks.logits_are_bounded, masks.not_log_probabilities, masks.one_class, masks.constant_prediction,
-    predictions.worse_than_constant, probes.class_without_weight, probes.own_views, probes.other_in_half,
-    probes.logits_wanted, probes.softmax_of_one, probes.softmax_over_batch,
+    masks.broadcast, ranges.target_out_of_range, ranges.target_not_signed, ranges.target_no_distribution,
+    ranges.target_out_of_reach, ranges.target_never_half, ranges.logits_are_probabilities,
+    ranges.probabilities_are_logits, ranges.logits_are_bounded, ranges.not_log_probabilities, masks.one_class,
+    masks.constant_prediction, predictions.worse_than_constant, probes.class_without_weight, probes.own_views,
+    probes.other_in_half, probes.logits_wanted, probes.softmax_of_one, probes.softmax_over_batch,
 )  # fmt: skip
 _MASKS: tuple[Rule, ...] = (
     masks.nothing_valid, masks.targets_all_empty, masks.targets_all_full, masks.targets_suspect_unannotated,
@@ -48,7 +61,7 @@ _OF_KIND: dict[str, tuple[Rule, ...]] = {
         *_INPUTS,
         masks.positions_apart,
         masks.all_ignored,
-        masks.angles_beyond_a_circle,
+        ranges.angles_beyond_a_circle,
         masks.no_source,
         arrays.no_covariances,
         arrays.same_arrays,
@@ -63,7 +76,7 @@ _OF_KIND: dict[str, tuple[Rule, ...]] = {
 # same, as those of either side of a discriminator are.
 _OF_A_CALL: tuple[Rule, ...] = (
     pairs.nothing_admitted, pairs.no_positives, pairs.no_negatives, pairs.zero_norm_input, masks.nothing_valid,
-    masks.target_out_of_range, masks.logits_are_probabilities, masks.not_log_probabilities,
+    ranges.target_out_of_range, ranges.logits_are_probabilities, ranges.not_log_probabilities,
 )  # fmt: skip
 # What comes of weights that hardly move.
 _OF_STANDING_STILL = {"EMBEDDING_COLLAPSE", "LOSS_FLOOR", "NO_SEPARATION", "PREDICTION_COLLAPSE"}

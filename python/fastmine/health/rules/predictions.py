@@ -12,7 +12,7 @@ from .._history import History, Table
 from .._thresholds import Thresholds
 from .._together import SYMMETRIES
 from .components import eraser
-from .masks import REGRESSIONS
+from .ranges import REGRESSIONS
 from .reading import is_all, mean, significant_gain
 
 ACROSS = "read_across"
