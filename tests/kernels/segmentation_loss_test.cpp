@@ -420,11 +420,15 @@ void large_logits(const Tables& tables) {
 
 /// Rows of hard targets that nothing masks: a GPU takes short ones pack by pack, long ones in rounds of packs.
 constexpr std::int64_t kPacks = 93;
-#ifdef FASTMINE_EMULATE_CUDA
-constexpr std::int64_t kRounds = 31001, kLong = 122880;  // six steps of a run of the latter
-#else
-constexpr std::int64_t kRounds = 2001, kLong = 2048;
-#endif
+const std::int64_t kRounds = kEmulated ? 31001 : 2001;
+const std::int64_t kLong = kEmulated ? 122880 : 2048;  // the former is six steps of a run
+
+/// A mean's gradient has no digits in float16.
+void enlarge_if_half(Case& c) {
+  for (double& weight : c.weights) {
+    weight *= c.logits == DType::float16 ? 4096 : 1;
+  }
+}
 
 void hard_targets(const Tables& tables) {
   constexpr DType kLogits[] = {DType::float32, DType::bfloat16, DType::float16};
@@ -439,6 +443,7 @@ void hard_targets(const Tables& tables) {
         c.focal.on_target = 0.25;
         c.focal.off_target = 0.75;
       }
+      enlarge_if_half(c);
       finish(tables, c, 14);
       if (target == DType::float32) {
         c.soft = true;
@@ -451,9 +456,11 @@ void hard_targets(const Tables& tables) {
     Case c = typical(SegmentationMode::binary, kRounds);
     c.logits = logits;
     c.weights[5] = 0;  // many cross entropies take one logarithm where nothing else needs them
+    enlarge_if_half(c);
     finish(tables, c, 20);
-    c.positions = (kRounds / 2048 + 1) * 2048 - 1;  // the last round lacks one element
-    finish(tables, c, 20);
+    Case lacking = c;  // one element of a last round: behind it is that of the next row
+    lacking.positions = (kRounds / 2048 + 1) * 2048 - 1;
+    finish(tables, lacking, 20);
     c.scale = 0;
     finish(tables, c, 21);
     fill(c, 22);
@@ -518,6 +525,7 @@ void few_classes(const Tables& tables) {
       c.weights[5] = focal;
       c.focal.gamma = which % 4 == 0 ? 1.5 : 2;
       c.scale = classes == 3 ? 0 : 4;  // 0: all of a position come to the same
+      enlarge_if_half(c);
       finish(tables, c, 23);
     }
   }
